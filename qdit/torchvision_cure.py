@@ -1,0 +1,36 @@
+"""Make `import torchvision` work beside a CPU build of torch. Import this module before anything that needs it.
+
+PyPI's torchvision is a CUDA build. Its compiled library cannot load beside a CPU torch, and the import then dies with
+`operator torchvision::nms does not exist`, taking torch_fidelity, timm and diffusers' DiT along. Declaring the two
+operators whose absence raises is enough for everything that is pure Python (transforms, models); `torchvision.ops.nms`
+and `torchvision.io` stay unusable. Where the library loads, this module does nothing.
+"""
+
+import importlib.util
+import sys
+
+import torch
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_library: torch.library.Library | None = None  # kept alive: the schemas vanish with it
+
+
+def cure() -> None:
+    """Import torchvision, declaring its missing operators first if its compiled library cannot load."""
+    global _library
+    if _library is not None or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            _library.define(operator + _SCHEMA)
+        import torchvision  # noqa: F401
+
+
+cure()
