@@ -21,7 +21,7 @@ def cure() -> None:
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -30,7 +30,7 @@ def cure() -> None:
         _library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             _library.define(operator + _SCHEMA)
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
 
 
 cure()

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -166,7 +165,9 @@ def train_autoencoder(args) -> None:
     psnr = 10 * (4 / (output - images).square().mean(dim=(1, 2, 3))).log10()
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     model.save_pretrained(args.work / "vae")
-    print(f"autoencoder: PSNR {psnr.mean():.2f} dB, latents mean {latents.mean((0, 2, 3))} std {latents.std((0, 2, 3))}")
+    print(
+        f"autoencoder: PSNR {psnr.mean():.2f} dB, latents mean {latents.mean((0, 2, 3))} std {latents.std((0, 2, 3))}"
+    )
 
 
 def train_dit(args) -> None:

@@ -1,0 +1,1 @@
+"""Quantization maths: pure functions on tensors. No diffusers, no Hydra, no state."""

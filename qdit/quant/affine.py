@@ -1,0 +1,88 @@
+"""Uniform affine quantization of rows: code = clamp(round(x / scale) + zero_point), x̂ = scale (code - zero_point).
+
+Rounding is half to even. Sources: Q-DiT (arXiv 2406.17343) eq. 1 and its released quantizer, GPTQ (arXiv 2210.17323),
+Nagel et al., "A white paper on neural network quantization" (arXiv 2106.08295). Everything here is simulated: values
+are rounded to the grid and kept in floating point. Codes for storage come from `encode`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.quant.spec import QuantSpec, as_rows
+
+SMALLEST_SCALE = 1e-8  # an all-zero row must not divide by zero
+CLAMPED_SMALLEST_RANGE = 1e-5  # the released Q-DiT quantizer's
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A grid a row: `scale` and `zero_point` [rows, 1], codes from `low` to `high`."""
+
+    scale: Float[Tensor, "rows 1"]
+    zero_point: Float[Tensor, "rows 1"]
+    low: int
+    high: int
+
+
+def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: QuantSpec) -> Affine:
+    """The grid of `spec` that covers [lo, hi] a row (see `QuantSpec.grid` for the conventions)."""
+    levels = 2**spec.bits - 1
+    half = 2 ** (spec.bits - 1)
+    if spec.grid == "symmetric":
+        scale = (torch.maximum(-lo, hi) / (half - 1)).clamp(min=SMALLEST_SCALE)
+        return Affine(scale, torch.zeros_like(scale), -half, half - 1)
+    if spec.grid == "symmetric_full":
+        scale = (2 * torch.maximum(-lo, hi) / levels).clamp(min=SMALLEST_SCALE)
+        return Affine(scale, torch.full_like(scale, half), 0, levels)
+    if spec.grid == "asymmetric":
+        lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+        scale = ((hi - lo) / levels).clamp(min=SMALLEST_SCALE)
+    elif spec.grid == "asymmetric_free":
+        # A constant row has no range; its own magnitude as the step makes it a code.
+        scale = torch.where(hi > lo, (hi - lo) / levels, hi.abs()).clamp(min=SMALLEST_SCALE)
+    else:
+        scale = (hi - lo).clamp(min=CLAMPED_SMALLEST_RANGE) / levels
+    zero_point = torch.round(-lo / scale)
+    if spec.grid == "asymmetric_clamped":
+        zero_point = zero_point.clamp(0, levels)
+    return Affine(scale, zero_point, 0, levels)
+
+
+def encode(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
+    """Integer codes in [low, high], as floats."""
+    return (torch.round(x / grid.scale) + grid.zero_point).clamp(grid.low, grid.high)
+
+
+def decode(codes: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
+    """The values that codes stand for."""
+    return (codes - grid.zero_point) * grid.scale
+
+
+def round_to_grid(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
+    """`decode(encode(x))` with one temporary tensor.
+
+    The passes are in place because an activation is large: a fresh tensor an operation costs several times the
+    arithmetic in page faults.
+    """
+    y = x / grid.scale
+    y.round_()
+    torch.clamp(y, grid.low - grid.zero_point, grid.high - grid.zero_point, out=y)
+    return y.mul_(grid.scale)
+
+
+def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: Affine | None = None) -> Float[Tensor, "*shape"]:
+    """Round `x` to the grid of `spec`, by default the one of each row's own minimum and maximum.
+
+    >>> x = torch.tensor([-0.3, -0.1, 0.0, 0.25, 1.0])
+    >>> fake_quantize(x, QuantSpec(bits=4))
+    tensor([-0.2600, -0.0867,  0.0000,  0.2600,  1.0400])
+    """
+    if spec.is_identity:
+        return x
+    rows = as_rows(x, spec).float()
+    if grid is None:
+        grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), spec)
+    return round_to_grid(rows, grid).to(x.dtype).reshape(x.shape)

@@ -1,0 +1,111 @@
+"""How one tensor is quantized: granularity and `QuantSpec`, as plain values that can be saved and compared.
+
+A quantizer works on *rows*: the tensor is reshaped so that all values of a row share one scale and one zero point.
+
+=================  ==========================  =======================================
+granularity        weight [out, in] -> rows    activation [..., tokens, in] -> rows
+=================  ==========================  =======================================
+`tensor`           [1, out * in]               [1, all]
+`row`              [out, in]                   [all tokens, in]
+`group` (of g)     [out * in / g, g]           [all tokens * in / g, g]
+=================  ==========================  =======================================
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from qdit.errors import UserError
+
+Granularity = Literal["tensor", "row", "group"]
+Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full"]
+MIN_BITS, MAX_BITS = 2, 8
+IDENTITY_BITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """Bits, granularity and grid of one tensor.
+
+    Args:
+        bits: 2 to 8; 16 is the identity.
+        granularity: which values share a scale (see the module's table).
+        group_size: input channels a group; only with `granularity="group"`.
+        grid: `asymmetric` (range extended to hold 0, so the zero point is a code), `asymmetric_free` (Q-DiT's paper:
+            the integer zero point is not clamped), `asymmetric_clamped` (Q-DiT's released code: it is clamped without
+            extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
+            `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped).
+        dynamic: ranges are taken from the tensor at hand; otherwise they were calibrated.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    bits: int
+    granularity: Granularity = "row"
+    group_size: int | None = None
+    grid: Grid = "asymmetric"
+    dynamic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits != IDENTITY_BITS and not MIN_BITS <= self.bits <= MAX_BITS:
+            raise UserError(
+                f"bits={self.bits} is not possible; {MIN_BITS} to {MAX_BITS} are, or {IDENTITY_BITS} for none"
+            )
+        if self.granularity not in get_args(Granularity):
+            raise UserError(
+                f"granularity={self.granularity!r} is unknown; choose from {', '.join(get_args(Granularity))}"
+            )
+        if self.grid not in get_args(Grid):
+            raise UserError(f"grid={self.grid!r} is unknown; choose from {', '.join(get_args(Grid))}")
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise UserError(
+                f"granularity={self.granularity!r} with group_size={self.group_size}: "
+                "a group size is given with granularity 'group', and only then"
+            )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether values pass unchanged (16 bits)."""
+        return self.bits >= IDENTITY_BITS
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero point is fixed and need not be stored."""
+        return self.grid.startswith("symmetric")
+
+    def row_length(self, channels: int, numel: int) -> int:
+        """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""
+        return {"tensor": numel, "row": channels, "group": self.group_size or channels}[self.granularity]
+
+    def as_dict(self) -> dict:
+        """Plain values, without the fields that do not apply; `QuantSpec(**d)` is the inverse."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+def as_rows(x: Tensor, spec: QuantSpec) -> Tensor:
+    """View [..., channels] as [rows, row length].
+
+    >>> import torch
+    >>> as_rows(torch.zeros(2, 3, 8), QuantSpec(bits=4, granularity="group", group_size=4)).shape
+    torch.Size([12, 4])
+
+    Raises:
+        UserError: the group size does not divide the channels.
+    """
+    channels = x.shape[-1]
+    length = spec.row_length(channels, x.numel())
+    if spec.granularity == "group" and channels % length:
+        raise UserError(f"group_size={length} does not divide {channels} channels; {divisors(channels)} do")
+    return x.reshape(-1, length)
+
+
+def divisors(channels: int, smallest: int = 16) -> str:
+    """The group sizes that fit, as text.
+
+    >>> divisors(96)
+    '16, 24, 32, 48 and 96'
+    """
+    fits = [str(g) for g in range(min(smallest, channels), channels + 1) if channels % g == 0]
+    return f"{', '.join(fits[:-1])} and {fits[-1]}" if len(fits) > 1 else fits[0]
