@@ -1,0 +1,5 @@
+"""Which (x_t, t, y) a method sees, and the streaming statistics that are taken of them."""
+
+from qdit.calibration.calibration import CalibrationData, NoCalibration, RandomCalibration, UniformCalibration
+
+__all__ = ["CalibrationData", "NoCalibration", "RandomCalibration", "UniformCalibration"]

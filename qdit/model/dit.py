@@ -1,0 +1,194 @@
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748) as diffusers ships it: class-conditional, latent, adaLN-Zero.
+
+diffusers' `DiTTransformer2DModel` keeps a copy of the timestep and class embedder in each block (`norm1.emb`), where
+the original has one for the network. The copies hold equal weights; they are separate sites here, because they are
+separate modules, and a size or cost that counts sites counts them all. The final layer reads the copy of block 0.
+
+Two details of diffusers differ from the original and are keys of this adapter, set from outside after loading:
+
+- timestep frequencies: the original divides i by half, diffusers by half - 1 (`downscale_freq_shift=1`);
+- LayerNorm's eps: 1e-6 in the original, 1e-5 in diffusers' converted configs (before the feed-forward).
+
+With both set to the original's, the outputs are equal (a test compares them). Left out: DiT's sin-cos position table
+is computed by diffusers, and is equal; the text-to-image and video relatives have other adapters.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.model.files import check_class, load_module, locate, read_config
+
+# (path inside a block, role, stage), in forward order
+_BLOCK_SITES = (
+    ("norm1.emb.timestep_embedder.linear_1", "embedder", -3),
+    ("norm1.emb.timestep_embedder.linear_2", "embedder", -2),
+    ("norm1.linear", "adaln", -1),
+    ("attn1.to_q", "qkv", 0),
+    ("attn1.to_k", "qkv", 0),
+    ("attn1.to_v", "qkv", 0),
+    ("attn1.to_out.0", "attn_out", 1),
+    ("ff.net.0.proj", "ffn_up", 2),
+    ("ff.net.2", "ffn_down", 3),
+)
+_ONE_ROW = ("embedder", "adaln")
+_FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
+
+
+@dataclass(kw_only=True)
+class DiT:
+    """Which checkpoint, and how close to the original DiT it runs."""
+
+    name: str
+    path: str | None = None
+    """None: the embedded emoji model; a folder in diffusers' format; or a hub id."""
+    revision: str | None = None
+    """Of a hub id."""
+    vae_path: str | None = None
+    """None: the pipeline's own autoencoder; else another folder or hub id."""
+    timestep_frequencies: Literal["diffusers", "dit"] = "diffusers"
+    layer_norm_eps: float | None = None
+    """None: as the checkpoint's config says."""
+
+    def protocol(self) -> str:
+        """Name what changes the full-precision outputs, readably."""
+        eps = "config" if self.layer_norm_eps is None else f"{self.layer_norm_eps:g}"
+        return f"{self.name}|vae={self.vae_path or 'own'}|frequencies={self.timestep_frequencies}|eps={eps}"
+
+    def load(self, device: str | torch.device, dtype: torch.dtype) -> "LoadedDiT":
+        """Read the checkpoint, check it, and move it to `device`; the denoiser in `dtype`, the autoencoder in float32.
+
+        Raises:
+            UserError: a file is missing, damaged, foreign, or pickled; or a key of this option is wrong.
+        """
+        from diffusers import AutoencoderKL, DiTTransformer2DModel  # slow to import
+
+        if self.timestep_frequencies not in _FREQUENCY_SHIFT:
+            raise UserError(
+                f"model.timestep_frequencies={self.timestep_frequencies}; allowed: {', '.join(_FREQUENCY_SHIFT)}"
+            )
+        parts = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
+        wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in parts for end in ("json", "safetensors")]
+        root = locate(self.path, self.revision, "model.path", wanted)
+        check_transformer(root)
+        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path)
+        check_class(vae, read_config(vae), ("AutoencoderKL",))
+        schedule = read_config(root / "scheduler", "scheduler_config.json")
+        denoiser = load_module(DiTTransformer2DModel, root / "transformer", dtype)
+        self.restore_original_details(denoiser)
+        # The autoencoder measures; it is not what is quantized. Half precision overflows in Stable Diffusion's.
+        autoencoder = load_module(AutoencoderKL, vae, torch.float32)
+        return LoadedDiT(denoiser.to(device), autoencoder.to(device), schedule, torch.device(device), dtype)
+
+    def restore_original_details(self, denoiser: nn.Module) -> None:
+        """Apply `timestep_frequencies` and `layer_norm_eps` in place."""
+        for path, module in denoiser.named_modules():
+            if path.endswith("time_proj"):
+                module.downscale_freq_shift = _FREQUENCY_SHIFT[self.timestep_frequencies]  # pyright: ignore[reportArgumentType]
+            if isinstance(module, nn.LayerNorm) and self.layer_norm_eps is not None:
+                module.eps = self.layer_norm_eps
+
+
+def check_transformer(root) -> None:
+    """Refuse a folder whose transformer is not a DiT.
+
+    Raises:
+        UserError: naming the class found.
+    """
+    folder = root / "transformer"
+    config = read_config(folder)
+    # The published DiT checkpoints predate the class's own name; diffusers tells them by the norm's type.
+    legacy = config.get("_class_name") == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
+    if not legacy:
+        check_class(folder, config, ("DiTTransformer2DModel",))
+
+
+def locate_vae(path: str):
+    """Find an autoencoder's folder: `path` itself, or its `vae` part if it is a whole pipeline."""
+    ends = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*.json", "vae/*.safetensors"]
+    root = locate(path, None, "model.vae_path", ends)
+    return root / "vae" if (root / "vae").is_dir() else root
+
+
+class LoadedDiT:
+    """A DiT pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
+
+    modality = "image"
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        autoencoder: nn.Module,
+        schedule: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        config, vae = denoiser.config, autoencoder.config
+        if vae.latent_channels != config.in_channels:
+            raise UserError(
+                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads {config.in_channels}; "
+                "set model.vae_path to the autoencoder that it was trained with"
+            )
+        self.denoiser, self.autoencoder = denoiser, autoencoder
+        self.device, self.dtype = device, dtype
+        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.image_size = config.sample_size * 2 ** (len(vae.block_out_channels) - 1)
+        self.num_classes = self.null_class = config.num_embeds_ada_norm
+        self.learned_variance = config.out_channels == 2 * config.in_channels
+        self._schedule = schedule
+        self._sites = list_sites(denoiser)
+
+    def sites(self) -> list[Site]:
+        """Return every linear and the patch embedding, in forward order, as they were when the model was loaded."""
+        return list(self._sites)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Return the content of the pipeline's `scheduler_config.json`."""
+        return dict(self._schedule)
+
+    def denoise(
+        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B O h w"]:
+        """Call the network on x_t, timesteps and classes; noise, and the variance's logits if they are learned."""
+        return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> UInt8[Tensor, "B 3 H W"]:
+        """Decode sampled latents to pixels: clamp(127.5 x + 128, 0, 255), truncated, as DiT does.
+
+        Raises:
+            UserError: a latent or a pixel is not finite.
+        """
+        config: Any = self.autoencoder.config
+        latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
+        pixels = self.autoencoder.decode(latents, return_dict=False)[0]  # pyright: ignore[reportCallIssue]
+        broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if broken:
+            raise UserError(
+                f"{len(broken)} of {len(pixels)} images are not finite after decoding (positions {broken[:8]}): the "
+                "sampled latents diverged. Try more bits, a narrower scope, or dtype=float32"
+            )
+        return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
+
+
+def list_sites(denoiser: nn.Module) -> list[Site]:
+    """Describe each linear of a diffusers DiT, in the order in which a forward pass first uses it."""
+    config: Any = denoiser.config
+    tokens = (config.sample_size // config.patch_size) ** 2
+
+    def site(name: str, role: str, block: int | None, stage: int, rows: int) -> Site:
+        weight = denoiser.get_submodule(name).weight
+        return Site(name, role, block, weight[0].numel(), weight.shape[0], rows, stage)
+
+    blocks = [
+        site(f"transformer_blocks.{i}.{path}", role, i, stage, 1 if role in _ONE_ROW else tokens)
+        for i in range(config.num_layers)
+        for path, role, stage in _BLOCK_SITES
+    ]
+    first = site("pos_embed.proj", "embedder", None, 0, tokens)
+    return [first, *blocks, site("proj_out_1", "final", None, 0, 1), site("proj_out_2", "final", None, 1, tokens)]

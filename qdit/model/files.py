@@ -1,0 +1,162 @@
+"""Find and check the files of a pretrained pipeline before diffusers opens them, so that complaints name the file.
+
+Only safetensors are read: a pickled `.bin` can run code when it is loaded. A model id of the Hugging Face hub is
+first copied to the local cache; from there on everything is a folder.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from qdit.errors import UserError
+
+EMBEDDED = Path(__file__).parents[1] / "assets" / "emoji" / "model"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(path: str | None, revision: str | None, key: str, patterns: list[str]) -> Path:
+    """Return the folder of a checkpoint: the embedded one (None), a local folder, or the hub's copy in the cache.
+
+    Args:
+        path: None, a folder, or `owner/name` on the hub.
+        revision: branch, tag or commit on the hub; None is its main branch.
+        key: the config key, for messages.
+        patterns: the files to fetch from the hub.
+
+    Raises:
+        UserError: nothing is there, or the hub cannot be reached.
+    """
+    if path is None:
+        if not (EMBEDDED / "model_index.json").is_file():
+            raise UserError(
+                f"the embedded model is not installed: {EMBEDDED} has no model_index.json. Reinstall qdit, train it with "
+                f"experiments/emoji_dit/train.py, or set {key} to a diffusers folder or a hub id"
+            )
+        return EMBEDDED
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(path):
+        raise UserError(
+            f"{key}={path}: no such folder (looked for {folder.absolute()}). Allowed: null (the embedded model), "
+            "a folder in diffusers' format (model_index.json, transformer/, vae/, scheduler/), or a hub id such as "
+            "facebook/DiT-XL-2-256"
+        )
+    return _download(path, revision, key, patterns)
+
+
+def _download(repo: str, revision: str | None, key: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client's errors have no common base: requests, OSError and its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{key}={repo}: not a folder here, and not available from the hub at revision {revision or 'main'} "
+            f"({type(error).__name__}: {reason}). Check the name and the network, or download it elsewhere "
+            f"(`hf download {repo} --local-dir DIR`) and set {key}=DIR"
+        ) from error
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Read one JSON config of a pipeline.
+
+    Raises:
+        UserError: it is missing or is not JSON.
+    """
+    file = folder / name
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing. A model is a folder in diffusers' format: model_index.json beside transformer/, vae/ "
+            "and scheduler/, as written by DiTPipeline.save_pretrained"
+        )
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: not JSON ({error}). Copy or download it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is damaged: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]) -> None:
+    """Refuse another architecture.
+
+    Raises:
+        UserError: `_class_name` is not supported.
+    """
+    found = config.get("_class_name")
+    if found not in supported:
+        raise UserError(
+            f"{folder / 'config.json'} is of class {found}; this adapter reads {' or '.join(supported)}. "
+            "Choose another `model` option, or write an adapter (qdit/model/dit.py is the example)"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Open each safetensors file's header, which also compares it with the file's length.
+
+    Raises:
+        UserError: there is none, or one is truncated or not safetensors.
+    """
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        found = f"only {', '.join(pickles)}, a pickle, which can run code when it is loaded" if pickles else "none"
+        raise UserError(
+            f"{folder} has no diffusion_pytorch_model*.safetensors (found: {found}). Convert the weights with "
+            "safetensors, or, on the hub, set the revision that holds a safetensors copy (often refs/pr/1)"
+        )
+    for file in files:
+        try:
+            with safe_open(file, "pt") as stream:
+                stream.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or damaged ({error}). Copy or download it again") from error
+
+
+def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load one diffusers module from a local folder: evaluation mode, no gradients, upcast or cast to `dtype`.
+
+    Raises:
+        UserError: files are missing or damaged, config and weights disagree, or a weight is NaN or infinite.
+    """
+    check_weights(folder)
+    try:
+        module, report = kind.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: config.json and the weights do not fit together: {_brief(str(error))}") from error
+    # diffusers only warns here, and leaves random weights or drops layers.
+    missing = sorted(report["missing_keys"])
+    surplus = sorted(k for k in report["unexpected_keys"] if not k.endswith("pos_embed.pos_embed"))
+    if missing or surplus:
+        raise UserError(
+            f"{folder}: config.json and the weights do not fit together: {len(missing)} tensors missing "
+            f"({', '.join(missing[:3]) or 'none'}), {len(surplus)} not used ({', '.join(surplus[:3]) or 'none'})"
+        )
+    for name, tensor in module.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{folder}: {name} contains NaN or infinity in {dtype}. The checkpoint is damaged, or overflows in this dtype: "
+                "try dtype=float32, or download it again"
+            )
+    return module.eval().requires_grad_(False)
+
+
+def _brief(message: str) -> str:
+    """The first lines of a library's message, on one line, without advice that does not apply here."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "ignore_mismatched" not in line]
+    return " ".join(lines[:3]) + (f" … and {len(lines) - 3} more" if len(lines) > 3 else "")

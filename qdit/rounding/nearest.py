@@ -1,0 +1,30 @@
+"""Round to nearest: every weight takes the closest code of its grid, independently of all others."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from qdit.quant.affine import round_to_grid
+from qdit.quant.spec import as_rows
+
+if TYPE_CHECKING:
+    from qdit.quantize import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """Round to nearest (half to even)."""
+
+    needs_calibration = False
+
+    def weights(self, fit: "Fit") -> dict[str, Tensor]:
+        """The rounded weight [out, in] of every site whose weight is quantized."""
+        rounded = {}
+        for site in fit.sites:
+            spec = fit.policy[site.name].weight
+            if spec is not None and not spec.is_identity:
+                weight = fit.weight_of(site)
+                grid = fit.weight_grid.fit(weight, spec)
+                rounded[site.name] = round_to_grid(as_rows(weight, spec).float(), grid).view_as(weight)
+        return rounded

@@ -1,0 +1,93 @@
+"""A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
+
+A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. Images are
+never stored: the decoder is deterministic, and 50,000 PNG files are not (specs/evaluation.md §5.3).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.store import atomic_write
+
+
+@dataclass
+class SampleSet:
+    """Samples 0 … n-1 in `folder`; see `qdit.eval.base.Samples`.
+
+    Args:
+        folder: where the chunks are.
+        n: number of samples.
+        chunk: samples a chunk (the sampling batch size).
+        generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
+        decode: latents -> uint8 images [B, 3, H, W].
+        extract: extractor name -> (images -> features by name).
+        progress: called with (what, samples done, n) after each chunk.
+    """
+
+    folder: Path
+    n: int
+    chunk: int
+    generate: Callable[[list[int]], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
+    progress: Callable[[str, int, int], None] = lambda what, done, n: None
+    generated: int = field(default=0, init=False)  # samples made by this process, for the rate
+
+    def indices(self) -> list[list[int]]:
+        """The sample indices of each chunk."""
+        return [list(range(a, min(a + self.chunk, self.n))) for a in range(0, self.n, self.chunk)]
+
+    def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a chunk, from disk or made and stored."""
+        path = self.folder / f"{kind}_{number:05d}.safetensors"
+        size = len(self.indices()[number])
+        if path.exists():
+            try:
+                stored = load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+            if len(next(iter(stored.values()))) == size:
+                return stored
+        made = {k: v.contiguous().cpu() for k, v in make().items()}
+        atomic_write(path, save(made))
+        return made
+
+    def _latent_chunk(self, number: int) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            index = self.indices()[number]
+            self.generated += len(index)
+            return {"latents": self.generate(index).float()}
+
+        return self._stored("latents", number, make)["latents"]
+
+    def latents(self) -> Tensor:
+        """Final latents, float32 [n, C, h, w]; missing chunks are sampled."""
+        chunks = []
+        for number, index in enumerate(self.indices()):
+            chunks.append(self._latent_chunk(number))
+            self.progress("sampling", index[-1] + 1, self.n)
+        return torch.cat(chunks)
+
+    def images(self) -> Iterator[Tensor]:
+        """Decoded images, uint8 [b, 3, H, W] a chunk."""
+        for number in range(len(self.indices())):
+            yield self.decode(self._latent_chunk(number))
+
+    def features(self, extractor: str) -> dict[str, Tensor]:
+        """Features of every sample by name, each float32 [n, D]; missing chunks are extracted."""
+        chunks = []
+        for number, index in enumerate(self.indices()):
+
+            def make(number: int = number) -> dict[str, Tensor]:
+                return self.extract(extractor)(self.decode(self._latent_chunk(number)))
+
+            chunks.append(self._stored(f"features-{extractor}", number, make))
+            self.progress(f"features {extractor}", index[-1] + 1, self.n)
+        return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}

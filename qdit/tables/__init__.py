@@ -1,0 +1,17 @@
+"""Tables of results: result.json files → DataFrame → Markdown, LaTeX, CSV, HTML. Console script: `qdit-table`.
+
+    frame = load_results("runs", study="smoke")
+    print(render(build_table(frame, cols="bits", metrics=["sqnr", "fid_lite0"]), "markdown"))
+
+What a table promises: numbers of different protocols never share a column; full precision of the same protocol comes
+first; a missing number is —, never 0; the best value is bold, and what lies within two standard errors of it is marked.
+The layout follows lm-evaluation-harness's `make_table`: `higher_is_better` travels with each number. No torch here.
+"""
+
+from qdit.tables.build import Table, build_table
+from qdit.tables.cli import main
+from qdit.tables.records import load_results
+from qdit.tables.render import render, to_csv
+from qdit.tables.select import where
+
+__all__ = ["Table", "build_table", "load_results", "main", "render", "to_csv", "where"]

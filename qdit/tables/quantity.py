@@ -1,0 +1,86 @@
+"""How a column of numbers is named and printed: label with direction, unit, digits.
+
+A metric is `<stem>` or `<stem>_<extractor>`; the extractor stays in the label, because `fid_lite0` is not an FID.
+"""
+
+import math
+from dataclasses import dataclass
+
+_STEMS = {  # stem: (label, unit, factor, decimals)
+    "sqnr": ("SQNR", " (dB)", 1.0, 1),
+    "psnr": ("PSNR", " (dB)", 1.0, 1),
+    "ssim": ("SSIM", "", 1.0, 3),
+    "fid": ("FID", "", 1.0, 2),
+    "sfid": ("sFID", "", 1.0, 2),
+    "is": ("IS", "", 1.0, 2),
+    "kid": ("KID", "·10³", 1e3, 2),
+    "precision": ("Precision", "", 1.0, 3),
+    "recall": ("Recall", "", 1.0, 3),
+}
+_COSTS = {  # column: (label, decimals)
+    "weight_bits": ("W bits (model)", 2),
+    "weight_bits_quantized": ("W bits (quantized)", 2),
+    "model_mb": ("MB", 2),
+    "gbops": ("GBOPs", 1),
+    "samples_per_second": ("samples/s", 1),
+    "peak_memory_mb": ("peak MB", 0),
+    "executed": ("executed", 0),
+}
+STEMS = tuple(_STEMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A column to show: `column` of the summary, its printed label, factor and decimals."""
+
+    column: str
+    label: str
+    decimals: int
+    factor: float = 1.0
+    higher_is_better: bool | None = None
+    is_delta: bool = False
+
+
+def stem(metric: str) -> str:
+    """Return the metric's name without its extractor: `fid` of `fid_lite0`."""
+    return metric.split("_")[0]
+
+
+def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
+    """Return how a metric is shown; an unknown one goes by its own name with three decimals."""
+    name, unit, factor, decimals = _STEMS.get(stem(metric), (stem(metric), "", 1.0, 3))
+    extractor = metric[len(stem(metric)) :]
+    arrow = {True: " ↑", False: " ↓", None: ""}[higher_is_better]
+    label = f"{name}{extractor}{unit}{arrow}"
+    return Quantity(
+        column=metric, label=label, decimals=decimals, factor=factor, higher_is_better=higher_is_better
+    )
+
+
+def delta_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
+    """Return how the paired difference of a metric to full precision is shown."""
+    plain = metric_quantity(metric, higher_is_better)
+    return Quantity(
+        column=f"{metric}_delta", label=f"Δ{plain.label}", decimals=plain.decimals, factor=plain.factor,
+        higher_is_better=higher_is_better, is_delta=True,
+    )  # fmt: skip
+
+
+def cost_quantity(column: str) -> Quantity:
+    """Return how a column of the cost ledger is shown."""
+    label, decimals = _COSTS.get(column, (column, 1))
+    return Quantity(column=column, label=label, decimals=decimals)
+
+
+def show(value: float, error: float | None, quantity: Quantity) -> str:
+    """Print `value ± error` in the quantity's unit, with one decimal more where the error would round to nothing."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    scaled = value * quantity.factor
+    decimals = quantity.decimals
+    if error is None:
+        return f"{scaled:.{decimals}f}"
+    spread = error * quantity.factor
+    if 0 < spread < 0.5 * 10**-decimals:
+        decimals += 1
+    return f"{scaled:.{decimals}f} ± {spread:.{decimals}f}"

@@ -1,0 +1,121 @@
+"""Read the result.json files of a runs directory into a data frame: one row a run, the failed ones too.
+
+A file that is not a record (truncated, not JSON) is named on stderr and skipped, so that one bad disk block does not hide
+a study. A record of another schema is refused: its numbers may mean something else.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qdit.errors import UserError
+
+SCHEMA = 1
+METRIC_FIELDS = {"value": "", "stderr": "_stderr", "n": "_n", "delta": "_delta", "delta_stderr": "_delta_stderr"}
+COSTS = {  # column of the frame: (field of the record's cost, unit of the column)
+    "weight_bits": ("weight_bits_model", 1.0),
+    "weight_bits_quantized": ("weight_bits_quantized", 1.0),
+    "model_mb": ("model_bytes", 1e6),
+    "gbops": ("bops", 1e9),
+    "samples_per_second": ("samples_per_second", 1.0),
+    "peak_memory_mb": ("peak_memory_bytes", 1e6),
+}
+_DIRECTION = "_higher_is_better"
+
+
+def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
+    """Return one row a run of `<runs_dir>/<study>/<run>/result.json` (every study when none is given).
+
+    Columns: `quantizer`, `bits`, `seed`, `study`, `name`, `run_id`, `status`, `error`, `error_kind`, `protocol_id`,
+    `protocol`, `executed`; for a metric X `X`, `X_stderr`, `X_n`, `X_delta`, `X_delta_stderr` and `X_higher_is_better`;
+    `weight_bits` and `weight_bits_quantized` (mean bits a weight, whole model and quantized layers), `model_mb` (10⁶
+    bytes), `gbops` (10⁹ bit operations), `samples_per_second`, `peak_memory_mb`, `seconds_<stage>`, `seconds`; every
+    config key by its dotted name. What a run lacks is NaN or None.
+
+    Raises:
+        UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.
+    """
+    runs_dir = Path(runs_dir)
+    paths = sorted(runs_dir.glob(f"{study or '*'}/*/result.json"))
+    rows = [_row(record) for record in map(read_record, paths) if record is not None]
+    if not rows:
+        raise UserError(_nothing_found(runs_dir, study))
+    return _frame(rows)
+
+
+def metric_names(columns: Iterable[str]) -> list[str]:
+    """Return the metrics among the columns of a frame."""
+    return [column.removesuffix(_DIRECTION) for column in columns if column.endswith(_DIRECTION)]
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return one record; None, and a line on stderr, where the file is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"{path}: damaged, skipped ({error})", file=sys.stderr)
+        return None
+    if not isinstance(record, dict) or "schema" not in record:
+        print(f"{path}: damaged, skipped (not a record of a qdit run)", file=sys.stderr)
+        return None
+    if record["schema"] != SCHEMA:
+        raise UserError(
+            f"{path} has schema {record['schema']!r}, and this qdit reads schema {SCHEMA}: "
+            "use the qdit that wrote it, or make the run again"
+        )
+    return record
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    config, cost = record.get("config") or {}, record.get("cost") or {}
+    row = {
+        "quantizer": config.get("quantizer.name"),
+        "bits": config.get("bits.name"),
+        **{key: record.get(key) for key in ("seed", "study", "name", "run_id", "status", "error", "error_kind")},
+        **{key: record.get(key) for key in ("protocol_id", "protocol", "started", "finished")},
+        "executed": cost.get("executed"),
+        "git_commit": (record.get("git") or {}).get("commit"),
+    }
+    for name, metric in (record.get("metrics") or {}).items():
+        row |= {name + suffix: _number((metric or {}).get(field)) for field, suffix in METRIC_FIELDS.items()}
+        row[name + _DIRECTION] = (metric or {}).get("higher_is_better")
+    for column, (field, unit) in COSTS.items():
+        value = _number(cost.get(field))
+        row[column] = None if value is None else value / unit
+    seconds = {stage: float(value) for stage, value in (cost.get("seconds") or {}).items() if value is not None}
+    row |= {f"seconds_{stage}": value for stage, value in seconds.items()}
+    row["seconds"] = sum(seconds.values()) if seconds else None
+    return row | {key: value for key, value in config.items() if key not in row}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Join the rows; columns of numbers are float with NaN, all others keep their values (20 must not become 20.0)."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    metrics = metric_names(columns)
+    numeric = {name + suffix for name in metrics for suffix in METRIC_FIELDS.values()} | COSTS.keys()
+    numeric |= {column for column in columns if column == "seconds" or column.startswith("seconds_")}
+    return pd.DataFrame(
+        {
+            column: pd.Series([row.get(column) for row in rows], dtype=float if column in numeric else object)
+            for column in columns
+        }
+    )
+
+
+def _nothing_found(runs_dir: Path, study: str | None) -> str:
+    where = runs_dir / study if study else runs_dir
+    studies = sorted({path.parent.parent.name for path in runs_dir.glob("*/*/result.json")})
+    if studies:
+        return f"no readable result.json below {where}: the studies of {runs_dir} are {', '.join(studies)}"
+    return (
+        f"no readable result.json below {where} (looked for <study>/<run>/result.json): "
+        "run `qdit` first, or name the right folder with --runs-dir"
+    )

@@ -1,0 +1,197 @@
+"""Which runs stand in a table, and what tells its rows apart: column names, conditions, protocols, differing config keys."""
+
+import difflib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from qdit.errors import UserError
+
+Row = dict[str, Any]
+FULL_PRECISION = "fp"
+_NOT_SCIENCE = ("eval.", "logger.", "hydra.")  # config groups on which the quantized model does not depend
+_BASELINE = "rtn"  # round to nearest comes before the methods that are measured against it
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean a, b?)` for the nearest known names, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def resolve(name: str, columns: Iterable[str]) -> str:
+    """Return the column a user means by `name`: itself, or `<name>.name` for a config group.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    columns = list(columns)
+    for column in (name, f"{name}.name", f"{name}._target_"):
+        if column in columns:
+            return column
+    raise UserError(f"no run has a column {name!r}{did_you_mean(name, columns)}: name a config key or a result")
+
+
+def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Keep the runs for which every `key=value` (or `key=value,value`) holds.
+
+    Full precision stays as long as a run of its protocol and seed does: it is what that run is measured against.
+
+    Raises:
+        UserError: a condition is malformed, names no column, or nothing is left.
+    """
+    keep = pd.Series(True, index=frame.index)
+    for condition in conditions:
+        key, equals, values = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where {condition}: write key=value, as in --where bits=w4a8 or sampler.steps=20,50")
+        column = resolve(key, frame.columns)
+        keep &= frame[column].map(lambda cell, allowed=values.split(","): _matches(cell, allowed)).astype(bool)
+        if not keep.any():
+            found = sorted({shown(cell) for cell in frame[column]})
+            raise UserError(f"--where {condition} leaves no run; {column} takes {', '.join(found[:12])}")
+    rows = records(frame)
+    needed = {
+        (protocol_key(row), row["seed"])
+        for row, kept in zip(rows, keep, strict=True)
+        if kept and row["quantizer"] != FULL_PRECISION
+    }
+    baseline = [
+        row["quantizer"] == FULL_PRECISION and (protocol_key(row), row["seed"]) in needed for row in rows
+    ]
+    return frame[keep | pd.Series(baseline, index=frame.index)]
+
+
+def records(frame: pd.DataFrame) -> list[Row]:
+    """Return the rows of a frame as dictionaries, with None for whatever is missing."""
+    return [
+        {str(key): None if _missing(value) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def unique_runs(rows: Iterable[Row]) -> list[Row]:
+    """Drop what is recorded twice: the same run in two studies, and full precision of the same protocol and seed.
+
+    The finished one stays, and of several the last finished.
+    """
+    latest: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: (row["status"] == "done", row["finished"] or "")):
+        full = row["quantizer"] == FULL_PRECISION
+        latest[(FULL_PRECISION, row["seed"], protocol_key(row)) if full else (row["run_id"], protocol_key(row))] = row
+        if row["status"] == "done":
+            latest.pop((row["run_id"], None), None)  # its failed attempt, which got no protocol
+    return list(latest.values())
+
+
+def protocol_key(row: Row) -> str | None:
+    """Return the protocol without its seed (several seeds are one protocol); None for a run that failed before it had one."""
+    if row["protocol"] is None:
+        return row["protocol_id"]
+    parts = row["protocol"].split("|")
+    kept = [part for part in parts if not part.startswith("seed=")]
+    # Where the text does not name a seed, the identifier has to agree too: it may cover more than the text tells.
+    return "|".join(kept if len(kept) < len(parts) else [*parts, f"id={row['protocol_id']}"])
+
+
+def protocol_labels(rows: Iterable[Row]) -> dict[str, str]:
+    """Return for each protocol the parts in which it differs from the others; an empty text where there is only one."""
+    keys = sorted({key for row in rows if (key := protocol_key(row)) is not None})
+    common = set.intersection(*(set(key.split("|")) for key in keys)) if keys else set()
+    return {key: ", ".join(part for part in key.split("|") if part not in common) for key in keys}
+
+
+def refuse_mixture(rows: Sequence[Row]) -> None:
+    """Raise a UserError that shows the differences if the runs were made under several protocols."""
+    labels = protocol_labels(rows)
+    if len(labels) < 2:
+        return
+    lines = []
+    for key, label in labels.items():
+        members = [row for row in rows if protocol_key(row) == key]
+        ids = ",".join(sorted({str(row["protocol_id"]) for row in members}))
+        lines.append(f"  {label}  ({_count(len(members), 'run')}): --where protocol_id={ids}")
+    raise UserError(
+        f"{_count(len(rows), 'run')} of {len(labels)} protocols, whose numbers do not share a column; they differ in\n"
+        + "\n".join(lines)
+        + "\nKeep one with its --where, or show all, each under its own protocol, with --mix-protocols"
+    )
+
+
+def splitting_keys(rows: Iterable[Row], keys: Sequence[str], seeds: str) -> list[str]:
+    """Return the config keys that tell apart runs which `keys` alone would average as if they were seeds.
+
+    Names of options come first, then classes, then values; a key that an earlier one implies is left out. With seeds
+    "mean" keys that end in `seed` never split.
+    """
+    cells: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["quantizer"] != FULL_PRECISION:
+            cells[tuple(shown(row.get(key)) for key in keys)].append(row)
+    candidates = sorted(
+        {key for cell in cells.values() for row in cell for key in row if _is_science(key, seeds)},
+        key=lambda key: (not key.endswith(".name"), not key.endswith("._target_"), key),
+    )
+    chosen: list[str] = []
+    groups = list(cells.values())
+    for key in candidates:
+        split = [_split(group, key) for group in groups]
+        if any(len(parts) > 1 for parts in split):
+            chosen.append(key)
+            groups = [part for parts in split for part in parts]
+    return chosen
+
+
+def sort_key(column: str, value: object) -> tuple[Any, ...]:
+    """Return what a key column is sorted by: full precision, round to nearest, the rest; bits from high to low."""
+    text = shown(value)
+    if column in ("quantizer", "quantizer.name"):
+        return (text != FULL_PRECISION, text != _BASELINE, text)
+    if column in ("bits", "bits.name") and (match := re.fullmatch(r"w(\d+)a(\d+)", text)):
+        return (0, -int(match[1]), -int(match[2]))
+    number = value if isinstance(value, int | float) else None
+    return (1, 0 if number is not None else 1, number or 0, text)
+
+
+def shown(value: object) -> str:
+    """Return a key's value as text: the class of a `_target_`, — where it is missing."""
+    if _missing(value):
+        return "—"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text.rsplit(".", 1)[-1] if text.startswith("qdit.") else text
+
+
+def _matches(cell: object, allowed: Sequence[str]) -> bool:
+    if _missing(cell):
+        return any(value in ("null", "—", "") for value in allowed)
+    return any(value in (str(cell), shown(cell)) or _same_number(cell, value) for value in allowed)
+
+
+def _same_number(cell: object, text: str) -> bool:
+    try:
+        return isinstance(cell, int | float) and float(text) == float(cell)
+    except ValueError:
+        return False
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_science(key: str, seeds: str) -> bool:
+    return "." in key and not key.startswith(_NOT_SCIENCE) and not (seeds == "mean" and key.endswith("seed"))
+
+
+def _split(group: list[Row], key: str) -> list[list[Row]]:
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in group:
+        parts[shown(row.get(key))].append(row)
+    return list(parts.values())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

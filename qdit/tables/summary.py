@@ -1,0 +1,144 @@
+"""Runs → rows of a table: settles the key columns, then averages the seeds of each row.
+
+The standard error of a mean over k seeds is the larger of std/√k and the runs' own error/√k: two seeds that happen to
+agree must not look exact.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from qdit.errors import UserError
+from qdit.tables import select
+from qdit.tables.records import COSTS, metric_names
+
+Seeds = Literal["mean", "all"]
+PROTOCOL = "protocol difference"  # the key column of a table that mixes protocols
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows of a table: `keys` tell them apart, `rows` hold keys, metrics, costs, status; `runs` are what they came from.
+
+    A metric X has X (mean over seeds), `X_std` (over seeds, None for one), `X_stderr` (of the mean), `X_n`, `X_delta`,
+    `X_delta_stderr`. `metrics` maps each metric to its higher_is_better.
+    """
+
+    keys: list[str]
+    rows: list[select.Row]
+    runs: list[select.Row]
+    metrics: dict[str, bool | None]
+
+
+def summarise(
+    frame: pd.DataFrame, keys: Sequence[str], *, seeds: Seeds = "mean", mix_protocols: bool = False
+) -> Summary:
+    """Return one row for each value of `keys`, adding whatever config key tells different runs apart.
+
+    Raises:
+        UserError: a key names no column, or the runs mix protocols (or sample counts) without `mix_protocols`.
+    """
+    runs = select.unique_runs(select.records(frame))
+    metrics = {name: _direction(runs, name) for name in metric_names(frame.columns)}
+    keys = [select.resolve(key, frame.columns) for key in keys]
+    if mix_protocols:
+        labels = select.protocol_labels(runs)
+        runs = [run | {PROTOCOL: labels.get(select.protocol_key(run) or "")} for run in runs]
+        keys = [PROTOCOL, *keys] if len(labels) > 1 else keys
+    else:
+        select.refuse_mixture(runs)
+        _refuse_sample_counts(runs, metrics)
+    if seeds == "all":
+        keys = [*keys, "seed"]
+    keys = [*keys, *select.splitting_keys(runs, keys, seeds)]
+    groups: dict[tuple[str, ...], list[select.Row]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(_key_text(run, key) for key in keys)].append(run)
+    rows = [_mean(group, keys, metrics) for group in groups.values()]
+    rows.sort(key=lambda row: [select.sort_key(key, row[key]) for key in _sort_order(keys)])
+    return Summary(keys=keys, rows=rows, runs=runs, metrics=metrics)
+
+
+def _key_text(run: select.Row, key: str) -> str:
+    """Full precision is one row, whatever recipe stood unused in its config."""
+    unused = run["quantizer"] == select.FULL_PRECISION and "." in key and not key.startswith("quantizer.")
+    return "" if unused else select.shown(run.get(key))
+
+
+def _sort_order(keys: Sequence[str]) -> list[str]:
+    """Protocol first, then full precision before everything, then the keys as they stand."""
+    return [*(key for key in keys if key == PROTOCOL), "quantizer", *(key for key in keys if key != PROTOCOL)]
+
+
+def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool | None]) -> select.Row:
+    first, done = group[0], [run for run in group if run["status"] == "done"]
+    full = first["quantizer"] == select.FULL_PRECISION
+    row: select.Row = {"quantizer": first["quantizer"], "bits": first["bits"], "dataset": first.get("dataset.name")}
+    row |= {key: first.get(key) if not (full and _key_text(first, key) == "") else None for key in keys}
+    row |= {
+        "status": "done" if len(done) == len(group) else "failed" if not done else "partly failed",
+        "errors": [f"{_name(run)}: {_last_line(run['error'])}" for run in group if run["status"] != "done"],
+        "seeds": len(done),
+        "seed": ", ".join(sorted({select.shown(run["seed"]) for run in group})) if len(group) > 1 else first["seed"],
+        "protocol": first["protocol"],
+        "protocol_id": first["protocol_id"],
+        "executed": (done or group)[0]["executed"],
+    }
+    for name in metrics:
+        row |= _metric(done, name)
+    seconds = {key for run in done for key in run if key == "seconds" or key.startswith("seconds_")}
+    for column in [*COSTS, *sorted(seconds)]:
+        values = _values(done, column)
+        row[column] = float(np.mean(values)) if values else None
+    return row
+
+
+def _metric(runs: list[select.Row], name: str) -> dict[str, float | None]:
+    values, deltas = _values(runs, name), _values(runs, f"{name}_delta")
+    counts = _values(runs, f"{name}_n")
+    return {
+        name: float(np.mean(values)) if values else None,
+        f"{name}_stderr": _error_of_mean(values, _values(runs, f"{name}_stderr")),
+        f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        f"{name}_n": counts[0] if counts else None,
+        f"{name}_delta": float(np.mean(deltas)) if deltas else None,
+        f"{name}_delta_stderr": _error_of_mean(deltas, _values(runs, f"{name}_delta_stderr")),
+    }
+
+
+def _error_of_mean(values: list[float], errors: list[float]) -> float | None:
+    if len(values) < 2:
+        return errors[0] if errors else None
+    own = float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
+    return max(float(np.std(values, ddof=1)), own) / len(values) ** 0.5
+
+
+def _values(runs: list[select.Row], column: str) -> list[float]:
+    return [float(run[column]) for run in runs if run.get(column) is not None]
+
+
+def _direction(runs: list[select.Row], name: str) -> bool | None:
+    found: list[Any] = [run[f"{name}_higher_is_better"] for run in runs]
+    return next((direction for direction in found if direction is not None), None)
+
+
+def _refuse_sample_counts(runs: list[select.Row], metrics: dict[str, bool | None]) -> None:
+    for name in metrics:
+        counts = sorted({int(n) for n in _values(runs, f"{name}_n")})
+        if len(counts) > 1:
+            raise UserError(
+                f"{name} was computed from {' and from '.join(map(str, counts))} samples, and such numbers do not share "
+                f"a column: keep one with --where {name}_n={counts[-1]}, or show all with --mix-protocols"
+            )
+
+
+def _name(run: select.Row) -> str:
+    return f"{run['name'] or run['quantizer']}, seed {select.shown(run['seed'])}"
+
+
+def _last_line(error: str | None) -> str:
+    return (error or "no error was recorded").strip().splitlines()[-1]

@@ -1,0 +1,5 @@
+"""The grid of the weights."""
+
+from qdit.weight.grid import WeightGrid
+
+__all__ = ["WeightGrid"]
