@@ -14,6 +14,7 @@ is computed by diffusers, and is equal; the text-to-image and video relatives ha
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -66,7 +67,9 @@ class DiT:
         Raises:
             UserError: a file is missing, damaged, foreign, or pickled; or a key of this option is wrong.
         """
-        from diffusers import AutoencoderKL, DiTTransformer2DModel  # slow to import
+        # slow to import
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
         if self.timestep_frequencies not in _FREQUENCY_SHIFT:
             raise UserError(
@@ -94,7 +97,7 @@ class DiT:
                 module.eps = self.layer_norm_eps
 
 
-def check_transformer(root) -> None:
+def check_transformer(root: Path) -> None:
     """Refuse a folder whose transformer is not a DiT.
 
     Raises:
@@ -108,7 +111,7 @@ def check_transformer(root) -> None:
         check_class(folder, config, ("DiTTransformer2DModel",))
 
 
-def locate_vae(path: str):
+def locate_vae(path: str) -> Path:
     """Find an autoencoder's folder: `path` itself, or its `vae` part if it is a whole pipeline."""
     ends = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*.json", "vae/*.safetensors"]
     root = locate(path, None, "model.vae_path", ends)
@@ -128,11 +131,12 @@ class LoadedDiT:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        config, vae = denoiser.config, autoencoder.config
+        config: Any = denoiser.config
+        vae: Any = autoencoder.config
         if vae.latent_channels != config.in_channels:
             raise UserError(
-                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads {config.in_channels}; "
-                "set model.vae_path to the autoencoder that it was trained with"
+                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
+                f"{config.in_channels}; set model.vae_path to the autoencoder that it was trained with"
             )
         self.denoiser, self.autoencoder = denoiser, autoencoder
         self.device, self.dtype = device, dtype
@@ -182,7 +186,7 @@ def list_sites(denoiser: nn.Module) -> list[Site]:
     tokens = (config.sample_size // config.patch_size) ** 2
 
     def site(name: str, role: str, block: int | None, stage: int, rows: int) -> Site:
-        weight = denoiser.get_submodule(name).weight
+        weight = denoiser.get_parameter(f"{name}.weight")
         return Site(name, role, block, weight[0].numel(), weight.shape[0], rows, stage)
 
     blocks = [

@@ -5,6 +5,7 @@ first copied to the local cache; from there on everything is a folder.
 """
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
     if path is None:
         if not (EMBEDDED / "model_index.json").is_file():
             raise UserError(
-                f"the embedded model is not installed: {EMBEDDED} has no model_index.json. Reinstall qdit, train it with "
-                f"experiments/emoji_dit/train.py, or set {key} to a diffusers folder or a hub id"
+                f"the embedded model is not installed: {EMBEDDED} has no model_index.json. Reinstall qdit, train it "
+                f"with experiments/emoji_dit/train.py, or set {key} to a diffusers folder or a hub id"
             )
         return EMBEDDED
     folder = Path(path).expanduser()
@@ -128,6 +129,9 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         UserError: files are missing or damaged, config and weights disagree, or a weight is NaN or infinite.
     """
     check_weights(folder)
+    chatter = logging.getLogger("diffusers")
+    level = chatter.level
+    chatter.setLevel(logging.CRITICAL)  # its warnings about missing tensors are our errors below
     try:
         module, report = kind.from_pretrained(
             folder,
@@ -139,6 +143,8 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: config.json and the weights do not fit together: {_brief(str(error))}") from error
+    finally:
+        chatter.setLevel(level)
     # diffusers only warns here, and leaves random weights or drops layers.
     missing = sorted(report["missing_keys"])
     surplus = sorted(k for k in report["unexpected_keys"] if not k.endswith("pos_embed.pos_embed"))
@@ -150,8 +156,8 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(
-                f"{folder}: {name} contains NaN or infinity in {dtype}. The checkpoint is damaged, or overflows in this dtype: "
-                "try dtype=float32, or download it again"
+                f"{folder}: {name} contains NaN or infinity in {dtype}. The checkpoint is damaged, or overflows in "
+                "this dtype: try dtype=float32, or download it again"
             )
     return module.eval().requires_grad_(False)
 

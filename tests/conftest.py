@@ -1,0 +1,77 @@
+"""Shared fixtures: a random two-block DiT with a random autoencoder, in diffusers' folder format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qdit.model.dit import DiT
+
+
+def _liven(module: torch.nn.Module, seed: int) -> None:
+    """Give every weight matrix a seeded random value of unit gain, so that no path is dead and outputs have unit size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim < 2:
+                offset = float("norm" in name and name.endswith("weight"))  # gains stay around one
+                parameter.copy_(offset + 0.05 * torch.randn(parameter.shape, generator=generator))
+            else:
+                fan_in = parameter[0].numel() if "embedding_table" not in name else 1
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+
+
+def write_pipeline(folder: Path) -> Path:
+    """Write a pipeline: 2 blocks of width 32, patch 2, latents 4×8×8, 10 classes, learned variance, 16×16 pixels."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    _liven(transformer, 0)
+    _liven(vae, 1)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    DDIMScheduler(beta_schedule="linear", clip_sample=False).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory) -> Path:
+    """The tiny pipeline's folder; read only."""
+    return write_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture
+def tiny_model(tiny_pipeline):
+    """The tiny pipeline, loaded anew for each test, on the CPU in float32."""
+    return DiT(name="tiny", path=str(tiny_pipeline)).load("cpu", torch.float32)
