@@ -52,9 +52,7 @@ def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
     extractor = metric[len(stem(metric)) :]
     arrow = {True: " ↑", False: " ↓", None: ""}[higher_is_better]
     label = f"{name}{extractor}{unit}{arrow}"
-    return Quantity(
-        column=metric, label=label, decimals=decimals, factor=factor, higher_is_better=higher_is_better
-    )
+    return Quantity(column=metric, label=label, decimals=decimals, factor=factor, higher_is_better=higher_is_better)
 
 
 def delta_quantity(metric: str, higher_is_better: bool | None) -> Quantity:

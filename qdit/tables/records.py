@@ -1,7 +1,7 @@
 """Read the result.json files of a runs directory into a data frame: one row a run, the failed ones too.
 
-A file that is not a record (truncated, not JSON) is named on stderr and skipped, so that one bad disk block does not hide
-a study. A record of another schema is refused: its numbers may mean something else.
+A file that is not a record (truncated, not JSON) is named on stderr and skipped, so that one bad file does not hide a
+study. A record of another schema is refused: its numbers may mean something else.
 """
 
 import json

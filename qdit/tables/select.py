@@ -1,10 +1,11 @@
-"""Which runs stand in a table, and what tells its rows apart: column names, conditions, protocols, differing config keys."""
+"""Which runs stand in a table, and what tells its rows apart: conditions, protocols, differing config keys."""
 
 import difflib
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -50,7 +51,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         if not equals:
             raise UserError(f"--where {condition}: write key=value, as in --where bits=w4a8 or sampler.steps=20,50")
         column = resolve(key, frame.columns)
-        keep &= frame[column].map(lambda cell, allowed=values.split(","): _matches(cell, allowed)).astype(bool)
+        keep &= frame[column].map(partial(_matches, allowed=values.split(","))).astype(bool)
         if not keep.any():
             found = sorted({shown(cell) for cell in frame[column]})
             raise UserError(f"--where {condition} leaves no run; {column} takes {', '.join(found[:12])}")
@@ -60,17 +61,14 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         for row, kept in zip(rows, keep, strict=True)
         if kept and row["quantizer"] != FULL_PRECISION
     }
-    baseline = [
-        row["quantizer"] == FULL_PRECISION and (protocol_key(row), row["seed"]) in needed for row in rows
-    ]
-    return frame[keep | pd.Series(baseline, index=frame.index)]
+    baseline = [row["quantizer"] == FULL_PRECISION and (protocol_key(row), row["seed"]) in needed for row in rows]
+    return frame.loc[keep | pd.Series(baseline, index=frame.index)]
 
 
 def records(frame: pd.DataFrame) -> list[Row]:
     """Return the rows of a frame as dictionaries, with None for whatever is missing."""
     return [
-        {str(key): None if _missing(value) else value for key, value in row.items()}
-        for row in frame.to_dict("records")
+        {str(key): None if _missing(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
 
 
@@ -79,17 +77,18 @@ def unique_runs(rows: Iterable[Row]) -> list[Row]:
 
     The finished one stays, and of several the last finished.
     """
+    rows = list(rows)
+    done = {row["run_id"] for row in rows if row["status"] == "done"}
     latest: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda row: (row["status"] == "done", row["finished"] or "")):
-        full = row["quantizer"] == FULL_PRECISION
-        latest[(FULL_PRECISION, row["seed"], protocol_key(row)) if full else (row["run_id"], protocol_key(row))] = row
-        if row["status"] == "done":
-            latest.pop((row["run_id"], None), None)  # its failed attempt, which got no protocol
+    for row in sorted(rows, key=lambda row: row["finished"] or ""):
+        if row["status"] == "done" or row["run_id"] not in done:
+            identity = row["seed"] if row["quantizer"] == FULL_PRECISION else row["run_id"]
+            latest[(row["quantizer"], identity, protocol_key(row))] = row
     return list(latest.values())
 
 
 def protocol_key(row: Row) -> str | None:
-    """Return the protocol without its seed (several seeds are one protocol); None for a run that failed before it had one."""
+    """Return the protocol without its seed, for several seeds are one; None for a run that failed before it had any."""
     if row["protocol"] is None:
         return row["protocol_id"]
     parts = row["protocol"].split("|")

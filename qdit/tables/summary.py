@@ -22,7 +22,7 @@ PROTOCOL = "protocol difference"  # the key column of a table that mixes protoco
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of a table: `keys` tell them apart, `rows` hold keys, metrics, costs, status; `runs` are what they came from.
+    """Rows of a table, told apart by `keys`, with metrics, costs and status; `runs` are what they came from.
 
     A metric X has X (mean over seeds), `X_std` (over seeds, None for one), `X_stderr` (of the mean), `X_n`, `X_delta`,
     `X_delta_stderr`. `metrics` maps each metric to its higher_is_better.
@@ -48,44 +48,51 @@ def summarise(
     if mix_protocols:
         labels = select.protocol_labels(runs)
         runs = [run | {PROTOCOL: labels.get(select.protocol_key(run) or "")} for run in runs]
-        keys = [PROTOCOL, *keys] if len(labels) > 1 else keys
+        keys = keys if _tell_protocols_apart(runs, keys) else [PROTOCOL, *keys]
     else:
         select.refuse_mixture(runs)
         _refuse_sample_counts(runs, metrics)
     if seeds == "all":
         keys = [*keys, "seed"]
-    keys = [*keys, *select.splitting_keys(runs, keys, seeds)]
+    extra = select.splitting_keys(runs, keys, seeds)
     groups: dict[tuple[str, ...], list[select.Row]] = defaultdict(list)
     for run in runs:
-        groups[tuple(_key_text(run, key) for key in keys)].append(run)
+        if run["quantizer"] == select.FULL_PRECISION:  # whatever recipe stands in its config, it was not used
+            run |= dict.fromkeys(extra)
+        groups[tuple(select.shown(run.get(key)) for key in [*keys, *extra])].append(run)
+    keys = [*keys, *extra]
     rows = [_mean(group, keys, metrics) for group in groups.values()]
-    rows.sort(key=lambda row: [select.sort_key(key, row[key]) for key in _sort_order(keys)])
+    rows.sort(key=lambda row: _order(row, keys))
     return Summary(keys=keys, rows=rows, runs=runs, metrics=metrics)
 
 
-def _key_text(run: select.Row, key: str) -> str:
-    """Full precision is one row, whatever recipe stood unused in its config."""
-    unused = run["quantizer"] == select.FULL_PRECISION and "." in key and not key.startswith("quantizer.")
-    return "" if unused else select.shown(run.get(key))
+def _tell_protocols_apart(runs: list[select.Row], keys: Sequence[str]) -> bool:
+    """Say whether the key columns other than the method's show under which protocol a row was made."""
+    context = [key for key in keys if key.split(".")[0] not in ("quantizer", "bits", "seed")]
+    seen: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for run in runs:
+        if (protocol := select.protocol_key(run)) is not None:
+            seen[tuple(select.shown(run.get(key)) for key in context)].add(protocol)
+    return all(len(protocols) == 1 for protocols in seen.values())
 
 
-def _sort_order(keys: Sequence[str]) -> list[str]:
+def _order(row: select.Row, keys: Sequence[str]) -> list[tuple[Any, ...]]:
     """Protocol first, then full precision before everything, then the keys as they stand."""
-    return [*(key for key in keys if key == PROTOCOL), "quantizer", *(key for key in keys if key != PROTOCOL)]
+    protocol = (row.get(PROTOCOL) or "",)
+    return [protocol, (row["quantizer"] != select.FULL_PRECISION,), *(select.sort_key(k, row[k]) for k in keys)]
 
 
 def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool | None]) -> select.Row:
     first, done = group[0], [run for run in group if run["status"] == "done"]
-    full = first["quantizer"] == select.FULL_PRECISION
     row: select.Row = {"quantizer": first["quantizer"], "bits": first["bits"], "dataset": first.get("dataset.name")}
-    row |= {key: first.get(key) if not (full and _key_text(first, key) == "") else None for key in keys}
+    row |= {key: first.get(key) for key in keys}
     row |= {
         "status": "done" if len(done) == len(group) else "failed" if not done else "partly failed",
         "errors": [f"{_name(run)}: {_last_line(run['error'])}" for run in group if run["status"] != "done"],
         "seeds": len(done),
         "seed": ", ".join(sorted({select.shown(run["seed"]) for run in group})) if len(group) > 1 else first["seed"],
-        "protocol": first["protocol"],
-        "protocol_id": first["protocol_id"],
+        **{key: first[key] for key in ("protocol", "protocol_id")},
+        "protocol_key": select.protocol_key(first),
         "executed": (done or group)[0]["executed"],
     }
     for name in metrics:
@@ -131,8 +138,8 @@ def _refuse_sample_counts(runs: list[select.Row], metrics: dict[str, bool | None
         counts = sorted({int(n) for n in _values(runs, f"{name}_n")})
         if len(counts) > 1:
             raise UserError(
-                f"{name} was computed from {' and from '.join(map(str, counts))} samples, and such numbers do not share "
-                f"a column: keep one with --where {name}_n={counts[-1]}, or show all with --mix-protocols"
+                f"{name} was computed from {' and from '.join(map(str, counts))} samples, and such numbers do not "
+                f"share a column: keep one with --where {name}_n={counts[-1]}, or show all with --mix-protocols"
             )
 
 

@@ -1,0 +1,67 @@
+"""What surrounds a multirun: a writable place before it, its table and an honest exit code after it.
+
+Hydra calls it in the controller (`hydra.callbacks.table`). Jobs record their own failure in result.json and let the
+sweep go on, so the exit code is decided here. Imports no torch; pandas only when there is a table to print.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from qdit.errors import UserError
+
+
+class TableCallback(Callback):
+    """Check the runs folder, print the study's table, exit 1 after a failed run, 2 when only the user can mend it."""
+
+    def __init__(self) -> None:
+        self.before: dict[Path, int] = {}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember which records exist; leave with code 2 if nothing could be written."""
+        runs_dir = Path(config.runs_dir)
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=runs_dir):
+                pass
+        except OSError as error:
+            print(f"runs_dir={runs_dir} cannot be written ({error.strerror}): try runs_dir=<folder>", file=sys.stderr)
+            raise SystemExit(2) from None
+        self.before = _records(runs_dir / config.study)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table; leave with code 1 or 2 if a run that this sweep made has failed."""
+        _print_table(Path(config.runs_dir), config.study)
+        after = _records(Path(config.runs_dir) / config.study)
+        made = [path for path, time in after.items() if self.before.get(path) != time]
+        kinds = {kind for path in made if (kind := _failure(path)) is not None}
+        if kinds:
+            raise SystemExit(2 if kinds == {"user"} else 1)
+
+
+def _records(study_dir: Path) -> dict[Path, int]:
+    """Return each record's time of writing: what changes during the sweep was made by it, whatever the clocks say."""
+    return {path: path.stat().st_mtime_ns for path in study_dir.glob("*/result.json")}
+
+
+def _failure(path: Path) -> str | None:
+    """Return the kind of error of a failed run, None for a run that is done."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return (record.get("error_kind") or "bug") if record["status"] == "failed" else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "bug"  # a record of this sweep that cannot be read is a failure of ours
+
+
+def _print_table(runs_dir: Path, study: str) -> None:
+    from qdit.tables import build_table, load_results, render
+
+    try:
+        print(render(build_table(load_results(runs_dir, study), mix_protocols=True), "markdown"), end="")
+    except UserError as error:
+        print(error, file=sys.stderr)

@@ -1,0 +1,209 @@
+"""A table for people: rows of cells with text and marks, and the notes that belong below it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+from qdit.errors import UserError
+from qdit.tables import select
+from qdit.tables.floor import LABEL, floor
+from qdit.tables.marks import Marks, judge
+from qdit.tables.notes import lines_below
+from qdit.tables.quantity import STEMS, Quantity, cost_quantity, delta_quantity, metric_quantity, show, stem
+from qdit.tables.records import COSTS
+from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
+
+MISSING = "—"
+HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
+_LEDGER = ("weight_bits", "model_mb", "executed")
+_KEY_LABELS = {"quantizer": "quantizer", "bits": "bits", "seed": "seed", PROTOCOL: "protocol"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is printed in one place: text, a mark, and the numbers of the footnotes that explain it."""
+
+    text: str
+    mark: Literal["", "best", "tied"] = ""
+    notes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: header, rows of cells (the first `n_keys` are labels), footnotes from 1 on, lines below."""
+
+    header: list[str]
+    rows: list[list[Cell]]
+    n_keys: int
+    footnotes: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+Column = tuple[Quantity, str | None]  # what is shown, and for which value of the column key
+
+
+def build_table(
+    frame: pd.DataFrame,
+    *,
+    rows: Sequence[str] = ("quantizer",),
+    cols: str | None = None,
+    metrics: Sequence[str] | None = None,
+    seeds: Seeds = "mean",
+    mix_protocols: bool = False,
+) -> Table:
+    """Lay out runs: one row a quantizer and bits, or, with `cols`, one column a metric and value of that key.
+
+    Args:
+        frame: what `load_results` returned, perhaps narrowed by `where`.
+        rows: config keys or columns that make the rows.
+        cols: the key that is spread over the columns (`bits`, `sampler.steps`), or None for a long table.
+        metrics: names of metrics, `<metric>_delta` for the paired difference to full precision, or columns of the cost
+            ledger; None for sqnr, psnr, fid, kid as far as they were measured; `["all"]` for every metric.
+        seeds: "mean" averages the seeds of a row (mean ± std), "all" gives each its own row.
+        mix_protocols: show runs of several protocols, each labelled and with its own full precision.
+
+    Raises:
+        UserError: the runs mix protocols, or a name is unknown.
+    """
+    keys = [*rows, cols] if cols else [*rows, "bits"] if "bits" not in rows else list(rows)
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--rows {' '.join(rows)} and --cols {cols} name one key twice")
+    summary = summarise(frame, keys, seeds=seeds, mix_protocols=mix_protocols)
+    quantities = choose_quantities(summary, metrics)
+    column_key = select.resolve(cols, frame.columns) if cols else None
+    columns = _columns(summary, quantities, column_key)
+    labels = [key for key in summary.keys if key != column_key]
+    marks = judge(summary, quantities, column_key)
+    footnotes: list[str] = []
+    body: list[list[Cell]] = []
+    n_full = 0
+    for label, members in _lines(summary, labels).items():
+        cells = [_cell(summary, members, column, column_key, marks, footnotes) for column in columns]
+        body.append([*(Cell(text) for text in label), *cells])
+        n_full += members[0]["quantizer"] == select.FULL_PRECISION
+    real = _floor_rows(summary, labels, columns)
+    body[n_full:n_full] = real
+    header = [_key_label(key) for key in labels] + [
+        quantity.label if value is None else f"{quantity.label} {value}" for quantity, value in columns
+    ]
+    lines = lines_below(summary, quantities, {cell.mark for line in body for cell in line}, bool(real))
+    if metrics is None:
+        lines[:0] = _unshown(summary, quantities)
+    return Table(header, body, len(labels), footnotes, lines)
+
+
+def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Quantity]:
+    """Return what the names mean, in the order given; a UserError names the unknown ones and their neighbours."""
+    known = sorted(summary.metrics, key=lambda name: (_rank(name), name))
+    if metrics is None:
+        metrics = [name for name in known if stem(name) in HEADLINE] or known
+    elif list(metrics) == ["all"]:
+        metrics = known
+    chosen, costs = [], {*COSTS, *(key for row in summary.rows for key in row if key.startswith("seconds"))}
+    for name in metrics:
+        plain = name.removesuffix("_delta")
+        if name in summary.metrics:
+            chosen.append(metric_quantity(name, summary.metrics[name]))
+        elif plain in summary.metrics:
+            chosen.append(delta_quantity(plain, summary.metrics[plain]))
+        elif name in costs:
+            chosen.append(cost_quantity(name))
+        else:
+            hint = select.did_you_mean(name, {*known, *costs})
+            raise UserError(
+                f"no run has the metric {name!r}{hint}: these runs have {', '.join(known) or 'none'}; "
+                f"the cost ledger has {', '.join(sorted(costs))}"
+            )
+    return chosen
+
+
+def _rank(metric: str) -> int:
+    return STEMS.index(stem(metric)) if stem(metric) in STEMS else len(STEMS)
+
+
+def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None) -> list[Column]:
+    shown = {quantity.column for quantity in quantities}
+    if column_key is None:
+        ledger = [cost_quantity(name) for name in _LEDGER if name not in shown]
+        return [(quantity, None) for quantity in [*quantities, *ledger]]
+    ledger = [cost_quantity("weight_bits")] if "weight_bits" not in shown else []
+    quantized = [row for row in summary.rows if row["quantizer"] != select.FULL_PRECISION] or summary.rows
+    values = {select.shown(row[column_key]): select.sort_key(column_key, row[column_key]) for row in quantized}
+    order = sorted(values, key=lambda value: values[value])
+    return [(quantity, value) for quantity in [*quantities, *ledger] for value in order]
+
+
+def _lines(summary: Summary, labels: Sequence[str]) -> dict[tuple[str, ...], list[select.Row]]:
+    """Group the rows of the summary into printed lines; full precision is one line a protocol."""
+    lines: dict[tuple[str, ...], list[select.Row]] = defaultdict(list)
+    for row in summary.rows:
+        text = (select.shown(row[key]) if row[key] is not None else "" for key in labels)
+        lines[tuple("full precision" if t == select.FULL_PRECISION else t for t in text)].append(row)
+    return lines
+
+
+def _cell(
+    summary: Summary,
+    members: list[select.Row],
+    column: Column,
+    column_key: str | None,
+    marks: Marks,
+    footnotes: list[str],
+) -> Cell:
+    quantity, value = column
+    row = members[0] if value is None else _at(summary, members, column_key or "", value)
+    if row is None:
+        return Cell(MISSING)
+    if quantity.column == "executed":
+        return Cell(row["executed"] or MISSING)
+    is_cost = quantity.column not in summary.metrics and not quantity.is_delta
+    notes = () if is_cost else tuple(_note(footnotes, error) for error in row["errors"])
+    number = row.get(quantity.column)
+    if number is None:
+        return Cell(MISSING, notes=notes)
+    error, spread = row.get(f"{quantity.column}_stderr"), row.get(f"{quantity.column}_std")
+    text = show(number, error if spread is None else spread, quantity)
+    if quantity.is_delta and error is not None and abs(number) < 2 * error:
+        text += " n.s."
+    return Cell(text, marks.get((id(row), quantity.column), ""), notes)
+
+
+def _at(summary: Summary, members: list[select.Row], column_key: str, value: str) -> select.Row | None:
+    """Return the member that stands in a column; full precision stands in every column of its protocol."""
+    if members[0]["quantizer"] != select.FULL_PRECISION:
+        return next((row for row in members if select.shown(row[column_key]) == value), None)
+    protocols = {row["protocol_key"] for row in summary.rows if select.shown(row[column_key]) == value}
+    return next((row for row in members if row["protocol_key"] in protocols), None)
+
+
+def _note(footnotes: list[str], text: str) -> int:
+    if text not in footnotes:
+        footnotes.append(text)
+    return footnotes.index(text) + 1
+
+
+def _floor_rows(summary: Summary, labels: Sequence[str], columns: Iterable[Column]) -> list[list[Cell]]:
+    """Return the row of real data, or none: not where protocols are mixed, for a floor holds for one."""
+    if PROTOCOL in summary.keys:
+        return []
+    cells = []
+    for quantity, _ in columns:
+        counted = (row for row in summary.rows if row.get(f"{quantity.column}_n") is not None)
+        row = next(counted, None)
+        found = floor(row["dataset"], quantity.column, row[f"{quantity.column}_n"]) if row else None
+        cells.append(Cell(show(found[0], found[1], quantity) if found else MISSING))
+    names = [Cell(LABEL), *(Cell("") for _ in labels[1:])]
+    return [[*names, *cells]] if any(cell.text != MISSING for cell in cells) else []
+
+
+def _key_label(key: str) -> str:
+    return _KEY_LABELS.get(key, key.removesuffix(".name").removesuffix("._target_"))
+
+
+def _unshown(summary: Summary, quantities: list[Quantity]) -> list[str]:
+    shown = {quantity.column for quantity in quantities}
+    rest = [name for name in sorted(summary.metrics, key=_rank) if name not in shown]
+    return [f"Also measured: {', '.join(rest)} (--metrics all)."] if rest else []

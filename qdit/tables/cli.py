@@ -1,0 +1,82 @@
+"""The console script `qdit-table`: one command from a folder of runs to a table that can be pasted."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdit.errors import UserError
+from qdit.tables.build import build_table
+from qdit.tables.expect import differences
+from qdit.tables.records import load_results
+from qdit.tables.render import FORMATS, render, to_csv
+from qdit.tables.select import where
+from qdit.tables.summary import summarise
+
+_EXAMPLES = """examples:
+  qdit-table                                              every run below runs/, a row a quantizer and bits
+  qdit-table --study table1 --cols bits --metrics sqnr fid_lite0
+  qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
+  qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
+  qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write the table; return 0, 1 (it is not what --expect says) or 2 (the user can mend it)."""
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"qdit-table: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    frame = where(load_results(options.runs_dir, options.study), options.where)
+    keys = list(dict.fromkeys([*options.rows, *filter(None, [options.cols]), "bits"]))
+    choices = {"seeds": options.seeds, "mix_protocols": options.mix_protocols}
+    if options.format == "csv":
+        text = to_csv(summarise(frame, keys, **choices))
+    else:
+        table = build_table(frame, rows=options.rows, cols=options.cols, metrics=options.metrics, **choices)
+        text = render(table, options.format)
+    _write(text, options.out)
+    if options.expect is None:
+        return 0
+    found = differences(summarise(frame, keys, **choices), options.expect, options.tolerance)
+    for line in found:
+        print(f"qdit-table: {line}", file=sys.stderr)
+    return int(bool(found))
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    from qdit.store import atomic_write  # here, because it imports torch, and a table on the screen needs none
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qdit-table",
+        description="Tables of qdit's results: protocols kept apart, error bars, best in bold, missing as —.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
+    parser.add_argument("--study", help="one study of it (default: all)")
+    parser.add_argument("--rows", nargs="+", default=["quantizer"], metavar="KEY", help="config keys of the rows")
+    parser.add_argument("--cols", metavar="KEY", help="spread this key over the columns, e.g. bits")
+    parser.add_argument("--metrics", nargs="+", metavar="M", help="metrics, <metric>_delta, ledger columns, or all")
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")
+    parser.add_argument("--seeds", choices=("mean", "all"), default="mean", help="average the seeds, or a row each")
+    parser.add_argument("--format", choices=[*FORMATS, "csv"], default="markdown")
+    parser.add_argument("--mix-protocols", action="store_true", help="show several protocols, each labelled")
+    parser.add_argument("--expect", metavar="FILE_OR_N", help="exit 1 unless it agrees with this CSV or number of runs")
+    parser.add_argument("--tolerance", type=float, metavar="SHARE", help="for --expect: relative, instead of 2 SE")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    return parser

@@ -1,0 +1,24 @@
+"""The floor under a distribution metric: what real images score against the reference, at the same number of samples.
+
+At a few hundred or thousand samples most of an FID is the estimator's bias; a model cannot be expected below the floor.
+The file `qdit/assets/<dataset>/floor-<extractor>.json` is written by the script that made the reference statistics:
+`{"N": {"1024": {"fid": {"mean": 55.1, "sd": 0.6}, ...}}}`.
+"""
+
+import json
+from pathlib import Path
+
+from qdit.tables.quantity import stem
+
+ASSETS = Path(__file__).parents[1] / "assets"
+LABEL = "real data"
+
+
+def floor(dataset: str | None, metric: str, n: float | None) -> tuple[float, float | None] | None:
+    """Return mean and standard deviation of a metric of `n` real images, or None where nobody measured them."""
+    extractor = metric[len(stem(metric)) :].removeprefix("_")
+    path = ASSETS / str(dataset) / f"floor-{extractor}.json"
+    if n is None or not extractor or not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))["N"].get(str(int(n)), {}).get(stem(metric))
+    return None if values is None else (values["mean"], values.get("sd"))

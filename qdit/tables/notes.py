@@ -1,0 +1,43 @@
+"""The lines below a table: how to read its marks, and the protocol under which every number of it was made."""
+
+from collections.abc import Iterable, Sequence
+
+from qdit.tables import select
+from qdit.tables.quantity import Quantity
+from qdit.tables.summary import Summary
+
+
+def lines_below(summary: Summary, quantities: Sequence[Quantity], marks: Iterable[str], has_floor: bool) -> list[str]:
+    """Return one line that explains whatever the table uses, then a line for each protocol."""
+    marks = set(marks)
+    counts = sorted({row["seeds"] for row in summary.rows if row["seeds"]})
+    shown = [quantity.column for quantity in quantities]
+    lines = []
+    if "best" in marks:
+        lines.append("Bold: the best quantized value at the same bits.")
+    if "tied" in marks:
+        lines.append("≈: within two standard errors of the best.")
+    if any(quantity.is_delta for quantity in quantities):
+        lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
+    if counts and counts[-1] > 1:
+        lines.append(f"Mean ± standard deviation over seeds ({' or '.join(map(str, counts))} seeds a row).")
+    elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
+        lines.append("± is one standard error.")
+    if has_floor:
+        lines.append("Real data: as many real images against the same reference, ± standard deviation.")
+    return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
+
+
+def _protocols(summary: Summary) -> list[str]:
+    quantized = [run for run in summary.runs if run["quantizer"] != select.FULL_PRECISION]
+    executed = ", ".join(sorted({run["executed"] for run in quantized if run["executed"]}))
+    lines = []
+    for key in sorted({key for run in summary.runs if (key := select.protocol_key(run)) is not None}):
+        runs = [run for run in summary.runs if select.protocol_key(run) == key]
+        ids = ", ".join(sorted({str(run["protocol_id"]) for run in runs}))
+        parts = [part for part in key.split("|") if not part.startswith("id=")]
+        seeds = sorted({select.shown(run["seed"]) for run in runs})
+        parts.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
+        parts += [f"quantized runs: {executed}"] if executed else []
+        lines.append(f"Protocol {ids}: {' · '.join(parts)}.")
+    return lines
