@@ -10,7 +10,7 @@ from qdit.model.dit import DiT
 
 
 def _liven(module: torch.nn.Module, seed: int) -> None:
-    """Give every weight matrix a seeded random value of unit gain, so that no path is dead and outputs have unit size."""
+    """Seed every weight with unit gain, so that no path is dead and outputs have unit size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

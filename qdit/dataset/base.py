@@ -1,0 +1,56 @@
+"""A class-conditional data set: its labels, its names, and the reference statistics to compare with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qdit.dataset.labels import LabelStrategy
+from qdit.model.base import DiffusionModel
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """Classes of equal frequency and without names; a data set that knows more is a subclass."""
+
+    name: str
+    num_classes: int
+    image_size: int
+    """Pixels along a side."""
+    reference: str
+    """Name of the reference statistics that distribution metrics compare with."""
+    strategy: LabelStrategy
+    """How classes are drawn."""
+
+    def frequencies(self) -> Float[Tensor, " K"]:
+        """Return the share of each class in the data."""
+        return torch.full((self.num_classes,), 1 / self.num_classes)
+
+    def labels(self, indices: Sequence[int], seed: int) -> Int[Tensor, " B"]:
+        """Return the class of each sample index; the null class never occurs."""
+        return self.strategy.draw(indices, seed, self.frequencies())
+
+    def class_names(self) -> list[str]:
+        """Return a caption for each class."""
+        return [f"class {i}" for i in range(self.num_classes)]
+
+    def protocol(self) -> str:
+        """Name what changes the labels, readably."""
+        return f"{self.name}|labels={type(self.strategy).__name__.removesuffix('Labels').lower()}"
+
+    def check(self, model: DiffusionModel) -> list[str]:
+        """Describe each mismatch with a model."""
+        problems = []
+        if model.num_classes != self.num_classes:
+            problems.append(
+                f"dataset {self.name} has {self.num_classes} classes, the model {model.num_classes}; "
+                "choose a dataset and a model that belong together (dit_xl_2_256 with imagenet256)"
+            )
+        if model.image_size != self.image_size:
+            problems.append(
+                f"dataset {self.name} has images of {self.image_size}×{self.image_size}, the model makes "
+                f"{model.image_size}×{model.image_size}; choose a dataset and a model that belong together"
+            )
+        return problems

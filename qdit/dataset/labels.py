@@ -1,0 +1,55 @@
+"""How the class of sample i is drawn. Every strategy is a function of (seed, i): batches and workers do not matter."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qdit.sampler.noise import generator, uniform
+
+STREAM = "label"
+
+
+@dataclass(kw_only=True)
+class LabelStrategy(ABC):
+    """A rule from (seed, index) to a class."""
+
+    @abstractmethod
+    def draw(self, indices: Sequence[int], seed: int, frequencies: Float[Tensor, " K"]) -> Int[Tensor, " B"]:
+        """Draw a class in 0 … K-1 for each index; `frequencies` are the data's, and sum to one."""
+
+
+@dataclass(kw_only=True)
+class RandomLabels(LabelStrategy):
+    """Independent and uniform over the classes (DiT, Q-DiT)."""
+
+    def draw(self, indices: Sequence[int], seed: int, frequencies: Float[Tensor, " K"]) -> Int[Tensor, " B"]:
+        """Draw uniformly, whatever the data's frequencies."""
+        return torch.tensor([int(uniform(seed, STREAM, i) * len(frequencies)) for i in indices], dtype=torch.long)
+
+
+@dataclass(kw_only=True)
+class FrequencyLabels(LabelStrategy):
+    """Independent, with the data's class frequencies: what an unconditional comparison with the data needs."""
+
+    def draw(self, indices: Sequence[int], seed: int, frequencies: Float[Tensor, " K"]) -> Int[Tensor, " B"]:
+        """Invert the cumulative frequencies."""
+        draws = torch.tensor([uniform(seed, STREAM, i) for i in indices], dtype=torch.float64)
+        edges = frequencies.double().cumsum(0)[:-1]  # without the last, which rounding may leave below one
+        return torch.searchsorted(edges, draws, right=True)
+
+
+@dataclass(kw_only=True)
+class BalancedLabels(LabelStrategy):
+    """Every class equally often in each run of K indices, in an order drawn once (PTQ4DiT's counts, but not sorted).
+
+    Sorted classes would change the Inception score, which is computed over chunks of consecutive images.
+    """
+
+    def draw(self, indices: Sequence[int], seed: int, frequencies: Float[Tensor, " K"]) -> Int[Tensor, " B"]:
+        """Take entry i mod K of a seeded permutation."""
+        order = torch.randperm(len(frequencies), generator=generator(seed, STREAM, 0))
+        return order[torch.tensor(list(indices), dtype=torch.long) % len(frequencies)]

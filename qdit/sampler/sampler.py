@@ -1,0 +1,188 @@
+"""From noise to latents: one loop for every diffusers scheduler, with classifier-free guidance (Ho & Salimans 2022).
+
+Image i depends on (seed, i) and its label only: its initial noise and its ancestral noise come from its own CPU
+generators. Guidance 1 is the plain conditional model and costs one pass; above 1 the conditional and the null batch go
+through the network in one call, eps = null + guidance (cond - null). A learned variance is never guided: the
+conditional half's is used (DDPM) or dropped (DDIM, DPM-Solver).
+
+Left out: clipping of the predicted x_0, which latents have no range for, and guidance below 1.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qdit.errors import from_problems
+from qdit.model.base import DiffusionModel
+from qdit.sampler.clock import Clock
+from qdit.sampler.noise import generator, noise
+from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
+
+Callback = Callable[[int, int, Tensor, Tensor], None]
+_SCHEDULE_KEYS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
+    *("trained_betas", "prediction_type", "rescale_betas_zero_snr"),
+)
+
+
+@dataclass(kw_only=True)
+class Sampler(ABC):
+    """Steps, guidance and noise of a sampler; a subclass adds the scheduler. Every option has these keys."""
+
+    kind: ClassVar[str]
+    """The scheduler's name in the protocol."""
+
+    name: str
+    steps: int
+    guidance: float
+    """1: no guidance; above 1: classifier-free guidance."""
+    guided_channels: int | None
+    """How many of the latent channels are guided, from the first; None: all."""
+    eta: float
+    """Share of the ancestral noise: 0 deterministic, 1 as much as DDPM."""
+    spacing: Spacing
+
+    @abstractmethod
+    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
+        """Build a fresh scheduler, its own timesteps, and the timesteps the model is told; both in sampling order."""
+
+    @abstractmethod
+    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Compute the next, less noisy state from the guided output [B, C or 2C, h, w]; `t` is the scheduler's own."""
+
+    def timesteps(self, model: DiffusionModel) -> list[int]:
+        """List what the model is told, in sampling order (noisiest first)."""
+        return self.make_scheduler(model)[2]
+
+    def protocol(self) -> str:
+        """Name everything that changes the full-precision samples, readably.
+
+        For example `ddim20 leading|eta=0|cfg=2 on all`.
+        """
+        channels = "all" if self.guided_channels is None else f"{self.guided_channels} channels"
+        guidance = "none" if self.guidance == 1 else f"{self.guidance:g} on {channels}"
+        return f"{self.kind}{self.steps} {self.spacing}|eta={self.eta:g}|cfg={guidance}"
+
+    def check(self, model: DiffusionModel) -> list[str]:
+        """Describe each problem of this option, alone and with this model."""
+        problems = []
+        total, channels = train_timesteps(model), model.latent_shape[0]
+        fewest = 1 if self.spacing == "trailing" else 2  # with one step the others visit only t = 0, the clean end
+        if not fewest <= self.steps <= total:
+            problems.append(f"sampler.steps={self.steps}; allowed: {fewest} to {total}, the steps of the training")
+        elif self.spacing == "leading" and self.steps * (total // self.steps) < 0.9 * total:
+            start = (self.steps - 1) * (total // self.steps)
+            problems.append(
+                f"sampler.steps={self.steps} with spacing=leading would start at t={start} of {total}, where the "
+                f"image is half made; use spacing=linspace, or a divisor of {total}"
+            )
+        if self.guidance < 1:
+            problems.append(
+                f"sampler.guidance={self.guidance}; allowed: 1 (no guidance, the plain conditional model) or more"
+            )
+        if self.guided_channels is not None and not 1 <= self.guided_channels <= channels:
+            problems.append(
+                f"sampler.guided_channels={self.guided_channels}; allowed: null (all {channels}) or 1 to {channels}"
+            )
+        if self.spacing not in SPACINGS:
+            problems.append(f"sampler.spacing={self.spacing}; allowed: {', '.join(SPACINGS)}")
+        return problems
+
+    def predict(
+        self, model: DiffusionModel, x: Float[Tensor, "B C h w"], timestep: int, labels: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B O h w"]:
+        """Run the denoiser with guidance at one timestep.
+
+        Args:
+            model: the model; O is 2C if its variance is learned, else C.
+            x: the noisy latents x_t, on the model's device.
+            timestep: what the model is told.
+            labels: the classes, on the model's device.
+
+        Returns:
+            The guided output in float32: the first C channels predict the noise, the others are the conditional ones.
+        """
+        if self.guidance == 1:
+            t = torch.full_like(labels, timestep)
+            return model.denoise(x, t, labels).float()
+        both = torch.cat([labels, torch.full_like(labels, model.null_class)])
+        output = model.denoise(torch.cat([x, x]), torch.full_like(both, timestep), both).float()
+        conditional, null = output.chunk(2)
+        guided = slice(None, model.latent_shape[0] if self.guided_channels is None else self.guided_channels)
+        result = conditional.clone()
+        result[:, guided] = null[:, guided] + self.guidance * (conditional[:, guided] - null[:, guided])
+        return result
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: DiffusionModel,
+        indices: Sequence[int],
+        labels: Int[Tensor, " B"],
+        seed: int,
+        clock: Clock | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Tensor, "B C h w"]:
+        """Sample the latents of `indices`.
+
+        Args:
+            model: in full precision or quantized.
+            indices: sample numbers; each has its own noise.
+            labels: one class for each index.
+            seed: of all noise.
+            clock: set before each call of the denoiser, for layers that depend on time.
+            callback: called as (step, timestep, x_t, guided output) after each call of the denoiser.
+
+        Returns:
+            Float32 latents on the model's device, scaled as the denoiser knows them.
+
+        Raises:
+            UserError: an option is out of range (see `check`).
+        """
+        if problems := self.check(model):
+            raise from_problems(problems, f"sampler {self.name}")
+        if len(labels) != len(indices):
+            raise ValueError(f"{len(indices)} indices with {len(labels)} labels")
+        clock = clock or Clock()
+        scheduler, own, told = self.make_scheduler(model)
+        generators = [generator(seed, "step", i) for i in indices]
+        x = torch.stack([noise(seed, "latent", i, model.latent_shape) for i in indices]).to(model.device)
+        labels = labels.to(model.device)
+        for step, (t, timestep) in enumerate(zip(own, told, strict=True)):
+            clock.set(step, timestep, len(told))
+            output = self.predict(model, x, timestep, labels)
+            if callback is not None:
+                callback(step, timestep, x, output)
+            x = self.step(scheduler, output, t, x, generators)
+        return x
+
+
+def schedule_options(model: DiffusionModel) -> dict[str, Any]:
+    """Select what every diffusers scheduler shares from the model's training schedule."""
+    config = model.scheduler_config()
+    return {k: config[k] for k in _SCHEDULE_KEYS if config.get(k) is not None}
+
+
+def train_timesteps(model: DiffusionModel) -> int:
+    """Return the number of timesteps of the training; 1000 is the diffusers default."""
+    return model.scheduler_config().get("num_train_timesteps", 1000)
+
+
+def respaced(kind: Any, model: DiffusionModel, spacing: Spacing, steps: int, **options: Any):
+    """Build a diffusers scheduler of class `kind` on the shorter diffusion (see `qdit.sampler.spacing`).
+
+    Returns:
+        The scheduler, its own timesteps N-1 … 0, and the original timesteps that the model is told.
+    """
+    shared = schedule_options(model)
+    told = visited(spacing, steps, train_timesteps(model))
+    betas = respaced_betas(kind(**shared).betas, told)
+    shared = {"prediction_type": shared.get("prediction_type", "epsilon"), "num_train_timesteps": steps}
+    scheduler = kind(**shared, trained_betas=betas, clip_sample=False, timestep_spacing="leading", **options)
+    scheduler.set_timesteps(steps)
+    return scheduler, scheduler.timesteps.tolist(), told[::-1]

@@ -1,0 +1,203 @@
+"""Samplers against the original DiT's formulas and against diffusers; batch invariance; guidance; complaints."""
+
+from pathlib import Path
+
+import original_dit as original  # beside this file
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from qdit.errors import UserError
+from qdit.sampler.clock import Clock
+from qdit.sampler.ddim import DDIM
+from qdit.sampler.ddpm import DDPM
+from qdit.sampler.dpm_solver import DPMSolver
+from qdit.sampler.noise import generator, noise
+from qdit.sampler.spacing import visited
+
+CONF = Path(__file__).parents[2] / "conf" / "sampler"
+OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))
+LABELS = torch.tensor([1, 7, 9])
+
+
+def make(kind, **changes):
+    """A sampler with short defaults."""
+    defaults = {"name": "test", "steps": 5, "guidance": 1.5, "guided_channels": None, "eta": 0.0, "spacing": "linspace"}
+    return kind(**(defaults | changes))
+
+
+def start(model, indices, seed=0):
+    return torch.stack([noise(seed, "latent", i, model.latent_shape) for i in indices])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_have_equal_keys_and_sample(name, tiny_model):
+    configs = {n: OmegaConf.load(CONF / f"{n}.yaml") for n in OPTIONS}
+    config = configs[name]
+    assert list(config) == list(configs["ddim"])
+    assert config.name == name
+    assert config._target_.startswith("qdit.sampler.")
+    config.steps = 5
+    sampler = instantiate(config)
+    latents = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0)
+    assert latents.dtype == torch.float32
+    assert latents.shape == (3, 4, 8, 8)
+    assert latents.isfinite().all()
+    assert latents.std() > 0.1
+    assert len(sampler.timesteps(tiny_model)) == 5
+    assert torch.equal(latents, sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0))
+    assert not torch.allclose(latents, sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 20, 50, 55, 75, 100, 250, 1000])
+def test_linspace_visits_the_original_timesteps(count):
+    assert visited("linspace", count, 1000) == original.space_timesteps(1000, count)
+
+
+def test_respaced_ddim_is_the_original(tiny_model):
+    sampler = make(DDIM, guided_channels=3)
+    told = [999, 749, 500, 250, 0]
+    assert sampler.timesteps(tiny_model) == told
+    found = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0)
+    expected = original.ddim(tiny_model.denoise, start(tiny_model, range(3)), LABELS, told[::-1], 1.5, 10)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_respaced_ddpm_with_learned_variance_is_the_original(tiny_model):
+    sampler = make(DDPM, guided_channels=3, eta=1.0)
+    found = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0)
+    streams = [generator(0, "step", i) for i in range(3)]
+    draws = [torch.cat([torch.randn((1, 4, 8, 8), generator=g) for g in streams]) for _ in range(4)]
+    told = visited("linspace", 5, 1000)
+    expected = original.ddpm(tiny_model.denoise, start(tiny_model, range(3)), LABELS, told, 1.5, 10, draws)
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_ddim_leading_is_diffusers(tiny_model):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    scheduler.set_timesteps(10)
+    sampler = make(DDIM, steps=10, spacing="leading", guidance=1.0)
+    assert sampler.timesteps(tiny_model) == scheduler.timesteps.tolist()
+    x = start(tiny_model, range(3))
+    with torch.no_grad():
+        for t in scheduler.timesteps.tolist():
+            output = tiny_model.denoise(x, torch.full((3,), t), LABELS)[:, :4]
+            x = scheduler.step(output, t, x).prev_sample
+    found = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0)
+    assert (found - x).abs().max() < 1e-4 * x.abs().max()
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_dpm_solver_visits_diffusers_timesteps(spacing, tiny_model):
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", timestep_spacing=spacing)
+    for steps in (2, 10, 20, 33):
+        scheduler.set_timesteps(steps)
+        found = make(DPMSolver, steps=steps, spacing=spacing).timesteps(tiny_model)
+        assert found == scheduler.timesteps.tolist()
+
+
+def test_solvers_agree_where_the_noise_is_known():
+    """With the exact noise of a single data point, every sampler ends at that point."""
+
+    class Exact:
+        latent_shape, learned_variance, null_class, device = (4, 8, 8), False, 10, torch.device("cpu")
+        point = noise(9, "latent", 0, (4, 8, 8))
+
+        def scheduler_config(self):
+            return {"beta_schedule": "linear", "num_train_timesteps": 1000}
+
+        def denoise(self, x, t, y):
+            bar = torch.tensor(original.alphas_bar(t.tolist())).float().view(-1, 1, 1, 1)
+            return (x - bar.sqrt() * self.point) / (1 - bar).sqrt()
+
+    samplers = [
+        make(DDIM),
+        make(DDIM, eta=0.7, spacing="trailing"),
+        make(DDPM, eta=1.0),
+        make(DPMSolver),
+        make(DPMSolver, eta=1.0),
+    ]
+    for sampler in samplers:
+        latents = sampler.sample(Exact(), [0, 1, 2], LABELS, seed=0)  # pyright: ignore[reportArgumentType]
+        assert torch.allclose(latents, Exact.point.expand(3, -1, -1, -1), atol=5e-3), sampler
+
+
+@pytest.mark.parametrize(("kind", "eta"), [(DDIM, 0.0), (DDIM, 1.0), (DDPM, 1.0), (DPMSolver, 0.0), (DPMSolver, 1.0)])
+def test_image_does_not_depend_on_its_batch(kind, eta, tiny_model):
+    sampler = make(kind, eta=eta)
+    together = sampler.sample(tiny_model, [4, 8, 6], LABELS, seed=0)
+    alone = sampler.sample(tiny_model, [6], LABELS[2:], seed=0)
+    turned = sampler.sample(tiny_model, [6, 4], LABELS[[2, 0]], seed=0)
+    assert torch.allclose(together[2:], alone, atol=1e-3, rtol=1e-3)
+    assert torch.allclose(together[[2, 0]], turned, atol=1e-3, rtol=1e-3)
+
+
+def test_no_guidance_is_one_conditional_pass(tiny_model):
+    x, seen = start(tiny_model, range(3)), []
+    call = tiny_model.denoise
+    tiny_model.denoise = lambda x, t, y: seen.append(len(x)) or call(x, t, y)
+    with torch.no_grad():
+        plain = make(DDIM, guidance=1.0).predict(tiny_model, x, 500, LABELS)
+        guided = make(DDIM, guidance=2.0).predict(tiny_model, x, 500, LABELS)
+        three = make(DDIM, guidance=2.0, guided_channels=3).predict(tiny_model, x, 500, LABELS)
+        null = call(x, torch.full((3,), 500), torch.full((3,), 10))
+    assert seen == [3, 6, 6]
+    assert torch.allclose(guided[:, :4], (2 * plain - null)[:, :4], atol=1e-5)
+    assert torch.allclose(guided[:, 4:], plain[:, 4:], atol=1e-5)  # the learned variance is the conditional one
+    assert torch.allclose(three[:, :3], guided[:, :3])
+    assert torch.allclose(three[:, 3:], plain[:, 3:], atol=1e-5)
+
+
+def test_clock_and_callback_follow_the_trajectory(tiny_model):
+    clock, seen = Clock(), []
+    sampler = make(DDIM)
+
+    def record(step, timestep, x, output):
+        assert (clock.step, clock.timestep, clock.num_steps) == (step, timestep, 5)
+        seen.append((timestep, x, output))
+
+    final = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0, clock=clock, callback=record)
+    assert [t for t, _, _ in seen] == sampler.timesteps(tiny_model)
+    assert torch.equal(seen[0][1], start(tiny_model, range(3)))
+    assert seen[0][2].shape == (3, 8, 8, 8)
+    with torch.no_grad():
+        again = sampler.predict(tiny_model, seen[2][1], seen[2][0], LABELS)
+    assert torch.equal(again, seen[2][2])
+    assert not final.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "word"),
+    [
+        (DDIM, {"steps": 0}, "steps=0"),
+        (DDIM, {"steps": 1}, "steps=1"),
+        (DDIM, {"steps": 1001}, "steps=1001"),
+        (DDIM, {"steps": 600, "spacing": "leading"}, "would start at t=599"),
+        (DDIM, {"spacing": "karras"}, "spacing=karras"),
+        (DDIM, {"guidance": 0.0}, "guidance=0.0"),
+        (DDIM, {"guided_channels": 5}, "guided_channels=5"),
+        (DDIM, {"eta": 2.0}, "eta=2.0"),
+        (DDPM, {"eta": 0.0}, "eta=0.0"),
+        (DPMSolver, {"eta": 0.5}, "eta=0.5"),
+        (DPMSolver, {"steps": 1000}, "fewer steps"),
+    ],
+)
+def test_wrong_options_are_named(kind, changes, word, tiny_model):
+    sampler = make(kind, **({"eta": 1.0} if kind is DDPM else {}) | changes)
+    with pytest.raises(UserError, match=word):
+        sampler.sample(tiny_model, [0], LABELS[:1], seed=0)
+
+
+def test_all_problems_come_at_once(tiny_model):
+    assert len(make(DDIM, steps=0, guidance=-1.0, guided_channels=9, eta=3.0).check(tiny_model)) == 4
+
+
+def test_protocol_is_readable():
+    assert make(DDIM).protocol() == "ddim5 linspace|eta=0|cfg=1.5 on all"
+    assert make(DDPM, guided_channels=3, eta=1.0).protocol() == "ddpm5 linspace|eta=1|cfg=1.5 on 3 channels"
+    assert make(DPMSolver, guidance=1.0, guided_channels=3).protocol() == "dpm_solver5 linspace|eta=0|cfg=none"
