@@ -11,7 +11,6 @@ min-SNR-5 (Hang et al. 2023), which converges several times faster than the plai
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -99,10 +98,10 @@ def fit(model: nn.Module, loss_of, args, name: str, ema_decay: float) -> nn.Modu
     """Run `args.steps` optimizer steps from the last checkpoint; return the EMA model."""
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    warmup = min(300, args.steps // 10)
+    warmup = min(200, args.steps // 10)
+    # Constant, then linearly down over the last quarter: unlike a cosine, `--steps` can be changed on the way.
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min((s + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, s / args.steps)))),
+        optimizer, lambda s: min((s + 1) / warmup, 1.0, max(0.0, 4 * (args.steps - s) / args.steps))
     )
     checkpoint = args.work / f"{name}.pt"
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
@@ -148,6 +147,23 @@ def encode(model: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat([model.encode(chunk).latent_dist.mode() for chunk in images.split(256)])
 
 
+@torch.no_grad()
+def whiten(model: AutoencoderKL, latents: Tensor) -> None:
+    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latents; exact.
+
+    Afterwards the DiT sees channels of mean 0 and deviation 1, and `scaling_factor` is 1.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    encoder, decoder = model.quant_conv, model.post_quant_conv
+    encoder.weight[:channels] /= std.view(-1, 1, 1, 1)
+    encoder.bias[:channels] = (encoder.bias[:channels] - mean) / std
+    encoder.bias[channels:] -= 2 * std.log()
+    decoder.bias += decoder.weight[:, :, 0, 0] @ mean
+    decoder.weight *= std.view(1, -1, 1, 1)
+    model.register_to_config(scaling_factor=1.0)
+
+
 def train_autoencoder(args) -> None:
     """Train, report PSNR on the data, save the EMA weights with the latents' scaling factor."""
     images, _ = load_data()
@@ -159,11 +175,11 @@ def train_autoencoder(args) -> None:
         return loss, f"psnr {psnr.item():.2f}"
 
     model = fit(model, loss_of, args, "autoencoder", 0.998).eval()
+    whiten(model, encode(model, images))
     latents = encode(model, images)
     with torch.no_grad():
         output = torch.cat([model.decode(z).sample.clamp(-1, 1) for z in latents.split(256)])
     psnr = 10 * (4 / (output - images).square().mean(dim=(1, 2, 3))).log10()
-    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     model.save_pretrained(args.work / "vae")
     print(
         f"autoencoder: PSNR {psnr.mean():.2f} dB, latents mean {latents.mean((0, 2, 3))} std {latents.std((0, 2, 3))}"
@@ -224,7 +240,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=250)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    defaults = {"autoencoder": (48, 1.5e-3), "dit": (128, 1e-3), "export": (1, 0.0)}[args.stage]
+    defaults = {"autoencoder": (48, 1.5e-3), "dit": (128, 8e-4), "export": (1, 0.0)}[args.stage]
     args.batch, args.lr = args.batch or defaults[0], args.lr or defaults[1]
     torch.manual_seed(args.seed)
     {"autoencoder": train_autoencoder, "dit": train_dit, "export": export}[args.stage](args)
