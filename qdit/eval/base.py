@@ -68,7 +68,7 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
-    """Configuration of one metric. `paired` metrics compare sample i with sample i and are skipped for full precision."""
+    """Configuration of one metric; a `paired` one compares sample i with sample i and is skipped for full precision."""
 
     paired: ClassVar[bool] = False
     higher_is_better: ClassVar[bool]

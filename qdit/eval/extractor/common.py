@@ -6,7 +6,9 @@ they are switched off here, around every pass, and not left to the caller.
 
 import hashlib
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
+
+SPATIAL_CHANNELS = 7
 
 
 def check_images(images: Tensor) -> None:
@@ -24,7 +28,7 @@ def check_images(images: Tensor) -> None:
     """
     if images.dtype != torch.uint8:
         raise UserError(
-            f"extractor input is {images.dtype}; it must be uint8 in 0..255 (from [-1, 1]: clamp(127.5 x + 128, 0, 255))"
+            f"extractor input is {images.dtype}; it must be uint8 (from [-1, 1]: clamp(127.5 x + 128, 0, 255))"
         )
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(
@@ -33,10 +37,35 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+def channels_last(activation: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch spatial"]:
+    """ADM's spatial features: the first 7 channels, index (h * width + w) * 7 + c."""
+    return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+
+@contextmanager
+def outputs_of(network: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of named submodules during a forward pass."""
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda _module, _inputs, output: seen.update({name: output})
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(network.get_submodule(name).register_forward_hook(keeper(name)).remove)
+        yield seen
+
+
+@lru_cache(maxsize=4)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read again only when it has changed."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 class FeatureExtractor(ABC):

@@ -1,9 +1,10 @@
 """The 2015 Inception of ADM's evaluator, through torch-fidelity's port; the only extractor behind plain `fid`.
 
-guided-diffusion `evaluations/evaluator.py`; evaluation dossier 1.1, 1.3, 1.4. TF1 bilinear resize to 299 px inside the
-network, pool3 (2048), logits without bias (1008), and ADM's sFID features: the first 7 channels of `Mixed_6d.branch1x1`,
-flattened channels LAST, (17, 17, 7) to 2023. The other order gives sFID 299 instead of 6 against ADM's statistics, and
-nothing else shows the mistake. All three come from one pass. Left out: TensorFlow, and every download nobody asked for.
+guided-diffusion `evaluations/evaluator.py`; evaluation dossier 1.1, 1.3, 1.4. TF1 bilinear resize to 299 px inside
+the network, pool3 (2048), logits without bias (1008), and ADM's sFID features: the first 7 channels of
+`Mixed_6d.branch1x1`, flattened channels LAST, (17, 17, 7) to 2023. The other order gives sFID 299 instead of 6
+against ADM's statistics, and nothing else shows the mistake. All three come from one pass. Left out: TensorFlow, and
+every download nobody asked for.
 """
 
 import os
@@ -12,26 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as port
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, outputs_of, sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SHA256_PREFIX = "6726825d"
 VARIABLE = "QDIT_INCEPTION_WEIGHTS"
-SPATIAL_CHANNELS = 7
 
 
 class MissingWeights(UserError):
     """The Inception weights are not on this machine, or the file is not them."""
-
-
-def channels_last(activation: Float[Tensor, "batch 192 17 17"]) -> Float[Tensor, "batch 2023"]:
-    """ADM's spatial features: 7 channels, index (h * 17 + w) * 7 + c."""
-    return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
 
 
 @contextmanager
@@ -45,22 +39,19 @@ def _given_weights(state: dict[str, Tensor]) -> Iterator[None]:
         port.load_state_dict_from_url = original
 
 
-class ADMInception(port.FeatureExtractorInceptionV3):
+class ADMInception(nn.Module):
     """torch-fidelity's Inception with ADM's spatial features added through a hook."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
         with _given_weights(state):
-            super().__init__("qdit-adm-inception", ["2048", "logits_unbiased"])
+            self.network = port.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[b, 3, H, W] uint8 to pooled [b, 2048], spatial [b, 2023], logits without bias [b, 1008]."""
-        seen: dict[str, Tensor] = {}
-        hook = self.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: seen.update(spatial=out))
-        try:
-            pooled, logits = super().forward(x)
-        finally:
-            hook.remove()
-        return {"pooled": pooled, "spatial": channels_last(seen["spatial"]), "logits": logits}
+        with outputs_of(self.network, "Mixed_6d.branch1x1") as seen:
+            pooled, logits = self.network(images)
+        return {"pooled": pooled, "spatial": channels_last(seen["Mixed_6d.branch1x1"]), "logits": logits}
 
 
 class Inception(FeatureExtractor):
@@ -84,7 +75,7 @@ class Inception(FeatureExtractor):
             found = sha256(path)
             if found.startswith(SHA256_PREFIX):
                 return []
-            return [f"MissingWeights: {path} has sha256 {found[:8]}..., Inception-2015 has {SHA256_PREFIX}...; copy it again"]
+            return [f"MissingWeights: {path} has sha256 {found[:8]}, not {SHA256_PREFIX}; copy the file again"]
         if self.allow_download and path == self._hub_file():
             return []
         return [

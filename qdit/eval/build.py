@@ -1,0 +1,240 @@
+"""Make references from images or from ADM's npz, and the real-against-real floor. `qdit-refs` is the command line.
+
+ADM's centre crop (guided-diffusion `image_datasets.py`): halve with a box filter while the short side is at least
+twice the target, resize the short side bicubically, crop the centre. Moments are streamed and merged, so a data set
+never has to fit in memory; of large ones the features of `KEPT` evenly spread images are kept for KID, precision and
+recall.
+"""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from qdit import __version__
+from qdit.errors import UserError
+from qdit.eval.base import Features
+from qdit.eval.extractor import EXTRACTORS, FeatureExtractor
+from qdit.eval.extractor.common import sha256
+from qdit.eval.inception_score import inception_score
+from qdit.eval.kernel import kernel_distance
+from qdit.eval.reference import Reference, check_gaussian
+from qdit.eval.statistics import Moments, frechet_distance
+
+KEPT = 10_000
+BATCH = 64
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def adm_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop to a square of `size` px."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+class Images:
+    """Images of a folder (all depths, sorted by path) or of an npz (`arr_0` or `images`), as uint8 [H, W, 3]."""
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """Find the images; with `size` each gets ADM's centre crop.
+
+        Raises:
+            UserError: there is nothing there, or the npz holds no uint8 RGB images.
+        """
+        self.path, self.size = path, size
+        self.items: np.ndarray | list[Path] = _arrays(path) if path.suffix == ".npz" else _files(path)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One image."""
+        item = self.items[index]
+        if isinstance(item, Path):
+            try:
+                item = np.asarray(self._cropped(Image.open(item)))
+            except OSError as error:
+                raise UserError(f"{item} cannot be read as an image: {error}") from error
+        elif self.size is not None:
+            item = np.asarray(self._cropped(Image.fromarray(item)))
+        return item
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        image = image.convert("RGB")
+        return image if self.size is None else adm_crop(image, self.size)
+
+    def batches(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Chosen images, uint8 [b, 3, H, W].
+
+        Raises:
+            UserError: images of different sizes, without a size to crop them to.
+        """
+        for start in range(0, len(indices), BATCH):
+            images = [self[i] for i in indices[start : start + BATCH]]
+            if len({image.shape for image in images}) > 1:
+                shapes = sorted({image.shape[:2] for image in images})
+                raise UserError(f"{self.path} holds images of different sizes ({shapes[0]}, {shapes[1]}); give --size")
+            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def open_npz(path: Path) -> dict[str, np.ndarray]:
+    """A lazy mapping of the arrays of an npz, without pickle.
+
+    Raises:
+        UserError: the file is missing or not an npz.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an npz file: {error}") from error
+
+
+def _arrays(path: Path) -> np.ndarray:
+    arrays = open_npz(path)
+    found = next((key for key in ("arr_0", "images") if key in arrays), None)
+    if found is None:
+        raise UserError(f"{path} has no images: it holds {', '.join(arrays)}; arr_0 or images is wanted")
+    images = arrays[found]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise UserError(f"{path}: {found} is {images.dtype} {images.shape}; uint8 [n, height, width, 3] is wanted")
+    return images
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    if not files:
+        raise UserError(f"{path} is not an npz and not a folder with images ({', '.join(SUFFIXES)})")
+    return files
+
+
+def extract(images: Images, indices: Sequence[int], extractor: FeatureExtractor) -> Iterator[Features]:
+    """Features of chosen images, batch by batch."""
+    total = -(-len(indices) // BATCH)
+    for batch in tqdm(images.batches(indices), total=total, desc=extractor.name, leave=False):
+        yield extractor(batch)
+
+
+def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
+    """The reference of a set of images.
+
+    Raises:
+        UserError: weights or images cannot be used, or there are fewer than two images.
+    """
+    n = len(images)
+    if n < 2:
+        raise UserError(f"{images.path} holds one image; a covariance needs at least two")
+    kept = torch.zeros(n, dtype=torch.bool)
+    kept[torch.linspace(0, n - 1, min(n, KEPT)).round().long()] = True
+    moments: list[Moments] = []
+    pooled: list[torch.Tensor] = []
+    start = 0
+    for features in extract(images, range(n), extractor):
+        batch = [Moments.of(features[kind]) for kind in ("pooled", "spatial")]
+        moments = [a.merge(b) for a, b in zip(moments, batch, strict=True)] if moments else batch
+        stop = start + len(features["pooled"])
+        pooled.append(features["pooled"][kept[start:stop]])
+        start = stop
+    whole, spatial = moments
+    crop = f"adm {images.size}" if images.size else "none"
+    return Reference(
+        name=name,
+        extractor=extractor.name,
+        mu=whole.mean,
+        sigma=whole.covariance(),
+        mu_s=spatial.mean,
+        sigma_s=spatial.covariance(),
+        pooled=torch.cat(pooled),
+        n=n,
+        provenance=_provenance(images.path, extractor) | {"crop": crop},
+    )
+
+
+def _provenance(source: Path, extractor: FeatureExtractor) -> dict[str, str]:
+    about = {"source": source.name, "qdit": __version__, "extractor_sha256": extractor.weights_sha256}
+    return about | ({"source_sha256": sha256(source)} if source.is_file() else {})
+
+
+def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
+    """ADM's precomputed statistics; features of its images (for precision, recall, KID) where the weights are present.
+
+    Raises:
+        UserError: the file lacks the four arrays, or they are not means and covariances of Inception's sizes.
+    """
+    arrays, keys = open_npz(path), ("mu", "sigma", "mu_s", "sigma_s")
+    if missing := [key for key in keys if key not in arrays]:
+        found = ", ".join(arrays)
+        raise UserError(f"{path} lacks {', '.join(missing)} (it holds {found}); use qdit-refs build for plain images")
+    mu, sigma, mu_s, sigma_s = (torch.from_numpy(arrays[key]).double() for key in keys)
+    check_gaussian(f"{path} (mu, sigma)", EXTRACTORS["inception"].sizes["pooled"], mu, sigma)
+    check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
+    pooled, provenance = None, {"source": path.name, "source_sha256": sha256(path), "qdit": __version__}
+    if "arr_0" in arrays and not extractor.preflight():
+        images = Images(path)
+        pooled = torch.cat([f["pooled"] for f in extract(images, range(len(images)), extractor)])
+        provenance["extractor_sha256"] = extractor.weights_sha256
+    return Reference(
+        name=name,
+        extractor="inception",
+        mu=mu,
+        sigma=sigma,
+        mu_s=mu_s,
+        sigma_s=sigma_s,
+        pooled=pooled,
+        n=None,
+        provenance=provenance,
+    )
+
+
+def floor(
+    images: Images, reference: Reference, extractor: FeatureExtractor, sizes: Sequence[int], draws: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What a perfect model would score at each n: real images drawn with replacement, against the reference.
+
+    Drawing with replacement makes a draw n independent samples of exactly the distribution the reference describes;
+    without, a draw of nearly all of a small data set would score better than any model can.
+
+    Returns:
+        {n: {metric: {"mean", "std"}}} over `draws` draws.
+
+    Raises:
+        UserError: fewer than two draws.
+    """
+    if draws < 2:
+        raise UserError(f"--draws {draws} gives no spread; use at least 2")
+    rng = np.random.default_rng(seed)
+    drawn = {n: rng.integers(len(images), size=(draws, n)) for n in sizes}
+    needed = np.unique(np.concatenate([d.ravel() for d in drawn.values()]))
+    parts = list(extract(images, needed.tolist(), extractor))
+    features = {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
+    report = {}
+    for n, index in drawn.items():
+        rows = torch.from_numpy(np.searchsorted(needed, index))
+        scores = [_scores({kind: x[row] for kind, x in features.items()}, reference) for row in rows]
+        columns = {metric: np.array([score[metric] for score in scores]) for metric in scores[0]}
+        report[str(n)] = {m: {"mean": float(v.mean()), "std": float(v.std(ddof=1))} for m, v in columns.items()}
+    return report
+
+
+def _scores(features: Features, reference: Reference) -> dict[str, float]:
+    """Distribution metrics of a draw, under the names they have in results."""
+    suffix = "" if reference.extractor == "inception" else f"_{reference.extractor}"
+    pooled, spatial = Moments.of(features["pooled"]), Moments.of(features["spatial"])
+    scores = {
+        "fid": frechet_distance(reference.mu, reference.sigma, pooled.mean, pooled.covariance()),
+        "sfid": frechet_distance(reference.mu_s, reference.sigma_s, spatial.mean, spatial.covariance()),
+        "is": inception_score(features["logits"]).full,
+    }
+    if reference.pooled is not None:
+        scores["kid"] = kernel_distance(features["pooled"], reference.pooled, reference.kernel_within).full
+    return {metric + suffix: value for metric, value in scores.items()}

@@ -1,0 +1,189 @@
+"""FID, sFID, Inception score, KID, precision and recall: pure functions of one pass of features, with error bars.
+
+Protocols follow ADM's evaluator (evaluation dossier, 1.1 and 1.3): all samples against the whole reference, unbiased
+covariances, IS in chunks of 5000, k = 3. Each value has a delete-a-group jackknife error, and its difference to full
+precision a paired one. At usual n most of an FID, and nearly all of an sFID, is bias of the estimator: compare equal
+n only, read it beside the real-against-real floor (`qdit-refs floor`), or use `FIDInfinity`, which removes the bias
+of order 1/n.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.eval.base import Features, Metric, Result, Samples
+from qdit.eval.extractor import make_extractor
+from qdit.eval.inception_score import inception_score
+from qdit.eval.kernel import kernel_distance
+from qdit.eval.memo import remember
+from qdit.eval.neighbours import precision_recall
+from qdit.eval.reference import Reference, no_features
+from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife
+
+
+@remember
+def _pooled_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
+    return frechet_jackknife(x, reference.mu, reference.root)
+
+
+@remember
+def _spatial_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
+    return frechet_jackknife(x, reference.mu_s, reference.root_s)
+
+
+@remember
+def _precision_recall(x: Float[Tensor, "n dim"], reference: Reference) -> tuple[Jackknife, Jackknife]:
+    return precision_recall(x, reference.features(), reference.radii)
+
+
+@remember
+def _kernel_distance(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
+    return kernel_distance(x, reference.features(), reference.kernel_within)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionMetric(Metric):
+    """A metric of a set of images; `weights` and `allow_download` only say how its extractor is found."""
+
+    extractor: str  # type: ignore[assignment] - narrower than the base: never None
+    weights: str | None = None
+    allow_download: bool = False
+    needs_reference: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = False  # features of single reference images, not only their moments
+
+    def __post_init__(self) -> None:
+        make_extractor(self.extractor)
+
+    def preflight(self, n: int | None = None, reference: Reference | None = None) -> list[str]:
+        """Missing or wrong weights, too few samples, a reference that lacks what this metric reads."""
+        problems = make_extractor(self.extractor, self.weights, self.allow_download).preflight()
+        if n is not None and n < MIN_SAMPLES:
+            problems.append(
+                f"{n} samples are too few, {MIN_SAMPLES} are the least; raise num_samples or use eval=paired"
+            )
+        if self.needs_images and reference is not None and reference.pooled is None:
+            problems.append(no_features(reference))
+        return problems
+
+    @abstractmethod
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """The estimate, and the estimate without each group of samples."""
+
+    def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None) -> Result:
+        """Value, standard error, and the paired difference unless `samples` is full precision itself.
+
+        Raises:
+            UserError: no reference, features that are not finite, or sets of different sizes.
+        """
+        if self.needs_reference and reference is None:
+            raise UserError(f"{type(self).__name__} needs reference statistics of extractor {self.extractor}")
+        if samples.n != full_precision.n:
+            raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
+        here = self.jackknife(self._features(samples), reference)
+        result = {"value": here.full, "stderr": here.stderr, "n": samples.n, "higher_is_better": self.higher_is_better}
+        if samples is full_precision:
+            return Result(**result)
+        change = here.minus(self.jackknife(self._features(full_precision), reference))
+        return Result(**result, delta=change.full, delta_stderr=change.stderr)
+
+    def _features(self, samples: Samples) -> Features:
+        """Features of all samples, refused where one is missing or not finite."""
+        features = samples.features(self.extractor)
+        for kind, x in features.items():
+            if len(x) != samples.n:
+                raise UserError(f"{len(x)} {kind} features of {self.extractor} for {samples.n} samples; sample again")
+            if not x.isfinite().all():
+                worst = int((~x.isfinite().all(1)).nonzero()[0])
+                raise UserError(f"{kind} features of sample {worst} are not finite: the features are damaged")
+        return features
+
+
+@dataclass(frozen=True, kw_only=True)
+class FID(DistributionMetric):
+    """Fréchet distance of pooled features (Heusel et al., arXiv 1706.08500)."""
+
+    higher_is_better = False
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """Fréchet distance to the reference's pooled statistics."""
+        assert reference is not None
+        return _pooled_frechet(features["pooled"], reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FIDInfinity(DistributionMetric):
+    """FID less its bias of order 1/n, by the grouped jackknife (compare Chong & Forsyth, arXiv 1911.07023)."""
+
+    higher_is_better = False
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """The same left-out distances as FID, with the corrected estimate."""
+        assert reference is not None
+        return _pooled_frechet(features["pooled"], reference).bias_corrected()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFID(DistributionMetric):
+    """Fréchet distance of spatial features (Nash et al., arXiv 2103.03841), channels last as in ADM's evaluator."""
+
+    higher_is_better = False
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """Fréchet distance to the reference's spatial statistics."""
+        assert reference is not None
+        return _spatial_frechet(features["spatial"], reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionScore(DistributionMetric):
+    """exp of the mean KL of class probabilities to their mean, in ADM's chunks; needs no reference."""
+
+    higher_is_better = True
+    needs_reference = False
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """The score of the extractor's logits."""
+        return inception_score(features["logits"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class KID(DistributionMetric):
+    """Unbiased kernel distance of pooled features, not multiplied by 1000 and never clipped: it may be negative."""
+
+    higher_is_better = False
+    needs_images = True
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """Kernel distance to the reference's images."""
+        assert reference is not None
+        return _kernel_distance(features["pooled"], reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(DistributionMetric):
+    """Share of samples inside the reference's manifold, k = 3."""
+
+    higher_is_better = True
+    needs_images = True
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """Precision against the reference's images."""
+        assert reference is not None
+        return _precision_recall(features["pooled"], reference)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(DistributionMetric):
+    """Share of the reference's images inside the samples' manifold, k = 3: the first to fall when diversity goes."""
+
+    higher_is_better = True
+    needs_images = True
+
+    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+        """Recall of the reference's images."""
+        assert reference is not None
+        return _precision_recall(features["pooled"], reference)[1]

@@ -1,0 +1,152 @@
+"""Fidelity to full precision, sample by sample, on the same noise and labels: the main instrument at small n.
+
+Per sample, then mean and standard error over samples (evaluation dossier, 2.4); the mean of decibels is not the
+decibel of the pooled error. Not applicable to full precision itself. Left out: LPIPS, whose backbone is in no
+package.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.eval.base import Metric, Result, Samples
+from qdit.eval.reference import Reference
+
+CAP_DB = 120.0  # identical samples would be infinite
+WINDOW, SIGMA = 11, 1.5
+
+
+def sqnr(reference: Float[Tensor, "n *shape"], test: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    """10 log10(Σ r² / Σ (r - q)²) of each sample in dB, within ±120."""
+    r, q = reference.double().flatten(1), test.double().flatten(1)
+    ratio = r.square().sum(1) / (r - q).square().sum(1)
+    return torch.nan_to_num(10 * ratio.log10(), nan=CAP_DB).clamp(-CAP_DB, CAP_DB)
+
+
+def psnr(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """-10 log10 of the mean squared error of each image on a scale of 0..1, at most 120 dB."""
+    error = (reference.double() - test.double()).div(255).square().flatten(1).mean(1)
+    return (-10 * error.log10()).clamp(max=CAP_DB)
+
+
+def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity (Wang et al. 2004) of each image: Gaussian 11 / 1.5, inside the border, mean over channels.
+
+    Raises:
+        UserError: the images are smaller than the window.
+    """
+    if min(reference.shape[2:]) < WINDOW:
+        raise UserError(f"SSIM needs images of at least {WINDOW} px, these are {tuple(reference.shape[2:])}")
+    x, y = reference.double() / 255, test.double() / 255
+    moments = _blur(torch.stack([x, y, x * x, y * y, x * y]))
+    mean_x, mean_y, xx, yy, xy = moments
+    var_x, var_y, cov = xx - mean_x.square(), yy - mean_y.square(), xy - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2  # (K1 L)², (K2 L)² with L = 1
+    score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return score.flatten(1).mean(1)
+
+
+def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:
+    """Separable Gaussian, only where the window lies inside."""
+    offset = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
+    window = torch.softmax(-offset.square() / (2 * SIGMA**2), 0)
+    flat = x.reshape(-1, 1, *x.shape[-2:])
+    flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    return flat.view(*x.shape[:-2], *flat.shape[-2:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedMetric(Metric):
+    """Mean over samples of a comparison of sample i with sample i of full precision."""
+
+    paired = True
+
+    @abstractmethod
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """One value for each sample."""
+
+    def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None = None) -> Result:
+        """Mean and standard error over samples.
+
+        Raises:
+            UserError: the sets differ in size or shape, or a value is not finite.
+        """
+        if samples.n != full_precision.n:
+            raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
+        values = self.each(samples, full_precision)
+        n = len(values)
+        if n != samples.n:
+            raise UserError(f"{n} values for {samples.n} samples; the stored samples are incomplete")
+        stderr = float(values.std() / n**0.5) if n > 1 else None
+        return Result(value=float(values.mean()), stderr=stderr, n=n, higher_is_better=self.higher_is_better)
+
+
+def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]:
+    """Latents of full precision and of the samples, both finite and of one shape."""
+    r, q = full_precision.latents(), samples.latents()
+    if r.shape != q.shape:
+        raise UserError(f"latents of shape {tuple(q.shape)} cannot be paired with {tuple(r.shape)} of full precision")
+    for what, x in (("full-precision", r), ("quantized", q)):
+        if not x.isfinite().all():
+            bad = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise UserError(f"the {what} latent of sample {bad} is not finite: the model diverged")
+    return r, q
+
+
+def _images(samples: Samples, full_precision: Samples) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of images of full precision and of the samples, index by index."""
+    for r, q in zip(full_precision.images(), samples.images(), strict=True):
+        if r.shape != q.shape:
+            raise UserError(f"images {tuple(q.shape)} cannot be paired with {tuple(r.shape)} of full precision")
+        yield r, q
+
+
+@dataclass(frozen=True, kw_only=True)
+class SQNR(PairedMetric):
+    """Signal to quantization noise of the final latent, dB."""
+
+    higher_is_better = True
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """`sqnr` of the latents."""
+        return sqnr(*_latents(samples, full_precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMSE(PairedMetric):
+    """Mean squared error of the final latent."""
+
+    higher_is_better = False
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """Mean over each latent."""
+        r, q = _latents(samples, full_precision)
+        return (r.double() - q.double()).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSNR(PairedMetric):
+    """Peak signal to noise of the decoded uint8 image, dB."""
+
+    higher_is_better = True
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """`psnr` of the images."""
+        return torch.cat([psnr(r, q) for r, q in _images(samples, full_precision)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSIM(PairedMetric):
+    """Structural similarity of the decoded uint8 image."""
+
+    higher_is_better = True
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """`ssim` of the images."""
+        return torch.cat([ssim(r, q) for r, q in _images(samples, full_precision)])

@@ -1,0 +1,79 @@
+"""Everything an evaluation needs, checked and gathered before the first sample is drawn.
+
+A missing weight file found after a night of sampling is the classical failure (evaluation dossier, 6.2); here every
+problem of every metric comes in one message, first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdit.errors import UserError, from_problems
+from qdit.eval.base import Metric
+from qdit.eval.distribution import DistributionMetric
+from qdit.eval.extractor import FeatureExtractor, make_extractor
+from qdit.eval.reference import Reference, find
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Extractors (not loaded) and references by extractor name."""
+
+    extractors: dict[str, FeatureExtractor]
+    references: dict[str, Reference]
+
+    def reference_of(self, metric: Metric) -> Reference | None:
+        """What to pass to `metric.compute`."""
+        return self.references.get(metric.extractor) if metric.extractor else None
+
+
+def prepare(
+    metrics: Mapping[str, Metric],
+    *,
+    n: int,
+    dataset: str,
+    cache_dir: Path,
+    explicit: Mapping[str, Path] | None = None,
+) -> Prepared:
+    """Find weights and references for these metrics.
+
+    Args:
+        metrics: by the name they have in the result.
+        n: number of samples that will be drawn.
+        dataset: name of the data set whose reference is wanted.
+        cache_dir: where `qdit-refs` keeps references.
+        explicit: reference files by extractor name, before any other place.
+
+    Raises:
+        UserError: with every problem of every metric, each named once with the metrics that share it.
+    """
+    problems: dict[str, list[str]] = {}
+    prepared = Prepared({}, {})
+    for name, metric in metrics.items():
+        found = _gather(metric, prepared, dataset, cache_dir, (explicit or {}).get(metric.extractor or ""))
+        found += metric.preflight(n, prepared.reference_of(metric))
+        for problem in dict.fromkeys(found):
+            problems.setdefault(problem, []).append(name)
+    if problems:
+        lines = [f"eval.{', '.join(names)}: {problem}" for problem, names in problems.items()]
+        raise from_problems(lines, "the evaluation")
+    return prepared
+
+
+def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path, explicit: Path | None) -> list[str]:
+    """Add the metric's extractor and reference to `prepared`; sentences where the reference cannot be used."""
+    if not isinstance(metric, DistributionMetric):
+        return []
+    extractor = make_extractor(metric.extractor, metric.weights, metric.allow_download)
+    prepared.extractors.setdefault(metric.extractor, extractor)
+    if not metric.needs_reference or metric.extractor in prepared.references:
+        return []
+    try:
+        reference = find(dataset, metric.extractor, cache_dir, explicit)
+    except UserError as error:
+        return list(error.problems)
+    prepared.references[metric.extractor] = reference
+    made_with = reference.provenance.get("extractor_sha256")
+    if made_with is None or extractor.preflight() or made_with == extractor.weights_sha256:
+        return []
+    return [f"reference {reference.name} was made with other {extractor.name} weights; make it again with qdit-refs"]
