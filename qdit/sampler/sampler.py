@@ -47,6 +47,19 @@ class Sampler(ABC):
     """Share of the ancestral noise: 0 deterministic, 1 as much as DDPM."""
     spacing: Spacing
 
+    def __post_init__(self) -> None:
+        """Refuse what is not a number.
+
+        Raises:
+            UserError: naming the keys.
+        """
+        whole = {"steps": self.steps, "guided_channels": 1 if self.guided_channels is None else self.guided_channels}
+        problems = [f"sampler.{k}={v}; a whole number is needed" for k, v in whole.items() if type(v) is not int]
+        real = {"guidance": self.guidance, "eta": self.eta}
+        problems += [f"sampler.{k}={v}; a number is needed" for k, v in real.items() if type(v) not in (int, float)]
+        if problems:
+            raise from_problems(problems, f"sampler {self.name}")
+
     @abstractmethod
     def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
         """Build a fresh scheduler, its own timesteps, and the timesteps the model is told; both in sampling order."""

@@ -1,4 +1,4 @@
-"""The original DiT's sampling, written naively from the papers' formulas in float64: the samplers are tested against it."""
+"""The original DiT's sampling, written naively from the papers' formulas in float64, to test against."""
 
 import numpy as np
 import torch

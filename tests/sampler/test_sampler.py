@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qdit.errors import UserError
+from qdit.model.dit import DiT
 from qdit.sampler.clock import Clock
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
@@ -137,6 +138,18 @@ def test_image_does_not_depend_on_its_batch(kind, eta, tiny_model):
     assert torch.allclose(together[[2, 0]], turned, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "eta"), [(DDIM, 0.0), (DDPM, 1.0), (DPMSolver, 1.0)])
+def test_gpu_gets_the_noise_of_the_cpu(kind, eta, tiny_model, tiny_pipeline):
+    on_gpu = DiT(name="tiny", path=str(tiny_pipeline)).load("cuda", torch.float32)
+    sampler = make(kind, eta=eta)
+    found = sampler.sample(on_gpu, [0, 1, 2], LABELS, seed=0)
+    expected = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0)
+    assert found.device.type == "cuda"
+    assert torch.allclose(found.cpu(), expected, atol=1e-2, rtol=1e-2)
+    assert on_gpu.decode(found).shape == (3, 3, 16, 16)
+
+
 def test_no_guidance_is_one_conditional_pass(tiny_model):
     x, seen = start(tiny_model, range(3)), []
     call = tiny_model.denoise
@@ -195,6 +208,11 @@ def test_wrong_options_are_named(kind, changes, word, tiny_model):
 
 def test_all_problems_come_at_once(tiny_model):
     assert len(make(DDIM, steps=0, guidance=-1.0, guided_channels=9, eta=3.0).check(tiny_model)) == 4
+
+
+def test_what_is_not_a_number_is_named():
+    with pytest.raises(UserError, match=r"sampler.steps=many; .*\n.*sampler.eta=None"):
+        make(DDIM, steps="many", eta=None)
 
 
 def test_protocol_is_readable():
