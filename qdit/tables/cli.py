@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdit.errors import UserError
+from qdit.store import atomic_write
 from qdit.tables.build import build_table
 from qdit.tables.expect import differences
 from qdit.tables.records import load_results
@@ -54,9 +55,6 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         print(text, end="")
         return
-    from qdit.store import atomic_write  # here, because it imports torch, and a table on the screen needs none
-
-    out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, text)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from qdit.errors import UserError
+from qdit.store import SCHEMA
 
-SCHEMA = 1
 METRIC_FIELDS = {"value": "", "stderr": "_stderr", "n": "_n", "delta": "_delta", "delta_stderr": "_delta_stderr"}
 COSTS = {  # column of the frame: (field of the record's cost, unit of the column)
     "weight_bits": ("weight_bits_model", 1.0),

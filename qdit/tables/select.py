@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from qdit.errors import UserError
+from qdit.store import RECIPE_KEYS
 
 Row = dict[str, Any]
 FULL_PRECISION = "fp"
-_NOT_SCIENCE = ("eval.", "logger.", "hydra.")  # config groups on which the quantized model does not depend
 _BASELINE = "rtn"  # round to nearest comes before the methods that are measured against it
 
 
@@ -122,7 +122,7 @@ def refuse_mixture(rows: Sequence[Row]) -> None:
 
 
 def splitting_keys(rows: Iterable[Row], keys: Sequence[str], seeds: str) -> list[str]:
-    """Return the config keys that tell apart runs which `keys` alone would average as if they were seeds.
+    """Return the keys of the recipe that tell apart runs which `keys` alone would average as if they were seeds.
 
     Names of options come first, then classes, then values; a key that an earlier one implies is left out. With seeds
     "mean" keys that end in `seed` never split.
@@ -132,7 +132,7 @@ def splitting_keys(rows: Iterable[Row], keys: Sequence[str], seeds: str) -> list
         if row["quantizer"] != FULL_PRECISION:
             cells[tuple(shown(row.get(key)) for key in keys)].append(row)
     candidates = sorted(
-        {key for cell in cells.values() for row in cell for key in row if _is_science(key, seeds)},
+        {key for cell in cells.values() for row in cell for key in row if _is_recipe(key, seeds)},
         key=lambda key: (not key.endswith(".name"), not key.endswith("._target_"), key),
     )
     chosen: list[str] = []
@@ -181,8 +181,8 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _is_science(key: str, seeds: str) -> bool:
-    return "." in key and not key.startswith(_NOT_SCIENCE) and not (seeds == "mean" and key.endswith("seed"))
+def _is_recipe(key: str, seeds: str) -> bool:
+    return key.split(".")[0] in RECIPE_KEYS and not (seeds == "mean" and key.endswith("seed"))
 
 
 def _split(group: list[Row], key: str) -> list[list[Row]]:
