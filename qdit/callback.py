@@ -36,7 +36,7 @@ class TableCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; leave with code 1 or 2 if a run that this sweep made has failed."""
-        _print_table(Path(config.runs_dir), config.study)
+        print_table(Path(config.runs_dir), config.study)
         after = _records(Path(config.runs_dir) / config.study)
         made = [path for path, time in after.items() if self.before.get(path) != time]
         kinds = {kind for path in made if (kind := _failure(path)) is not None}
@@ -58,7 +58,8 @@ def _failure(path: Path) -> str | None:
         return "bug"  # a record of this sweep that cannot be read is a failure of ours
 
 
-def _print_table(runs_dir: Path, study: str) -> None:
+def print_table(runs_dir: Path, study: str) -> None:
+    """Print a study's table as Markdown; runs of several protocols stand apart in it."""
     from qdit.tables import build_table, load_results, render
 
     try:

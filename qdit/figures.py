@@ -182,7 +182,8 @@ def _by_role(layers: Sequence[Mapping[str, Any]], role: str, depth: int) -> tupl
 
 
 def _look(number: int) -> tuple[str, str]:
-    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    turn = number // len(COLOURS)  # a colour that comes again takes another marker
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + turn) % len(MARKERS)]
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,8 +1,8 @@
 """The floor under a distribution metric: what real images score against the reference, at the same number of samples.
 
 At a few hundred or thousand samples most of an FID is the estimator's bias; a model cannot be expected below the floor.
-The file `qdit/assets/<dataset>/floor-<extractor>.json` is written by the script that made the reference statistics:
-`{"N": {"1024": {"fid": {"mean": 55.1, "sd": 0.6}, ...}}}`.
+The file `qdit/assets/<dataset>/floor-<extractor>.json` is made with the reference statistics:
+`{"floor": {"1024": {"fid_lite0": {"mean": 59.6, "std": 2.0}, …}}}`.
 """
 
 import json
@@ -20,5 +20,5 @@ def floor(dataset: str | None, metric: str, n: float | None) -> tuple[float, flo
     path = ASSETS / str(dataset) / f"floor-{extractor}.json"
     if n is None or not extractor or not path.is_file():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))["N"].get(str(int(n)), {}).get(stem(metric))
-    return None if values is None else (values["mean"], values.get("sd"))
+    values = json.loads(path.read_text(encoding="utf-8"))["floor"].get(str(int(n)), {}).get(metric)
+    return None if values is None else (values["mean"], values.get("std"))

@@ -1,0 +1,179 @@
+"""Where a run is reported besides its own folder: nowhere, or Weights & Biases, online or offline.
+
+A logger is a config object; `open` starts one tracker for one run. Nothing else in qdit imports wandb, and this module
+only when a tracker is opened. The record of a run is its result.json: what is sent here is a copy, so a missing key or
+network never fails a run, it becomes an offline one. Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from qdit.config import flatten
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger("qdit")
+_PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
+_PICTURES = {"samples": "samples.png", "charts/layers": "layers.png", "charts/timesteps": "timesteps.png"}
+_ARTIFACTS = {"policy": "policy.yaml", "result": "result.json"}
+
+
+class Tracker(Protocol):
+    """What a run reports to."""
+
+    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+        """Report values of one step of a stage (`calibrate`, `search`, `sample`)."""
+        ...
+
+    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        """Report the finished record, and the pictures and files of the run directory."""
+        ...
+
+
+class Logger(Protocol):
+    """A config object that opens a tracker."""
+
+    def open(
+        self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path
+    ) -> AbstractContextManager[Tracker]:
+        """Report one run, given its resolved config, until the block ends."""
+        ...
+
+
+class NoTracker:
+    """Reports nothing."""
+
+    @contextmanager
+    def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["NoTracker"]:
+        """Yield itself."""
+        yield self
+
+    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+        """Drop the values."""
+
+    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        """Drop the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbTracker:
+    """Reports to a Weights & Biases project; the same config resumes the same W&B run.
+
+    Args:
+        project: the project's name.
+        entity: user or team; None for the account's default.
+        mode: "online" becomes "offline" where there is no key or no network; the variable WANDB_MODE overrules it.
+        init_timeout: seconds to wait for the server before the run goes offline.
+    """
+
+    project: str = "qdit"
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    init_timeout: int = 20
+
+    @contextmanager
+    def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["WandbRun"]:
+        """Start the W&B run `<study>-<run_id>` in the group of its study; leaving the block finishes it."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        options = {
+            **{"project": self.project, "entity": self.entity, "group": study, "job_type": "ptq", "name": name},
+            **{"id": f"{study}-{run_id}", "dir": str(run_dir)},
+            "config": {key: value for key, value in config.items() if key not in _PRIVATE},
+        }
+        with self._start(options, run_dir) as run:
+            yield WandbRun(run)
+
+    def _start(self, options: dict[str, Any], run_dir: Path) -> "wandb.Run":
+        import wandb
+        from wandb.errors import Error
+
+        mode, reason = os.environ.get("WANDB_MODE", self.mode), "offline mode was chosen"
+        if mode == "online" and not has_credentials():
+            mode, reason = "offline", "no WANDB_API_KEY and no entry in netrc (`wandb login` makes one)"
+        if mode == "online":
+            try:
+                settings = wandb.Settings(quiet=True, console="off", init_timeout=self.init_timeout)
+                return wandb.init(**options, mode="online", resume="allow", settings=settings)
+            except Error as error:
+                mode, reason = "offline", (str(error) or type(error).__name__).splitlines()[0]
+        if mode == "offline":
+            log.info("wandb: offline (%s); upload later with: wandb sync %s/wandb/offline-run-*", reason, run_dir)
+        settings = wandb.Settings(silent=True, console="off")
+        return wandb.init(**options, mode="disabled" if mode == "disabled" else "offline", settings=settings)
+
+
+class WandbRun:
+    """The tracker of one open W&B run."""
+
+    def __init__(self, run: "wandb.Run") -> None:
+        self.run = run
+        self.stages: set[str] = set()
+
+    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+        """Log `stage/<name>` curves over `stage/step`, each stage with its own axis."""
+        if stage not in self.stages:
+            self.stages.add(stage)
+            self.run.define_metric(f"{stage}/step", hidden=True)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in values.items()}})
+
+    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        """Put metrics and cost into the summary; log the layers' table, pictures, curves; save policy and result."""
+        import wandb
+
+        self.run.summary.update(summary(record))
+        media: dict[str, Any] = {
+            name: wandb.Image(str(run_dir / file)) for name, file in _PICTURES.items() if (run_dir / file).is_file()
+        }
+        layers = record.get("layers") or []
+        if layers:
+            columns = list(layers[0])
+            media["layers"] = wandb.Table(columns=columns, data=[[layer[key] for key in columns] for layer in layers])
+        for name, curve in (record.get("curves") or {}).items():
+            axes = [curve.get("xlabel", "x"), curve.get("ylabel", "y")]
+            points = wandb.Table(columns=axes, data=[list(point) for point in zip(curve["x"], curve["y"], strict=True)])
+            media[f"curves/{name}"] = wandb.plot.line(points, *axes, title=name)
+        if media:
+            self.run.log(media)
+        for kind, file in _ARTIFACTS.items():
+            if (run_dir / file).is_file():
+                artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+                artifact.add_file(str(run_dir / file))
+                self.run.log_artifact(artifact)
+
+
+def summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands in W&B's runs table: `<metric>`, `<metric>_stderr`, `<metric>_delta` …, `cost/…`, protocol.
+
+    What is missing in the record is left out.
+    """
+    found = {key: record.get(key) for key in ("status", "error", "protocol", "protocol_id", "seed")}
+    for name, metric in (record.get("metrics") or {}).items():
+        fields = ("stderr", "n", "delta", "delta_stderr")
+        found |= {name: metric.get("value"), **{f"{name}_{field}": metric.get(field) for field in fields}}
+    found |= {f"cost/{key}": value for key, value in flatten(dict(record.get("cost") or {})).items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def has_credentials() -> bool:
+    """Say whether wandb could log in without asking: a key in the environment, or netrc has its server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for file in (Path(name).expanduser() for name in files if name):
+        try:
+            hosts = netrc.netrc(str(file)).hosts
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if server in hosts or any("wandb" in host for host in hosts):
+            return True
+    return False

@@ -1,0 +1,176 @@
+"""Trackers: an offline W&B run is really made, and its file is read back record by record."""
+
+import json
+import logging
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+from omegaconf import OmegaConf
+
+from qdit import tracking
+from qdit.config import build, type_problems
+
+matplotlib.use("Agg")
+CONF = Path(__file__).parents[1] / "conf" / "logger"
+CONFIG = {"study": "s", "bits": {"name": "w4a8", "weight": 4}, "runs_dir": "/secret", "logger": {"mode": "offline"}}
+RECORD = {
+    "status": "done",
+    "protocol": "emoji_dit|emoji|N=16|seed=0",
+    "protocol_id": "12345678",
+    "metrics": {
+        "sqnr": {"value": 21.5, "stderr": 0.4, "n": 16, "higher_is_better": True, "delta": None, "delta_stderr": None},
+        "fid_lite0": {"value": 66.0, "stderr": 1.0, "n": 16, "delta": 6.0, "delta_stderr": 0.5},
+    },
+    "curves": {"sqnr_per_timestep": {"x": [999, 949], "y": [30.0, 29.0], "xlabel": "timestep", "ylabel": "SQNR (dB)"}},
+    "layers": [{"site": "blocks.0.to_q", "role": "qkv", "block": 0, "weight_bits": 4, "sqnr": 25.5}],
+    "cost": {"weight_bits_model": 5.1, "seconds": {"sample": 30.0}, "samples_per_second": None},
+}
+
+
+def logger(option: str):
+    return build(OmegaConf.load(CONF / f"{option}.yaml"))
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path):
+    """No key, no home: what a fresh machine has. Nothing is written outside tmp_path."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+
+
+def run_directory(path: Path) -> Path:
+    from PIL import Image
+
+    path.mkdir(parents=True)
+    (path / "policy.yaml").write_text("blocks.0.to_q: {weight: 4}\n")
+    (path / "result.json").write_text(json.dumps(RECORD))
+    for name in ("samples.png", "layers.png"):
+        Image.new("RGB", (8, 8), "red").save(path / name)
+    return path
+
+
+def wandb_records(file: Path) -> list:
+    """Read W&B's transaction log: LevelDB's record format behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, parts, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # full, last
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            found.append(record)
+            parts = b""
+    return found
+
+
+def key(item) -> str:
+    return item.key or "/".join(item.nested_key)
+
+
+def test_options_name_real_arguments():
+    for file in CONF.glob("*.yaml"):
+        assert type_problems(dict(OmegaConf.load(file)), "logger") == []
+
+
+def test_no_tracker_reports_nothing(tmp_path):
+    with logger("none").open({}, "s", "rtn-w4a8", "1a2b3c4d", tmp_path) as tracker:
+        tracker.log({"loss": 1.0}, 0, "calibrate")
+        tracker.finish(RECORD, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_module_does_not_import_wandb():
+    code = "import sys, qdit.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_account, caplog):
+    run_dir = run_directory(tmp_path / "runs" / "s" / "rtn-w4a8-1a2b3c4d")
+    with (
+        caplog.at_level(logging.INFO, "qdit"),
+        logger("wandb_offline").open(CONFIG, "s", "rtn-w4a8", "1a2b3c4d", run_dir) as tracker,
+    ):
+        for step, loss in enumerate((3.0, 2.0)):
+            tracker.log({"loss": loss}, step, "calibrate")
+        tracker.finish(RECORD, run_dir)
+    assert "wandb sync" in caplog.text
+    [file] = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
+    records = wandb_records(file)
+
+    [run] = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.run_id, run.run_group, run.job_type, run.display_name) == ("s-1a2b3c4d", "s", "ptq", "rtn-w4a8")
+    config = {key(item): json.loads(item.value_json) for item in run.config.update}
+    assert config["bits"] == {"name": "w4a8", "weight": 4}
+    assert not {"runs_dir", "logger"} & config.keys()
+
+    summary = {key(i): json.loads(i.value_json) for record in records for i in record.summary.update}
+    assert summary["sqnr"] == 21.5
+    assert summary["fid_lite0_delta"] == 6.0
+    assert summary["cost/seconds.sample"] == 30.0
+    assert "sqnr_delta" not in summary  # missing is missing
+
+    history = [{key(i): json.loads(i.value_json) for i in record.history.item} for record in records]
+    assert [h["calibrate/loss"] for h in history if "calibrate/loss" in h] == [3.0, 2.0]
+    [media] = [h for h in history if "samples/_type" in h]
+    kinds = {name: media[f"{name}/_type"] for name in ("samples", "charts/layers", "layers")}
+    assert kinds == {"samples": "image-file", "charts/layers": "image-file", "layers": "table-file"}
+    table = json.loads(next((file.parent / "files").rglob("layers_*.table.json")).read_text())
+    assert table["data"] == [["blocks.0.to_q", "qkv", 0, 4, 25.5]]
+    defined = {record.metric.glob_name or record.metric.name for record in records}
+    assert {"calibrate/*", "calibrate/step"} <= defined
+    assert {"policy", "result"} <= {record.artifact.type for record in records}
+
+
+def test_online_without_a_key_becomes_offline(tmp_path, no_account, caplog):
+    with (
+        caplog.at_level(logging.INFO, "qdit"),
+        logger("wandb").open(CONFIG, "s", "rtn-w4a8", "1a2b3c4d", tmp_path / "run") as tracker,
+    ):
+        assert tracker.run.settings.mode == "offline"
+    assert "no WANDB_API_KEY" in caplog.text
+    assert f"wandb sync {tmp_path / 'run'}/wandb/offline-run-*" in caplog.text
+
+
+def test_online_without_a_network_becomes_offline(tmp_path, no_account, monkeypatch, caplog):
+    import wandb
+    from wandb.errors import CommError
+
+    tried, real = [], wandb.init
+
+    def init(**options):
+        tried.append((options["mode"], options.get("resume")))
+        if options["mode"] == "online":
+            raise CommError("Timed out while retrying\nmore")
+        return real(**options)
+
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(wandb, "init", init)
+    with (
+        caplog.at_level(logging.INFO, "qdit"),
+        tracking.WandbTracker().open(CONFIG, "s", "n", "1a2b3c4d", tmp_path),
+    ):
+        pass
+    assert tried == [("online", "allow"), ("offline", None)]
+    assert "offline (Timed out while retrying)" in caplog.text
+
+
+def test_credentials_are_found_in_netrc(tmp_path, no_account, monkeypatch):
+    assert not tracking.has_credentials()
+    file = tmp_path / "netrc"
+    file.write_text("machine api.wandb.ai login user password secret\n")
+    monkeypatch.setenv("NETRC", str(file))
+    assert tracking.has_credentials()
