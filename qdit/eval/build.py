@@ -7,11 +7,14 @@ recall.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from PIL import Image
 from tqdm import tqdm
 
@@ -86,26 +89,30 @@ class Images:
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def open_npz(path: Path) -> dict[str, np.ndarray]:
-    """A lazy mapping of the arrays of an npz, without pickle.
+@contextmanager
+def open_npz(path: Path) -> Iterator[NpzFile]:
+    """The arrays of an npz, read one by one as they are asked for, without pickle.
 
     Raises:
-        UserError: the file is missing or not an npz.
+        UserError: the file is missing, not an npz, damaged, or holds objects.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as arrays:
+            if not isinstance(arrays, NpzFile):
+                raise ValueError("it is a single array")
+            yield arrays
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an npz file: {error}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as npz: {error}") from error
 
 
 def _arrays(path: Path) -> np.ndarray:
-    arrays = open_npz(path)
-    found = next((key for key in ("arr_0", "images") if key in arrays), None)
-    if found is None:
-        raise UserError(f"{path} has no images: it holds {', '.join(arrays)}; arr_0 or images is wanted")
-    images = arrays[found]
+    with open_npz(path) as arrays:
+        found = next((key for key in ("arr_0", "images") if key in arrays), None)
+        if found is None:
+            raise UserError(f"{path} has no images: it holds {', '.join(arrays)}; arr_0 or images is wanted")
+        images = arrays[found]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise UserError(f"{path}: {found} is {images.dtype} {images.shape}; uint8 [n, height, width, 3] is wanted")
     return images
@@ -171,15 +178,16 @@ def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
     Raises:
         UserError: the file lacks the four arrays, or they are not means and covariances of Inception's sizes.
     """
-    arrays, keys = open_npz(path), ("mu", "sigma", "mu_s", "sigma_s")
-    if missing := [key for key in keys if key not in arrays]:
-        found = ", ".join(arrays)
-        raise UserError(f"{path} lacks {', '.join(missing)} (it holds {found}); use qdit-refs build for plain images")
-    mu, sigma, mu_s, sigma_s = (torch.from_numpy(arrays[key]).double() for key in keys)
+    keys = ("mu", "sigma", "mu_s", "sigma_s")
+    with open_npz(path) as arrays:
+        found, missing = ", ".join(arrays), [key for key in keys if key not in arrays]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)} (it holds {found}); use qdit-refs build for images")
+        mu, sigma, mu_s, sigma_s = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in keys)
     check_gaussian(f"{path} (mu, sigma)", EXTRACTORS["inception"].sizes["pooled"], mu, sigma)
     check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
     pooled, provenance = None, {"source": path.name, "source_sha256": sha256(path), "qdit": __version__}
-    if "arr_0" in arrays and not extractor.preflight():
+    if "arr_0" in found.split(", ") and not extractor.preflight():
         images = Images(path)
         pooled = torch.cat([f["pooled"] for f in extract(images, range(len(images)), extractor)])
         provenance["extractor_sha256"] = extractor.weights_sha256

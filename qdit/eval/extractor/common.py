@@ -68,6 +68,12 @@ def sha256(path: Path) -> str:
     return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
+def other_file(path: Path, prefix: str) -> list[str]:
+    """One sentence if the digest of a weight file does not begin as the right file's does."""
+    found = sha256(path)
+    return [] if found.startswith(prefix) else [f"{path} has sha256 {found[:8]}, not {prefix}; copy the file again"]
+
+
 class FeatureExtractor(ABC):
     """A network with `pooled`, `spatial` and `logits` outputs; subclasses find the weights and build the network."""
 

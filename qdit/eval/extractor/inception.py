@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as port
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, outputs_of, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SHA256_PREFIX = "6726825d"
@@ -72,10 +72,7 @@ class Inception(FeatureExtractor):
         """One message if the file is missing (and may not be downloaded) or its sha256 is another."""
         path = self._file()
         if path.is_file():
-            found = sha256(path)
-            if found.startswith(SHA256_PREFIX):
-                return []
-            return [f"MissingWeights: {path} has sha256 {found[:8]}, not {SHA256_PREFIX}; copy the file again"]
+            return [f"MissingWeights: {problem}" for problem in other_file(path, SHA256_PREFIX)]
         if self.allow_download and path == self._hub_file():
             return []
         return [

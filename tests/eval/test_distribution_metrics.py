@@ -1,0 +1,131 @@
+"""Distribution metrics as a run uses them: preflight, values, paired differences, what they refuse."""
+
+import pytest
+import torch
+
+from qdit.errors import UserError
+from qdit.eval import distribution
+from qdit.eval.distribution import FID, KID, SFID, FIDInfinity, InceptionScore, Precision, Recall
+from qdit.eval.paired import SQNR
+from qdit.eval.preflight import prepare
+from qdit.eval.reference import find
+
+ALL = [FID, FIDInfinity, SFID, InceptionScore, KID, Precision, Recall]
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_full_precision_and_a_paired_difference(metric, held, features, reference):
+    real = reference(features(300, 0))
+    base = features(100, 1)
+    noise = features(100, 2)
+    full = held(base)
+    near = held({kind: x + 0.02 * noise[kind] for kind, x in base.items()})
+    ours = metric(extractor="lite0")
+    alone = ours.compute(full, full, real)
+    assert (alone.n, alone.delta, alone.delta_stderr) == (100, None, None)
+    assert alone.stderr > 0
+    there = ours.compute(near, full, real)
+    assert there.delta == pytest.approx(there.value - alone.value)
+    if metric not in (Precision, Recall):  # these move in steps of 1/n
+        assert 0 < there.delta_stderr < 0.5 * there.stderr
+
+
+def test_each_metric_reads_its_own_features(held, features, reference):
+    real = reference(features(300, 0))
+    base, moved = features(100, 1), features(100, 1, shift=2.0)
+    values = {m: m(extractor="lite0").compute(held(base), held(base), real).value for m in ALL}
+    for kind, readers in {
+        "pooled": {FID, FIDInfinity, KID, Precision, Recall},
+        "spatial": {SFID},
+        "logits": set(),  # the softmax does not see a shift
+    }.items():
+        changed = held(base | {kind: moved[kind]})
+        new = {m: m(extractor="lite0").compute(changed, changed, real).value for m in ALL}
+        assert {m for m in ALL if abs(new[m] - values[m]) > 1e-6} == readers
+    sharp = held(base | {"logits": 3 * base["logits"]})
+    assert InceptionScore(extractor="lite0").compute(sharp, sharp, None).value > values[InceptionScore]
+
+
+def test_directions(held, features, reference):
+    real, near, far = features(300, 0), held(features(100, 1)), held(features(100, 1, shift=3.0))
+    for metric in (FID, KID, Precision):
+        good, bad = (metric(extractor="lite0").compute(x, x, reference(real)).value for x in (near, far))
+        assert (good > bad) == metric.higher_is_better
+
+
+def test_features_seen_before_are_not_computed_again(held, features, reference, monkeypatch):
+    real, calls = reference(features(300, 10)), []
+    original = distribution.precision_recall
+    monkeypatch.setattr(distribution, "precision_recall", lambda *a: calls.append(1) or original(*a))
+    sets = [held(features(60, 11)), held(features(60, 12))]
+    for metric in (Precision, Recall):
+        metric(extractor="lite0").compute(sets[1], sets[0], real)
+    assert len(calls) == 2
+    Recall(extractor="lite0").compute(held(features(60, 13)), sets[0], real)
+    assert len(calls) == 3
+
+
+def test_refusals(held, features, reference):
+    full, ours = held(features(60, 0)), FID(extractor="lite0")
+    with pytest.raises(UserError, match="FID needs reference"):
+        ours.compute(full, full, None)
+    with pytest.raises(UserError, match="60 samples cannot be paired with 50"):
+        ours.compute(full, held(features(50, 0)), reference(features(90, 1)))
+    broken = features(60, 0)
+    broken["pooled"][7, 3] = torch.inf
+    with pytest.raises(UserError, match="sample 7 are not finite"):
+        ours.compute(held(broken), full, reference(features(90, 1)))
+    short = features(60, 0) | {"spatial": torch.zeros(59, 6)}
+    with pytest.raises(UserError, match="59 spatial features"):
+        ours.compute(held(short), full, reference(features(90, 1)))
+    with pytest.raises(UserError, match="extractor='vgg' is unknown"):
+        FID(extractor="vgg")
+
+
+def test_preflight_of_one_metric(features, reference):
+    assert FID(extractor="lite0").preflight() == []
+    (problem,) = FID(extractor="lite0").preflight(16)
+    assert "16 samples are too few" in problem
+    without_images = reference(features(90, 0), images=False)
+    assert FID(extractor="lite0").preflight(64, without_images) == []
+    (problem,) = KID(extractor="lite0").preflight(64, without_images)
+    assert "no features of single images" in problem
+
+
+def test_prepare_finds_the_shipped_reference(tmp_path):
+    metrics = {"sqnr": SQNR(), "fid_lite0": FID(extractor="lite0"), "is_lite0": InceptionScore(extractor="lite0")}
+    prepared = prepare(metrics, n=64, dataset="emoji", cache_dir=tmp_path)
+    assert set(prepared.extractors) == set(prepared.references) == {"lite0"}
+    assert prepared.reference_of(metrics["fid_lite0"]).n == 2233
+    assert prepared.reference_of(metrics["sqnr"]) is None
+    nothing = prepare({"sqnr": SQNR()}, n=2, dataset="none", cache_dir=tmp_path)
+    assert (nothing.extractors, nothing.references) == ({}, {})
+
+
+def test_prepare_names_every_problem_once(tmp_path, monkeypatch):
+    """Missing weights, a missing reference and too few samples, before anything is sampled."""
+    monkeypatch.setenv("QDIT_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    metrics = {name: metric(extractor="inception") for name, metric in {"fid": FID, "sfid": SFID}.items()}
+    with pytest.raises(UserError) as caught:
+        prepare(metrics | {"kid_lite0": KID(extractor="lite0")}, n=8, dataset="cats", cache_dir=tmp_path)
+    message = str(caught.value)
+    assert message.count("MissingWeights") == 1
+    assert "eval.fid, sfid: MissingWeights" in message
+    assert "eval.fid, sfid, kid_lite0: 8 samples are too few" in message
+    assert "no inception reference statistics of cats" in message
+    assert "no lite0 reference statistics of cats" in message
+    assert "qdit-refs import" in message
+
+
+def test_prepare_refuses_a_reference_of_other_weights(tmp_path):
+    other = find("emoji", "lite0", tmp_path)
+    other.provenance["extractor_sha256"] = "0" * 64
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="other lite0 weights"):
+        prepare(
+            {"fid_lite0": FID(extractor="lite0")},
+            n=64,
+            dataset="emoji",
+            cache_dir=tmp_path,
+            explicit={"lite0": tmp_path / "other.safetensors"},
+        )

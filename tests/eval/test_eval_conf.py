@@ -1,0 +1,76 @@
+"""Every option of conf/eval composes, under its own key, and builds the class it names."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from qdit.eval.base import Metric
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+BUNDLES = {
+    "fidelity": "sqnr psnr ssim fid_lite0 sfid_lite0 is_lite0 kid_lite0",
+    "paired": "sqnr latent_mse psnr ssim",
+    "smoke": "sqnr",
+    "adm": "fid sfid is precision recall",
+    "none": "",
+}
+OPTIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
+METRICS = [name for name in OPTIONS if name not in {*BUNDLES, "all_lite0"}]
+
+
+@pytest.fixture
+def composed(tmp_path):
+    """Compose with a primary config of our own, so that only conf/eval is under test."""
+    (tmp_path / "config.yaml").write_text("defaults: [{eval: [fidelity]}, _self_]\ninception_weights: null\n")
+
+    def make(*overrides: str) -> dict:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            cfg = compose("config", [*overrides, f"hydra.searchpath=[file://{CONF}]"])
+        found = OmegaConf.to_container(cfg.eval, resolve=True)
+        assert isinstance(found, dict)
+        return found
+
+    return make
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_its_own_key_and_names_its_extractor(composed, name):
+    found = composed(f"eval={name}")
+    assert list(found) == [name]
+    metric = instantiate(found[name])
+    assert isinstance(metric, Metric)
+    if not metric.paired:
+        assert metric.extractor == ("lite0" if name.endswith("_lite0") else "inception")
+    with pytest.raises(AttributeError):
+        metric.extractor = "other"
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_bundles(composed, name):
+    assert list(composed(f"eval={name}")) == BUNDLES[name].split()
+    assert list(composed(f"eval=[{name}]")) == BUNDLES[name].split()
+
+
+def test_lists_add_up_and_overrides_reach_a_metric(composed):
+    assert list(composed()) == BUNDLES["fidelity"].split()
+    assert list(composed("eval=[fidelity,precision_lite0]")) == [*BUNDLES["fidelity"].split(), "precision_lite0"]
+    assert list(composed("eval=[fidelity,paired]")) == [*BUNDLES["fidelity"].split(), "latent_mse"]
+    assert "ssim" not in composed("~eval.ssim")
+    assert set(composed("eval=all_lite0")) == {m for m in METRICS if m.endswith("_lite0")} | set(
+        BUNDLES["paired"].split()
+    )
+
+
+def test_inception_weights_come_from_the_top_level(composed):
+    found = composed("eval=[fid,kid]", "inception_weights=/some/file.pth", "+allow_download=true")
+    assert {m["weights"] for m in found.values()} == {"/some/file.pth"}
+    assert {m["allow_download"] for m in found.values()} == {True}
+    assert composed("eval=fid")["fid"] == {
+        "_target_": "qdit.eval.distribution.FID",
+        "extractor": "inception",
+        "weights": None,
+        "allow_download": False,
+    }

@@ -1,0 +1,79 @@
+"""Merged moments and the grouped jackknife (evaluation dossier T11-T16)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qdit.eval.statistics import Jackknife, Moments, frechet_distance, frechet_jackknife, groups_of, symmetric_root
+
+
+def features(n: int, dim: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sizes", [[100], [1, 99], [33, 33, 34], [7] * 14 + [2]])
+def test_merge_equals_numpy_in_any_split_and_order(sizes):
+    x = features(100, 9)
+    parts = [Moments.of(part) for part in x.split(sizes)]
+    for order in (parts, parts[::-1]):
+        total = order[0]
+        for part in order[1:]:
+            total = total.merge(part)
+        assert total.n == 100
+        np.testing.assert_allclose(total.mean, x.double().mean(0), atol=1e-13)
+        np.testing.assert_allclose(total.covariance(), np.cov(x.double().numpy(), rowvar=False), atol=1e-12)
+
+
+def test_mean_far_from_zero_keeps_its_digits():
+    """Float32 accumulators, or raw second moments, lose this."""
+    x = features(1000, 5) + 3000
+    total = Moments.of(x[:400]).merge(Moments.of(x[400:]))
+    np.testing.assert_allclose(total.covariance(), np.cov(x.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_divides_by_n_minus_one():
+    assert float(Moments.of(torch.tensor([[0.0], [2.0]])).covariance()) == 2.0
+
+
+def test_taking_a_group_out_equals_computing_without_it():
+    x = features(103, 7) + 50
+    total, groups = Moments.of(x), groups_of(103)
+    for g in range(20):
+        left, direct = total.without(Moments.of(x[groups == g])), Moments.of(x[groups != g])
+        assert left.n == direct.n
+        np.testing.assert_allclose(left.mean, direct.mean, rtol=1e-13)
+        np.testing.assert_allclose(left.covariance(), direct.covariance(), atol=1e-11)
+
+
+def test_standard_error_of_a_mean_and_of_a_paired_difference():
+    """For a mean over groups of one the jackknife is the textbook formula; of paired data it sees the pairing."""
+    a = torch.arange(20.0).double().square()
+    b = a + torch.linspace(0, 1, 20).double()
+
+    def mean(x):
+        return Jackknife.over_groups(20, lambda keep: float(x[keep].mean()))
+
+    assert mean(a).stderr == pytest.approx(float(a.std()) / math.sqrt(20), rel=1e-12)
+    assert mean(a).corrected == pytest.approx(float(a.mean()), rel=1e-12)
+    difference = mean(b).minus(mean(a))
+    assert difference.full == pytest.approx(0.5)
+    assert difference.stderr == pytest.approx(float((b - a).std()) / math.sqrt(20), rel=1e-9)
+
+
+def test_coverage_and_bias_correction():
+    """FD of 16-d Gaussians, n = 200: about 95 % of the intervals hold the mean, and the correction removes the bias."""
+    dim, n, repeats = 16, 200, 120
+    mu, sigma = torch.zeros(dim).double(), torch.eye(dim).double()
+    scale, shift = 1.2, 0.1
+    truth = frechet_distance(mu, sigma, mu + shift, scale**2 * sigma)
+    root = symmetric_root(sigma)
+    found = [frechet_jackknife(features(n, dim, seed).double() * scale + shift, mu, root) for seed in range(repeats)]
+    full = torch.tensor([j.full for j in found])
+    covered = sum(abs(j.full - float(full.mean())) < 2.09 * j.stderr for j in found) / repeats
+    assert 0.88 <= covered <= 0.995
+    corrected = torch.tensor([j.corrected for j in found]).mean()
+    assert float(full.mean()) > 1.2 * truth
+    assert abs(float(corrected) - truth) < 0.2 * abs(float(full.mean()) - truth)
+    assert found[0].bias_corrected().stderr == found[0].stderr

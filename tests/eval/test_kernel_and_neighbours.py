@@ -1,0 +1,91 @@
+"""KID, precision and recall against naive forms and torch-fidelity (evaluation dossier T20, T21)."""
+
+import pytest
+import torch
+from torch_fidelity.metric_kid import kernel_poly, mmd2
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from qdit.eval import kernel, neighbours
+from qdit.eval.kernel import kernel_distance, mean_within
+from qdit.eval.neighbours import precision_recall, radii_of
+
+
+def draw(n: int, dim: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def overlap(x, y):
+    return precision_recall(x, y, radii_of(y - y.mean(0)))
+
+
+@pytest.fixture(params=[7, 4096])
+def tile(request, monkeypatch):
+    monkeypatch.setattr(kernel, "TILE", request.param)
+    monkeypatch.setattr(neighbours, "TILE", request.param)
+
+
+def test_kernel_distance_equals_torch_fidelity(tile):
+    x, y = draw(60, 8, 0), draw(60, 8, 1) + 0.5
+    a, b = x.double().numpy(), y.double().numpy()
+    expected = mmd2(kernel_poly(a, a), kernel_poly(a, b), kernel_poly(b, b))
+    assert kernel_distance(x, y, mean_within(y)).full == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_with_a_group_left_out(tile):
+    x, y = draw(70, 8, 0), draw(50, 8, 1)
+    found = kernel_distance(x, y, mean_within(y))
+    for g in (0, 10, 19):
+        rest = x[torch.arange(70) % 20 != g]
+        within, across = kernel.kernel(rest, rest), kernel.kernel(rest, y).mean()
+        direct = (within.sum() - within.trace()) / (len(rest) * (len(rest) - 1)) + mean_within(y) - 2 * across
+        assert float(found.left_out[g]) == pytest.approx(float(direct), rel=1e-8)
+
+
+def test_kernel_distance_is_unbiased_and_not_clipped():
+    values = []
+    for seed in range(60):
+        x, y = draw(60, 8, 2 * seed), draw(60, 8, 2 * seed + 1)
+        values.append(kernel_distance(x, y, mean_within(y)).full)
+    values = torch.tensor(values)
+    assert abs(float(values.mean())) < 4 * float(values.std()) / 60**0.5
+    assert float(values.min()) < 0
+    assert kernel_distance(x, x, mean_within(x)).full < 0
+
+
+def test_precision_recall_equals_torch_fidelity(tile):
+    x, y = draw(90, 6, 0, 0.8), draw(130, 6, 1) + 0.2
+    precision, recall = overlap(x, y)
+    theirs = prc_features_to_metric(x, y, prc_neighborhood=3, save_cpu_ram=False, verbose=False)
+    assert 0.2 < precision.full < 1
+    assert 0.2 < recall.full < 1
+    assert precision.full == pytest.approx(theirs["precision"], abs=1e-6)
+    assert recall.full == pytest.approx(theirs["recall"], abs=1e-6)
+
+
+def test_precision_recall_with_a_group_left_out(tile):
+    x, y = draw(90, 6, 0, 0.8), draw(130, 6, 1)
+    precision, recall = overlap(x, y)
+    for g in range(20):
+        rest = x[torch.arange(90) % 20 != g]
+        theirs = prc_features_to_metric(rest, y, prc_neighborhood=3, save_cpu_ram=False, verbose=False)
+        assert float(precision.left_out[g]) == pytest.approx(theirs["precision"], abs=1e-6)
+        assert float(recall.left_out[g]) == pytest.approx(theirs["recall"], abs=1e-6)
+    assert recall.stderr > 0
+
+
+def test_limits_and_the_order_of_arguments():
+    x, y = draw(80, 6, 0), draw(80, 6, 1)
+    assert [j.full for j in overlap(x, x)] == [1, 1]
+    assert [j.full for j in overlap(x + 1000, y)] == [0, 0]
+    dropped = 0.05 * x  # all samples at the centre of the data
+    precision, recall = overlap(dropped, y)
+    assert precision.full == 1
+    assert recall.full < 0.1
+    precision, recall = overlap(y, dropped)
+    assert precision.full < 0.1
+    assert recall.full == 1
+
+
+def test_radius_is_the_third_other_point():
+    line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [20.0]])
+    assert radii_of(line).tolist() == [7, 6, 4, 7, 19]
