@@ -126,7 +126,7 @@ def test_lite0_is_timms_network_at_128_px(lite0):
 
 
 def test_lite0_recognises_emoji(lite0):
-    """Tensors in a wrong order, or pixels on a wrong scale, cannot name four ImageNet classes from drawings of 32 px."""
+    """Tensors in a wrong order, or pixels on a wrong scale, would not name four ImageNet classes from 32 px."""
     shipped = np.load(ASSETS / "emoji" / "emoji32.npz", allow_pickle=False)
     names = [str(name).lower() for name in shipped["names"]]
     classes = {"strawberry": 949, "pineapple": 953, "umbrella": 879, "soccer ball": 805}
