@@ -28,7 +28,7 @@ class SampleSet:
         generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
         decode: latents -> uint8 images [B, 3, H, W].
         extract: extractor name -> (images -> features by name).
-        progress: called with (what, samples done, n) after each chunk.
+        progress: called with the number of samples that exist, after each chunk of latents.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class SampleSet:
     generate: Callable[[list[int]], Tensor]
     decode: Callable[[Tensor], Tensor]
     extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
-    progress: Callable[[str, int, int], None] = lambda what, done, n: None
+    progress: Callable[[int], None] = lambda done: None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
 
     def indices(self) -> list[list[int]]:
@@ -72,7 +72,7 @@ class SampleSet:
         chunks = []
         for number, index in enumerate(self.indices()):
             chunks.append(self._latent_chunk(number))
-            self.progress("sampling", index[-1] + 1, self.n)
+            self.progress(index[-1] + 1)
         return torch.cat(chunks)
 
     def images(self) -> Iterator[Tensor]:
@@ -83,11 +83,10 @@ class SampleSet:
     def features(self, extractor: str) -> dict[str, Tensor]:
         """Features of every sample by name, each float32 [n, D]; missing chunks are extracted."""
         chunks = []
-        for number, index in enumerate(self.indices()):
+        for number in range(len(self.indices())):
 
             def make(number: int = number) -> dict[str, Tensor]:
                 return self.extract(extractor)(self.decode(self._latent_chunk(number)))
 
             chunks.append(self._stored(f"features-{extractor}", number, make))
-            self.progress(f"features {extractor}", index[-1] + 1, self.n)
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}

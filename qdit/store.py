@@ -114,6 +114,12 @@ class RunDir:
             found = f"not a result record ({error})"
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 
+    def clear(self) -> None:
+        """Remove the samples and the record, to compute them again."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        for chunk in (self.path / "samples").glob("*.safetensors"):
+            chunk.unlink()
+
     def save_result(self, record: dict) -> None:
         """Replace `result.json`."""
         write_json(self.path / "result.json", record)

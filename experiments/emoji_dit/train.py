@@ -201,7 +201,7 @@ def train_dit(args) -> None:
         smooth[:] = [0.99 * smooth[0] + 0.01 * loss.item(), 0.99 * smooth[1] + 0.01]
         return loss, f"mean {smooth[0] / smooth[1]:.4f}"
 
-    model = fit(make_dit().train(), loss_of, args, "dit", 0.999)
+    model = fit(make_dit().train(), loss_of, args, "dit", 0.9995)
     model.save_pretrained(args.work / "transformer")
 
 
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=250)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    defaults = {"autoencoder": (48, 1.5e-3), "dit": (128, 8e-4), "export": (1, 0.0)}[args.stage]
+    defaults = {"autoencoder": (48, 1.5e-3), "dit": (64, 7e-4), "export": (1, 0.0)}[args.stage]
     args.batch, args.lr = args.batch or defaults[0], args.lr or defaults[1]
     torch.manual_seed(args.seed)
     {"autoencoder": train_autoencoder, "dit": train_dit, "export": export}[args.stage](args)

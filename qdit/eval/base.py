@@ -71,6 +71,7 @@ class Metric(ABC):
     """Configuration of one metric; a `paired` one compares sample i with sample i and is skipped for full precision."""
 
     paired: ClassVar[bool] = False
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
     higher_is_better: ClassVar[bool]
     extractor: str | None = None
 

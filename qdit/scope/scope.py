@@ -31,7 +31,7 @@ class Scope:
                 return f"scope.exclude has {pattern}"
         if any(fnmatch(site.name, pattern) for pattern in self.include) or site.role in self.roles:
             return None
-        return f"role {site.role} is not in scope.roles"
+        return f"{site.role} is not in scope.roles"
 
     def select(self, sites: "list[Site]") -> "list[Site]":
         """The quantized sites, in the order given.

@@ -84,7 +84,7 @@ def build_table(
         cells = [_cell(summary, members, column, column_key, marks, footnotes) for column in columns]
         body.append([*(Cell(text) for text in label), *cells])
         n_full += members[0]["quantizer"] == select.FULL_PRECISION
-    real = _floor_rows(summary, labels, columns)
+    real = _floor_rows(summary, labels, columns, column_key)
     body[n_full:n_full] = real
     header = [_key_label(key) for key in labels] + [
         quantity.label if value is None else f"{quantity.label} {value}" for quantity, value in columns
@@ -185,16 +185,18 @@ def _note(footnotes: list[str], text: str) -> int:
     return footnotes.index(text) + 1
 
 
-def _floor_rows(summary: Summary, labels: Sequence[str], columns: Iterable[Column]) -> list[list[Cell]]:
-    """Return the row of real data, or none: not where protocols are mixed, for a floor holds for one."""
+def _floor_rows(
+    summary: Summary, labels: Sequence[str], columns: Iterable[Column], column_key: str | None
+) -> list[list[Cell]]:
+    """Return the row of real data; none in a mixture, and a column of several sample counts has no floor."""
     if PROTOCOL in summary.keys:
         return []
     cells = []
-    for quantity, _ in columns:
-        counted = (row for row in summary.rows if row.get(f"{quantity.column}_n") is not None)
-        row = next(counted, None)
-        found = floor(row["dataset"], quantity.column, row[f"{quantity.column}_n"]) if row else None
-        cells.append(Cell(show(found[0], found[1], quantity) if found else MISSING))
+    for quantity, value in columns:
+        column = [row for row in summary.rows if value is None or select.shown(row.get(column_key or "")) == value]
+        sizes = {(row["dataset"], n) for row in column if (n := row.get(f"{quantity.column}_n")) is not None}
+        found = floor(quantity.column, *sizes.pop()) if len(sizes) == 1 else None
+        cells.append(Cell(show(*found, quantity) if found else MISSING))
     names = [Cell(LABEL), *(Cell("") for _ in labels[1:])]
     return [[*names, *cells]] if any(cell.text != MISSING for cell in cells) else []
 

@@ -14,11 +14,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 LABEL = "real data"
 
 
-def floor(dataset: str | None, metric: str, n: float | None) -> tuple[float, float | None] | None:
+def floor(metric: str, dataset: str | None, n: float) -> tuple[float, float | None] | None:
     """Return mean and standard deviation of a metric of `n` real images, or None where nobody measured them."""
     extractor = metric[len(stem(metric)) :].removeprefix("_")
     path = ASSETS / str(dataset) / f"floor-{extractor}.json"
-    if n is None or not extractor or not path.is_file():
+    if not extractor or not path.is_file():
         return None
     values = json.loads(path.read_text(encoding="utf-8"))["floor"].get(str(int(n)), {}).get(metric)
     return None if values is None else (values["mean"], values.get("std"))

@@ -32,8 +32,8 @@ def _protocols(summary: Summary) -> list[str]:
     quantized = [run for run in summary.runs if run["quantizer"] != select.FULL_PRECISION]
     executed = ", ".join(sorted({run["executed"] for run in quantized if run["executed"]}))
     lines = []
-    for key in sorted({key for run in summary.runs if (key := select.protocol_key(run)) is not None}):
-        runs = [run for run in summary.runs if select.protocol_key(run) == key]
+    for key in sorted({key for run in summary.runs if (key := run["protocol_key"]) is not None}):
+        runs = [run for run in summary.runs if run["protocol_key"] == key]
         ids = ", ".join(sorted({str(run["protocol_id"]) for run in runs}))
         parts = [part for part in key.split("|") if not part.startswith("id=")]
         seeds = sorted({select.shown(run["seed"]) for run in runs})

@@ -13,7 +13,15 @@ from qdit.tables.select import shown
 from qdit.tables.summary import Summary
 
 _LATEX = {"\\": r"\textbackslash{}", "—": "---", "±": r"$\pm$", "≈": r"$\approx$", "↑": r"$\uparrow$"}
-_LATEX |= {"↓": r"$\downarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$", "³": r"$^3$", "∞": r"$\infty$", "×": r"$\times$"}
+_LATEX |= {
+    "↓": r"$\downarrow$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "³": r"$^3$",
+    "∞": r"$\infty$",
+    "×": r"$\times$",
+    "…": r"\dots{}",
+}
 _LATEX |= {character: f"\\{character}" for character in "_%&#${}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
 
 

@@ -57,19 +57,32 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
             raise UserError(f"--where {condition} leaves no run; {column} takes {', '.join(found[:12])}")
     rows = records(frame)
     needed = {
-        (protocol_key(row), row["seed"])
+        (row["protocol_key"], row["seed"])
         for row, kept in zip(rows, keep, strict=True)
         if kept and row["quantizer"] != FULL_PRECISION
     }
-    baseline = [row["quantizer"] == FULL_PRECISION and (protocol_key(row), row["seed"]) in needed for row in rows]
+    baseline = [row["quantizer"] == FULL_PRECISION and (row["protocol_key"], row["seed"]) in needed for row in rows]
     return frame.loc[keep | pd.Series(baseline, index=frame.index)]
 
 
 def records(frame: pd.DataFrame) -> list[Row]:
-    """Return the rows of a frame as dictionaries, with None for whatever is missing."""
-    return [
+    """Return the rows of a frame as dictionaries, with None for whatever is missing, and with a `protocol_key`.
+
+    The key is the protocol without its seed, for several seeds are one protocol. Where one text stands for several
+    identifiers (the same model name with other weights, say) the identifier joins it. A run that failed before it had
+    a protocol has None.
+    """
+    rows = [
         {str(key): None if _missing(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
+    identifiers: dict[str | None, set[str | None]] = defaultdict(set)
+    for row in rows:
+        identifiers[row["protocol"]].add(row["protocol_id"])
+    ambiguous = {_without_seed(text) for text, found in identifiers.items() if len(found) > 1}
+    for row in rows:
+        key = _without_seed(row["protocol"])
+        row["protocol_key"] = f"{key}|id={row['protocol_id']}" if key and key in ambiguous else key
+    return rows
 
 
 def unique_runs(rows: Iterable[Row]) -> list[Row]:
@@ -83,23 +96,13 @@ def unique_runs(rows: Iterable[Row]) -> list[Row]:
     for row in sorted(rows, key=lambda row: row["finished"] or ""):
         if row["status"] == "done" or row["run_id"] not in done:
             identity = row["seed"] if row["quantizer"] == FULL_PRECISION else row["run_id"]
-            latest[(row["quantizer"], identity, protocol_key(row))] = row
+            latest[(row["quantizer"], identity, row["protocol_key"])] = row
     return list(latest.values())
-
-
-def protocol_key(row: Row) -> str | None:
-    """Return the protocol without its seed, for several seeds are one; None for a run that failed before it had any."""
-    if row["protocol"] is None:
-        return row["protocol_id"]
-    parts = row["protocol"].split("|")
-    kept = [part for part in parts if not part.startswith("seed=")]
-    # Where the text does not name a seed, the identifier has to agree too: it may cover more than the text tells.
-    return "|".join(kept if len(kept) < len(parts) else [*parts, f"id={row['protocol_id']}"])
 
 
 def protocol_labels(rows: Iterable[Row]) -> dict[str, str]:
     """Return for each protocol the parts in which it differs from the others; an empty text where there is only one."""
-    keys = sorted({key for row in rows if (key := protocol_key(row)) is not None})
+    keys = sorted({key for row in rows if (key := row["protocol_key"]) is not None})
     common = set.intersection(*(set(key.split("|")) for key in keys)) if keys else set()
     return {key: ", ".join(part for part in key.split("|") if part not in common) for key in keys}
 
@@ -111,7 +114,7 @@ def refuse_mixture(rows: Sequence[Row]) -> None:
         return
     lines = []
     for key, label in labels.items():
-        members = [row for row in rows if protocol_key(row) == key]
+        members = [row for row in rows if row["protocol_key"] == key]
         ids = ",".join(sorted({str(row["protocol_id"]) for row in members}))
         lines.append(f"  {label}  ({_count(len(members), 'run')}): --where protocol_id={ids}")
     raise UserError(
@@ -175,6 +178,10 @@ def _same_number(cell: object, text: str) -> bool:
         return isinstance(cell, int | float) and float(text) == float(cell)
     except ValueError:
         return False
+
+
+def _without_seed(protocol: str | None) -> str | None:
+    return protocol and "|".join(part for part in protocol.split("|") if not part.startswith("seed="))
 
 
 def _missing(value: object) -> bool:

@@ -7,6 +7,7 @@ agree must not look exact.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ def summarise(
     keys = [select.resolve(key, frame.columns) for key in keys]
     if mix_protocols:
         labels = select.protocol_labels(runs)
-        runs = [run | {PROTOCOL: labels.get(select.protocol_key(run) or "")} for run in runs]
+        runs = [run | {PROTOCOL: labels.get(run["protocol_key"] or "")} for run in runs]
         keys = keys if _tell_protocols_apart(runs, keys) else [PROTOCOL, *keys]
     else:
         select.refuse_mixture(runs)
@@ -71,7 +72,7 @@ def _tell_protocols_apart(runs: list[select.Row], keys: Sequence[str]) -> bool:
     context = [key for key in keys if key.split(".")[0] not in ("quantizer", "bits", "seed")]
     seen: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for run in runs:
-        if (protocol := select.protocol_key(run)) is not None:
+        if (protocol := run["protocol_key"]) is not None:
             seen[tuple(select.shown(run.get(key)) for key in context)].add(protocol)
     return all(len(protocols) == 1 for protocols in seen.values())
 
@@ -88,11 +89,10 @@ def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool 
     row |= {key: first.get(key) for key in keys}
     row |= {
         "status": "done" if len(done) == len(group) else "failed" if not done else "partly failed",
-        "errors": [f"{_name(run)}: {_last_line(run['error'])}" for run in group if run["status"] != "done"],
+        "errors": [f"{_name(run)}: {_one_line(run['error'])}" for run in group if run["status"] != "done"],
         "seeds": len(done),
         "seed": ", ".join(sorted({select.shown(run["seed"]) for run in group})) if len(group) > 1 else first["seed"],
-        **{key: first[key] for key in ("protocol", "protocol_id")},
-        "protocol_key": select.protocol_key(first),
+        **{key: first[key] for key in ("protocol", "protocol_id", "protocol_key")},
         "executed": (done or group)[0]["executed"],
     }
     for name in metrics:
@@ -147,5 +147,7 @@ def _name(run: select.Row) -> str:
     return f"{run['name'] or run['quantizer']}, seed {select.shown(run['seed'])}"
 
 
-def _last_line(error: str | None) -> str:
-    return (error or "no error was recorded").strip().splitlines()[-1]
+def _one_line(error: str | None) -> str:
+    lines = (error or "no error was recorded").strip().splitlines()
+    kept = lines[-1:] if lines[0].startswith("Traceback") else lines
+    return shorten(" ".join(kept), 240, placeholder=" …")

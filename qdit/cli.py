@@ -1,0 +1,52 @@
+"""The command line: finds conf/, composes the config, hands it to `qdit.run`. Imports no torch.
+
+A user's mistake is one message and exit code 2; ours keeps its traceback and ends with 1. In a multirun a failed cell
+is recorded, the others go on, and the table at the end shows it as missing (see `qdit.callback`).
+"""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from qdit.errors import UserError
+
+_here = Path(__file__).parent
+CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())  # installed, or the source tree
+log = logging.getLogger("qdit")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Compose one run and carry it out."""
+    from qdit import run
+
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        record = run.run(cfg)
+    except UserError as error:
+        log.error("%s", error)
+        if not multirun:
+            sys.exit(2)
+        run.record_failure(cfg, error, kind="user")
+        return None
+    except Exception as error:
+        if not multirun:
+            raise
+        traceback.print_exc()
+        run.record_failure(cfg, error, kind="internal")
+        return None
+    if record is not None and not multirun:
+        from qdit.callback import _print_table as print_table
+
+        print_table(Path(cfg.runs_dir), cfg.study)
+    return None
+
+
+if __name__ == "__main__":
+    main()

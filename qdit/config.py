@@ -1,0 +1,152 @@
+"""From a composed config to objects: `build`, the only call of Hydra's instantiate, and `check`, all complaints at once.
+
+Imports no torch by itself; building imports what the targets need.
+"""
+
+import inspect
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdit.errors import UserError, from_problems
+
+_COUNTS = ("num_samples", "batch_size")
+_FLAGS = ("overwrite", "dry", "allow_download")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain Python, interpolations resolved.
+
+    Raises:
+        UserError: a mandatory value is missing or an interpolation has no target.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"no value for {', '.join(missing)}; give one, as in {missing[0]}=VALUE")
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config cannot be resolved: {error}") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def build(node: Any) -> Any:
+    """The object that a config node describes; lists and dicts arrive as plain Python.
+
+    Raises:
+        UserError: the target refuses its arguments.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        message = str(cause) if cause else str(error).split("\nfull_key")[0].replace("\n", " ")
+        raise UserError(message) from error
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise one error that names every problem of a resolved config that can be seen without a model.
+
+    Raises:
+        UserError: at least one problem.
+    """
+    problems = [f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])]
+    problems += [f"{k}={config[k]!r}; allowed: true, false" for k in _FLAGS if not isinstance(config[k], bool)]
+    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
+        problems.append(f"seed={config['seed']!r}; a whole number is needed")
+    if config["dtype"] not in _DTYPES:
+        problems.append(f"dtype={config['dtype']!r}; allowed: {', '.join(_DTYPES)}")
+    for key, value in config.items():
+        if isinstance(value, dict):
+            problems += type_problems(value, key)
+    problems += _bit_problems(config["bits"])
+    if problems:
+        raise from_problems(problems, "this config")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _bit_problems(bits: dict[str, Any]) -> list[str]:
+    found = [
+        f"bits.{k}={bits[k]!r}; 2 to 8 are possible, or 16 for full precision"
+        for k in ("weight", "activation")
+        if not (_is_count(bits[k]) and (2 <= bits[k] <= 8 or bits[k] == 16))
+    ]
+    label = f"w{bits['weight']}a{bits['activation']}"
+    if not found and bits["name"] != label:
+        # Tables are wrong when a name and its values disagree, so the name is derived, never trusted.
+        found.append(f"bits.name={bits['name']!r} but the values say {label!r}; set bits.name={label} too")
+    return found
+
+
+def type_problems(node: dict[str, Any], path: str) -> list[str]:
+    """Arguments of `_target_`s whose simple types are wrong, and arguments that the target does not know."""
+    found: list[str] = []
+    if "_target_" in node:
+        try:
+            target = get_class(node["_target_"])
+        except Exception as error:
+            return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
+        hints = get_type_hints(target.__init__)
+        known = inspect.signature(target).parameters
+        for key, value in node.items():
+            if key.startswith("_"):
+                continue
+            if key not in known:
+                found.append(f"{path}.{key} is not an argument of {target.__name__}; it has {', '.join(known)}")
+            elif key in hints and not fits(value, hints[key]):
+                found.append(f"{path}.{key}={value!r}; allowed: {describe(hints[key])}")
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found += type_problems(value, f"{path}.{key}")
+    return found
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a config value has a simple annotated type; annotations that are not simple accept anything."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is list:
+        return isinstance(value, list) and all(fits(v, args[0]) for v in value)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    return True
+
+
+def describe(hint: Any) -> str:
+    """An annotation in a user's words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in args)
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin is list:
+        return f"a list of {describe(args[0])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )

@@ -1,0 +1,94 @@
+"""Where does the error come from? SQNR per layer and per timestep, teacher-forced on full-precision trajectories.
+
+Teacher-forced means that every step starts from the full-precision x_t, so that errors do not accumulate: the local
+error of each timestep, the right target for sensitivity (specs/evaluation.md §2.4).
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdit.calibration.calibration import INDEX_OFFSET
+from qdit.calibration.statistics import watching
+from qdit.dataset.base import Dataset
+from qdit.model.base import DiffusionModel
+from qdit.quantize import Quantized
+from qdit.sampler.sampler import Sampler
+
+CAP_DB = 120.0  # identical outputs
+
+
+def sqnr_db(signal: Tensor, noise: Tensor) -> Tensor:
+    """10 log10(signal / noise) of energies, capped at 120 dB."""
+    return (10 * torch.log10(signal / noise.clamp(min=1e-30))).clamp(max=CAP_DB)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States of a full-precision trajectory: x_t [steps, n, C, h, w], t [steps], outputs [steps, n, …], labels [n]."""
+
+    states: Tensor
+    timesteps: list[int]
+    outputs: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Dataset, seed: int, n: int) -> Trajectory:
+    """Sample `n` trajectories in full precision and keep every state and guided output."""
+    indices = [INDEX_OFFSET * 2 + i for i in range(n)]
+    labels = dataset.labels(indices, seed)
+    kept: list[tuple[int, Tensor, Tensor]] = []
+    sampler.sample(model, indices, labels, seed, callback=lambda step, t, x, out: kept.append((t, x.cpu(), out.cpu())))
+    return Trajectory(torch.stack([k[1] for k in kept]), [k[0] for k in kept], torch.stack([k[2] for k in kept]), labels)
+
+
+@torch.no_grad()
+def timestep_curve(model: DiffusionModel, sampler: Sampler, quantized: Quantized, path: Trajectory) -> dict:
+    """Mean SQNR (dB) of the guided output at every step of the path, with its standard error over samples."""
+    mean, error = [], []
+    with quantized.installed(model):
+        for step, t in enumerate(path.timesteps):
+            output = sampler.predict(model, path.states[step].to(model.device), t, path.labels.to(model.device))
+            noise = (output.float().cpu() - path.outputs[step]).flatten(1).square().sum(1)
+            values = sqnr_db(path.outputs[step].float().flatten(1).square().sum(1), noise)
+            mean.append(values.mean().item())
+            error.append((values.std() / len(values) ** 0.5).item() if len(values) > 1 else None)
+    return {
+        "x": path.timesteps,
+        "y": mean,
+        "stderr": error,
+        "xlabel": "timestep",
+        "ylabel": "teacher-forced SQNR (dB)",
+    }
+
+
+@torch.no_grad()
+def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, steps: int = 4) -> list[dict]:
+    """Each quantized layer's SQNR (dB) on its full-precision input, over evenly spaced steps of the path."""
+    sites = [s for s in model.sites() if s.name in quantized.policy]
+    energy: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+
+    def compare(site, layer, x, output) -> None:
+        noise = (quantized.layers[site.name](x) - output).float().square().sum()
+        energy[site.name] += torch.stack([output.float().square().sum(), noise]).cpu()
+
+    chosen = torch.linspace(0, len(path.timesteps) - 1, min(steps, len(path.timesteps))).round().int().tolist()
+    with watching(model, sites, compare):
+        for step in chosen:
+            x = path.states[step].to(model.device, model.dtype)
+            t = torch.full((len(x),), path.timesteps[step], device=model.device)
+            model.denoise(x, t, path.labels.to(model.device))
+    return [
+        {
+            "site": s.name,
+            "role": s.role,
+            "block": s.block,
+            "weight_bits": quantized.policy[s.name].weight_bits,
+            "activation_bits": quantized.policy[s.name].activation_bits,
+            "sqnr": sqnr_db(*energy[s.name]).item(),
+        }
+        for s in sites
+    ]

@@ -1,0 +1,71 @@
+"""`qdit dry=true`: what would be quantized, at which bits and cost, and what stays in full precision and why."""
+
+import re
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qdit.cost import ledger, weight_storage_bits
+from qdit.model.base import Site
+from qdit.parts import assemble
+from qdit.policy import LayerSpec, Policy
+from qdit.quant.spec import QuantSpec
+
+
+def describe(config: dict[str, Any]) -> None:
+    """Print the plan of a config; nothing is written or computed."""
+    parts = assemble(config)
+    sites = parts.model.sites()
+    policy = parts.recipe.plan(sites) if parts.recipe else Policy()
+    console = Console(width=None if Console().is_terminal else 150)
+    table = Table(title=config["name"])
+    table.add_column("site", no_wrap=True)
+    for column in ("count", "role", "out × in", "weight", "input", "MB", "GBitOps", "in full precision because"):
+        table.add_column(column)
+    none = LayerSpec(weight=None, activation=None)
+
+    def kind(site: Site) -> tuple:
+        layer = policy.get(site.name, none)
+        return pattern(site.name), site.role, site.out_features, site.in_features, repr(layer)
+
+    for _, group in groupby(sorted(sites, key=kind), key=kind):
+        alike = list(group)
+        first, layer = alike[0], policy.get(alike[0].name, none)
+        why = parts.recipe.scope.why_not(first) if parts.recipe else "full precision"
+        table.add_row(
+            pattern(first.name),
+            str(len(alike)),
+            first.role,
+            f"{first.out_features} × {first.in_features}",
+            spec_text(layer.weight),
+            spec_text(layer.activation),
+            f"{sum(weight_storage_bits(s, layer.weight) for s in alike) / 8e6:.2f}",
+            f"{sum(s.macs for s in alike) * layer.weight_bits * layer.activation_bits / 1e9:.1f}",
+            why or "",
+        )
+    console.print(table)
+    costs = ledger(parts.model.denoiser, sites, policy)
+    full = ledger(parts.model.denoiser, sites, Policy())
+    bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
+    console.print(
+        f"{len(policy)} of {len(sites)} sites quantized, {costs.quantized_share:.1%} of the parameters; "
+        f"bits a weight with scales and zero points: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
+        f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
+        f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
+        highlight=False,
+    )
+
+
+def pattern(name: str) -> str:
+    """A site's name with its block number starred."""
+    return re.sub(r"\.\d+\.", ".*.", name, count=1) if "blocks." in name else name
+
+
+def spec_text(spec: QuantSpec | None) -> str:
+    """A spec in a few words; whether an input's is static follows from its rows being the tensor."""
+    if spec is None:
+        return "16 bits"
+    rows = f"group {spec.group_size}" if spec.group_size else spec.granularity
+    return f"{spec.bits} bits, {rows}, {spec.grid}"

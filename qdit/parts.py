@@ -1,0 +1,103 @@
+"""Everything a run needs, built and checked before the first computation: `assemble` turns a config into `Parts`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdit.config import build, check
+from qdit.dataset.base import Dataset
+from qdit.errors import UserError, from_problems
+from qdit.eval.base import Metric
+from qdit.eval.preflight import Prepared, prepare
+from qdit.model.base import DiffusionModel
+from qdit.quantize import Recipe
+from qdit.sampler.sampler import Sampler
+from qdit.store import is_full_precision
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of one run; `recipe` is None for full precision."""
+
+    model: DiffusionModel
+    model_protocol: str
+    dataset: Dataset
+    sampler: Sampler
+    recipe: Recipe | None
+    metrics: dict[str, Metric]
+    prepared: Prepared
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first accelerator, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    available = ["cpu"]
+    available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device(available[1] if len(available) > 1 else "cpu")
+    if (f"{name}:0" if name == "cuda" else name) not in available:
+        raise UserError(f"device={name} is not here; this machine has {', '.join(available)} (device=auto picks one)")
+    return torch.device(name)
+
+
+def build_recipe(config: dict[str, Any]) -> Recipe | None:
+    """The recipe of a config, None for full precision.
+
+    Raises:
+        UserError: with every part that refuses its values.
+    """
+    if is_full_precision(config):
+        return None
+    parts: dict[str, Any] = {}
+    problems: list[str] = []
+    for key in ("scope", "weight", "activation", "rounding", "calibration"):
+        try:
+            parts[key] = build(config[key])
+        except UserError as error:
+            problems += [f"{key}: {p}" for p in error.problems]
+    if problems:
+        raise from_problems(problems, "this recipe")
+    recipe = Recipe(
+        **parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"]
+    )
+    recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
+    recipe.activation.spec(recipe.activation_bits)
+    return recipe
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Build every part of a resolved config and check them against each other; nothing is computed yet.
+
+    Raises:
+        UserError: with all problems that were found at the first stage that found any.
+    """
+    check(config)
+    device = pick_device(config["device"])
+    recipe = build_recipe(config)
+    dataset: Dataset = build(config["dataset"])
+    sampler: Sampler = build(config["sampler"])
+    metrics = {name: build(node) for name, node in (config.get("eval") or {}).items()}
+    loader = build(config["model"])
+    prepared = Prepared({}, {})
+    if not config["dry"]:
+        prepared = prepare(
+            metrics, n=config["num_samples"], dataset=dataset.reference, cache_dir=Path(config["cache_dir"])
+        )
+    model = loader.load(device, getattr(torch, config["dtype"]))
+    problems = sampler.check(model) + dataset.check(model)
+    problems += [
+        f"eval={name} needs a model that makes {' or '.join(m.modalities)}s; {config['model']['name']} makes {model.modality}s"
+        for name, m in metrics.items()
+        if model.modality not in m.modalities
+    ]
+    if recipe is not None:
+        problems += recipe.problems(model.sites())
+    if problems:
+        raise from_problems(problems, "this run")
+    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared)

@@ -1,0 +1,151 @@
+"""A recipe's parts, and the fit: plan a policy, calibrate what needs it, round the weights, make the layers.
+
+Order, always: statistics, transform, policy, ranges, rounding, layers. A weight is quantized once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdit.activation import DynamicActivation, StaticActivation
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import input_values
+from qdit.errors import UserError
+from qdit.layers import QuantLinear, Shared, matrix, replaced
+from qdit.model.base import DiffusionModel, Site
+from qdit.policy import LayerSpec, Policy
+from qdit.quant.spec import divisors
+from qdit.rounding import Nearest
+from qdit.scope import Scope
+from qdit.weight import WeightGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The interchangeable parts of a method, one a config group."""
+
+    scope: Scope
+    weight: WeightGrid
+    activation: DynamicActivation | StaticActivation
+    rounding: Nearest
+    weight_bits: int
+    activation_bits: int
+    calibration: Any
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """What cannot work on a model with these sites, one sentence each."""
+        found = []
+        for key, part in {"weight": self.weight, "activation": self.activation}.items():
+            size = part.group_size
+            bad = {s.in_features: s.name for s in sites if size and self.scope.why_not(s) is None and s.in_features % size}
+            found += [
+                f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
+                for channels, name in bad.items()
+            ]
+        return found
+
+    def plan(self, sites: list[Site]) -> Policy:
+        """The uniform policy: the same specs at every site in scope."""
+        layer = LayerSpec(
+            weight=_unless_identity(self.weight.spec(self.weight_bits)),
+            activation=_unless_identity(self.activation.spec(self.activation_bits)),
+        )
+        return Policy({site.name: layer for site in self.scope.select(sites)})
+
+
+def _unless_identity(spec):
+    return None if spec.is_identity else spec
+
+
+@dataclass
+class Fit:
+    """What the parts see of a fit in progress: the full-precision model, the policy, and data on demand."""
+
+    model: DiffusionModel
+    recipe: Recipe
+    policy: Policy
+    collect: Callable[[], CalibrationData]
+
+    @property
+    def weight_grid(self) -> WeightGrid:
+        """The part that finds the weights' grids."""
+        return self.recipe.weight
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """The quantized sites in forward order."""
+        return [s for s in self.model.sites() if s.name in self.policy]
+
+    @cached_property
+    def data(self) -> CalibrationData:
+        """The calibration data, collected when first asked for."""
+        return self.collect()
+
+    def layer(self, site: Site) -> nn.Module:
+        """The full-precision layer of a site."""
+        return self.model.denoiser.get_submodule(site.name)
+
+    def weight_of(self, site: Site) -> Tensor:
+        """The full-precision weight [out, in] of a site."""
+        return matrix(self.layer(site))
+
+    def quantizers(self) -> dict[str, nn.Module]:
+        """The input quantizer of every site whose input is quantized; q, k and v share one."""
+        active = [s for s in self.sites if self.policy[s.name].activation is not None]
+        values: dict[str, Tensor] = {}
+        if self.recipe.activation.needs_ranges and active:
+            values = input_values(self.model, active, self.data)
+        made: dict[str, nn.Module] = {}
+        for _, group in groupby(active, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation)):
+            readers = list(group)  # sites of one stage read one input
+            spec = self.policy[readers[0].name].activation
+            assert spec is not None
+            quantizer = self.recipe.activation.quantizer(spec, values.get(readers[0].name)).to(self.model.device)
+            shared = Shared(quantizer, len(readers)) if len(readers) > 1 else quantizer
+            made |= {reader.name: shared for reader in readers}
+        return made
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A fitted quantization: the policy and the layers that carry it out."""
+
+    policy: Policy
+    layers: dict[str, nn.Module]
+
+    @contextmanager
+    def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
+        """`model` with the quantized layers in place; full precision is back afterwards, bit for bit."""
+        with replaced(model.denoiser, self.layers):
+            yield model
+
+
+@torch.no_grad()
+def quantize(model: DiffusionModel, recipe: Recipe, collect: Callable[[], CalibrationData]) -> Quantized:
+    """Fit a recipe to a model.
+
+    Args:
+        model: the full-precision model; it is read, not changed.
+        recipe: the parts.
+        collect: makes the calibration data; called only if a part needs it.
+
+    Raises:
+        UserError: the recipe does not fit the model.
+    """
+    problems = recipe.problems(model.sites())
+    if problems:
+        raise UserError(*problems)
+    fit = Fit(model, recipe, recipe.plan(model.sites()), collect)
+    quantizers = fit.quantizers()
+    weights = recipe.rounding.weights(fit)
+    layers: dict[str, nn.Module] = {
+        site.name: QuantLinear(fit.layer(site), weights.get(site.name), quantizers.get(site.name)).eval()
+        for site in fit.sites
+    }
+    return Quantized(fit.policy, layers)

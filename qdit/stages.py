@@ -1,0 +1,154 @@
+"""The stages that `qdit.run.execute` composes: calibration data, sample sets, metrics, diagnosis, pictures."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from qdit import figures
+from qdit.calibration import CalibrationData, NoCalibration
+from qdit.diagnose import layer_report, timestep_curve, trajectory
+from qdit.errors import UserError
+from qdit.parts import Parts
+from qdit.quantize import Quantized
+from qdit.samples import SampleSet
+from qdit.sampler.clock import Clock
+from qdit.store import atomic_write, digest
+from qdit.tracking import Tracker
+
+log = logging.getLogger("qdit")
+SHOWN = 16  # samples in samples.png
+DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
+
+
+def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> CalibrationData:
+    """The calibration data of a config, from the stage cache if any run made it before.
+
+    Raises:
+        UserError: a part needs data and `calibration=none` was chosen.
+    """
+    assert parts.recipe is not None
+    source = parts.recipe.calibration
+    if isinstance(source, NoCalibration):
+        raise UserError("this recipe needs calibration data, and calibration=none gives none; use calibration=uniform")
+    key = digest({"calibration": config["calibration"], "protocol": reference_id})
+    path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
+    if not path.exists():
+        log.info("calibrating: %d points", source.num_samples)
+        data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
+        atomic_write(path, save({"x": data.x, "t": data.t, "y": data.y}))
+    stored = load_file(path)
+    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
+
+
+class Bar:
+    """A progress bar over samples, with rate and time left, that also moves between denoising steps."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
+        self.bar: tqdm | None = None
+
+    def stepping(self, batch: int, steps: int) -> Callable[..., None]:
+        """A sampler callback that moves the bar by one step of a batch."""
+        if self.bar is None:
+            shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+            self.bar = tqdm(total=self.total, desc=self.label, unit="image", disable=None, bar_format=shape)
+        bar = self.bar
+        return lambda *_: bar.update(batch / steps)
+
+    def reach(self, done: int) -> None:
+        """Note how many samples exist; close at the end."""
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.refresh()
+            if done >= self.total:
+                self.bar.close()
+                self.bar = None
+
+
+def sample_set(config: dict[str, Any], parts: Parts, folder: Path, quantized: Quantized | None, tracker: Tracker) -> SampleSet:
+    """The samples of a run: quantized, or in full precision where `quantized` is None."""
+    label = f"{config['name']}: sampling"
+    bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
+
+    def generate(indices: list[int]) -> Tensor:
+        labels = parts.dataset.labels(indices, config["seed"])
+        watch = bar.stepping(len(indices), steps)
+        if quantized is None:
+            return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
+        with quantized.installed(parts.model):
+            return parts.sampler.sample(parts.model, indices, labels, config["seed"], Clock(), watch)
+
+    def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+        extractor = parts.prepared.extractors[name]
+        extractor.load(str(parts.model.device))
+        return extractor
+
+    def progress(done: int) -> None:
+        bar.reach(done)
+        tracker.log({"samples": done}, done, "sampling")
+
+    return SampleSet(folder, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress)
+
+
+def evaluate(
+    wanted: dict[str, str], known: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet
+) -> dict[str, Any]:
+    """Every wanted metric as a record; those in `known` with the same settings are kept.
+
+    Args:
+        wanted: name -> digest of the metric's settings.
+        known: metrics of an earlier record of the same run.
+        parts: for the metrics and their references.
+        samples, reference: the run's samples and those of full precision on the same noise.
+    """
+    found = dict(known)
+    for name, settings in wanted.items():
+        if name in known and known[name]["settings"] == settings:
+            continue
+        metric = parts.metrics[name]
+        result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
+        found[name] = asdict(result) | {"settings": settings}
+        error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
+        log.info("  %-16s %.4g%s", name, result.value, error)
+    return found
+
+
+def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path) -> dict[str, Any]:
+    """Per-layer and per-timestep SQNR, as record entries and as charts in `folder`."""
+    path = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
+    curve = timestep_curve(parts.model, parts.sampler, quantized, path)
+    layers = layer_report(parts.model, quantized, path)
+    figures.timestep_chart({config["name"]: curve}, folder / "timesteps.png")
+    figures.layer_chart(layers, folder / "layers.png", title=config["name"])
+    return {"curves": {"sqnr_per_timestep": curve}, "layers": layers}
+
+
+def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet, path: Path) -> None:
+    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names."""
+    first = next(reference.images())[:SHOWN]
+    rows = [("full precision", first)]
+    if samples is not reference:
+        rows.append((config["name"], next(samples.images())[:SHOWN]))
+    names = parts.dataset.class_names()
+    labels = parts.dataset.labels(list(range(len(first))), config["seed"])
+    figures.sample_grid(rows, path, [names[int(label)] for label in labels])
+
+
+def protocol(config: dict[str, Any], parts: Parts) -> str:
+    """Everything that a number depends on besides the recipe, in one readable line."""
+    return "|".join(
+        [
+            parts.model_protocol,
+            parts.dataset.protocol(),
+            parts.sampler.protocol(),
+            *(f"{label}={config[key]}" for label, key in (("N", "num_samples"), ("seed", "seed"), ("bs", "batch_size"))),
+            config["dtype"],
+        ]
+    )
+
