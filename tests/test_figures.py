@@ -1,0 +1,91 @@
+"""Figures are drawn: files exist, and what must be exact (pixels, fronts, protocols) is."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_tables import PROTOCOL, metric, record, write
+
+from qdit import figures
+from qdit.errors import UserError
+from qdit.tables import load_results
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def random_images(n: int, size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+def holds(canvas: np.ndarray, tile: np.ndarray) -> bool:
+    """Whether the tile stands somewhere on the canvas, pixel for pixel."""
+    height, width, _ = tile.shape
+    corners = np.argwhere((canvas == tile[0, 0]).all(-1))
+    return any(np.array_equal(canvas[y : y + height, x : x + width], tile) for y, x in corners)
+
+
+def test_sample_grid_keeps_every_pixel(tmp_path):
+    first, second = random_images(3, 32), random_images(3, 32).flip(0)
+    path = figures.sample_grid(
+        [("full precision", first), ("rtn", second)],
+        tmp_path / "new" / "samples.png",
+        ["a", "b", "a long caption " * 5],
+    )
+    canvas = pixels(path)
+    for image in (*first, *second):
+        tile = image.permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)
+        assert holds(canvas, tile)
+
+
+def test_sample_grid_wraps_and_leaves_large_images(tmp_path):
+    wide = pixels(figures.sample_grid([("fp", random_images(4, 128))], tmp_path / "a.png", columns=4))
+    tall = pixels(figures.sample_grid([("fp", random_images(4, 128))], tmp_path / "b.png", columns=2))
+    assert tall.shape[0] > 256
+    assert wide.shape[1] > 512 > tall.shape[1] > 256
+
+
+def test_difference_is_white_where_images_agree():
+    first = random_images(1, 4)
+    assert (figures.difference(first, first) == 255).all()
+    darker = figures.difference(torch.full((1, 3, 2, 2), 200, dtype=torch.uint8), torch.full((1, 3, 2, 2), 190).byte())
+    assert (darker == 255 - 40).all()
+
+
+def test_charts_are_drawn(tmp_path):
+    layers = [
+        {"site": f"b{b}.{r}", "role": r, "block": b, "sqnr": 20.0 + b} for b in range(3) for r in ("qkv", "ffn_up")
+    ]
+    layers += [{"site": "final", "role": "final", "block": None, "sqnr": 30.0}]
+    layers += [{"site": "gone", "role": "qkv", "block": 1, "sqnr": None}]
+    curve = {"x": [999, 500, 0], "y": [30.0, 29.0, 20.0], "xlabel": "timestep", "ylabel": "SQNR (dB)"}
+    drawn = [
+        figures.layer_chart(layers, tmp_path / "layers.png", title="rtn-w4a8"),
+        figures.layer_chart([], tmp_path / "no-layers.png"),
+        figures.timestep_chart({"rtn": curve | {"stderr": [0.1, 0.2, 0.3]}, "q_dit": curve}, tmp_path / "t.png"),
+        figures.timestep_chart({"one sample": curve | {"stderr": [None] * 3}}, tmp_path / "one.png"),
+    ]
+    for path in drawn:
+        assert pixels(path).std() > 5
+
+
+def test_front_of_both_directions():
+    points = np.array([(4.0, 20.0), (8.0, 40.0), (6.0, 15.0), (4.0, 25.0)])
+    assert figures._front(points, higher=True).tolist() == [[4.0, 25.0], [8.0, 40.0]]
+    assert figures._front(points, higher=False).tolist() == [[4.0, 20.0], [6.0, 15.0]]
+
+
+def test_pareto_is_of_one_protocol(tmp_path):
+    runs = write(
+        tmp_path,
+        record("fp", "w16a16", {"is": metric(9.0)}),
+        record("rtn", "w8a8", {"is": metric(8.5, 0.1)}),
+        record("rtn", "w4a8", {"is": metric(6.0, 0.1)}),
+        record("q_dit", "w4a8", {"is": metric(7.0, None)}),
+    )
+    assert pixels(figures.pareto(load_results(runs), "weight_bits", "is", tmp_path / "p.png")).std() > 5
+    write(tmp_path, record("q_dit", "w8a8", {"is": metric(7.0)}, protocol=PROTOCOL.replace("N=256", "N=9")))
+    with pytest.raises(UserError, match="N=9"):
+        figures.pareto(load_results(runs), "weight_bits", "is", tmp_path / "p.png")
