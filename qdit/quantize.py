@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdit.activation import DynamicActivation, StaticActivation
-from qdit.calibration import CalibrationData
+from qdit.calibration import CalibrationData, NoCalibration
 from qdit.calibration.statistics import input_values
 from qdit.errors import UserError
 from qdit.layers import QuantLinear, Shared, matrix, replaced
 from qdit.model.base import DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import divisors
-from qdit.rounding import Nearest
+from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
@@ -33,7 +34,7 @@ class Recipe:
     scope: Scope
     weight: WeightGrid
     activation: DynamicActivation | StaticActivation
-    rounding: Nearest
+    rounding: Rounding
     weight_bits: int
     activation_bits: int
     calibration: Any
@@ -43,11 +44,15 @@ class Recipe:
         found = []
         for key, part in {"weight": self.weight, "activation": self.activation}.items():
             size = part.group_size
-            bad = {s.in_features: s.name for s in sites if size and self.scope.why_not(s) is None and s.in_features % size}
+            bad = {
+                s.in_features: s.name for s in sites if size and self.scope.why_not(s) is None and s.in_features % size
+            }
             found += [
                 f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
                 for channels, name in bad.items()
             ]
+        if self.rounding.needs_calibration and self.weight_bits < 16 and isinstance(self.calibration, NoCalibration):
+            found.append("rounding needs calibration data, and calibration=none gives none; use calibration=uniform")
         return found
 
     def plan(self, sites: list[Site]) -> Policy:
@@ -71,6 +76,8 @@ class Fit:
     recipe: Recipe
     policy: Policy
     collect: Callable[[], CalibrationData]
+    folder: Path | None = None
+    """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
 
     @property
     def weight_grid(self) -> WeightGrid:
@@ -95,6 +102,16 @@ class Fit:
         """The full-precision weight [out, in] of a site."""
         return matrix(self.layer(site))
 
+    def rounds(self, site: Site) -> bool:
+        """Whether the site's weight is quantized."""
+        return self.policy[site.name].weight is not None
+
+    def by_input(self, sites: list[Site]) -> list[list[Site]]:
+        """Sites, in forward order, grouped by the one quantized input that they read: q, k and v are a group."""
+        groups = groupby(sites, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation))
+        return [list(readers) for _, readers in groups]
+
+    @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
         """The input quantizer of every site whose input is quantized; q, k and v share one."""
         active = [s for s in self.sites if self.policy[s.name].activation is not None]
@@ -102,8 +119,7 @@ class Fit:
         if self.recipe.activation.needs_ranges and active:
             values = input_values(self.model, active, self.data)
         made: dict[str, nn.Module] = {}
-        for _, group in groupby(active, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation)):
-            readers = list(group)  # sites of one stage read one input
+        for readers in self.by_input(active):
             spec = self.policy[readers[0].name].activation
             assert spec is not None
             quantizer = self.recipe.activation.quantizer(spec, values.get(readers[0].name)).to(self.model.device)
@@ -127,13 +143,16 @@ class Quantized:
 
 
 @torch.no_grad()
-def quantize(model: DiffusionModel, recipe: Recipe, collect: Callable[[], CalibrationData]) -> Quantized:
+def quantize(
+    model: DiffusionModel, recipe: Recipe, collect: Callable[[], CalibrationData], folder: Path | None = None
+) -> Quantized:
     """Fit a recipe to a model.
 
     Args:
         model: the full-precision model; it is read, not changed.
         recipe: the parts.
         collect: makes the calibration data; called only if a part needs it.
+        folder: where finished blocks are saved, and found again by the same fit; None saves nothing.
 
     Raises:
         UserError: the recipe does not fit the model.
@@ -141,11 +160,10 @@ def quantize(model: DiffusionModel, recipe: Recipe, collect: Callable[[], Calibr
     problems = recipe.problems(model.sites())
     if problems:
         raise UserError(*problems)
-    fit = Fit(model, recipe, recipe.plan(model.sites()), collect)
-    quantizers = fit.quantizers()
+    fit = Fit(model, recipe, recipe.plan(model.sites()), collect, folder)
     weights = recipe.rounding.weights(fit)
     layers: dict[str, nn.Module] = {
-        site.name: QuantLinear(fit.layer(site), weights.get(site.name), quantizers.get(site.name)).eval()
+        site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()
         for site in fit.sites
     }
     return Quantized(fit.policy, layers)

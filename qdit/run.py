@@ -1,4 +1,4 @@
-"""The recipe of a run: load → calibrate → quantize → sample → evaluate → record, first in full precision, then quantized.
+"""The recipe of a run: load → calibrate → quantize → sample → evaluate → record, in full precision, then quantized.
 
 `run` is what the command line calls. The same command is the resume: a finished run returns at once, finished chunks of
 samples are read from disk, and metrics that a record holds already are not computed again.
@@ -124,7 +124,10 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
         if identity != reference_id:
             assert parts.recipe is not None
             with watch.stage("quantize"):
-                quantized = quantize(parts.model, parts.recipe, lambda: stages.calibrate(config, parts, reference_id))
+                folder = stages.rounding_folder(config, identity)
+                quantized = quantize(
+                    parts.model, parts.recipe, lambda: stages.calibrate(config, parts, reference_id), folder
+                )
             policy = quantized.policy
             policy.save(where.path / "policy.yaml")
             with watch.stage("diagnose"):

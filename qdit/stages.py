@@ -16,8 +16,8 @@ from qdit.diagnose import layer_report, timestep_curve, trajectory
 from qdit.errors import UserError
 from qdit.parts import Parts
 from qdit.quantize import Quantized
-from qdit.samples import SampleSet
 from qdit.sampler.clock import Clock
+from qdit.samples import SampleSet
 from qdit.store import atomic_write, digest
 from qdit.tracking import Tracker
 
@@ -46,6 +46,15 @@ def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> Calibr
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
 
 
+def rounding_folder(config: dict[str, Any], identity: str) -> Path:
+    """Where a run's finished blocks are kept, shared by all studies; `overwrite=true` empties it."""
+    folder = Path(config["cache_dir"]) / "rounding" / identity
+    if config["overwrite"]:
+        for finished in folder.glob("*.safetensors"):
+            finished.unlink()
+    return folder
+
+
 class Bar:
     """A progress bar over samples, with rate and time left, that also moves between denoising steps."""
 
@@ -71,7 +80,9 @@ class Bar:
                 self.bar = None
 
 
-def sample_set(config: dict[str, Any], parts: Parts, folder: Path, quantized: Quantized | None, tracker: Tracker) -> SampleSet:
+def sample_set(
+    config: dict[str, Any], parts: Parts, folder: Path, quantized: Quantized | None, tracker: Tracker
+) -> SampleSet:
     """The samples of a run: quantized, or in full precision where `quantized` is None."""
     label = f"{config['name']}: sampling"
     bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
@@ -93,7 +104,9 @@ def sample_set(config: dict[str, Any], parts: Parts, folder: Path, quantized: Qu
         bar.reach(done)
         tracker.log({"samples": done}, done, "sampling")
 
-    return SampleSet(folder, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress)
+    return SampleSet(
+        folder, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress
+    )
 
 
 def evaluate(
@@ -147,8 +160,10 @@ def protocol(config: dict[str, Any], parts: Parts) -> str:
             parts.model_protocol,
             parts.dataset.protocol(),
             parts.sampler.protocol(),
-            *(f"{label}={config[key]}" for label, key in (("N", "num_samples"), ("seed", "seed"), ("bs", "batch_size"))),
+            *(
+                f"{label}={config[key]}"
+                for label, key in (("N", "num_samples"), ("seed", "seed"), ("bs", "batch_size"))
+            ),
             config["dtype"],
         ]
     )
-
