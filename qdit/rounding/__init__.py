@@ -1,5 +1,7 @@
 """How weights choose their codes."""
 
+from qdit.rounding.base import Rounding
+from qdit.rounding.gptq import GPTQ
 from qdit.rounding.nearest import Nearest
 
-__all__ = ["Nearest"]
+__all__ = ["GPTQ", "Nearest", "Rounding"]

@@ -1,0 +1,109 @@
+"""GPTQ (arXiv 2210.17323) on diffusion transformers, as Q-DiT (arXiv 2406.17343) uses it for its weights.
+
+Hessians are streamed block by block (`qdit.rounding.blocks`); the column loop is `qdit.rounding.columns`. Layers that
+read one input (q, k and v) share its Hessian and its factor. The calibration data holds points of both halves of
+guidance, the null class too; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.layers import QuantLinear
+from qdit.model.base import Site
+from qdit.rounding.blocks import Observed, Segment, Walk
+from qdit.rounding.columns import Hessian, curvature, round_columns
+from qdit.rounding.resume import round_segments
+
+if TYPE_CHECKING:
+    from qdit.quantize import Fit
+
+Order = Literal["together", "sequential"]
+Inputs = Literal["quantized", "full_precision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQ:
+    """Round columns one by one; what a column loses, the later columns make up for.
+
+    Args:
+        damping: share of the Hessian's mean diagonal that is added to the diagonal.
+        block_size: columns whose outward updates wait for each other; a matter of speed, not of the result.
+        order: inside a block, `together` collects all Hessians in one pass, before any of its weights is rounded (as
+            Q-DiT's release); `sequential` goes in true order: attention input, attention output, ffn up, ffn down, each
+            seeing the rounded ones before it.
+        act_order: sort input channels by falling diag H. Group grids are then those of the original weight ("static
+            groups"), because sorted groups are no longer contiguous when they are reached.
+        inputs: `quantized` inputs are those of the network as quantized so far: earlier blocks' weights and all inputs
+            rounded, as released; `full_precision` ones are the original network's.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    damping: float = 0.01
+    block_size: int = 128
+    order: Order = "together"
+    act_order: bool = False
+    inputs: Inputs = "quantized"
+    needs_calibration = True
+
+    def __post_init__(self) -> None:
+        if self.damping < 0 or self.block_size < 1:
+            raise UserError(
+                f"damping={self.damping}, block_size={self.block_size}; damping must be at least 0 (0.01 is usual), "
+                "block_size at least 1 (128 is usual)"
+            )
+        for key, allowed in (("order", Order), ("inputs", Inputs)):
+            if (value := getattr(self, key)) not in get_args(allowed):
+                raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
+
+    def weights(self, fit: "Fit") -> dict[str, Tensor]:
+        """The rounded weight [out, in] of every site whose weight is quantized; finished blocks come from `fit.folder`.
+
+        Raises:
+            UserError: no calibration data, a Hessian that cannot be factored, or a damaged file of a finished block.
+        """
+        return round_segments(
+            fit,
+            lambda walk, segment: self.round_segment(fit, walk, segment),
+            lambda segment, weights: self.layers(fit, segment, weights, {}),
+        )
+
+    def round_segment(self, fit: "Fit", walk: Walk, segment: Segment) -> dict[str, Tensor]:
+        """The rounded weights of the segment that `walk` has come to."""
+        weights: dict[str, Tensor] = {}
+        for stage in [segment.sites] if self.order == "together" else segment.stages():
+            groups = fit.by_input([site for site in stage if fit.rounds(site)])
+            hessians = {group[0].name: Hessian() for group in groups}
+            if groups:
+                walk.observe(segment, self.layers(fit, segment, weights, hessians))
+            for group in groups:
+                weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
+        return weights
+
+    def round_readers(self, fit: "Fit", readers: list[Site], hessian: Hessian) -> dict[str, Tensor]:
+        """The rounded weights of sites that read the one input whose Hessian is given."""
+        curve = curvature(hessian.value(), self.damping, self.act_order, readers[0].name)
+        rounded = {}
+        for site in readers:
+            spec = fit.policy[site.name].weight
+            assert spec is not None
+            rounded[site.name] = round_columns(fit.weight_of(site), curve, spec, fit.weight_grid.fit, self.block_size)
+        return rounded
+
+    def layers(
+        self, fit: "Fit", segment: Segment, weights: Mapping[str, Tensor], hessians: Mapping[str, Hessian]
+    ) -> dict[str, nn.Module]:
+        """The segment's layers, with the weights that are rounded already; some show their inputs to their Hessians."""
+        made: dict[str, nn.Module] = {}
+        full = self.inputs == "full_precision"
+        for site in segment.sites:
+            quantizer = None if full else fit.quantizers.get(site.name)
+            if site.name in hessians:
+                quantizer = Observed(quantizer, hessians[site.name].add)
+            made[site.name] = QuantLinear(fit.layer(site), None if full else weights.get(site.name), quantizer).eval()
+        return made
