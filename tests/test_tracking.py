@@ -99,6 +99,8 @@ def test_importing_the_module_does_not_import_wandb():
 
 
 def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_account, caplog):
+    import wandb
+
     run_dir = run_directory(tmp_path / "runs" / "s" / "rtn-w4a8-1a2b3c4d")
     with (
         caplog.at_level(logging.INFO, "qdit"),
@@ -107,6 +109,7 @@ def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_accou
         for step, loss in enumerate((3.0, 2.0)):
             tracker.log({"loss": loss}, step, "calibrate")
         tracker.finish(RECORD, run_dir)
+    wandb.teardown()  # finish() returns before the service has flushed its file; the end of a process waits like this
     assert "wandb sync" in caplog.text
     [file] = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
     records = wandb_records(file)
