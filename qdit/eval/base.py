@@ -7,7 +7,7 @@ is what makes differences to full precision paired (evaluation dossier, sections
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class Result:
     delta_stderr: float | None = None
 
 
+@runtime_checkable
 class Samples(Protocol):
     """The samples of one run, in the order of their index."""
 
@@ -48,6 +49,7 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """A fixed network that turns images into features."""
 

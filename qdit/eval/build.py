@@ -210,7 +210,8 @@ def floor(
     """What a perfect model would score at each n: real images drawn with replacement, against the reference.
 
     Drawing with replacement makes a draw n independent samples of exactly the distribution the reference describes;
-    without, a draw of nearly all of a small data set would score better than any model can.
+    without, a draw of nearly all of a small data set would score better than any model can. KID comes out below zero by
+    (mean k(x, x) - mean k(x, y)) / (images of the reference), because drawn images also stand in the reference.
 
     Returns:
         {n: {metric: {"mean", "std"}}} over `draws` draws.

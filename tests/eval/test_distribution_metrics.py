@@ -34,6 +34,7 @@ def test_each_metric_reads_its_own_features(held, features, reference):
     real = reference(features(300, 0))
     base, moved = features(100, 1), features(100, 1, shift=2.0)
     values = {m: m(extractor="lite0").compute(held(base), held(base), real).value for m in ALL}
+    assert values[FIDInfinity] < 0.9 * values[FID]  # less the bias of 100 samples
     for kind, readers in {
         "pooled": {FID, FIDInfinity, KID, Precision, Recall},
         "spatial": {SFID},
@@ -51,6 +52,17 @@ def test_directions(held, features, reference):
     for metric in (FID, KID, Precision):
         good, bad = (metric(extractor="lite0").compute(x, x, reference(real)).value for x in (near, far))
         assert (good > bad) == metric.higher_is_better
+
+
+def test_precision_and_recall_are_not_swapped(held, features, reference):
+    """Samples that all sit at the centre of the data are precise and miss nearly all of it."""
+    base = features(100, 1)
+    centre = held(base | {"pooled": 0.05 * base["pooled"]})
+    values = [
+        m(extractor="lite0").compute(centre, centre, reference(features(300, 0))).value for m in (Precision, Recall)
+    ]
+    assert values[0] == 1
+    assert values[1] < 0.1
 
 
 def test_features_seen_before_are_not_computed_again(held, features, reference, monkeypatch):

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qdit.eval.base import Metric
+from qdit.eval.distribution import DistributionMetric
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 BUNDLES = {
@@ -42,7 +43,7 @@ def test_a_metric_is_its_own_key_and_names_its_extractor(composed, name):
     assert list(found) == [name]
     metric = instantiate(found[name])
     assert isinstance(metric, Metric)
-    if not metric.paired:
+    if isinstance(metric, DistributionMetric):
         assert metric.extractor == ("lite0" if name.endswith("_lite0") else "inception")
     with pytest.raises(AttributeError):
         metric.extractor = "other"

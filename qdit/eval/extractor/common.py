@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.errors import UserError
@@ -111,8 +111,8 @@ class FeatureExtractor(ABC):
         self.network.to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
-        """Features of a batch; sample i does not depend on its neighbours.
+    def __call__(self, images: Tensor) -> dict[str, Float[Tensor, "batch _"]]:
+        """Features of uint8 images [b, 3, H, W]; sample i does not depend on its neighbours.
 
         Raises:
             UserError: the input is not uint8 RGB, channels first.
