@@ -33,16 +33,18 @@ def main(cfg: DictConfig) -> float | None:
         log.error("%s", error)
         if not multirun:
             sys.exit(2)
-        run.record_failure(cfg, error, kind="user")
+        if not run.record_failure(cfg, error, kind="user"):
+            raise
         return None
     except Exception as error:
         if not multirun:
             raise
         traceback.print_exc()
-        run.record_failure(cfg, error, kind="internal")
+        if not run.record_failure(cfg, error, kind="internal"):
+            raise
         return None
     if record is not None and not multirun:
-        from qdit.callback import _print_table as print_table
+        from qdit.callback import print_table
 
         print_table(Path(cfg.runs_dir), cfg.study)
     return None

@@ -1,4 +1,4 @@
-"""From a composed config to objects: `build`, the only call of Hydra's instantiate, and `check`, all complaints at once.
+"""From a composed config to objects: `build`, the only call of Hydra's instantiate, and `check`.
 
 Imports no torch by itself; building imports what the targets need.
 """
@@ -64,7 +64,9 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         UserError: at least one problem.
     """
-    problems = [f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])]
+    problems = [
+        f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])
+    ]
     problems += [f"{k}={config[k]!r}; allowed: true, false" for k in _FLAGS if not isinstance(config[k], bool)]
     if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
         problems.append(f"seed={config['seed']!r}; a whole number is needed")

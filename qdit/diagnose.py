@@ -42,7 +42,9 @@ def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Dataset, seed: 
     labels = dataset.labels(indices, seed)
     kept: list[tuple[int, Tensor, Tensor]] = []
     sampler.sample(model, indices, labels, seed, callback=lambda step, t, x, out: kept.append((t, x.cpu(), out.cpu())))
-    return Trajectory(torch.stack([k[1] for k in kept]), [k[0] for k in kept], torch.stack([k[2] for k in kept]), labels)
+    return Trajectory(
+        torch.stack([k[1] for k in kept]), [k[0] for k in kept], torch.stack([k[2] for k in kept]), labels
+    )
 
 
 @torch.no_grad()

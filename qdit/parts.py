@@ -63,9 +63,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
             problems += [f"{key}: {p}" for p in error.problems]
     if problems:
         raise from_problems(problems, "this recipe")
-    recipe = Recipe(
-        **parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"]
-    )
+    recipe = Recipe(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
     recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
     recipe.activation.spec(recipe.activation_bits)
     return recipe
@@ -92,7 +90,8 @@ def assemble(config: dict[str, Any]) -> Parts:
     model = loader.load(device, getattr(torch, config["dtype"]))
     problems = sampler.check(model) + dataset.check(model)
     problems += [
-        f"eval={name} needs a model that makes {' or '.join(m.modalities)}s; {config['model']['name']} makes {model.modality}s"
+        f"eval={name} needs a model that makes {' or '.join(m.modalities)}s; "
+        f"{config['model']['name']} makes {model.modality}s"
         for name, m in metrics.items()
         if model.modality not in m.modalities
     ]

@@ -48,7 +48,9 @@ def git_state() -> dict[str, Any] | None:
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
@@ -90,7 +92,9 @@ def footer(started: str) -> dict[str, Any]:
     }
 
 
-def cost(ledger: Ledger, config: dict[str, Any], stopwatch: Stopwatch, samples_per_second: float | None) -> dict[str, Any]:
+def cost(
+    ledger: Ledger, config: dict[str, Any], stopwatch: Stopwatch, samples_per_second: float | None
+) -> dict[str, Any]:
     """The cost block: the ledger, seconds a stage, memory, and what really ran."""
     return asdict(ledger) | {
         "seconds": {k: round(v, 3) for k, v in stopwatch.seconds.items()},
@@ -101,7 +105,7 @@ def cost(ledger: Ledger, config: dict[str, Any], stopwatch: Stopwatch, samples_p
 
 
 def keep_earlier(costs: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """The costs of a run that was continued: the rate measured when the samples were made, the longest of each stage."""
+    """The costs of a run that was continued: the rate when the samples were made, the longest of each stage."""
     if earlier:
         costs["samples_per_second"] = costs["samples_per_second"] or earlier.get("samples_per_second")
         before = earlier.get("seconds", {})

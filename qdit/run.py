@@ -63,9 +63,14 @@ def full_precision(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_id(config: dict[str, Any]) -> str:
     """Eight hex digits of everything the result depends on, the checkpoint's contents included."""
+    return digest({"science": store.science(config), "weights": weights(config)})
+
+
+def weights(config: dict[str, Any]) -> str:
+    """A digest of the checkpoint's contents."""
     model = config["model"]
-    weights = [store.weights_digest(model.get(key), EMBEDDED) for key in ("path", "vae_path")]
-    return digest({"science": store.science(config), "weights": weights})
+    paths = [model["path"]] + ([model["vae_path"]] if model.get("vae_path") else [])
+    return "-".join(store.weights_digest(path, EMBEDDED) for path in paths)
 
 
 def run_dir(config: dict[str, Any]) -> RunDir:
@@ -87,18 +92,25 @@ def wanted_metrics(config: dict[str, Any]) -> dict[str, str]:
     return {name: digest(node) for name, node in (config.get("eval") or {}).items()}
 
 
-def record_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
-    """Note a failed cell of a multirun, so that its table shows it; `kind` is "user" or "internal"."""
+def record_failure(cfg: DictConfig, error: Exception, kind: str) -> bool:
+    """Note a failed cell of a multirun, so that its table shows it; `kind` is "user" or "internal".
+
+    False if it cannot be noted: the folder cannot be written, or holds the finished record that a new metric failed to
+    extend.
+    """
     from qdit import record
 
     try:
         config = resolved(cfg)
+        if (run_dir(config).result() or {}).get("status") == "done":
+            return False
         failed = record.header(config, run_id(config)) | record.footer(record.now())
         text = str(error).strip() or type(error).__name__
         failed |= {"status": "failed", "error": text, "error_kind": kind, "metrics": {}, "cost": {}}
         run_dir(config).save_result(failed)
-    except UserError as unwritable:
-        log.error("%s", unwritable)
+    except UserError:
+        return False
+    return True
 
 
 def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
@@ -144,7 +156,7 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
         rate = samples.generated / watch.seconds["sample"] if samples.generated else None
         costs = record.cost(ledger(parts.model.denoiser, parts.model.sites(), policy), config, watch, rate)
         result = record.header(config, identity) | {
-            "protocol": stages.protocol(config, parts),
+            "protocol": stages.protocol(config, parts, weights(config)),
             "protocol_id": reference_id,
             "metrics": metrics,
             "inapplicable": inapplicable,  # paired metrics of full precision with itself
@@ -153,5 +165,6 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
             **record.footer(started),
         }
         where.save_result(result)
+        log.info("  pictures: %s", where.path / "samples.png")
         tracker.finish(result, where.path)
     return result

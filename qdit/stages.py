@@ -153,11 +153,12 @@ def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference:
     figures.sample_grid(rows, path, [names[int(label)] for label in labels])
 
 
-def protocol(config: dict[str, Any], parts: Parts) -> str:
+def protocol(config: dict[str, Any], parts: Parts, weights: str) -> str:
     """Everything that a number depends on besides the recipe, in one readable line."""
     return "|".join(
         [
             parts.model_protocol,
+            f"weights={weights}",
             parts.dataset.protocol(),
             parts.sampler.protocol(),
             *(

@@ -1,7 +1,7 @@
 """Run directories, atomic files, hashes of the science, and locks. Imports no torch: a finished run is skipped at once.
 
-    runs/<study>/<name>-<run_id>/   result.json config.yaml policy.yaml samples.png layers.png timesteps.png samples/
-    cache/<stage>/<hash>            what runs share: calibration data, full-precision samples
+runs/<study>/<name>-<run_id>/   result.json config.yaml policy.yaml samples.png layers.png timesteps.png samples/
+cache/<stage>/<hash>            what runs share: calibration data, full-precision samples
 """
 
 import fcntl
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,19 @@ def is_full_precision(config: dict) -> bool:
 
 
 def weights_digest(path: str | None, embedded: Path) -> str:
-    """A digest of the checkpoint's contents, so that retrained weights never meet stale results; hub ids hash as text."""
+    """A digest of the checkpoint's contents, so that new weights never meet stale results; hub ids hash as text."""
     folder = embedded if path is None else Path(path).expanduser()
-    hasher = hashlib.blake2b(digest_size=8)
     files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
     if not files:
         return digest(path)
-    for file in files:
-        hasher.update(file.relative_to(folder).as_posix().encode())
+    return _content_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files once a process, as long as their sizes and times stay."""
+    hasher = hashlib.blake2b(digest_size=4)
+    for file, _, _ in files:
         with file.open("rb") as stream:
             hasher.update(hashlib.file_digest(stream, "blake2b").digest())
     return hasher.hexdigest()
@@ -70,6 +76,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     try:
         with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's are for the owner alone; results are shared
             stream.write(data.encode() if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -78,6 +85,12 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,7 +148,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / ".lock").open("w")
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; choose another runs_dir or make room") from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; choose another runs_dir or make room"
+            ) from error
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

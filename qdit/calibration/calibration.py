@@ -85,11 +85,15 @@ class TrajectoryCalibration:
 
             def record(step: int, timestep: int, x: Tensor, output: Tensor, wanted=wanted, labels=labels) -> None:
                 points.extend(
-                    (x[row].float().cpu(), timestep, int(labels[row])) for row, keep in enumerate(wanted) if step in keep
+                    (x[row].float().cpu(), timestep, int(labels[row]))
+                    for row, keep in enumerate(wanted)
+                    if step in keep
                 )
 
             sampler.sample(model, indices, labels, seed + self.seed, callback=record)
-        null_share = self.null_share if sampler.guidance != 1 else 0.0  # unguided, the network never sees the null class
+        null_share = (
+            self.null_share if sampler.guidance != 1 else 0.0
+        )  # unguided, the network never sees the null class
         # Shuffled, so that each batch mixes timesteps; the null class goes to an even share.
         order = np.random.default_rng([seed, self.seed]).permutation(len(points))[: self.num_samples]
         labels = [

@@ -27,7 +27,9 @@ class ValueReservoir:
         """Take in a tensor of any shape."""
         flat = x.detach().flatten()
         lo, hi = flat.aminmax()
-        self.extremes = torch.stack([torch.minimum(self.extremes[0], lo.cpu()), torch.maximum(self.extremes[1], hi.cpu())])
+        self.extremes = torch.stack(
+            [torch.minimum(self.extremes[0], lo.cpu()), torch.maximum(self.extremes[1], hi.cpu())]
+        )
         self.kept.append(flat[:: self.stride].float().cpu())
         while sum(map(len, self.kept)) > self.size:
             self.kept = [torch.cat(self.kept)[::2]]

@@ -44,12 +44,15 @@ class FrequencyLabels(LabelStrategy):
 
 @dataclass(kw_only=True)
 class BalancedLabels(LabelStrategy):
-    """Every class equally often in each run of K indices, in an order drawn once (PTQ4DiT's counts, but not sorted).
+    """Every class once in each run of K indices, in an order drawn anew for each run (PTQ4DiT's counts, not sorted).
 
-    Sorted classes would change the Inception score, which is computed over chunks of consecutive images.
+    Sorted classes would change the Inception score, which is computed over chunks of consecutive images; one order for
+    all runs would give each jackknife group (index mod 20) classes of its own wherever 20 divides K.
     """
 
     def draw(self, indices: Sequence[int], seed: int, frequencies: Float[Tensor, " K"]) -> Int[Tensor, " B"]:
-        """Take entry i mod K of a seeded permutation."""
-        order = torch.randperm(len(frequencies), generator=generator(seed, STREAM, 0))
-        return order[torch.tensor(list(indices), dtype=torch.long) % len(frequencies)]
+        """Take entry i mod K of the seeded permutation number i // K."""
+        classes = len(frequencies)
+        runs = {i // classes for i in indices}
+        orders = {r: torch.randperm(classes, generator=generator(seed, STREAM, r)) for r in runs}
+        return torch.tensor([int(orders[i // classes][i % classes]) for i in indices])

@@ -28,7 +28,6 @@ from qdit.quant.spec import QuantSpec
 
 log = logging.getLogger("qdit")
 FitGrid = Callable[[Tensor, QuantSpec], Affine]
-SMALL = 256  # below it a triangular matrix is inverted directly
 RETRIES = 5  # of the factorisation, each with ten times the damping
 
 
@@ -109,27 +108,12 @@ def _inverse_factor(hessian: Tensor, mean: float, damping: float, name: str) -> 
         if not failed and lower.isfinite().all() and lower.diagonal().amin() > 1e-7 * math.sqrt(mean):
             if share != damping:
                 log.warning("gptq: %s needed damping %g instead of %g", name, share, damping)
-            return upper_inverse(lower.flip(0, 1))
+            identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     raise UserError(
         f"gptq: the Hessian of {name} cannot be factored, even with damping {tries[-1]:g}; "
         "use more calibration data (calibration.num_samples) or a larger rounding.damping"
     )
-
-
-def upper_inverse(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """The inverse of an upper triangular matrix, by halves, so that most of the work is matrix products.
-
-    [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹ B D⁻¹], [0, D⁻¹]]
-    """
-    if len(upper) <= SMALL:
-        identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, identity, upper=True)
-    half = len(upper) // 2
-    inverse = torch.zeros_like(upper)
-    inverse[:half, :half] = upper_inverse(upper[:half, :half])
-    inverse[half:, half:] = upper_inverse(upper[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
-    return inverse
 
 
 class Grids(Protocol):

@@ -1,0 +1,28 @@
+"""Metrics of videos that need no weights. Image models are refused by the modality check before any sampling."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from qdit.eval.base import Metric, Result, Samples
+
+if TYPE_CHECKING:
+    from qdit.eval.reference import Reference
+
+
+class TemporalFlickering(Metric):
+    """(255 - mean |frame t+1 - frame t|) / 255, VBench's weight-free dimension (CVPR 2024).
+
+    Maximal for frozen video: never read it without a metric of motion or of image quality beside it.
+    """
+
+    higher_is_better = True
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+
+    def compute(self, samples: Samples, full_precision: Samples, reference: "Reference | None") -> Result:
+        """Mean and standard error over videos; images are chunks of uint8 [b, T, 3, H, W]."""
+        values = (
+            torch.cat([255 - v.float().diff(dim=1).abs().flatten(1).mean(1) for v in samples.images()]).double() / 255
+        )
+        stderr = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+        return Result(value=values.mean().item(), stderr=stderr, n=len(values), higher_is_better=True)

@@ -1,0 +1,113 @@
+"""Every option of conf/ composes, names real targets with fitting arguments, and its name tells the truth."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from qdit.cli import CONF
+from qdit.config import check, describe, fits, flatten, resolved, type_problems
+from qdit.errors import UserError
+
+OVERLAYS = ("hydra", "local")
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and path.relative_to(CONF).parts[0] not in OVERLAYS
+)
+
+
+@pytest.fixture(autouse=True)
+def hydra_conf():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_composes_resolves_and_fits_its_targets(option):
+    group, name = option.split("=")
+    if group == "activation/range":
+        overrides = ["activation=tensor", option]  # dynamic options have no range
+    else:
+        overrides = [f"eval=[{name}]" if group == "eval" else option]
+    config = resolved(compose("config", overrides))
+    for key, node in config.items():
+        if isinstance(node, dict):
+            assert type_problems(node, key) == []
+
+
+def test_defaults_pass_the_check_and_science_is_plain():
+    config = resolved(compose("config"))
+    check(config)
+    assert all(not isinstance(v, dict) or v == {} for v in flatten(config).values())
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "bits").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_name_of_bits_is_its_values(path):
+    bits = resolved(compose("config", [f"bits={path.stem}"]))["bits"]
+    assert bits["name"] == path.stem == f"w{bits['weight']}a{bits['activation']}"
+
+
+@pytest.mark.parametrize(
+    "group", ["weight", "activation", "calibration", "scope", "sampler", "bits", "dataset", "model"]
+)
+def test_options_of_a_group_have_the_same_keys(group):
+    def keys(option):
+        return set(resolved(compose("config", [f"{group}={option}"]))[group]) - {"range"}
+
+    options = [p.stem for p in sorted((CONF / group).glob("*.yaml"))]
+    assert len({frozenset(keys(o)) for o in options}) == 1
+
+
+def test_a_command_line_choice_beats_the_recipe():
+    config = resolved(compose("config", ["quantizer=rtn", "weight=group", "rounding=nearest"]))
+    assert config["weight"]["granularity"] == "group"
+    assert config["quantizer"]["name"] == "rtn"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_samples=0", "num_samples=0; a whole number of at least 1"),
+        ("batch_size=many", "batch_size='many'"),
+        ("sampler.steps=many", "sampler.steps='many'; allowed: a whole number"),
+        ("bits.weight=9", "bits.weight=9; 2 to 8 are possible"),
+        ("bits.weight=eight", "bits.weight='eight'"),
+        ("bits.name=w2a2", "bits.name='w2a2' but the values say 'w4a8'"),
+        ("dtype=float8", "dtype='float8'; allowed: float32"),
+        ("weight.grid=diagonal", "allowed: asymmetric, asymmetric_free"),
+        ("scope.roles=qkv", "scope.roles='qkv'; allowed: a list of text"),
+        ("dry=perhaps", "dry='perhaps'; allowed: true, false"),
+        ("+weight.colour=red", "weight.colour is not an argument of WeightGrid"),
+        ("weight._target_=qdit.weight.Nothing", "cannot be imported"),
+        ("seed=1.5", "seed=1.5; a whole number"),
+    ],
+)
+def test_wrong_values_are_named_with_what_is_allowed(override, message):
+    with pytest.raises(UserError, match=".*") as caught:
+        check(resolved(compose("config", [override])))
+    assert message in str(caught.value)
+
+
+def test_all_problems_come_in_one_message():
+    with pytest.raises(UserError) as caught:
+        check(resolved(compose("config", ["num_samples=0", "bits.weight=9", "dtype=float8"])))
+    assert str(caught.value).startswith("3 problems in this config:\n  num_samples=0")
+
+
+def test_mandatory_values_are_asked_for():
+    with pytest.raises(UserError, match="no value for model.path; give one, as in model.path=VALUE"):
+        resolved(compose("config", ["model.path=???"]))
+
+
+def test_fits_and_describe():
+    assert fits(3, int | None)
+    assert fits(None, int | None)
+    assert not fits(True, int)
+    assert not fits("3", float)
+    assert fits([1, 2], list[int])
+    assert not fits(["a"], list[int])
+    assert describe(int | None) == "a whole number or null"
+    assert fits(Path(), Path)
