@@ -63,9 +63,8 @@ def columns(group_size: int) -> None:
             method(weight, curve, spec, part.fit, 128)
             seconds.append(time.process_time() - start)
         total += torch.tensor(seconds)
-        print(
-            f"{role:9} {out}x{channels}: plain {seconds[0]:7.2f} s, qdit {seconds[1]:5.2f} s, {seconds[0] / seconds[1]:.1f}x"
-        )
+        gain = seconds[0] / seconds[1]
+        print(f"{role:9} {out}x{channels}: plain {seconds[0]:7.2f} s, qdit {seconds[1]:5.2f} s, {gain:.1f}x")
     print(f"block: plain {total[0]:.2f} s, qdit {total[1]:.2f} s, {total[0] / total[1]:.1f}x")
 
 
