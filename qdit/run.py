@@ -44,12 +44,10 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
 
     parts = assemble(config)
     try:
-        for each in configs:
-            record = execute(each, parts)
+        return [execute(each, parts) for each in configs][-1]
     finally:
         del parts
         gc.collect()  # a multirun holds one model at a time
-    return record
 
 
 def full_precision(config: dict[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ so that quantization methods can be run, compared and tested offline. It is not 
 | training | autoencoder 5,500 steps of 48; DiT {steps:,} steps of {batch}, AdamW, EMA; two CPU cores, bf16 autocast |
 | recipe | `experiments/emoji_dit/train.py` |
 
-Reached with the default sampler (DDIM, 20 steps, guidance 2), {n:,} samples with the data's class frequencies, extractor
-EfficientNet-Lite0 at 128 px (`fid_lite0` is not FID):
+Reached with the default sampler (DDIM, 20 steps, guidance 2), {n:,} samples with the data's class frequencies,
+extractor EfficientNet-Lite0 at 128 px (`fid_lite0` is not FID):
 
 | | samples | {n:,} real images | ratio |
 |---|---|---|---|

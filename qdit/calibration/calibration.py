@@ -11,6 +11,7 @@ the null class, a share of the points gets the null class as its label (Q-DiT's 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,7 +116,8 @@ class UniformCalibration(TrajectoryCalibration):
         """The step indices recorded of one trajectory."""
         count = min(self.per_trajectory, num_steps)
         stride = num_steps / count
-        return sorted(int(i * stride + trajectory * stride / 4) % num_steps for i in range(count))
+        shift = trajectory % ceil(stride)
+        return sorted({(int(i * stride) + shift) % num_steps for i in range(count)})
 
 
 class RandomCalibration(TrajectoryCalibration):

@@ -14,8 +14,8 @@ from qdit.model.base import DiffusionModel, Site
 class ValueReservoir:
     """The exact minimum and maximum and about `size` values of everything seen, thinned evenly.
 
-    When full, every second value is dropped and from then on every second new one is kept, so that all batches weigh the
-    same and the result does not depend on a random stream.
+    When full, every second value is dropped and from then on every second new one is kept, so that all batches weigh
+    the same and the result does not depend on a random stream.
     """
 
     def __init__(self, size: int = 2**18) -> None:
