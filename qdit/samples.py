@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qdit.errors import UserError
-from qdit.store import atomic_write
+from qdit.tensors import load_tensors, save_tensors
 
 
 @dataclass
@@ -49,15 +46,10 @@ class SampleSet:
         path = self.folder / f"{kind}_{number:05d}.safetensors"
         size = len(self.indices()[number])
         if path.exists():
-            try:
-                stored = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+            stored = load_tensors(path)
             if len(next(iter(stored.values()))) == size:
                 return stored
-        made = {k: v.contiguous().cpu() for k, v in make().items()}
-        atomic_write(path, save(made))
-        return made
+        return save_tensors(path, make())
 
     def _latent_chunk(self, number: int) -> Tensor:
         def make() -> dict[str, Tensor]:

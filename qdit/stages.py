@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +17,8 @@ from qdit.parts import Parts
 from qdit.quantize import Quantized
 from qdit.sampler.clock import Clock
 from qdit.samples import SampleSet
-from qdit.store import atomic_write, digest
+from qdit.store import digest
+from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
@@ -41,8 +41,8 @@ def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> Calibr
     if not path.exists():
         log.info("calibrating: %d points", source.num_samples)
         data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
-        atomic_write(path, save({"x": data.x, "t": data.t, "y": data.y}))
-    stored = load_file(path)
+        save_tensors(path, {"x": data.x, "t": data.t, "y": data.y})
+    stored = load_tensors(path)
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
 
 
@@ -68,7 +68,11 @@ class Bar:
             shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
             self.bar = tqdm(total=self.total, desc=self.label, unit="image", disable=None, bar_format=shape)
         bar = self.bar
-        return lambda *_: bar.update(batch / steps)
+
+        def step(*_: object) -> None:
+            bar.update(batch / steps)
+
+        return step
 
     def reach(self, done: int) -> None:
         """Note how many samples exist; close at the end."""

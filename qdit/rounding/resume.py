@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from qdit.errors import UserError
 from qdit.rounding.blocks import Segment, Walk, segments
-from qdit.store import atomic_write
+from qdit.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from qdit.quantize import Fit
@@ -69,10 +67,7 @@ def load_finished(folder: Path | None, segment: Segment, like: Mapping[str, Tens
     path = folder / f"{segment.name}.safetensors" if folder else None
     if path is None or not path.exists():
         return None
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+    found = load_tensors(path)
     if {name: w.shape for name, w in found.items()} != {name: w.shape for name, w in like.items()}:
         raise UserError(f"{path} holds other weights than this model's {segment.name}; delete it, and it is made again")
     return {name: weight.to(like[name].device) for name, weight in found.items()}
@@ -81,5 +76,4 @@ def load_finished(folder: Path | None, segment: Segment, like: Mapping[str, Tens
 def save_finished(folder: Path | None, segment: Segment, weights: Mapping[str, Tensor]) -> None:
     """Save a segment's rounded weights, whole or not at all."""
     if folder is not None and weights:
-        ready = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-        atomic_write(folder / f"{segment.name}.safetensors", save(ready))
+        save_tensors(folder / f"{segment.name}.safetensors", weights)
