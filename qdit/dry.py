@@ -19,11 +19,16 @@ def describe(config: dict[str, Any]) -> None:
     parts = assemble(config)
     sites = parts.model.sites()
     policy = parts.recipe.plan(sites) if parts.recipe else Policy()
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 240)
     table = Table(title=config["name"])
     table.add_column("site", no_wrap=True)
-    for column in ("count", "role", "out × in", "weight", "input", "MB", "GBitOps", "in full precision because"):
+    for column in ("count", "role", "out × in"):
+        table.add_column(column, no_wrap=True)
+    for column in ("weight", "input"):
         table.add_column(column)
+    for column in ("MB", "GBitOps"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("in full precision because")
     none = LayerSpec(weight=None, activation=None)
 
     def kind(site: Site) -> tuple:
@@ -68,4 +73,4 @@ def spec_text(spec: QuantSpec | None) -> str:
     if spec is None:
         return "16 bits"
     rows = f"group {spec.group_size}" if spec.group_size else spec.granularity
-    return f"{spec.bits} bits, {rows}, {spec.grid}"
+    return f"{spec.bits} bits {rows} {spec.grid}"

@@ -48,7 +48,9 @@ class QuantLinear(nn.Module):
         super().__init__()
         own = matrix(layer)
         self.register_buffer("weight", (own if weight is None else weight).to(own.dtype))
-        self.register_buffer("bias", layer.bias)
+        bias = layer.bias
+        assert bias is None or isinstance(bias, Tensor)
+        self.register_buffer("bias", bias)
         self.quantizer = quantizer
         self.patch = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else None
 

@@ -41,7 +41,7 @@ class Recipe:
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
-        found = []
+        found = self.scope.problems(sites)
         for key, part in {"weight": self.weight, "activation": self.activation}.items():
             size = part.group_size
             bad = {
@@ -51,8 +51,10 @@ class Recipe:
                 f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
                 for channels, name in bad.items()
             ]
-        if self.rounding.needs_calibration and self.weight_bits < 16 and isinstance(self.calibration, NoCalibration):
-            found.append("rounding needs calibration data, and calibration=none gives none; use calibration=uniform")
+        needy = ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
+        needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
+        if needy and isinstance(self.calibration, NoCalibration):
+            found.append(f"{' and '.join(needy)} needs data, and calibration=none gives none; use calibration=uniform")
         return found
 
     def plan(self, sites: list[Site]) -> Policy:

@@ -10,9 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qdit import figures
-from qdit.calibration import CalibrationData, NoCalibration
+from qdit.calibration import CalibrationData
 from qdit.diagnose import layer_report, timestep_curve, trajectory
-from qdit.errors import UserError
 from qdit.parts import Parts
 from qdit.quantize import Quantized
 from qdit.sampler.clock import Clock
@@ -27,15 +26,9 @@ DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
 
 
 def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> CalibrationData:
-    """The calibration data of a config, from the stage cache if any run made it before.
-
-    Raises:
-        UserError: a part needs data and `calibration=none` was chosen.
-    """
+    """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
-    if isinstance(source, NoCalibration):
-        raise UserError("this recipe needs calibration data, and calibration=none gives none; use calibration=uniform")
     key = digest({"calibration": config["calibration"], "protocol": reference_id})
     path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
     if not path.exists():

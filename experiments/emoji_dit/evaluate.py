@@ -10,6 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+from qdit import torchvision_cure as torchvision_cure  # before diffusers
+
+# isort: split
 import numpy as np
 import torch
 from diffusers import AutoencoderKL

@@ -14,6 +14,9 @@ import json
 import time
 from pathlib import Path
 
+from qdit import torchvision_cure as torchvision_cure  # before diffusers
+
+# isort: split
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel

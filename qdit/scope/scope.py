@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from qdit.errors import UserError
-
 if TYPE_CHECKING:
     from qdit.model.base import Site
 
@@ -33,20 +31,16 @@ class Scope:
             return None
         return f"{site.role} is not in scope.roles"
 
-    def select(self, sites: "list[Site]") -> "list[Site]":
-        """The quantized sites, in the order given.
+    def problems(self, sites: "list[Site]") -> list[str]:
+        """Roles and patterns that match nothing in a model with these sites, one sentence each."""
+        known = sorted({s.role for s in sites})
+        found = [f"scope.roles has {r!r}; this model has {', '.join(known)}" for r in self.roles if r not in known]
+        return found + [
+            f"scope pattern {p!r} matches none of the model's {len(sites)} sites; names look like {sites[-1].name}"
+            for p in (*self.include, *self.exclude)
+            if not any(fnmatch(s.name, p) for s in sites)
+        ]
 
-        Raises:
-            UserError: a role or a pattern matches nothing in this model.
-        """
-        known = {s.role for s in sites}
-        for role in self.roles:
-            if role not in known:
-                raise UserError(f"scope.roles has {role!r}; this model has {', '.join(sorted(known))}")
-        for pattern in (*self.include, *self.exclude):
-            if not any(fnmatch(s.name, pattern) for s in sites):
-                raise UserError(
-                    f"scope pattern {pattern!r} matches none of the model's {len(sites)} sites; "
-                    f"names look like {sites[0].name}"
-                )
+    def select(self, sites: "list[Site]") -> "list[Site]":
+        """The quantized sites, in the order given."""
         return [s for s in sites if self.why_not(s) is None]

@@ -47,7 +47,13 @@ def test_balanced_labels_are_balanced_and_not_sorted():
     labels = BalancedLabels().draw(range(40), 0, EVEN)
     assert torch.bincount(labels).tolist() == [4] * 10
     assert labels[:10].tolist() != sorted(labels[:10].tolist())
-    assert BalancedLabels().draw([10_000_003], 0, EVEN) == labels[3]
+    assert BalancedLabels().draw([33, 3], 0, EVEN).tolist() == labels[[33, 3]].tolist()
+
+
+def test_balanced_labels_do_not_repeat_their_order():
+    # With one order for all runs, index mod 20 (the jackknife's group) would fix the class mod 20.
+    first, second = BalancedLabels().draw(range(20), 0, EVEN).split(10)
+    assert first.tolist() != second.tolist()
 
 
 def test_frequency_labels_follow_the_frequencies():
