@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/qdit study=demo num_samples=64
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
