@@ -5,8 +5,10 @@
     python experiments/emoji_dit/train.py export                        # fp16, diffusers' folder format
 
 Both stages checkpoint every `--save-every` steps into `--work` and continue from there when started again. The recipe
-is DiT's (Peebles & Xie 2023) at 1/60 of its size: AdamW, label dropout 0.1, EMA weights; the loss weight is
-min-SNR-5 (Hang et al. 2023), which converges several times faster than the plain epsilon loss on a short budget.
+is DiT's (Peebles & Xie 2023) at 1/60 of its size, label dropout 0.1 and EMA weights, with two changes for a short
+budget: the loss weight is min-SNR-5 (Hang et al. 2023), and the DiT's matrices are trained by Muon (Jordan 2024), whose
+loss after equal time on a CPU was below AdamW's although its steps take 1.3 times as long. Keep freed memory in the
+process (MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 with glibc): it halves the time of a step.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from qdit import torchvision_cure as torchvision_cure  # before diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -74,6 +77,17 @@ def make_dit() -> DiTTransformer2DModel:
     return model
 
 
+class PlainAttention:
+    """Attention as three products: for 64 tokens on a CPU, training is 1.6 times as fast as by the flash kernel."""
+
+    def __call__(self, attention: Attention, hidden: Tensor, *args, **kwargs) -> Tensor:
+        """[B, T, C] -> [B, T, C]; what a DiT's self-attention does not use is ignored."""
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        query, key, value = (p(hidden).unflatten(2, (attention.heads, -1)).transpose(1, 2) for p in projections)
+        scores = (query * attention.scale) @ key.transpose(2, 3)
+        return attention.to_out[0]((scores.softmax(3) @ value).transpose(1, 2).flatten(2))
+
+
 def autoencoder_loss(model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """L1 + gradient + MSE reconstruction with a small KL; also the batch's mean PSNR in dB (images in [0, 1])."""
     posterior = model.encode(images).latent_dist
@@ -97,17 +111,27 @@ def dit_loss(model: DiTTransformer2DModel, latents: Tensor, labels: Tensor, alph
     return ((predicted - noise).square().mean(dim=(1, 2, 3)) * (snr.clamp(max=5) / snr)).mean()
 
 
+def optimizers(model: nn.Module, args) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of transformer blocks, if there are any, and AdamW for everything else."""
+    inside = {n: p for n, p in model.named_parameters() if "transformer_blocks" in n and "embedding_table" not in n}
+    matrices = [p for p in inside.values() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    made = {"adamw": torch.optim.AdamW(others, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)}
+    if matrices:  # its updates are scaled to the size of AdamW's
+        made["muon"] = torch.optim.Muon(matrices, args.muon_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return made
+
+
 def fit(model: nn.Module, loss_of, args, name: str, ema_decay: float) -> nn.Module:
     """Run `args.steps` optimizer steps from the last checkpoint; return the EMA model."""
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    used = optimizers(model, args)
+    peaks = {key: optimizer.defaults["lr"] for key, optimizer in used.items()}
     warmup = min(200, args.steps // 10)
-    # Constant, then linearly down over the last quarter: unlike a cosine, `--steps` can be changed on the way.
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 1.0, max(0.0, 4 * (args.steps - s) / args.steps))
-    )
     checkpoint = args.work / f"{name}.pt"
-    parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
+    parts = {"model": model, "ema": ema, **used}
+    compiled = torch.compile(model)
     step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -117,18 +141,21 @@ def fit(model: nn.Module, loss_of, args, name: str, ema_decay: float) -> nn.Modu
     torch.manual_seed(args.seed + step)
     started, first = time.time(), step
     while step < args.steps:
+        # Constant, then linearly down over the last quarter: unlike a cosine, `--steps` can be changed on the way.
+        rate = min((step + 1) / warmup, 1.0, 4 * (args.steps - step) / args.steps)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, note = loss_of(model)
-        optimizer.zero_grad()
+            loss, note = loss_of(compiled)
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for key, optimizer in used.items():
+            optimizer.param_groups[0]["lr"] = rate * peaks[key]
+            optimizer.step()
         ema.update_parameters(model)
         step += 1
         if step % args.log_every == 0:
-            rate = (time.time() - started) / (step - first)
-            print(f"{name} {step}/{args.steps} loss {loss.item():.4f} {note} {rate:.2f} s/step", flush=True)
+            seconds = (time.time() - started) / (step - first)
+            print(f"{name} {step}/{args.steps} loss {loss.item():.4f} {note} {seconds:.2f} s/step", flush=True)
         if step % args.save_every == 0 or step == args.steps:
             partial = checkpoint.with_suffix(".tmp")
             torch.save({"step": step, **{k: p.state_dict() for k, p in parts.items()}}, partial)
@@ -204,7 +231,10 @@ def train_dit(args) -> None:
         smooth[:] = [0.99 * smooth[0] + 0.01 * loss.item(), 0.99 * smooth[1] + 0.01]
         return loss, f"mean {smooth[0] / smooth[1]:.4f}"
 
-    model = fit(make_dit().train(), loss_of, args, "dit", 0.9995)
+    model = make_dit().train()
+    for block in model.transformer_blocks:
+        block.attn1.set_processor(PlainAttention())
+    model = fit(model, loss_of, args, "dit", 0.9995)
     model.save_pretrained(args.work / "transformer")
 
 
@@ -237,7 +267,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--muon-lr", type=float, default=1e-3, help="of the DiT's matrices")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=250)
