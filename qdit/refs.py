@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def _import(args: argparse.Namespace) -> None:
     from qdit.eval.build import import_adm
     from qdit.eval.extractor import make_extractor
-    from qdit.eval.reference import cached, no_features
+    from qdit.eval.reference import no_features
+    from qdit.identity import cached
 
     extractor = make_extractor("inception", args.weights, args.allow_download)
     extractor.device = _device(args.device)
@@ -79,7 +80,7 @@ def _import(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from qdit.eval.build import Images, build
-    from qdit.eval.reference import cached
+    from qdit.identity import cached
 
     extractor = _loaded(args)
     reference = build(Images(args.source, args.size), args.name, extractor)

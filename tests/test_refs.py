@@ -13,8 +13,9 @@ from qdit import refs
 from qdit.eval.build import Images, adm_crop, build, floor
 from qdit.eval.extractor import EXTRACTORS, make_extractor
 from qdit.eval.extractor.common import FeatureExtractor
-from qdit.eval.reference import cached, load
+from qdit.eval.reference import load
 from qdit.eval.statistics import Moments
+from qdit.identity import cached
 
 
 class Tiny(FeatureExtractor):

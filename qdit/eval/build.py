@@ -22,11 +22,11 @@ from qdit import __version__
 from qdit.errors import UserError
 from qdit.eval.base import Features
 from qdit.eval.extractor import EXTRACTORS, FeatureExtractor
-from qdit.eval.extractor.common import sha256
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kernel import kernel_distance
 from qdit.eval.reference import Reference, check_gaussian
 from qdit.eval.statistics import Moments, frechet_distance
+from qdit.identity import sha256
 
 KEPT = 10_000
 BATCH = 64

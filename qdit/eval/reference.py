@@ -23,9 +23,9 @@ from qdit.eval.extractor import EXTRACTORS
 from qdit.eval.kernel import mean_within
 from qdit.eval.neighbours import radii_of
 from qdit.eval.statistics import Moments, symmetric_root
+from qdit.identity import places
 from qdit.store import atomic_write
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 FORMAT = "1"
 
 
@@ -177,20 +177,14 @@ def check_gaussian(where: str, size: int, mu: Tensor, sigma: Tensor) -> None:
         )
 
 
-def cached(dataset: str, extractor: str, cache_dir: Path) -> Path:
-    """Where `qdit-refs` puts a reference."""
-    return cache_dir / "references" / f"{dataset}-{extractor}.safetensors"
-
-
 def find(dataset: str, extractor: str, cache_dir: Path, explicit: Path | None = None) -> Reference:
     """The reference of a data set: the explicit path, else the shipped file, else the cache.
 
     Raises:
         UserError: there is none (with the places looked in and the command that makes it), or it is unusable.
     """
-    shipped = ASSETS / dataset / f"reference-{extractor}.safetensors"
-    places = [explicit] if explicit is not None else [shipped, cached(dataset, extractor, cache_dir)]
-    for place in places:
+    looked = [explicit] if explicit is not None else places(dataset, extractor, cache_dir)
+    for place in looked:
         if place.is_file():
             reference = load(place)
             if reference.extractor != extractor:
@@ -199,5 +193,5 @@ def find(dataset: str, extractor: str, cache_dir: Path, explicit: Path | None = 
     command = f"qdit-refs build IMAGES --name {dataset} --extractor {extractor}"
     if extractor == "inception":
         command = f"qdit-refs import VIRTUAL_imagenet256_labeled.npz --name {dataset} (ADM's file), or {command}"
-    looked = ", ".join(str(p) for p in places)
-    raise UserError(f"no {extractor} reference statistics of {dataset}: looked in {looked}; make them: {command}")
+    where = ", ".join(str(p) for p in looked)
+    raise UserError(f"no {extractor} reference statistics of {dataset}: looked in {where}; make them: {command}")

@@ -14,7 +14,7 @@ from qdit.eval.extractor import make_extractor
 from qdit.eval.extractor.common import channels_last, check_images, outputs_of
 from qdit.eval.extractor.inception import FILE, ADMInception, Inception, MissingWeights
 from qdit.eval.extractor.lite0 import Lite0, load_in_order
-from qdit.eval.reference import ASSETS
+from qdit.identity import ASSETS
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from qdit.errors import UserError
-from qdit.eval.reference import ASSETS, Reference, cached, find, load
+from qdit.eval.reference import Reference, find, load
 from qdit.eval.statistics import Moments, frechet_distance
+from qdit.identity import ASSETS, cached
 
 
 def lite0_reference(n: int = 40, kept: int | None = None) -> Reference:

