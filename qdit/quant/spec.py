@@ -49,7 +49,7 @@ class QuantSpec:
     dynamic: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits != IDENTITY_BITS and not MIN_BITS <= self.bits <= MAX_BITS:
+        if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
             raise UserError(
                 f"bits={self.bits} is not possible; {MIN_BITS} to {MAX_BITS} are, or {IDENTITY_BITS} for none"
             )
@@ -64,6 +64,8 @@ class QuantSpec:
                 f"granularity={self.granularity!r} with group_size={self.group_size}: "
                 "a group size is given with granularity 'group', and only then"
             )
+        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
+            raise UserError(f"group_size={self.group_size!r} is not possible; a whole number from 1 is, such as 64")
 
     @property
     def is_identity(self) -> bool:

@@ -136,3 +136,15 @@ def test_bad_specs_are_refused_with_what_is_allowed():
         as_rows(torch.zeros(1, 96), QuantSpec(bits=4, granularity="group", group_size=64))
     with pytest.raises(UserError, match="above 0.5"):
         Percentile(p=0.1)
+
+
+@pytest.mark.parametrize("size", [0, -16, 2.5, "many"])
+def test_a_group_has_at_least_one_channel(size):
+    with pytest.raises(UserError, match=f"group_size={size!r} is not possible; a whole number from 1 is"):
+        QuantSpec(bits=4, granularity="group", group_size=size)
+
+
+@pytest.mark.parametrize("bits", [4.5, "4", 9, 1])
+def test_bits_are_whole_numbers(bits):
+    with pytest.raises(UserError, match="2 to 8 are"):
+        QuantSpec(bits=bits)
