@@ -13,16 +13,10 @@ from torch import Tensor
 from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.calibration.statistics import watching
 from qdit.dataset.base import Dataset
+from qdit.decibels import decibels
 from qdit.model.base import DiffusionModel
 from qdit.quantize import Quantized
 from qdit.sampler.sampler import Sampler
-
-CAP_DB = 120.0  # identical outputs
-
-
-def sqnr_db(signal: Tensor, noise: Tensor) -> Tensor:
-    """10 log10(signal / noise) of energies, capped at 120 dB."""
-    return (10 * torch.log10(signal / noise.clamp(min=1e-30))).clamp(max=CAP_DB)
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,8 @@ def timestep_curve(model: DiffusionModel, sampler: Sampler, quantized: Quantized
     with quantized.installed(model):
         for step, t in enumerate(path.timesteps):
             output = sampler.predict(model, path.states[step].to(model.device), t, path.labels.to(model.device))
-            noise = (output.float().cpu() - path.outputs[step]).flatten(1).square().sum(1)
-            values = sqnr_db(path.outputs[step].float().flatten(1).square().sum(1), noise)
+            full = path.outputs[step].double()
+            values = decibels(_energy(full), _energy(output.cpu().double() - full))
             mean.append(values.mean().item())
             error.append((values.std() / len(values) ** 0.5).item() if len(values) > 1 else None)
     return {
@@ -65,6 +59,11 @@ def timestep_curve(model: DiffusionModel, sampler: Sampler, quantized: Quantized
         "xlabel": "timestep",
         "ylabel": "teacher-forced SQNR (dB)",
     }
+
+
+def _energy(x: Tensor) -> Tensor:
+    """Sum of squares of each sample."""
+    return x.flatten(1).square().sum(1)
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
             "block": s.block,
             "weight_bits": quantized.policy[s.name].weight_bits,
             "activation_bits": quantized.policy[s.name].activation_bits,
-            "sqnr": sqnr_db(*energy[s.name]).item(),
+            "sqnr": decibels(*energy[s.name]).item(),
         }
         for s in sites
     ]

@@ -14,25 +14,24 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from qdit.decibels import decibels
 from qdit.errors import UserError
 from qdit.eval.base import Metric, Result, Samples
 from qdit.eval.reference import Reference
 
-CAP_DB = 120.0  # identical samples would be infinite
 WINDOW, SIGMA = 11, 1.5
 
 
 def sqnr(reference: Float[Tensor, "n *shape"], test: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-    """10 log10(Σ r² / Σ (r - q)²) of each sample in dB, within ±120."""
+    """10 log10(Σ r² / Σ (r - q)²) of each sample in dB, see `decibels`."""
     r, q = reference.double().flatten(1), test.double().flatten(1)
-    ratio = r.square().sum(1) / (r - q).square().sum(1)
-    return torch.nan_to_num(10 * ratio.log10(), nan=CAP_DB).clamp(-CAP_DB, CAP_DB)
+    return decibels(r.square().sum(1), (r - q).square().sum(1))
 
 
 def psnr(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """-10 log10 of the mean squared error of each image on a scale of 0..1, at most 120 dB."""
+    """-10 log10 of the mean squared error of each image on a scale of 0..1, see `decibels`."""
     error = (reference.double() - test.double()).div(255).square().flatten(1).mean(1)
-    return (-10 * error.log10()).clamp(max=CAP_DB)
+    return decibels(torch.ones_like(error), error)
 
 
 def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
