@@ -14,7 +14,7 @@ from torch import Tensor
 from qdit.tensors import load_tensors, save_tensors
 
 
-@dataclass
+@dataclass(eq=False)  # a set is itself and no other: what was computed of it is remembered by identity
 class SampleSet:
     """Samples 0 … n-1 in `folder`; see `qdit.eval.base.Samples`.
 
@@ -41,9 +41,16 @@ class SampleSet:
         """The sample indices of each chunk."""
         return [list(range(a, min(a + self.chunk, self.n))) for a in range(0, self.n, self.chunk)]
 
+    def complete(self) -> bool:
+        """Whether every chunk of latents is on disk, so that nothing needs to be generated."""
+        return all(self._path("latents", number).exists() for number in range(len(self.indices())))
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / f"{kind}_{number:05d}.safetensors"
+
     def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a chunk, from disk or made and stored."""
-        path = self.folder / f"{kind}_{number:05d}.safetensors"
+        path = self._path(kind, number)
         size = len(self.indices()[number])
         if path.exists():
             stored = load_tensors(path)

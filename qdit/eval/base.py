@@ -77,8 +77,10 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     extractor: str | None = None
 
-    def preflight(self, n: int | None = None, reference: "Reference | None" = None) -> list[str]:
-        """Sentences on what would fail after sampling `n` images; what is not given is not checked."""
+    def preflight(
+        self, n: int | None = None, reference: "Reference | None" = None, image_size: int | None = None
+    ) -> list[str]:
+        """Sentences on what would fail after sampling `n` images of `image_size` px; what is None is not checked."""
         return []
 
     @abstractmethod

@@ -58,7 +58,9 @@ class DistributionMetric(Metric):
     def __post_init__(self) -> None:
         make_extractor(self.extractor)
 
-    def preflight(self, n: int | None = None, reference: Reference | None = None) -> list[str]:
+    def preflight(
+        self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None
+    ) -> list[str]:
         """Missing or wrong weights, too few samples, a reference that lacks what this metric reads."""
         problems = make_extractor(self.extractor, self.weights, self.allow_download).preflight()
         if n is not None and n < MIN_SAMPLES:

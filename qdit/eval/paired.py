@@ -2,11 +2,10 @@
 
 Per sample, then mean and standard error over samples (evaluation dossier, 2.4); the mean of decibels is not the
 decibel of the pooled error. Not applicable to full precision itself. Left out: LPIPS, whose backbone is in no
-package.
+package. PSNR and SSIM share one pass over the images, because decoding costs far more than either.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from qdit.decibels import decibels
 from qdit.errors import UserError
 from qdit.eval.base import Metric, Result, Samples
+from qdit.eval.memo import remember_pair
 from qdit.eval.reference import Reference
 
 WINDOW, SIGMA = 11, 1.5
@@ -40,8 +40,8 @@ def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) ->
     Raises:
         UserError: the images are smaller than the window.
     """
-    if min(reference.shape[2:]) < WINDOW:
-        raise UserError(f"SSIM needs images of at least {WINDOW} px, these are {tuple(reference.shape[2:])}")
+    if problems := _too_small(min(reference.shape[2:])):
+        raise UserError(*problems)
     x, y = reference.double() / 255, test.double() / 255
     moments = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     mean_x, mean_y, xx, yy, xy = moments
@@ -49,6 +49,13 @@ def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) ->
     c1, c2 = 0.01**2, 0.03**2  # (K1 L)², (K2 L)² with L = 1
     score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.flatten(1).mean(1)
+
+
+def _too_small(image_size: int) -> list[str]:
+    """A sentence if SSIM's window does not fit into an image."""
+    if image_size >= WINDOW:
+        return []
+    return [f"SSIM needs images of at least {WINDOW} px, these have {image_size}; leave it out (~eval.ssim)"]
 
 
 def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:
@@ -98,12 +105,17 @@ def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]
     return r, q
 
 
-def _images(samples: Samples, full_precision: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of images of full precision and of the samples, index by index."""
+@remember_pair
+def _image_scores(samples: Samples, full_precision: Samples) -> dict[str, Float[Tensor, " n"]]:
+    """PSNR and, where its window fits, SSIM of each image."""
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     for r, q in zip(full_precision.images(), samples.images(), strict=True):
         if r.shape != q.shape:
             raise UserError(f"images {tuple(q.shape)} cannot be paired with {tuple(r.shape)} of full precision")
-        yield r, q
+        scores["psnr"].append(psnr(r, q))
+        if not _too_small(min(r.shape[2:])):
+            scores["ssim"].append(ssim(r, q))
+    return {name: torch.cat(values) for name, values in scores.items() if values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +149,7 @@ class PSNR(PairedMetric):
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """`psnr` of the images."""
-        return torch.cat([psnr(r, q) for r, q in _images(samples, full_precision)])
+        return _image_scores(samples, full_precision)["psnr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +158,19 @@ class SSIM(PairedMetric):
 
     higher_is_better = True
 
+    def preflight(
+        self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None
+    ) -> list[str]:
+        """Images smaller than the window."""
+        return _too_small(image_size) if image_size is not None else []
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """`ssim` of the images."""
-        return torch.cat([ssim(r, q) for r, q in _images(samples, full_precision)])
+        """`ssim` of the images.
+
+        Raises:
+            UserError: the images are smaller than the window.
+        """
+        scores = _image_scores(samples, full_precision)
+        if "ssim" not in scores:
+            raise UserError(*_too_small(min(next(samples.images()).shape[2:])))
+        return scores["ssim"]

@@ -33,7 +33,9 @@ def prepare(
     n: int,
     dataset: str,
     cache_dir: Path,
+    image_size: int | None = None,
     explicit: Mapping[str, Path] | None = None,
+    group: str = "eval",
 ) -> Prepared:
     """Find weights and references for these metrics.
 
@@ -42,7 +44,9 @@ def prepare(
         n: number of samples that will be drawn.
         dataset: name of the data set whose reference is wanted.
         cache_dir: where `qdit-refs` keeps references.
+        image_size: pixels along a side of the images; None leaves it unchecked.
         explicit: reference files by extractor name, before any other place.
+        group: the config group that the metrics stand in, for messages.
 
     Raises:
         UserError: with every problem of every metric, each named once with the metrics that share it.
@@ -51,12 +55,12 @@ def prepare(
     prepared = Prepared({}, {})
     for name, metric in metrics.items():
         found = _gather(metric, prepared, dataset, cache_dir, (explicit or {}).get(metric.extractor or ""))
-        found += metric.preflight(n, prepared.reference_of(metric))
+        found += metric.preflight(n, prepared.reference_of(metric), image_size)
         for problem in dict.fromkeys(found):
             problems.setdefault(problem, []).append(name)
     if problems:
-        lines = [f"eval.{', '.join(names)}: {problem}" for problem, names in problems.items()]
-        raise from_problems(lines, "the evaluation")
+        lines = [f"{group}.{', '.join(names)}: {problem}" for problem, names in problems.items()]
+        raise from_problems(lines, "the evaluation" if group == "eval" else group)
     return prepared
 
 

@@ -1,6 +1,7 @@
 """SQNR, latent MSE, PSNR, SSIM (evaluation dossier T34)."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from qdit.errors import UserError
 from qdit.eval.paired import PSNR, SQNR, SSIM, LatentMSE, psnr, sqnr, ssim
+from qdit.eval.preflight import prepare
+from qdit.samples import SampleSet
 
 
 def latents(n: int = 16, seed: int = 0) -> torch.Tensor:
@@ -92,6 +95,45 @@ def test_refuses_what_cannot_be_paired(held):
         SQNR().compute(held(latents=broken), held(latents=latents(4)))
     with pytest.raises(UserError, match="at least 11"):
         SSIM().compute(held(images=pictures(4, side=8)), held(images=pictures(4, side=8)))
+
+
+def test_images_are_decoded_once_for_both_metrics(held):
+    """And their values are forgotten with the sets."""
+    passes = []
+
+    class Counted(held):
+        def images(self):
+            passes.append(self)
+            return super().images()
+
+    full, made = Counted(images=pictures(10, 0)), Counted(images=pictures(10, 1))
+    first, second = PSNR().compute(made, full), SSIM().compute(made, full)
+    assert passes == [full, made]
+    other = Counted(images=pictures(10, 2))
+    assert PSNR().compute(other, full).value != first.value
+    assert (PSNR().compute(made, full), SSIM().compute(made, full)) == (first, second)
+    assert passes == [full, made, full, other]
+    watched = weakref.ref(made)
+    passes.clear()
+    del made
+    assert watched() is None
+
+
+def test_sample_sets_can_be_remembered(tmp_path):
+    made = SampleSet(
+        tmp_path, 4, 2, lambda i: torch.zeros(2, 4, 8, 8), lambda x: pictures(2), lambda name: lambda x: {}
+    )
+    assert PSNR().compute(made, made).value == 120
+
+
+def test_image_size_is_seen_before_sampling(tmp_path):
+    assert SSIM().preflight(4) == SSIM().preflight(4, None, 11) == PSNR().preflight(4, None, 8) == []
+    with pytest.raises(UserError, match=r"eval.ssim: SSIM needs images of at least 11 px, these have 8"):
+        prepare({"psnr": PSNR(), "ssim": SSIM()}, n=4, dataset="emoji", cache_dir=tmp_path, image_size=8)
+
+
+def test_small_images_still_have_a_psnr(held):
+    assert PSNR().compute(held(images=pictures(4, 0, 8)), held(images=pictures(4, 0, 8))).value == 120
 
 
 def test_one_sample_has_no_standard_error(held):
