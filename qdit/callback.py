@@ -6,7 +6,6 @@ sweep go on, so the exit code is decided here. Imports no torch; pandas only whe
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from qdit.errors import UserError
+from qdit.store import writable
+
+unrecorded: set[str] = set()
+"""Kinds of failures, of cells run in this process, that no record could hold."""
 
 
 class TableCallback(Callback):
@@ -24,22 +27,21 @@ class TableCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember which records exist; leave with code 2 if nothing could be written."""
-        runs_dir = Path(config.runs_dir)
         try:
-            runs_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=runs_dir):
-                pass
-        except OSError as error:
-            print(f"runs_dir={runs_dir} cannot be written ({error.strerror}): try runs_dir=<folder>", file=sys.stderr)
+            for key in ("runs_dir", "cache_dir"):
+                writable(Path(str(config[key])), key)
+        except UserError as error:
+            print(error, file=sys.stderr)
             raise SystemExit(2) from None
-        self.before = _records(runs_dir / config.study)
+        self.before = _records(Path(str(config.runs_dir)) / str(config.study))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; leave with code 1 or 2 if a run that this sweep made has failed."""
-        print_table(Path(config.runs_dir), config.study)
-        after = _records(Path(config.runs_dir) / config.study)
+        runs_dir, study = Path(str(config.runs_dir)), str(config.study)
+        print_table(runs_dir, study)
+        after = _records(runs_dir / study)
         made = [path for path, time in after.items() if self.before.get(path) != time]
-        kinds = {kind for path in made if (kind := _failure(path)) is not None}
+        kinds = {kind for path in made if (kind := _failure(path)) is not None} | unrecorded
         if kinds:
             raise SystemExit(2 if kinds == {"user"} else 1)
 
@@ -50,10 +52,11 @@ def _records(study_dir: Path) -> dict[Path, int]:
 
 
 def _failure(path: Path) -> str | None:
-    """Return the kind of error of a failed run, None for a run that is done."""
+    """Return the kind of error of a run that failed, or that failed to be extended; None for a run that is done."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return (record.get("error_kind") or "bug") if record["status"] == "failed" else None
+        failed = record["status"] == "failed" or "update_error" in record
+        return (record.get("error_kind") or "bug") if failed else None
     except (OSError, ValueError, KeyError, AttributeError):
         return "bug"  # a record of this sweep that cannot be read is a failure of ours
 

@@ -33,21 +33,27 @@ def main(cfg: DictConfig) -> float | None:
         log.error("%s", error)
         if not multirun:
             sys.exit(2)
-        if not run.record_failure(cfg, error, kind="user"):
-            raise
+        note_failure(cfg, error, "user")
         return None
     except Exception as error:
         if not multirun:
             raise
         traceback.print_exc()
-        if not run.record_failure(cfg, error, kind="internal"):
-            raise
+        note_failure(cfg, error, "internal")
         return None
     if record is not None and not multirun:
         from qdit.callback import print_table
 
-        print_table(Path(cfg.runs_dir), cfg.study)
+        print_table(Path(cfg.runs_dir), str(cfg.study))
     return None
+
+
+def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
+    """Record a failed cell of a multirun; what cannot be recorded still counts in this process's exit code."""
+    from qdit import callback, run
+
+    if not run.record_failure(cfg, error, kind):
+        callback.unrecorded.add(kind)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Imports no torch by itself; building imports what the targets need.
 
 import inspect
 import types
+from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit.errors import UserError, from_problems
 
+_NAMES = ("study", "name")
 _COUNTS = ("num_samples", "batch_size")
 _FLAGS = ("overwrite", "dry", "allow_download")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -29,9 +31,35 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     if missing:
         raise UserError(f"no value for {', '.join(missing)}; give one, as in {missing[0]}=VALUE")
     try:
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(f"the config cannot be resolved: {error}") from error
+    for key in _NAMES:
+        if isinstance(config[key], int | float) and not isinstance(config[key], bool):
+            config[key] = str(config[key])  # study=2024
+    if problems := _place_problems(config):
+        raise from_problems(problems, "this config")
+    return config
+
+
+def _place_problems(config: dict[str, Any]) -> list[str]:
+    """What makes no name of a folder; everything else is checked later, where torch may be imported."""
+    found = [
+        f"{k}={config[k]!r}; a name of one folder is needed: text without / that does not begin with a dot"
+        for k in _NAMES
+        if not isinstance(config[k], str) or not config[k].strip() or "/" in config[k] or config[k].startswith(".")
+    ]
+    found += [
+        f"{k}={config[k]!r}; a folder is needed"
+        for k in ("runs_dir", "cache_dir")
+        if not isinstance(config[k], str) or not config[k].strip()
+    ]
+    found += [
+        f"model.{k}={config['model'][k]!r}; a folder, a hub id or null is needed"
+        for k in ("path", "vae_path")
+        if not isinstance(config["model"].get(k), str | None)
+    ]
+    return found
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,8 +96,12 @@ def check(config: dict[str, Any]) -> None:
         f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])
     ]
     problems += [f"{k}={config[k]!r}; allowed: true, false" for k in _FLAGS if not isinstance(config[k], bool)]
-    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
-        problems.append(f"seed={config['seed']!r}; a whole number is needed")
+    seeds = {k: v for k, v in flatten(config).items() if k.split(".")[-1] == "seed"}
+    problems += [
+        f"{k}={v!r}; a whole number of at least 0 is needed"
+        for k, v in seeds.items()
+        if not (isinstance(v, int) and not isinstance(v, bool) and v >= 0)
+    ]
     if config["dtype"] not in _DTYPES:
         problems.append(f"dtype={config['dtype']!r}; allowed: {', '.join(_DTYPES)}")
     for key, value in config.items():
@@ -132,7 +164,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool):

@@ -5,10 +5,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ PACKAGES = ("qdit", "torch", "diffusers", "hydra-core", "torch-fidelity", "timm"
 
 @dataclass
 class Stopwatch:
-    """Seconds a stage; a resumed run adds to what the earlier tries took."""
+    """Seconds a stage of this process; `keep_earlier` joins those of a run that was continued."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -58,14 +58,36 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
+def reset_peak_memory() -> None:
+    """Start a new maximum: a multirun's runs share a process. Where that cannot be done the old one stays."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+
+
 def peak_memory_bytes() -> int:
     """The most memory this process held: of the accelerator if one was used, else resident."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions; a checkout that is not installed has none of its own."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def header(config: dict[str, Any], run_id: str) -> dict[str, Any]:
@@ -85,7 +107,7 @@ def header(config: dict[str, Any], run_id: str) -> dict[str, Any]:
 def footer(started: str) -> dict[str, Any]:
     """Versions, code and times."""
     return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(),
         "git": git_state(),
         "started": started,
         "finished": now(),

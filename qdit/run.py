@@ -7,6 +7,7 @@ samples are read from disk, and metrics that a record holds already are not comp
 import gc
 import logging
 from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from qdit import store
 from qdit.config import build, resolved
 from qdit.errors import UserError
+from qdit.identity import settings
 from qdit.store import RunDir, digest, is_full_precision
 
 if TYPE_CHECKING:
     from qdit.parts import Parts
+    from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
-EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 
 
 def run(cfg: DictConfig) -> dict[str, Any] | None:
@@ -30,24 +32,46 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: the user can mend it; nothing was half-written.
     """
-    config = resolved(cfg)
+    config = canonical(resolved(cfg))
     if config["dry"]:
         from qdit.dry import describe
 
         return describe(config)
-    configs = [full_precision(config)] + ([] if is_full_precision(config) else [config])
-    records = [settled(c) for c in configs]
-    if all(records) and not config["overwrite"]:
+    # The reference is made again only when it is itself the run that is asked for.
+    configs = [config] if is_full_precision(config) else [full_precision(config) | {"overwrite": False}, config]
+    if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
     from qdit.parts import assemble
 
     parts = assemble(config)
+    for key in ("runs_dir", "cache_dir"):
+        store.writable(Path(config[key]), key)
     try:
         return [execute(each, parts) for each in configs][-1]
     finally:
         del parts
         gc.collect()  # a multirun holds one model at a time
+
+
+def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The records of these runs if all are settled; a logger that has not seen one of them is told."""
+    if any(config["overwrite"] for config in configs):
+        return None
+    records = [record for config in configs if (record := settled(config)) is not None]
+    if len(records) < len(configs):
+        return None
+    for config, record in zip(configs, records, strict=True):
+        logger, where = build(config["logger"]), run_dir(config)
+        if not logger.knows(where.path):
+            with logger.open(config, config["study"], config["name"], record["run_id"], where.path) as tracker:
+                tracker.finish(record, where.path)
+    return records
+
+
+def canonical(config: dict[str, Any]) -> dict[str, Any]:
+    """The config under the one name of what it does: a scope that selects nothing is full precision."""
+    return full_precision(config) if is_full_precision(config) else config
 
 
 def full_precision(config: dict[str, Any]) -> dict[str, Any]:
@@ -61,14 +85,7 @@ def full_precision(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_id(config: dict[str, Any]) -> str:
     """Eight hex digits of everything the result depends on, the checkpoint's contents included."""
-    return digest({"science": store.science(config), "weights": weights(config)})
-
-
-def weights(config: dict[str, Any]) -> str:
-    """A digest of the checkpoint's contents."""
-    model = config["model"]
-    paths = [model["path"]] + ([model["vae_path"]] if model.get("vae_path") else [])
-    return "-".join(store.weights_digest(path, EMBEDDED) for path in paths)
+    return digest({"version": store.SCIENCE, "science": store.science(config), "weights": store.weights(config)})
 
 
 def run_dir(config: dict[str, Any]) -> RunDir:
@@ -86,83 +103,105 @@ def settled(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def wanted_metrics(config: dict[str, Any]) -> dict[str, str]:
-    """Name -> digest of its settings, of every metric in the config."""
-    return {name: digest(node) for name, node in (config.get("eval") or {}).items()}
+    """Name -> digest of its settings and reference, of every metric in the config."""
+    where = config["dataset"]["reference"], Path(config["cache_dir"])
+    return {name: settings(node, *where) for name, node in (config.get("eval") or {}).items()}
 
 
 def record_failure(cfg: DictConfig, error: Exception, kind: str) -> bool:
     """Note a failed cell of a multirun, so that its table shows it; `kind` is "user" or "internal".
 
-    False if it cannot be noted: the folder cannot be written, or holds the finished record that a new metric failed to
-    extend.
+    A finished record that a new metric failed to extend keeps everything and gains `update_error`. False if nothing can
+    be noted: the config has no run, or its folder cannot be written or is another process's.
     """
     from qdit import record
 
+    text = str(error).strip() or type(error).__name__
     try:
-        config = resolved(cfg)
-        if (run_dir(config).result() or {}).get("status") == "done":
-            return False
-        failed = record.header(config, run_id(config)) | record.footer(record.now())
-        text = str(error).strip() or type(error).__name__
-        failed |= {"status": "failed", "error": text, "error_kind": kind, "metrics": {}, "cost": {}}
-        run_dir(config).save_result(failed)
+        config = canonical(resolved(cfg))
+        where = run_dir(config)
+        with where.lock():
+            known = where.result()
+            if known is not None and known["status"] == "done":
+                where.save_result(known | {"update_error": text, "error_kind": kind})
+            else:
+                failed = record.header(config, run_id(config)) | record.footer(record.now())
+                failed |= {"status": "failed", "error": text, "error_kind": kind, "metrics": {}, "cost": {}}
+                where.save_result(failed)
     except UserError:
         return False
     return True
 
 
 def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
-    """Sample and evaluate one config, in full precision or quantized, and write its record."""
+    """Make one run, in full precision or quantized, alone in its directory."""
+    where, reference = run_dir(config), is_full_precision(config)
+    with where.lock(wait=reference):
+        if not config["overwrite"] and (done := settled(config)):  # made by another process while this one waited
+            return done
+        log.info("%s: %s", config["name"], where.path)
+        if config["overwrite"]:
+            where.clear()
+            for folder in made_folders(config):
+                store.remove(folder, "*.safetensors")
+        opened = build(config["logger"]).open(config, config["study"], config["name"], run_id(config), where.path)
+        with opened as tracker:
+            result = measure(config, parts, where, tracker)
+            where.save_result(result)
+            log.info("  pictures: %s", where.path / "samples.png")
+            tracker.finish(result, where.path)
+    return result
+
+
+def made_folders(config: dict[str, Any]) -> list[Path]:
+    """What a run keeps in the cache: its samples in full precision, its rounded blocks otherwise."""
+    kind = "samples" if is_full_precision(config) else "rounding"
+    return [Path(config["cache_dir"]) / kind / run_id(config)]
+
+
+def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
+    """Quantize, sample and evaluate one config; its record."""
     from qdit import record, stages
     from qdit.cost import ledger
     from qdit.policy import Policy
-    from qdit.quantize import quantize
 
-    if not config["overwrite"] and (done := settled(config)):
-        return done
-    where, identity, reference_id = run_dir(config), run_id(config), run_id(full_precision(config))
-    opened = build(config["logger"]).open(config, config["study"], config["name"], identity, where.path)
-    with where.lock(wait=identity == reference_id), opened as tracker:
-        if config["overwrite"]:
-            where.clear()
-        started, watch, known = record.now(), record.Stopwatch(), (where.result() or {})
-        log.info("%s: %s", config["name"], where.path)
-        store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        shared = Path(config["cache_dir"]) / "samples" / reference_id
-        samples = reference = stages.sample_set(config, parts, shared, None, tracker)
-        policy, diagnosis = Policy(), {}
-        if identity != reference_id:
-            assert parts.recipe is not None
+    record.reset_peak_memory()
+    started, watch, reference_config = record.now(), record.Stopwatch(), full_precision(config)
+    known = where.result() or {}
+    store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    (shared,) = made_folders(reference_config)
+    samples = reference = stages.sample_set(reference_config, parts, shared, None, tracker)
+    policy, diagnosis = Policy(), {}
+    if parts.recipe is not None and not is_full_precision(config):
+        (folder,) = made_folders(config)
+        fit = cache(partial(stages.fit, config, parts, folder, tracker))
+        samples = stages.sample_set(config, parts, where.path / "samples", fit, tracker)
+        if known.get("status") == "done" and samples.complete():
+            policy, diagnosis = Policy.load(where.path / "policy.yaml"), {k: known[k] for k in stages.DIAGNOSIS}
+        else:
             with watch.stage("quantize"):
-                folder = stages.rounding_folder(config, identity)
-                quantized = quantize(
-                    parts.model, parts.recipe, lambda: stages.calibrate(config, parts, reference_id), folder
-                )
-            policy = quantized.policy
+                policy = fit().policy
             policy.save(where.path / "policy.yaml")
             with watch.stage("diagnose"):
-                diagnosis = stages.diagnose(config, parts, quantized, where.path)
-            samples = stages.sample_set(config, parts, where.path / "samples", quantized, tracker)
-        with watch.stage("sample"):
-            samples.latents()
-        wanted = wanted_metrics(config)
-        inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}
-        with watch.stage("evaluate"):
-            applicable = {n: s for n, s in wanted.items() if n not in inapplicable}
-            metrics = stages.evaluate(applicable, known.get("metrics", {}), parts, samples, reference)
-        stages.picture(config, parts, samples, reference, where.path / "samples.png")
-        rate = samples.generated / watch.seconds["sample"] if samples.generated else None
-        costs = record.cost(ledger(parts.model.denoiser, parts.model.sites(), policy), config, watch, rate)
-        result = record.header(config, identity) | {
-            "protocol": stages.protocol(config, parts, weights(config)),
-            "protocol_id": reference_id,
-            "metrics": metrics,
-            "inapplicable": inapplicable,  # paired metrics of full precision with itself
-            **diagnosis,
-            "cost": record.keep_earlier(costs, known.get("cost")),
-            **record.footer(started),
-        }
-        where.save_result(result)
-        log.info("  pictures: %s", where.path / "samples.png")
-        tracker.finish(result, where.path)
-    return result
+                diagnosis = stages.diagnose(config, parts, fit(), where.path)
+    with watch.stage("sample"):
+        samples.latents()
+    wanted = wanted_metrics(config)
+    # Paired metrics of full precision with itself say nothing.
+    inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}
+    with watch.stage("evaluate"):
+        applicable = {n: s for n, s in wanted.items() if n not in inapplicable}
+        metrics = known.get("metrics", {}) | where.metrics()
+        metrics = stages.evaluate(applicable, metrics, parts, samples, reference, where.save_metrics)
+    stages.picture(config, parts, samples, reference, where.path / "samples.png")
+    rate = samples.generated / watch.seconds["sample"] if samples.generated else None
+    costs = record.cost(ledger(parts.model.denoiser, parts.model.sites(), policy), config, watch, rate)
+    return record.header(config, run_id(config)) | {
+        "protocol": stages.protocol(config, parts),
+        "protocol_id": run_id(reference_config),
+        "metrics": metrics,
+        "inapplicable": known.get("inapplicable", {}) | inapplicable,
+        **diagnosis,
+        "cost": record.keep_earlier(costs, known.get("cost")),
+        **record.footer(started),
+    }

@@ -6,30 +6,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qdit import figures
 from qdit.calibration import CalibrationData
-from qdit.diagnose import layer_report, timestep_curve, trajectory
+from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
 from qdit.parts import Parts
-from qdit.quantize import Quantized
+from qdit.quantize import Quantized, quantize
 from qdit.sampler.clock import Clock
 from qdit.samples import SampleSet
-from qdit.store import digest
+from qdit.store import SCIENCE, digest, weights
 from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
 SHOWN = 16  # samples in samples.png
 DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
+DIAGNOSIS = ("curves", "layers")  # what they leave in the record
 
 
-def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> CalibrationData:
+def path_id(config: dict[str, Any]) -> str:
+    """A digest of what a full-precision trajectory depends on; how many others there are, and how batched, is not."""
+    keys = ("model", "dataset", "sampler", "seed", "dtype")
+    return digest({"version": SCIENCE, "weights": weights(config), **{k: config[k] for k in keys}})
+
+
+def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
-    key = digest({"calibration": config["calibration"], "protocol": reference_id})
+    key = digest({"calibration": config["calibration"], "path": path_id(config)})
     path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
     if not path.exists():
         log.info("calibrating: %d points", source.num_samples)
@@ -39,13 +47,10 @@ def calibrate(config: dict[str, Any], parts: Parts, reference_id: str) -> Calibr
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
 
 
-def rounding_folder(config: dict[str, Any], identity: str) -> Path:
-    """Where a run's finished blocks are kept, shared by all studies; `overwrite=true` empties it."""
-    folder = Path(config["cache_dir"]) / "rounding" / identity
-    if config["overwrite"]:
-        for finished in folder.glob("*.safetensors"):
-            finished.unlink()
-    return folder
+def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:
+    """The quantized model of a config; finished blocks of a long rounding are in `folder`."""
+    assert parts.recipe is not None
+    return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), folder)
 
 
 class Bar:
@@ -78,18 +83,18 @@ class Bar:
 
 
 def sample_set(
-    config: dict[str, Any], parts: Parts, folder: Path, quantized: Quantized | None, tracker: Tracker
+    config: dict[str, Any], parts: Parts, folder: Path, fit: Callable[[], Quantized] | None, tracker: Tracker
 ) -> SampleSet:
-    """The samples of a run: quantized, or in full precision where `quantized` is None."""
+    """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
     label = f"{config['name']}: sampling"
     bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
 
     def generate(indices: list[int]) -> Tensor:
         labels = parts.dataset.labels(indices, config["seed"])
         watch = bar.stepping(len(indices), steps)
-        if quantized is None:
+        if fit is None:
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
-        with quantized.installed(parts.model):
+        with fit().installed(parts.model):
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], Clock(), watch)
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -107,7 +112,12 @@ def sample_set(
 
 
 def evaluate(
-    wanted: dict[str, str], known: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet
+    wanted: dict[str, str],
+    known: dict[str, Any],
+    parts: Parts,
+    samples: SampleSet,
+    reference: SampleSet,
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Every wanted metric as a record; those in `known` with the same settings are kept.
 
@@ -116,6 +126,7 @@ def evaluate(
         known: metrics of an earlier record of the same run.
         parts: for the metrics and their references.
         samples, reference: the run's samples and those of full precision on the same noise.
+        save: keeps what was found so far, after each metric.
     """
     found = dict(known)
     for name, settings in wanted.items():
@@ -124,14 +135,26 @@ def evaluate(
         metric = parts.metrics[name]
         result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
         found[name] = asdict(result) | {"settings": settings}
+        save(found)
         error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
         log.info("  %-16s %.4g%s", name, result.value, error)
     return found
 
 
+def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
+    """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
+    path = Path(config["cache_dir"]) / "trajectory" / f"{path_id(config)}-{DIAGNOSED}.safetensors"
+    if not path.exists():
+        made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
+        save_tensors(path, vars(made) | {"timesteps": torch.tensor(made.timesteps)})
+    stored = load_tensors(path)
+    timesteps = stored.pop("timesteps").tolist()
+    return Trajectory(**stored, timesteps=timesteps)
+
+
 def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path) -> dict[str, Any]:
     """Per-layer and per-timestep SQNR, as record entries and as charts in `folder`."""
-    path = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
+    path = diagnosed_path(config, parts)
     curve = timestep_curve(parts.model, parts.sampler, quantized, path)
     layers = layer_report(parts.model, quantized, path)
     figures.timestep_chart({config["name"]: curve}, folder / "timesteps.png")
@@ -150,12 +173,12 @@ def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference:
     figures.sample_grid(rows, path, [names[int(label)] for label in labels])
 
 
-def protocol(config: dict[str, Any], parts: Parts, weights: str) -> str:
+def protocol(config: dict[str, Any], parts: Parts) -> str:
     """Everything that a number depends on besides the recipe, in one readable line."""
     return "|".join(
         [
             parts.model_protocol,
-            f"weights={weights}",
+            f"weights={weights(config)}",
             parts.dataset.protocol(),
             parts.sampler.protocol(),
             *(

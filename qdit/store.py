@@ -7,9 +7,10 @@ cache/<stage>/<hash>            what runs share: calibration data, full-precisio
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +19,25 @@ from typing import Any
 
 from qdit.errors import UserError
 
-SCHEMA = 1
+log = logging.getLogger("qdit")
+SCHEMA = 1  # of result.json
+SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
+EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 RECIPE_KEYS = (
     *("scope", "calibration", "transform", "weight", "activation"),
     *("attention", "rounding", "correction", "search", "bits"),
 )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # once, at import: it can only be read by setting it, which threads would see
 
 
 def digest(value: Any) -> str:
@@ -41,23 +54,35 @@ def science(config: dict) -> dict:
 def is_full_precision(config: dict) -> bool:
     """Whether the scope selects nothing, so that the run is the reference of its protocol."""
     scope = config["scope"]
-    return not scope["roles"] and not scope["include"]
+    return scope["roles"] == [] and scope["include"] == []
 
 
-def weights_digest(path: str | None, embedded: Path) -> str:
-    """A digest of the checkpoint's contents, so that new weights never meet stale results; hub ids hash as text."""
-    folder = embedded if path is None else Path(path).expanduser()
-    files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return digest(path)
-    return _content_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+def weights(config: dict[str, Any]) -> str:
+    """A digest of the checkpoint's weights and configs, so that a new one never meets stale results.
+
+    Hub ids hash as text: what they hold is not known without the network.
+    """
+    model = config["model"]
+    paths = [model["path"]] + ([model["vae_path"]] if model.get("vae_path") else [])
+    return "-".join(_weights_digest(path) for path in paths)
+
+
+def _weights_digest(path: str | None) -> str:
+    folder = EMBEDDED if path is None else Path(path).expanduser()
+    files = sorted(f for kind in ("*.safetensors", "*.json") for f in folder.rglob(kind)) if folder.is_dir() else []
+    return content_digest(files, folder) if files else digest(path)
+
+
+def content_digest(files: Iterable[Path], root: Path) -> str:
+    """Eight hex digits of the files' names below `root` and contents; hashed once a process while they stay."""
+    return _content_digest(root, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @cache
-def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash files once a process, as long as their sizes and times stay."""
+def _content_digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     hasher = hashlib.blake2b(digest_size=4)
     for file, _, _ in files:
+        hasher.update(f"{file.relative_to(root).as_posix()}\n".encode())
         with file.open("rb") as stream:
             hasher.update(hashlib.file_digest(stream, "blake2b").digest())
     return hasher.hexdigest()
@@ -76,7 +101,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's are for the owner alone; results are shared
+            os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's are for the owner alone; results are shared
             stream.write(data.encode() if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -87,15 +112,34 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def writable(folder: Path, key: str) -> None:
+    """Make a folder and write in it; `key` is the config's name for it.
+
+    Raises:
+        UserError: it cannot be made, or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"qdit")
+    except OSError as error:
+        raise UserError(f"cannot write {key}={folder}: {error.strerror}; try {key}=<another folder>") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON; NaN is refused, because a missing number must be missing."""
     atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def remove(folder: Path, *patterns: str) -> None:
+    """Delete the files of a folder that match."""
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+class Busy(UserError):
+    """Another process works on the same run."""
 
 
 @dataclass(frozen=True)
@@ -128,34 +172,46 @@ class RunDir:
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 
     def clear(self) -> None:
-        """Remove the samples and the record, to compute them again."""
-        (self.path / "result.json").unlink(missing_ok=True)
-        for chunk in (self.path / "samples").glob("*.safetensors"):
-            chunk.unlink()
+        """Remove what was computed, to compute it again."""
+        remove(self.path, "result.json", "metrics.json", "search.jsonl", "samples/*.safetensors")
 
     def save_result(self, record: dict) -> None:
-        """Replace `result.json`."""
+        """Replace `result.json`; the metrics that waited for it are in it."""
         write_json(self.path / "result.json", record)
+        (self.path / "metrics.json").unlink(missing_ok=True)
+
+    def metrics(self) -> dict[str, Any]:
+        """Metrics that an interrupted run computed before it could write its record; none if they are damaged."""
+        try:
+            return dict(json.loads((self.path / "metrics.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Keep metrics until the record is written."""
+        write_json(self.path / "metrics.json", metrics)
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
         """Hold the directory for this process; the operating system frees it if the process dies.
 
         Raises:
-            UserError: another process holds it and `wait` is false, or the folder cannot be written.
+            Busy: another process holds it and `wait` is false.
+            UserError: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / ".lock").open("w")
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; choose another runs_dir or make room"
-            ) from error
+            raise UserError(f"cannot write {self.path}: {error.strerror}; try runs_dir=<another folder>") from error
         with stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"{self.path} is in use by another qdit process; wait for it, or change study or seed"
-                ) from None
+                if not wait:
+                    raise Busy(
+                        f"{self.path} is in use by another qdit process; wait for it, or change study or seed"
+                    ) from None
+                log.info("%s: waiting for another qdit process that makes it", self.path)
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield

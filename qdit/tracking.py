@@ -41,6 +41,10 @@ class Tracker(Protocol):
 class Logger(Protocol):
     """A config object that opens a tracker."""
 
+    def knows(self, run_dir: Path) -> bool:
+        """Whether the run of this directory was reported before."""
+        ...
+
     def open(
         self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path
     ) -> AbstractContextManager[Tracker]:
@@ -50,6 +54,10 @@ class Logger(Protocol):
 
 class NoTracker:
     """Reports nothing."""
+
+    def knows(self, run_dir: Path) -> bool:
+        """Nothing is ever left to report."""
+        return True
 
     @contextmanager
     def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["NoTracker"]:
@@ -78,6 +86,10 @@ class WandbTracker:
     entity: str | None = None
     mode: Literal["online", "offline"] = "online"
     init_timeout: int = 20
+
+    def knows(self, run_dir: Path) -> bool:
+        """Whether W&B has written its folder here."""
+        return (run_dir / "wandb").is_dir()
 
     @contextmanager
     def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["WandbRun"]:

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from qdit import run as running
+from qdit import store
 from qdit.cli import CONF
 from qdit.errors import UserError
 from qdit.sampler.sampler import Sampler
@@ -80,13 +81,87 @@ def test_the_same_command_returns_at_once(finished, tiny_pipeline, monkeypatch):
 def test_an_added_metric_is_the_only_one_computed(finished, tiny_pipeline, monkeypatch):
     record, root = finished
     monkeypatch.setattr(Sampler, "step", lambda *a: pytest.fail("samples were made again"), raising=True)
-    monkeypatch.setattr("qdit.stages.diagnose", lambda *a: {})
+    monkeypatch.setattr("qdit.quantize.quantize", lambda *a, **k: pytest.fail("the model was quantized again"))
     from qdit.eval import distribution
 
     monkeypatch.setattr(distribution.FID, "compute", lambda *a: pytest.fail("a finished metric was computed again"))
     extended = run(*overrides(tiny_pipeline, root, "eval=[fidelity,precision_lite0]"))
     assert extended["metrics"].keys() - record["metrics"].keys() == {"precision_lite0"}
     assert all(extended["metrics"][k] == v for k, v in record["metrics"].items())
+
+
+def test_a_metric_that_fails_leaves_the_finished_record(finished, tiny_pipeline):
+    record, root = finished
+    words = overrides(tiny_pipeline, root, "eval=[fidelity,fid]", "inception_weights=/nowhere")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words)
+    with pytest.raises(UserError, match="/nowhere") as error:
+        running.run(cfg)
+    assert running.record_failure(cfg, error.value, "user")
+    noted = json.loads((running.run_dir(running.resolved(cfg)).path / "result.json").read_text())
+    assert noted["status"] == "done"
+    assert "/nowhere" in noted["update_error"]
+    assert noted["metrics"].items() >= record["metrics"].items()
+    assert run(*overrides(tiny_pipeline, root, "eval=[fidelity]"))["metrics"].items() >= record["metrics"].items()
+
+
+def test_metrics_survive_a_failure_of_the_next_one(tiny_pipeline, tmp_path, monkeypatch):
+    from qdit.eval.paired import SSIM
+
+    words = overrides(tiny_pipeline, tmp_path, "eval=paired")
+    with monkeypatch.context() as patch:
+        patch.setattr(SSIM, "compute", lambda *a: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            run(*words)
+    (kept,) = (tmp_path / "runs").glob("*/rtn*/metrics.json")
+    before = json.loads(kept.read_text())
+    assert "sqnr" in before
+    assert "ssim" not in before
+    monkeypatch.setattr("qdit.eval.paired.SQNR.compute", lambda *a: pytest.fail("a kept metric was computed again"))
+    assert run(*words)["metrics"].items() >= before.items()
+    assert not kept.exists()
+
+
+def test_overwrite_computes_the_run_again_and_not_its_reference(tiny_pipeline, tmp_path):
+    words = overrides(tiny_pipeline, tmp_path, "eval=smoke")
+    first = run(*words)
+    (reference,) = (tmp_path / "runs").glob("*/fp-*/result.json")
+    (chunk,) = (tmp_path / "runs").glob("*/rtn*/samples/latents_00000*")
+    times = reference.stat().st_mtime_ns, chunk.stat().st_mtime_ns
+    again = run(*words, "overwrite=true")
+    assert again["metrics"] == first["metrics"]
+    assert reference.stat().st_mtime_ns == times[0]
+    assert chunk.stat().st_mtime_ns > times[1]
+    chunk = next((tmp_path / "cache/samples").glob("*/latents_00000*"))
+    before = chunk.stat().st_mtime_ns
+    assert run(*words, "quantizer=fp", "overwrite=true")["name"] == "fp"
+    assert chunk.stat().st_mtime_ns > before
+
+
+def test_a_checkpoint_with_another_config_is_another_run(tiny_pipeline, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_pipeline, copy)
+    config = {"model": {"path": str(copy)}}
+    before = store.weights(config)
+    assert before == store.weights({"model": {"path": str(tiny_pipeline)}})
+    file = copy / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"norm_eps": 1e-05', '"norm_eps": 1e-06'))
+    assert store.weights(config) != before
+
+
+def test_a_logger_is_told_of_a_run_that_was_finished_without_it(finished, tiny_pipeline, monkeypatch):
+    _, root = finished
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = overrides(tiny_pipeline, root, "logger=wandb_offline")
+    record = run(*words)
+    folder = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}"
+    told = list((folder / "wandb").glob("offline-run-*"))
+    assert len(told) == 1
+    run(*words)
+    assert list((folder / "wandb").glob("offline-run-*")) == told
 
 
 def test_killed_in_the_middle_of_sampling_and_restarted(finished, tiny_pipeline, tmp_path):
@@ -182,6 +257,12 @@ def test_dry_writes_nothing(tiny_pipeline, tmp_path, capsys):
         ("eval=temporal_flickering", "needs a model that makes videos; imagenet-like"),
         ("sampler.guidance=0", "sampler.guidance=0"),
         ("sampler.steps=2000", "sampler.steps=2000; allowed"),
+        ("seed=-1", "seed=-1; a whole number of at least 0"),
+        ("calibration.seed=-1", "calibration.seed=-1; a whole number of at least 0"),
+        ("study=a/b", "study='a/b'; a name of one folder"),
+        ("study=''", "study=''; a name of one folder"),
+        ("runs_dir=null", "runs_dir=None; a folder is needed"),
+        ("model.path=7", "model.path=7; a folder, a hub id or null"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_leaves_nothing(override, message, tiny_pipeline, tmp_path, monkeypatch):
@@ -197,9 +278,11 @@ def test_a_users_mistake_is_one_message_and_leaves_nothing(override, message, ti
 def test_two_runs_in_one_directory(tiny_pipeline, tmp_path, finished):
     record, root = finished
     folder = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}"
-    from qdit.store import RunDir
-
-    with RunDir(folder).lock(), pytest.raises(UserError, match="in use by another qdit process"), RunDir(folder).lock():
+    with (
+        store.RunDir(folder).lock(),
+        pytest.raises(UserError, match="in use by another qdit process"),
+        store.RunDir(folder).lock(),
+    ):
         pass
 
 
