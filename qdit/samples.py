@@ -25,7 +25,7 @@ class SampleSet:
         generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
         decode: latents -> uint8 images [B, 3, H, W].
         extract: extractor name -> (images -> features by name).
-        progress: called with the number of samples that exist, after each chunk of latents.
+        progress: called with the number of samples that exist, after each chunk of latents that was generated.
     """
 
     folder: Path
@@ -61,18 +61,16 @@ class SampleSet:
     def _latent_chunk(self, number: int) -> Tensor:
         def make() -> dict[str, Tensor]:
             index = self.indices()[number]
+            latents = self.generate(index).float()
             self.generated += len(index)
-            return {"latents": self.generate(index).float()}
+            self.progress(index[-1] + 1)
+            return {"latents": latents}
 
         return self._stored("latents", number, make)["latents"]
 
     def latents(self) -> Tensor:
         """Final latents, float32 [n, C, h, w]; missing chunks are sampled."""
-        chunks = []
-        for number, index in enumerate(self.indices()):
-            chunks.append(self._latent_chunk(number))
-            self.progress(index[-1] + 1)
-        return torch.cat(chunks)
+        return torch.cat([self._latent_chunk(number) for number in range(len(self.indices()))])
 
     def images(self) -> Iterator[Tensor]:
         """Decoded images, uint8 [b, 3, H, W] a chunk."""

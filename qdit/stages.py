@@ -60,12 +60,13 @@ class Bar:
         self.label, self.total = label, total
         self.bar: tqdm | None = None
 
-    def stepping(self, batch: int, steps: int) -> Callable[..., None]:
+    def stepping(self, indices: list[int], steps: int) -> Callable[..., None]:
         """A sampler callback that moves the bar by one step of a batch."""
         if self.bar is None:
             shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-            self.bar = tqdm(total=self.total, desc=self.label, unit="image", disable=None, bar_format=shape)
-        bar = self.bar
+            about: dict[str, Any] = {"desc": self.label, "unit": "image", "disable": None, "bar_format": shape}
+            self.bar = tqdm(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
+        bar, batch = self.bar, len(indices)
 
         def step(*_: object) -> None:
             bar.update(batch / steps)
@@ -91,7 +92,7 @@ def sample_set(
 
     def generate(indices: list[int]) -> Tensor:
         labels = parts.dataset.labels(indices, config["seed"])
-        watch = bar.stepping(len(indices), steps)
+        watch = bar.stepping(indices, steps)
         if fit is None:
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
         with fit().installed(parts.model):
