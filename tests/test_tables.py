@@ -179,6 +179,31 @@ def test_unpaired_errors_are_used_where_one_paired_is_missing(tmp_path):
     assert [row[2].mark for row in table.rows] == ["tied", "best"]
 
 
+def test_rows_of_other_seeds_are_compared_by_their_differences_to_full_precision(tmp_path):
+    """Seed 1 is an easy one: its value is lower, and its difference to full precision is not."""
+    write(
+        tmp_path,
+        record("rtn", "w8a8", {"fid_lite0": fid(61.0, full=60.0)}, seed=0),
+        record("q_dit", "w8a8", {"fid_lite0": fid(51.1, full=50.0)}, seed=1),
+        record("ptq4dit", "w8a8", {"fid_lite0": fid(60.9, full=50.0)}, seed=1),
+    )
+    table = build_table(load_results(tmp_path))
+    assert {row[0].text: row[2].mark for row in table.rows} == {"rtn": "tied", "ptq4dit": "", "q_dit": "best"}
+
+
+def test_without_an_error_bar_nothing_is_tied(tmp_path):
+    write(
+        tmp_path,
+        record("fp", "w16a16", {"sqnr": metric(40.0, 0.4)}),
+        record("rtn", "w8a8", {"sqnr": metric(40.0, None)}),
+        record("q_dit", "w8a8", {"sqnr": metric(40.1, 0.4)}),
+        record("ptq4dit", "w8a8", {"sqnr": metric(float("inf"), None)}),
+        record("tq_dit", "w8a8", {"sqnr": metric(float("inf"), None)}),
+    )
+    marks = {row[0].text: row[2].mark for row in build_table(load_results(tmp_path)).rows}
+    assert marks == {"full precision": "", "rtn": "", "q_dit": "", "ptq4dit": "best", "tq_dit": "best"}
+
+
 def test_a_value_without_a_rival_is_not_best(tmp_path):
     write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}), record("rtn", "w4a8", {"sqnr": metric(21.0)}))
     assert {cell.mark for row in build_table(load_results(tmp_path)).rows for cell in row} == {""}
@@ -381,6 +406,53 @@ def test_sample_counts_are_not_mixed(tmp_path):
         build_table(load_results(tmp_path))
 
 
+OLD, NEW = {"settings": "0ld00000"}, {"settings": "ffff0000"}
+
+
+@pytest.fixture
+def two_references(tmp_path):
+    """The reference was made anew after the first run; full precision and a later run have the new one."""
+    return write(
+        tmp_path,
+        record("fp", "w16a16", {"fid_lite0": metric(70.0, 1.0, higher=False) | NEW}),
+        record("rtn", "w8a8", {"fid_lite0": fid(61.0) | OLD, "sqnr": metric(30.0) | OLD}),
+        record("q_dit", "w8a8", {"fid_lite0": fid(71.0, full=70.0) | NEW, "sqnr": metric(31.0) | OLD}),
+        failed("ptq4dit", "w8a8", "no"),
+    )
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_a_metric_of_two_references_is_two_columns(two_references, mix):
+    frame = load_results(two_references)
+    table = build_table(frame, metrics=["fid_lite0", "sqnr"], mix_protocols=mix)
+    assert table.header[2:5] == ["FID_lite0@0ld00000 ↓", "FID_lite0@ffff0000 ↓", "SQNR (dB) ↑"]
+    shown = {row[0].text: [cell.text for cell in row[2:4]] for row in table.rows}
+    assert shown["full precision"] == ["—", "70.00 ± 1.00"]
+    assert shown["rtn"] == ["61.00 ± 1.00", "—"]
+    assert shown["q_dit"] == ["—", "71.00 ± 1.00"]
+    assert {cell.mark for row in table.rows for cell in row[2:4]} == {""}  # neither has a rival
+    assert any("fid_lite0 was computed with several settings" in line for line in table.lines)
+    deltas = build_table(frame, metrics=["fid_lite0_delta"])
+    assert deltas.header[2:4] == ["ΔFID_lite0@0ld00000 ↓", "ΔFID_lite0@ffff0000 ↓"]
+    assert column(deltas, "ΔFID_lite0@ffff")[("q_dit", "w8a8")] == "1.00 ± 0.20"
+
+
+def test_seeds_of_two_references_are_not_averaged(tmp_path):
+    write(
+        tmp_path,
+        record("rtn", "w8a8", {"fid_lite0": fid(61.0) | OLD}, seed=0),
+        record("rtn", "w8a8", {"fid_lite0": fid(71.0) | NEW}, seed=1),
+    )
+    [row] = build_table(load_results(tmp_path)).rows
+    assert [cell.text for cell in row[2:4]] == ["61.00 ± 1.00", "71.00 ± 1.00"]
+
+
+def test_a_metric_of_one_reference_keeps_its_name(two_references):
+    table = build_table(where(load_results(two_references), ["fid_lite0_settings=ffff0000"]))
+    assert table.header[2:4] == ["SQNR (dB) ↑", "FID_lite0 ↓"]
+    assert not any("several settings" in line for line in table.lines)
+
+
 def test_the_protocol_stands_below_the_table(runs):
     last = build_table(load_results(runs)).lines[-1]
     assert last.endswith(
@@ -531,7 +603,7 @@ def test_no_torch_is_imported():
 
 def sweep(runs_dir, made) -> int:
     """Go through Hydra's own dispatcher, which swallows exceptions but not SystemExit."""
-    config = OmegaConf.create({"runs_dir": str(runs_dir), "study": "s"})
+    config = OmegaConf.create({"runs_dir": str(runs_dir), "cache_dir": str(runs_dir / "cache"), "study": "s"})
     callbacks = Callbacks()
     callbacks.callbacks = [TableCallback()]
     try:
@@ -566,4 +638,4 @@ def test_a_sweep_over_protocols_still_gets_its_table(tmp_path, capsys):
 def test_runs_dir_that_cannot_be_written_stops_a_sweep(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert sweep(tmp_path / "file", []) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write runs_dir=" in capsys.readouterr().err

@@ -3,8 +3,9 @@
     frame = load_results("runs", study="smoke")
     print(render(build_table(frame, cols="bits", metrics=["sqnr", "fid_lite0"]), "markdown"))
 
-What a table promises: numbers of different protocols never share a column; full precision of the same protocol comes
-first; a missing number is —, never 0; the best value is bold, and what lies within two standard errors of it is marked.
+What a table promises: numbers of different protocols, or of one metric with different settings or references, never
+share a column; full precision of the same protocol comes first; a missing number is —, never 0; the best value is bold,
+and what differs from it by less than two standard errors is marked.
 The layout follows lm-evaluation-harness's `make_table`: `higher_is_better` travels with each number. No torch here.
 """
 

@@ -12,7 +12,7 @@ from qdit.tables import select
 from qdit.tables.floor import LABEL, floor
 from qdit.tables.marks import Marks, judge
 from qdit.tables.notes import lines_below
-from qdit.tables.quantity import STEMS, Quantity, cost_quantity, delta_quantity, metric_quantity, show, stem
+from qdit.tables.quantity import STEMS, Quantity, cost_quantity, delta_quantity, metric_quantity, plain, show, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
@@ -104,11 +104,11 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
         metrics = known
     chosen, costs = [], {*COSTS, *(key for row in summary.rows for key in row if key.startswith("seconds"))}
     for name in metrics:
-        plain = name.removesuffix("_delta")
-        if name in summary.metrics:
-            chosen.append(metric_quantity(name, summary.metrics[name]))
-        elif plain in summary.metrics:
-            chosen.append(delta_quantity(plain, summary.metrics[plain]))
+        value = name.removesuffix("_delta")
+        if meant := [each for each in known if name in (each, plain(each))]:
+            chosen += [metric_quantity(each, summary.metrics[each]) for each in meant]
+        elif meant := [each for each in known if value in (each, plain(each))]:
+            chosen += [delta_quantity(each, summary.metrics[each]) for each in meant]
         elif name in costs:
             chosen.append(cost_quantity(name))
         else:

@@ -1,8 +1,9 @@
 """Which values of a table are best, and which cannot be told from the best.
 
 Best means best among the quantized runs of the same bits, protocol and (with seeds "all") seed: that is the comparison
-a reader makes. A value is marked as tied when its difference to the best is below two standard errors; where both have
-a paired difference to full precision, its standard error is used, because what the two share cancels in it.
+a reader makes. A value is marked as tied when its difference to the best is below two standard errors of that
+difference. Where both have a paired difference to full precision, these are compared: what the two share cancels in
+them, and so does the luck of a seed that only one of them was run with. Where an error is missing nothing is tied.
 """
 
 from collections import defaultdict
@@ -41,16 +42,17 @@ def _contest(contest: list[select.Row], quantity: Quantity) -> list[tuple[select
     best = max(contest, key=lambda row: sign * row[quantity.column])
     judged: list[tuple[select.Row, Mark]] = []
     for row in contest:
-        difference = abs(row[quantity.column] - best[quantity.column])
-        if difference == 0:
+        if row[quantity.column] == best[quantity.column]:
             judged.append((row, "best"))
-        elif difference < 2 * _error_of_difference(row, best, quantity.column):
+        elif _indistinguishable(row, best, quantity.column):
             judged.append((row, "tied"))
     return judged
 
 
-def _error_of_difference(row: select.Row, best: select.Row, column: str) -> float:
-    for error in (f"{column}_delta_stderr", f"{column}_stderr"):
-        if row.get(error) is not None and best.get(error) is not None:
-            return hypot(row[error], best[error])
-    return 0.0
+def _indistinguishable(row: select.Row, best: select.Row, column: str) -> bool:
+    """Say whether the difference, paired if it can be, is below two of its standard errors."""
+    for value in (f"{column}_delta", column):
+        error = f"{value}_stderr"
+        if all(each.get(key) is not None for each in (row, best) for key in (value, error)):
+            return abs(row[value] - best[value]) < 2 * hypot(row[error], best[error])
+    return False

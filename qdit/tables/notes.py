@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from qdit.tables import select
-from qdit.tables.quantity import Quantity
+from qdit.tables.quantity import APART, Quantity, plain
 from qdit.tables.summary import Summary
 
 
@@ -16,13 +16,18 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], marks: Iterabl
     if "best" in marks:
         lines.append("Bold: the best quantized value at the same bits.")
     if "tied" in marks:
-        lines.append("≈: within two standard errors of the best.")
+        lines.append("≈: differs from the best by less than two standard errors.")
     if any(quantity.is_delta for quantity in quantities):
         lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
     if counts and counts[-1] > 1:
         lines.append(f"Mean ± standard deviation over seeds ({' or '.join(map(str, counts))} seeds a row).")
     elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
         lines.append("± is one standard error.")
+    if several := sorted({plain(column) for column in shown if APART in column}):
+        lines.append(
+            f"{', '.join(several)} was computed with several settings or references, a column for each (@): "
+            "repeat the commands of the older runs to compute it anew, from the samples that they keep."
+        )
     if has_floor:
         lines.append("Real data: as many real images against the same reference, ± standard deviation.")
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)

@@ -1,6 +1,7 @@
 """How a column of numbers is named and printed: label with direction, unit, digits.
 
 A metric is `<stem>` or `<stem>_<extractor>`; the extractor stays in the label, because `fid_lite0` is not an FID.
+Where a table holds several settings or references of a metric, `@` and their digest follow.
 """
 
 import math
@@ -27,6 +28,7 @@ _COSTS = {  # column: (label, decimals)
     "executed": ("executed", 0),
 }
 STEMS = tuple(_STEMS)
+APART = "@"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,12 @@ class Quantity:
 
 def stem(metric: str) -> str:
     """Return the metric's name without its extractor: `fid` of `fid_lite0`."""
-    return metric.split("_")[0]
+    return plain(metric).split("_")[0]
+
+
+def plain(metric: str) -> str:
+    """Return the metric's name without its settings: `fid_lite0` of `fid_lite0@1a2b3c4d`."""
+    return metric.split(APART)[0]
 
 
 def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
@@ -57,9 +64,9 @@ def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
 
 def delta_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
     """Return how the paired difference of a metric to full precision is shown."""
-    plain = metric_quantity(metric, higher_is_better)
+    value = metric_quantity(metric, higher_is_better)
     return Quantity(
-        column=f"{metric}_delta", label=f"Δ{plain.label}", decimals=plain.decimals, factor=plain.factor,
+        column=f"{metric}_delta", label=f"Δ{value.label}", decimals=value.decimals, factor=value.factor,
         higher_is_better=higher_is_better, is_delta=True,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from qdit.errors import UserError
 from qdit.store import SCHEMA
+from qdit.tables.quantity import APART
 
 METRIC_FIELDS = {"value": "", "stderr": "_stderr", "n": "_n", "delta": "_delta", "delta_stderr": "_delta_stderr"}
 COSTS = {  # column of the frame: (field of the record's cost, unit of the column)
@@ -24,17 +25,17 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "samples_per_second": ("samples_per_second", 1.0),
     "peak_memory_mb": ("peak_memory_bytes", 1e6),
 }
-_DIRECTION = "_higher_is_better"
+_DIRECTION, _SETTINGS = "_higher_is_better", "_settings"
 
 
 def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
     """Return one row a run of `<runs_dir>/<study>/<run>/result.json` (every study when none is given).
 
     Columns: `quantizer`, `bits`, `seed`, `study`, `name`, `run_id`, `status`, `error`, `error_kind`, `protocol_id`,
-    `protocol`, `executed`; for a metric X `X`, `X_stderr`, `X_n`, `X_delta`, `X_delta_stderr` and `X_higher_is_better`;
-    `weight_bits` and `weight_bits_quantized` (mean bits a weight, whole model and quantized layers), `model_mb` (10⁶
-    bytes), `gbops` (10⁹ bit operations), `samples_per_second`, `peak_memory_mb`, `seconds_<stage>`, `seconds`; every
-    config key by its dotted name. What a run lacks is NaN or None.
+    `protocol`, `executed`; for a metric X `X`, `X_stderr`, `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and
+    `X_settings` (a digest of its config and reference); `weight_bits` and `weight_bits_quantized` (mean bits a weight,
+    whole model and quantized layers), `model_mb` (10⁶ bytes), `gbops` (10⁹ bit operations), `samples_per_second`,
+    `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What a run lacks is NaN or None.
 
     Raises:
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.
@@ -50,6 +51,32 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
 def metric_names(columns: Iterable[str]) -> list[str]:
     """Return the metrics among the columns of a frame."""
     return [column.removesuffix(_DIRECTION) for column in columns if column.endswith(_DIRECTION)]
+
+
+def settings_apart(runs: list[dict[str, Any]], names: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Give a metric that was computed with several settings or references a name, and so a column, for each of them.
+
+    Returns:
+        The runs, with `fid_lite0@1a2b3c4d` in the place of `fid_lite0`, and the names of the metrics.
+    """
+    apart: list[str] = []
+    for name in names:
+        found = {run.get(name + _SETTINGS) or "unknown" for run in runs if run.get(name) is not None}
+        if len(found) < 2:
+            apart.append(name)
+            continue
+        runs = [_renamed(run, name) for run in runs]
+        apart += [f"{name}{APART}{settings}" for settings in sorted(found)]
+    return runs, apart
+
+
+def _renamed(run: dict[str, Any], name: str) -> dict[str, Any]:
+    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS)
+    kept = {key: value for key, value in run.items() if key not in {name + suffix for suffix in suffixes}}
+    if run.get(name) is None:
+        return kept
+    new = f"{name}{APART}{run.get(name + _SETTINGS) or 'unknown'}"
+    return kept | {new + suffix: run.get(name + suffix) for suffix in suffixes}
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -83,6 +110,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     for name, metric in (record.get("metrics") or {}).items():
         row |= {name + suffix: _number((metric or {}).get(field)) for field, suffix in METRIC_FIELDS.items()}
         row[name + _DIRECTION] = (metric or {}).get("higher_is_better")
+        row[name + _SETTINGS] = (metric or {}).get("settings")
     for column, (field, unit) in COSTS.items():
         value = _number(cost.get(field))
         row[column] = None if value is None else value / unit

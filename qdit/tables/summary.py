@@ -15,7 +15,7 @@ import pandas as pd
 
 from qdit.errors import UserError
 from qdit.tables import select
-from qdit.tables.records import COSTS, metric_names
+from qdit.tables.records import COSTS, metric_names, settings_apart
 
 Seeds = Literal["mean", "all"]
 PROTOCOL = "protocol difference"  # the key column of a table that mixes protocols
@@ -44,7 +44,7 @@ def summarise(
         UserError: a key names no column, or the runs mix protocols (or sample counts) without `mix_protocols`.
     """
     runs = select.unique_runs(select.records(frame))
-    metrics = {name: _direction(runs, name) for name in metric_names(frame.columns)}
+    names = metric_names(frame.columns)
     keys = [select.resolve(key, frame.columns) for key in keys]
     if mix_protocols:
         labels = select.protocol_labels(runs)
@@ -52,7 +52,9 @@ def summarise(
         keys = keys if _tell_protocols_apart(runs, keys) else [PROTOCOL, *keys]
     else:
         select.refuse_mixture(runs)
-        _refuse_sample_counts(runs, metrics)
+        _refuse_sample_counts(runs, names)
+    runs, names = settings_apart(runs, names)
+    metrics = {name: _direction(runs, name) for name in names}
     if seeds == "all":
         keys = [*keys, "seed"]
     extra = select.splitting_keys(runs, keys, seeds)
@@ -129,11 +131,11 @@ def _values(runs: list[select.Row], column: str) -> list[float]:
 
 
 def _direction(runs: list[select.Row], name: str) -> bool | None:
-    found: list[Any] = [run[f"{name}_higher_is_better"] for run in runs]
+    found: list[Any] = [run.get(f"{name}_higher_is_better") for run in runs]
     return next((direction for direction in found if direction is not None), None)
 
 
-def _refuse_sample_counts(runs: list[select.Row], metrics: dict[str, bool | None]) -> None:
+def _refuse_sample_counts(runs: list[select.Row], metrics: Sequence[str]) -> None:
     for name in metrics:
         counts = sorted({int(n) for n in _values(runs, f"{name}_n")})
         if len(counts) > 1:
