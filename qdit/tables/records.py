@@ -35,7 +35,7 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
     `protocol`, `executed`; for a metric X `X`, `X_stderr`, `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and
     `X_settings` (a digest of its config and reference); `weight_bits` and `weight_bits_quantized` (mean bits a weight,
     whole model and quantized layers), `model_mb` (10⁶ bytes), `gbops` (10⁹ bit operations), `samples_per_second`,
-    `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What a run lacks is NaN or None.
+    `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What is missing is NaN or None.
 
     Raises:
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.
