@@ -29,8 +29,9 @@ DIAGNOSIS = ("curves", "layers")  # what they leave in the record
 
 def path_id(config: dict[str, Any]) -> str:
     """A digest of what a full-precision trajectory depends on; how many others there are, and how batched, is not."""
-    keys = ("model", "dataset", "sampler", "seed", "dtype")
-    return digest({"version": SCIENCE, "weights": weights(config), **{k: config[k] for k in keys}})
+    known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
+    known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
+    return digest({"version": SCIENCE, "weights": weights(config), **known})
 
 
 def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
