@@ -14,7 +14,9 @@ from qdit.eval.preflight import Prepared, prepare
 from qdit.model.base import DiffusionModel
 from qdit.quantize import Recipe
 from qdit.sampler.sampler import Sampler
+from qdit.search.base import Setting
 from qdit.store import is_full_precision
+from qdit.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,19 @@ class Parts:
     recipe: Recipe | None
     metrics: dict[str, Metric]
     prepared: Prepared
+    objective: Prepared
+    """Extractors and references of a search's objective."""
+
+    def setting(self, seed: int, folder: Path, tracker: Tracker) -> Setting:
+        """The run around a search: its seed, the folder of its ledger, and what it reports to."""
+        return Setting(
+            sampler=self.sampler,
+            dataset=self.dataset,
+            seed=seed,
+            prepared=self.objective,
+            folder=folder,
+            tracker=tracker,
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -56,9 +71,9 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for key in ("scope", "weight", "activation", "rounding", "calibration"):
+    for key in ("scope", "weight", "activation", "rounding", "calibration", "search"):
         try:
-            parts[key] = build(config[key])
+            parts[key] = build(config[key]) if "_target_" in config[key] else None
         except UserError as error:
             problems += [f"{key}: {p}" for p in error.problems]
     if problems:
@@ -82,21 +97,26 @@ def assemble(config: dict[str, Any]) -> Parts:
     sampler: Sampler = build(config["sampler"])
     metrics = {name: build(node) for name, node in (config.get("eval") or {}).items()}
     loader = build(config["model"])
-    prepared = Prepared({}, {})
+    search = recipe.search if recipe else None
+    prepared = objective = Prepared({}, {})
     if not config["dry"]:
-        prepared = prepare(
-            metrics, n=config["num_samples"], dataset=dataset.reference, cache_dir=Path(config["cache_dir"])
-        )
+        cache_dir = Path(config["cache_dir"])
+        prepared = prepare(metrics, n=config["num_samples"], dataset=dataset.reference, cache_dir=cache_dir)
+        if search is not None:
+            objective = search.preflight(dataset.reference, cache_dir)
     model = loader.load(device, getattr(torch, config["dtype"]))
     problems = sampler.check(model) + dataset.check(model)
+    measures = {f"eval={name}": metric for name, metric in metrics.items()}
+    if search is not None and search.measured is not None:
+        measures["search.objective"] = search.measured.metric
     problems += [
-        f"eval={name} needs a model that makes {' or '.join(m.modalities)}s; "
+        f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
         f"{config['model']['name']} makes {model.modality}s"
-        for name, m in metrics.items()
+        for name, m in measures.items()
         if model.modality not in m.modalities
     ]
     if recipe is not None:
         problems += recipe.problems(model.sites())
     if problems:
         raise from_problems(problems, "this run")
-    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared)
+    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared, objective)

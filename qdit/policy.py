@@ -27,6 +27,9 @@ class LayerSpec:
         """Bits of the input, 16 where it is not quantized."""
         return self.activation.bits if self.activation else 16
 
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {spec or 'in 16 bits'}" for key, spec in vars(self).items())
+
 
 class Policy(dict[str, LayerSpec]):
     """Site name -> `LayerSpec`."""

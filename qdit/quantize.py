@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
+if TYPE_CHECKING:
+    from qdit.search.base import Allocation, Search, Setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -38,12 +41,14 @@ class Recipe:
     weight_bits: int
     activation_bits: int
     calibration: Any
+    search: "Search | None" = None
+    """Chooses group sizes; None gives all sites those of `weight` and `activation`."""
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
         found = self.scope.problems(sites)
         for key, part in {"weight": self.weight, "activation": self.activation}.items():
-            size = part.group_size
+            size = part.group_size if self.search is None else None  # a search has sizes of its own
             bad = {
                 s.in_features: s.name for s in sites if size and self.scope.why_not(s) is None and s.in_features % size
             }
@@ -53,17 +58,22 @@ class Recipe:
             ]
         needy = ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
         needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
+        needy += ["search"] * (self.search is not None and self.search.needs_calibration)
         if needy and isinstance(self.calibration, NoCalibration):
             found.append(f"{' and '.join(needy)} needs data, and calibration=none gives none; use calibration=uniform")
-        return found
+        return found + (self.search.problems(self, sites) if self.search is not None and not found else [])
 
-    def plan(self, sites: list[Site]) -> Policy:
-        """The uniform policy: the same specs at every site in scope."""
-        layer = LayerSpec(
+    @property
+    def layer(self) -> LayerSpec:
+        """The specs of a site in scope."""
+        return LayerSpec(
             weight=_unless_identity(self.weight.spec(self.weight_bits)),
             activation=_unless_identity(self.activation.spec(self.activation_bits)),
         )
-        return Policy({site.name: layer for site in self.scope.select(sites)})
+
+    def plan(self, sites: list[Site]) -> Policy:
+        """The uniform policy: the same specs at every site in scope."""
+        return Policy(dict.fromkeys((site.name for site in self.scope.select(sites)), self.layer))
 
 
 def _unless_identity(spec):
@@ -136,6 +146,8 @@ class Quantized:
 
     policy: Policy
     layers: dict[str, nn.Module]
+    allocation: "Allocation | None" = None
+    """How a search found the policy."""
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
@@ -146,15 +158,20 @@ class Quantized:
 
 @torch.no_grad()
 def quantize(
-    model: DiffusionModel, recipe: Recipe, collect: Callable[[], CalibrationData], folder: Path | None = None
+    model: DiffusionModel,
+    recipe: Recipe,
+    collect: Callable[[], CalibrationData],
+    folder: Path | None = None,
+    setting: "Setting | None" = None,
 ) -> Quantized:
-    """Fit a recipe to a model.
+    """Fit a recipe to a model; search a policy first, if the recipe has a search.
 
     Args:
         model: the full-precision model; it is read, not changed.
         recipe: the parts.
         collect: makes the calibration data; called only if a part needs it.
         folder: where finished blocks are saved, and found again by the same fit; None saves nothing.
+        setting: the run around a search; not needed without one.
 
     Raises:
         UserError: the recipe does not fit the model.
@@ -162,7 +179,23 @@ def quantize(
     problems = recipe.problems(model.sites())
     if problems:
         raise UserError(*problems)
-    fit = Fit(model, recipe, recipe.plan(model.sites()), collect, folder)
+    if recipe.search is None:
+        return fit_policy(model, recipe, recipe.plan(model.sites()), collect, folder)
+    if setting is None:
+        raise ValueError("a search needs its setting")
+    return recipe.search.quantize(model, recipe, collect, folder, setting)
+
+
+@torch.no_grad()
+def fit_policy(
+    model: DiffusionModel,
+    recipe: Recipe,
+    policy: Policy,
+    collect: Callable[[], CalibrationData],
+    folder: Path | None = None,
+) -> Quantized:
+    """Round the weights and make the layers of a given policy; arguments as `quantize`."""
+    fit = Fit(model, recipe, policy, collect, folder)
     weights = recipe.rounding.weights(fit)
     layers: dict[str, nn.Module] = {
         site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()

@@ -1,0 +1,10 @@
+"""How group sizes are allocated to layers, within a budget."""
+
+from qdit.search.base import Search, Setting
+from qdit.search.evolution import Evolution
+from qdit.search.fixed import Fixed
+from qdit.search.hessian import Hessian
+from qdit.search.ilp import ILP
+from qdit.search.random import RandomSearch
+
+__all__ = ["ILP", "Evolution", "Fixed", "Hessian", "RandomSearch", "Search", "Setting"]

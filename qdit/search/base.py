@@ -1,0 +1,151 @@
+"""What every search is: a config that turns a model and a recipe into a policy within a budget.
+
+A search holds config only. `problems` sees what cannot work before anything is computed, `allocate` chooses a group
+size for every gene, and `quantize` puts the chosen layers together, the same way for all.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qdit.calibration import CalibrationData
+from qdit.dataset.base import Dataset
+from qdit.eval.preflight import Prepared, prepare
+from qdit.model.base import DiffusionModel, Site
+from qdit.sampler.sampler import Sampler
+from qdit.search.budget import Budget, Table
+from qdit.search.objective import Objective
+from qdit.search.space import Choice, Space
+from qdit.search.variants import Variants
+from qdit.tracking import NoTracker, Tracker
+
+if TYPE_CHECKING:
+    from qdit.quantize import Quantized, Recipe
+
+log = logging.getLogger("qdit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The run around a search.
+
+    Args:
+        sampler: the run's.
+        dataset: the run's.
+        seed: the run's.
+        prepared: extractors and references of the objective.
+        folder: where the ledger is kept; None keeps none.
+        tracker: gets a line a generation.
+    """
+
+    sampler: Sampler
+    dataset: Dataset
+    seed: int = 0
+    prepared: Prepared = field(default_factory=lambda: Prepared({}, {}))
+    folder: Path | None = None
+    tracker: Tracker = field(default_factory=NoTracker)
+
+
+@dataclass
+class Bench:
+    """What a search works with: the model, the run around it, and quantized layers of every group size."""
+
+    model: DiffusionModel
+    recipe: "Recipe"
+    space: Space
+    table: Table
+    collect: Callable[[], CalibrationData]
+    setting: Setting
+    folder: Path | None = None
+    """Where fits save what is finished."""
+
+    @cached_property
+    def variants(self) -> Variants:
+        """The layers that are deployed."""
+        return Variants(self.model, self.recipe, self.collect, self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """What a search found.
+
+    Args:
+        choice: a group size for each gene.
+        details: plain values for the record.
+        curves: for the record, each with x, y, stderr, xlabel and ylabel.
+    """
+
+    choice: Choice
+    details: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(ABC):
+    """Chooses group sizes under `budget`."""
+
+    needs_calibration: ClassVar[bool] = False
+    """Whether calibration data is needed, whatever the rounding."""
+
+    budget: Budget
+
+    @property
+    def measured(self) -> Objective | None:
+        """The objective, if candidates are sampled and scored."""
+        return None
+
+    @abstractmethod
+    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+        """The genes and the group sizes that they may have."""
+
+    @abstractmethod
+    def allocate(self, bench: Bench) -> Allocation:
+        """Choose a group size for each gene."""
+
+    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+        """What cannot work on a model with these sites, one sentence each."""
+        space = self.space(recipe, sites)
+        return space.problems() or self.budget.problems(space)
+
+    def preflight(self, dataset: str, cache_dir: Path) -> Prepared:
+        """The objective's extractors and references.
+
+        Raises:
+            UserError: weights or reference statistics are missing.
+        """
+        if (objective := self.measured) is None:
+            return Prepared({}, {})
+        metrics = {"objective": objective.metric}
+        return prepare(metrics, n=objective.num_samples, dataset=dataset, cache_dir=cache_dir, group="search")
+
+    def quantize(
+        self,
+        model: DiffusionModel,
+        recipe: "Recipe",
+        collect: Callable[[], CalibrationData],
+        folder: Path | None,
+        setting: Setting,
+    ) -> "Quantized":
+        """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
+        space = self.space(recipe, model.sites())
+        table = self.budget.table(space)
+        bench = Bench(model, recipe, space, table, cache(collect), setting, folder)
+        allocation = self.allocate(bench)
+        spent = self.budget.text(space, table.spent(allocation.choice))
+        log.info("search: %s", spent)
+        groups = [
+            {"site": gene.name, "role": gene.sites[0].role, "block": gene.sites[0].block, "group_size": size}
+            for gene, size in zip(space.genes, allocation.choice, strict=True)
+        ]
+        details = {
+            "budget": self.budget.text(space, table.limit),
+            "spent": spent,
+            **allocation.details,
+            "groups": groups,
+        }
+        quantized = bench.variants.assembled(space, allocation.choice)
+        return replace(quantized, allocation=replace(allocation, details=details))

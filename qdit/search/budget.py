@@ -1,0 +1,170 @@
+"""What an allocation of group sizes may cost. A budget is a sum over genes, so that an integer programme can hold it.
+
+Q-DiT's paper bounds BitOps and gives no formula; its released code asks for a mean group size of at least 128, without
+weights for the layers' sizes, and that is the default here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdit.cost import activation_storage_bits, weight_storage_bits
+from qdit.errors import UserError
+from qdit.search.space import Choice, Gene, Space
+
+TRIES = 10  # draws before an illegal one is mended
+
+
+@dataclass(frozen=True)
+class Table:
+    """The costs of a space under a budget: for each gene, from group size to cost; and the most that may be spent."""
+
+    costs: Sequence[dict[int, float]]
+    limit: float
+
+    def spent(self, choice: Choice) -> float:
+        """The cost of a choice."""
+        return sum(cost[size] for cost, size in zip(self.costs, choice, strict=True))
+
+    def allows(self, choice: Choice) -> bool:
+        """Whether a choice is within the budget."""
+        return self.spent(choice) <= self.limit + 1e-9 * abs(self.limit)
+
+    @property
+    def cheapest(self) -> Choice:
+        """The choice that costs least."""
+        return tuple(min(cost, key=cost.__getitem__) for cost in self.costs)
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """A random legal choice: uniform if a few tries find one, else one whose random genes are made cheaper."""
+        choice: Choice = ()
+        for _ in range(TRIES):
+            choice = tuple(pick(list(cost), rng) for cost in self.costs)
+            if self.allows(choice):
+                return choice
+        sizes = list(choice)
+        while not self.allows(tuple(sizes)):
+            gene = int(rng.integers(len(sizes)))
+            cost = self.costs[gene]
+            sizes[gene] = pick([g for g in cost if cost[g] < cost[sizes[gene]]] or [sizes[gene]], rng)
+        return tuple(sizes)
+
+
+def pick(values: Sequence[int], rng: np.random.Generator) -> int:
+    """One of `values`, all as likely."""
+    return values[int(rng.integers(len(values)))]
+
+
+class Budget(ABC):
+    """A bound on the sum of the genes' costs."""
+
+    @abstractmethod
+    def cost(self, space: Space, gene: Gene, size: int) -> float:
+        """The cost of a gene with groups of `size`."""
+
+    @abstractmethod
+    def limit(self, space: Space) -> float:
+        """The most that the genes may cost together."""
+
+    @abstractmethod
+    def text(self, space: Space, amount: float) -> str:
+        """An amount in words."""
+
+    def table(self, space: Space) -> Table:
+        """All costs of a space, and the limit."""
+        costs = [{size: self.cost(space, gene, size) for size in gene.sizes} for gene in space.genes]
+        return Table(costs, self.limit(space))
+
+    def problems(self, space: Space) -> list[str]:
+        """That no choice is legal, in a sentence."""
+        table = self.table(space)
+        if table.allows(table.cheapest):
+            return []
+        best, limit = (self.text(space, amount) for amount in (table.spent(table.cheapest), table.limit))
+        return [
+            f"search.budget cannot be met: {limit} is asked, and the nearest that search.group_sizes allow is {best}"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanGroup(Budget):
+    """The mean group size over genes is at least `at_least` (Q-DiT's release)."""
+
+    at_least: float = 128
+
+    def cost(self, space: Space, gene: Gene, size: int) -> float:
+        """Minus the group size: large groups are cheap."""
+        return -size
+
+    def limit(self, space: Space) -> float:
+        """See `Budget`."""
+        return -self.at_least * len(space.genes)
+
+    def text(self, space: Space, amount: float) -> str:
+        """See `Budget`."""
+        return f"mean group size {-amount / len(space.genes):g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AsUniform(Budget):
+    """A cost bounded by an absolute number, or by what one group size everywhere costs."""
+
+    uniform: int = 128
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.uniform < 1 or (self.at_most is not None and self.at_most <= 0):
+            raise UserError(f"search.budget: uniform={self.uniform}, at_most={self.at_most}; both must be above 0")
+
+    unit = 1.0
+
+    def limit(self, space: Space) -> float:
+        """See `Budget`."""
+        if self.at_most is not None:
+            return self.at_most * self.unit
+        pairs = zip(space.genes, space.uniform(self.uniform), strict=True)
+        return sum(self.cost(space, gene, size) for gene, size in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitOps(_AsUniform):
+    """BitOps of the searched layers, B(g) = Σ tokens · out · (in · w bits · a bits + rescale · in / g).
+
+    The formula is ours: with fixed bits the products do not depend on g, and what does is the rescaling of the partial
+    sums, one a group and output. `rescale` is its price, 32 x 32 for a float32 multiply-add.
+    """
+
+    rescale: float = 1024
+    unit = 1e9
+
+    def cost(self, space: Space, gene: Gene, size: int) -> float:
+        """BitOps of a sample and forward pass."""
+        bits = space.layer.weight_bits * space.layer.activation_bits
+        return sum(
+            s.tokens * s.out_features * (s.in_features * bits + self.rescale * s.in_features / size) for s in gene.sites
+        )
+
+    def text(self, space: Space, amount: float) -> str:
+        """See `Budget`."""
+        return f"{amount / self.unit:.4g} GBitOps in the searched layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes(_AsUniform):
+    """Stored size of the searched layers, scales and zero points included, as the cost ledger counts them."""
+
+    unit = 1e6
+
+    def cost(self, space: Space, gene: Gene, size: int) -> float:
+        """Bytes."""
+        layer = space.of_size(size)
+        stored = sum(
+            weight_storage_bits(s, layer.weight) + activation_storage_bits(layer.activation) for s in gene.sites
+        )
+        return stored / 8
+
+    def text(self, space: Space, amount: float) -> str:
+        """See `Budget`."""
+        return f"{amount / self.unit:.4g} MB in the searched layers"

@@ -1,0 +1,119 @@
+"""Q-DiT's search (CVPR 2025, arXiv 2406.17343, Algorithm 1): evolve group sizes by the quality of what they generate.
+
+The first population is a preset and random choices. Then, generation after generation: score all; keep the K best;
+half of the next population are crossovers of two of the K (each gene from either parent), half are mutations of one
+(each gene drawn anew with probability p); what is missing is filled up at random. Every candidate is within the budget.
+
+Where we leave the released code: the K best are of all generations (its `update_top_k` does not exist); the search has
+a random stream of its own (sampling resets the release's, so that it draws the same children again and again); and a
+preset over budget is dropped.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdit.errors import UserError
+from qdit.search.budget import TRIES, Table, pick
+from qdit.search.scored import ScoredSearch
+from qdit.search.space import Choice, Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution(ScoredSearch):
+    """Evolve a population.
+
+    Args:
+        population: candidates a generation.
+        generations: after the first population.
+        top_k: the best candidates so far, which are parents.
+        crossover_share, mutation_share: of a population; the rest is random.
+        mutation_probability: that a gene of a mutation is drawn anew.
+        preset: group size of the first candidate, uniform where it divides.
+    """
+
+    population: int = 50
+    generations: int = 10
+    top_k: int = 10
+    crossover_share: float = 0.5
+    mutation_share: float = 0.5
+    mutation_probability: float = 0.1
+    preset: int = 128
+
+    def __post_init__(self) -> None:
+        counts = {k: getattr(self, k) for k in ("population", "top_k", "preset")}
+        shares = {k: getattr(self, k) for k in ("crossover_share", "mutation_share", "mutation_probability")}
+        wrong = [f"search.{k}={v}; at least 1 is needed" for k, v in counts.items() if v < 1]
+        wrong += [f"search.{k}={v}; allowed: 0 to 1" for k, v in shares.items() if not 0 <= v <= 1]
+        wrong += [f"search.generations={self.generations}; at least 0 is needed"] * (self.generations < 0)
+        if self.crossover_share + self.mutation_share > 1:
+            wrong.append("search.crossover_share and search.mutation_share are together more than 1")
+        if wrong:
+            raise UserError(*wrong)
+
+    @property
+    def total(self) -> int:
+        """Candidates, the first population among them."""
+        return self.population * (1 + self.generations)
+
+    def propose(
+        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+    ) -> Iterator[list[Choice]]:
+        """See `ScoredSearch`; ends early when no legal choice is left."""
+        breed = Breeding(table, rng)
+        population = breed.fresh(lambda: space.uniform(self.preset), 1)
+        population += breed.fresh(breed.random, self.population - len(population))
+        for generation in range(1 + self.generations):
+            if generation > 0:
+                parents = sorted(found, key=found.__getitem__, reverse=True)[: self.top_k]
+                population = self.children(breed, parents)
+            if not population:
+                return
+            yield population
+
+    def children(self, breed: "Breeding", parents: list[Choice]) -> list[Choice]:
+        """The next population."""
+        crossed = breed.fresh(lambda: breed.cross(parents), round(self.population * self.crossover_share))
+        left = self.population - len(crossed)
+        count = min(left, round(self.population * self.mutation_share))
+        mutated = breed.fresh(lambda: breed.mutate(parents, self.mutation_probability), count)
+        return crossed + mutated + breed.fresh(breed.random, self.population - len(crossed) - len(mutated))
+
+
+class Breeding:
+    """New candidates: legal, and never proposed before."""
+
+    def __init__(self, table: Table, rng: np.random.Generator) -> None:
+        self.table, self.rng = table, rng
+        self.visited: set[Choice] = set()
+
+    def fresh(self, make: Callable[[], Choice], count: int) -> list[Choice]:
+        """Up to `count` new candidates of `make`, which is tried ten times as often (as released)."""
+        new: list[Choice] = []
+        for _ in range(TRIES * count):
+            if len(new) == count:
+                break
+            choice = make()
+            if choice not in self.visited and self.table.allows(choice):
+                self.visited.add(choice)
+                new.append(choice)
+        return new
+
+    def random(self) -> Choice:
+        """A random legal choice."""
+        return self.table.draw(self.rng)
+
+    def cross(self, parents: list[Choice]) -> Choice:
+        """Each gene of either of two parents."""
+        first, second = (parents[int(self.rng.integers(len(parents)))] for _ in range(2))
+        return tuple(
+            a if heads else b for a, b, heads in zip(first, second, self.rng.random(len(first)) < 0.5, strict=True)
+        )
+
+    def mutate(self, parents: list[Choice], probability: float) -> Choice:
+        """A parent, some of whose genes are drawn anew (they may come out the same, as released)."""
+        parent = parents[int(self.rng.integers(len(parents)))]
+        hit = self.rng.random(len(parent)) < probability
+        genes = zip(parent, self.table.costs, hit, strict=True)
+        return tuple(pick(list(cost), self.rng) if changed else size for size, cost, changed in genes)

@@ -1,0 +1,104 @@
+"""Allocation from a file: the `policy.yaml` of an earlier run, put together in the same way, hence with its results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.policy import LayerSpec, Policy
+from qdit.search.base import Allocation, Bench, Search
+from qdit.search.space import Gene, Space, resized
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Search):
+    """Use the group sizes of a policy; everything else must be as the recipe says.
+
+    Args:
+        policy: path of a `policy.yaml`, or of the run directory that holds one.
+    """
+
+    policy: str
+
+    def load(self) -> Policy:
+        """Read the policy.
+
+        Raises:
+            UserError: the file is missing or not a policy.
+        """
+        path = Path(self.policy).expanduser()
+        path = path / "policy.yaml" if path.is_dir() else path
+        if not path.exists():
+            raise UserError(
+                f"search.policy={self.policy} does not exist; give a policy.yaml, or a run directory with one"
+            )
+        return Policy.load(path)
+
+    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+        """A space without a choice: each gene has the size of the policy."""
+        policy = self.load()
+        sizes = {size for layer in policy.values() if (size := group_size(layer))}
+        everything = Space.of(recipe, sites, sorted(sizes))
+        genes = [replace_sizes(gene, group_size(policy[gene.name])) for gene in everything.genes]
+        return replace(everything, genes=tuple(genes))
+
+    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+        """What of the policy does not fit the recipe, the model or the budget, in one sentence."""
+        try:
+            found = misfits(self.load(), recipe, sites)
+        except UserError as error:
+            return list(error.problems)
+        if found:
+            return [f"search.policy={self.policy} does not fit: {'; '.join(found)}"]
+        space = self.space(recipe, sites)
+        table = self.budget.table(space)
+        if not space.problems() and not table.allows(table.cheapest):
+            has, limit = (self.budget.text(space, amount) for amount in (table.spent(table.cheapest), table.limit))
+            return [f"search.policy={self.policy} is over the budget: it has {has}, {limit} is asked (search/budget)"]
+        return space.problems()
+
+    def allocate(self, bench: Bench) -> Allocation:
+        """The policy's choice."""
+        return Allocation(choice=tuple(gene.sizes[0] for gene in bench.space.genes))
+
+
+def replace_sizes(gene: Gene, size: int | None) -> Gene:
+    """A gene with one size to choose from."""
+    return replace(gene, sizes=(size,) if size else ())
+
+
+def group_size(layer: LayerSpec) -> int | None:
+    """The group size of a layer's specs, the weight's first."""
+    sizes = [spec.group_size for spec in (layer.weight, layer.activation) if spec is not None and spec.group_size]
+    return sizes[0] if sizes else None
+
+
+def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    """In which ways a policy is none of this recipe on these sites."""
+    names = {site.name for site in recipe.scope.select(list(sites))}
+    found = []
+    for what, strange in (("sites unknown here", policy.keys() - names), ("sites missing", names - policy.keys())):
+        if strange:
+            found.append(f"{what}: {', '.join(sorted(strange)[:3])}{', …' if len(strange) > 3 else ''}")
+    if found:
+        return found
+    for gene in Space.of(recipe, sites, []).genes:
+        layer = policy[gene.name]
+        size = group_size(layer) or 1
+        expected = LayerSpec(
+            weight=resized(recipe.layer.weight, size), activation=resized(recipe.layer.activation, size)
+        )
+        if layer != expected:
+            found.append(f"{gene.name} has {layer}, this recipe makes {expected}; use the recipe it was made with")
+        elif any(policy[site.name] != layer for site in gene.sites):
+            found.append(f"{', '.join(s.name for s in gene.sites)} read one input but differ")
+        elif gene.in_features % size:
+            found.append(f"groups of {size} do not divide {gene.name} ({gene.in_features} inputs)")
+        if found:
+            break  # sites of a policy are alike, and one says it all
+    return found

@@ -1,0 +1,98 @@
+"""Allocation by curvature (HAWQ-V2, arXiv 1911.03852), one of the rivals in Q-DiT's comparison.
+
+The error of a gene at group size g is the sum over its sites of  mean trace(H) · |Q_g(W) - W|², with W rounded to
+nearest, and H the Hessian, with respect to W, of the squared distance of the network's output to its full-precision
+output. That distance has no residual at full precision, so H = 2 JᵀJ exactly, J the Jacobian of the output, and
+Hutchinson's estimate needs no second derivative: trace(JᵀJ) = E |Jᵀv|² over random signs v. Inputs are left out, as in
+HAWQ.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel, Site
+from qdit.rounding import Nearest
+from qdit.search.base import Bench
+from qdit.search.programme import Errors, LeastError
+from qdit.search.variants import Variants
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hessian(LeastError):
+    """Minimise the sum of trace-weighted weight errors.
+
+    Args:
+        probes: random sign vectors a batch of calibration data.
+        seed: of the signs.
+    """
+
+    probes: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise UserError(f"search.probes={self.probes}; at least 1 is needed")
+
+    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+        """See `Search`."""
+        layer = recipe.layer
+        if layer.weight is None or layer.weight.granularity != "group":
+            return [
+                "search=hessian weighs the errors of weights in groups, and here weights have none; use weight=group"
+            ]
+        return super().problems(recipe, sites)
+
+    def errors(self, bench: Bench) -> Errors:
+        """Mean trace times squared error of the weight, summed over a gene's sites."""
+        sites = [site for gene in bench.space.genes for site in gene.sites]
+        traces = self.traces(bench, sites)
+        nearest = Variants(bench.model, replace(bench.recipe, rounding=Nearest()), bench.collect)
+
+        def error(site: Site, size: int) -> float:
+            weight = bench.model.denoiser.get_parameter(f"{site.name}.weight").detach().flatten(1)
+            change = nearest.of_size(size).layers[site.name].weight
+            assert isinstance(change, Tensor)
+            mean_trace = traces[site.name] / weight.numel()
+            return mean_trace * float((change.double() - weight.double()).square().sum())
+
+        return [{g: sum(error(s, g) for s in gene.sites) for g in gene.sizes} for gene in bench.space.genes]
+
+    def traces(self, bench: Bench, sites: Sequence[Site]) -> dict[str, float]:
+        """Trace of the Hessian of each site's weight, averaged over calibration points."""
+        total = dict.fromkeys([site.name for site in sites], 0.0)
+        generator = torch.Generator().manual_seed(self.seed)
+        data = bench.collect()
+        channels = bench.model.latent_shape[0]  # a learned variance is not what sampling quality hangs on
+        with torch.enable_grad(), differentiable(bench.model, sites) as weights:
+            for x, t, y in data.batches(bench.model):
+                output = bench.model.denoise(x, t, y)[:, :channels].float()
+                for probe in range(self.probes):
+                    signs = (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1).to(output)
+                    keep = probe + 1 < self.probes
+                    slopes = torch.autograd.grad(output, weights, signs, retain_graph=keep)
+                    for name, slope in zip(total, slopes, strict=True):
+                        total[name] += float(slope.double().square().sum())
+        return {name: 2 * value / (self.probes * len(data.x)) for name, value in total.items()}
+
+
+@contextmanager
+def differentiable(model: DiffusionModel, sites: Sequence[Site]) -> Iterator[list[Tensor]]:
+    """The weights of sites, with respect to which outputs can be differentiated until the block ends."""
+    weights = [model.denoiser.get_parameter(f"{site.name}.weight") for site in sites]
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield list(weights)
+    finally:
+        for weight, needed in zip(weights, before, strict=True):
+            weight.requires_grad_(needed)

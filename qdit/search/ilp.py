@@ -1,0 +1,47 @@
+"""Allocation by each site's own error, one of the rivals in Q-DiT's comparison (its table of allocation methods).
+
+The error of a site at a group size is that of its output, relative to the output's energy, when its weight and its
+input are both quantized and it sees full-precision data: Σ |y_g - y|² / Σ |y|². Errors of the sites of a gene are
+summed. What the paper's programme minimised in detail is not published; relative errors are ours, because the layers'
+outputs differ in size by orders of magnitude.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdit.calibration.statistics import watching
+from qdit.model.base import Site
+from qdit.search.base import Bench
+from qdit.search.programme import Errors, LeastError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ILP(LeastError):
+    """Minimise the sum of the sites' relative output errors."""
+
+    @torch.no_grad()
+    def errors(self, bench: Bench) -> Errors:
+        """One pass of the calibration data, in which every site is also computed at every group size."""
+        sizes = {site.name: gene.sizes for gene in bench.space.genes for site in gene.sites}
+        noise: dict[tuple[str, int], float] = defaultdict(float)
+        energy: dict[str, float] = defaultdict(float)
+
+        def compare(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+            energy[site.name] += float(output.double().square().sum())
+            for size in sizes[site.name]:
+                quantized = bench.variants.of_size(size).layers[site.name](x)
+                noise[site.name, size] += float((quantized.double() - output.double()).square().sum())
+
+        for size in {size for fitting in sizes.values() for size in fitting}:
+            bench.variants.of_size(size)  # before the hooks, which would watch the fit
+        sites = [site for gene in bench.space.genes for site in gene.sites]
+        with watching(bench.model, sites, compare):
+            for x, t, y in bench.collect().batches(bench.model):
+                bench.model.denoise(x, t, y)
+        return [
+            {g: sum(noise[s.name, g] / max(energy[s.name], 1e-30) for s in gene.sites) for g in gene.sizes}
+            for gene in bench.space.genes
+        ]

@@ -1,0 +1,134 @@
+"""What makes a candidate good: any metric of `qdit.eval`, on few samples of its own.
+
+Q-DiT scores candidates by FID (by FVD for video). Every candidate gets the same noise and labels, which are neither
+those that the run is evaluated on nor those of the calibration. A paired metric compares with full-precision samples,
+which are made once; a distribution metric with reference statistics, which are found before anything is computed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qdit.calibration.calibration import INDEX_OFFSET
+from qdit.errors import UserError
+from qdit.eval.base import Metric
+from qdit.model.base import DiffusionModel
+from qdit.sampler.clock import Clock
+
+if TYPE_CHECKING:
+    from qdit.quantize import Quantized
+    from qdit.search.base import Setting
+
+OFFSET = 3 * INDEX_OFFSET  # evaluated samples start at 0, calibration at one offset, diagnosis at two
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value with its standard error over samples; None where a candidate's samples diverged."""
+
+    value: float | None
+    stderr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A metric on a few samples.
+
+    Args:
+        name: what logs and curves call it.
+        metric: from `qdit.eval`; its direction says which of two candidates is better.
+        num_samples: a candidate's samples.
+        batch_size: samples drawn at a time.
+        seed: of the candidates' noise and labels, added to the run's.
+    """
+
+    name: str
+    metric: Metric
+    num_samples: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.batch_size < 1:
+            raise UserError(
+                f"search.objective: num_samples={self.num_samples}, batch_size={self.batch_size}; "
+                "both must be at least 1"
+            )
+
+    def goodness(self, score: Score) -> float:
+        """A number that is higher for a better score."""
+        if score.value is None:
+            return float("-inf")
+        return score.value if self.metric.higher_is_better else -score.value
+
+
+@dataclass
+class Drawn:
+    """Samples in memory; see `qdit.eval.base.Samples`."""
+
+    chunks: list[Tensor]
+    decode: Callable[[Tensor], Tensor]
+    extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
+    n: int = field(init=False)
+    _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.n = sum(map(len, self.chunks))
+
+    def latents(self) -> Tensor:
+        """Final latents, float32 [n, C, h, w]."""
+        return torch.cat(self.chunks)
+
+    def images(self) -> Iterator[Tensor]:
+        """Decoded images, uint8, chunk by chunk."""
+        return map(self.decode, self.chunks)
+
+    def features(self, extractor: str) -> dict[str, Tensor]:
+        """Features of every sample by name, each float32 [n, D]."""
+        if extractor not in self._features:
+            parts = [self.extract(extractor)(images) for images in self.images()]
+            self._features[extractor] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self._features[extractor]
+
+
+class Judge:
+    """Scores quantized models under an objective."""
+
+    def __init__(self, objective: Objective, model: DiffusionModel, setting: "Setting") -> None:
+        self.objective, self.model, self.setting = objective, model, setting
+        seed = setting.seed + objective.seed
+        self.indices = torch.arange(OFFSET, OFFSET + objective.num_samples).split(objective.batch_size)
+        self.labels = [setting.dataset.labels(chunk.tolist(), seed) for chunk in self.indices]
+        self.seed = seed
+
+    def draw(self) -> Drawn:
+        """The samples of the model as it is now."""
+        sampler, chunks = self.setting.sampler, []
+        for chunk, labels in zip(self.indices, self.labels, strict=True):
+            chunks.append(sampler.sample(self.model, chunk.tolist(), labels, self.seed, Clock()).float().cpu())
+        return Drawn(chunks, self.model.decode, self._extractor)
+
+    @cached_property
+    def full_precision(self) -> Drawn:
+        """The samples of full precision, drawn once."""
+        return self.draw()
+
+    def __call__(self, quantized: "Quantized") -> Score:
+        """The score of a quantized model."""
+        metric = self.objective.metric
+        reference = self.full_precision if metric.paired else None
+        with quantized.installed(self.model):
+            samples = self.draw()
+        if not samples.latents().isfinite().all():
+            return Score(None)
+        result = metric.compute(samples, reference or samples, self.setting.prepared.reference_of(metric))
+        return Score(result.value, result.stderr)
+
+    def _extractor(self, name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+        extractor = self.setting.prepared.extractors[name]
+        extractor.load(str(self.model.device))
+        return extractor

@@ -1,0 +1,88 @@
+"""Allocation without sampling: the group sizes of least total error within the budget, by an integer programme.
+
+    minimise Σ error[gene, g] · x[gene, g]   subject to   Σ_g x[gene, g] = 1,   Σ cost[gene, g] · x[gene, g] ≤ limit
+
+with x binary; scipy's `milp` (HiGHS) solves it exactly. What an error is, is the subclass's: `ilp` or `hessian`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.search.base import Allocation, Bench, Search
+from qdit.search.budget import Table
+from qdit.search.space import Choice, Space
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+Errors = Sequence[dict[int, float]]
+"""For each gene, the error by group size."""
+LARGEST = 1e4  # error in the programme: the solver stops when it is within 1e-6 of the optimum
+TIGHTENING = 2e-6  # of the costs' scale: the solver may miss a constraint by half of that
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastError(Search):
+    """Minimise a sum of errors, one a gene.
+
+    Args:
+        group_sizes: among which a gene chooses; those that do not divide its channels are not offered to it.
+    """
+
+    needs_calibration = True
+
+    group_sizes: list[int]
+
+    @abstractmethod
+    def errors(self, bench: Bench) -> Errors:
+        """The error of each gene at each of its group sizes."""
+
+    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+        """See `Search`."""
+        return Space.of(recipe, sites, self.group_sizes)
+
+    def allocate(self, bench: Bench) -> Allocation:
+        """The choice of least total error."""
+        errors = self.errors(bench)
+        choice = solve(errors, bench.table)
+        total = sum(error[size] for error, size in zip(errors, choice, strict=True))
+        return Allocation(choice=choice, details={"total_error": total})
+
+
+def solve(errors: Errors, table: Table) -> Choice:
+    """The legal choice of least total error.
+
+    Raises:
+        UserError: the errors are not finite, or no choice is legal.
+    """
+    keys = [(gene, size) for gene, cost in enumerate(table.costs) for size in cost]
+    error = np.array([errors[gene][size] - min(errors[gene].values()) for gene, size in keys])
+    if not np.isfinite(error).all():
+        raise UserError("search: the errors of the layers are not finite; try dtype=float32 or more bits")
+    cost = np.array([table.costs[gene][size] for gene, size in keys])
+    scale = np.abs(cost).max() or 1.0
+    one = np.array([[float(gene == g) for gene, _ in keys] for g in range(len(table.costs))])
+    for tightened in (0.0, TIGHTENING, 10 * TIGHTENING):
+        within = LinearConstraint((cost / scale)[None], ub=table.limit / scale - tightened)
+        found = milp(
+            LARGEST * error / (error.max() or 1.0),
+            constraints=[LinearConstraint(one, 1, 1), within],
+            integrality=np.ones(len(keys)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            continue
+        choice = tuple(size for (_, size), chosen in zip(keys, found.x > 0.5, strict=True) if chosen)
+        if table.allows(choice):
+            return choice
+    if table.allows(table.cheapest):
+        return table.cheapest  # the budget leaves no more room than the solver's tolerance
+    raise UserError("search: no choice is within the budget")

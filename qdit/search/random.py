@@ -1,0 +1,47 @@
+"""Random allocation: the best of as many legal candidates as another search would score. The floor of a search."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdit.errors import UserError
+from qdit.search.budget import Table
+from qdit.search.evolution import Breeding
+from qdit.search.scored import ScoredSearch
+from qdit.search.space import Choice, Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch(ScoredSearch):
+    """Score random choices.
+
+    Args:
+        candidates: how many.
+        report_every: candidates between two lines of the log.
+    """
+
+    candidates: int = 550
+    report_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.report_every < 1:
+            raise UserError(
+                f"search: candidates={self.candidates}, report_every={self.report_every}; both must be at least 1"
+            )
+
+    @property
+    def total(self) -> int:
+        """See `ScoredSearch`."""
+        return self.candidates
+
+    def propose(
+        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+    ) -> Iterator[list[Choice]]:
+        """See `ScoredSearch`."""
+        breed = Breeding(table, rng)
+        for first in range(0, self.candidates, self.report_every):
+            population = breed.fresh(breed.random, min(self.report_every, self.candidates - first))
+            if not population:
+                return
+            yield population

@@ -1,0 +1,129 @@
+"""Searches that sample candidates and score them: one loop, which a search drives by proposing populations."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.rounding import Nearest
+from qdit.search.base import Allocation, Bench, Search
+from qdit.search.budget import Table
+from qdit.search.ledger import Ledger
+from qdit.search.objective import Judge, Objective, Score
+from qdit.search.progress import Progress
+from qdit.search.space import Choice, Space
+from qdit.search.variants import Variants
+from qdit.store import digest
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+LEDGER = "search.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSearch(Search):
+    """A search over sampled candidates; the best one that was ever scored is deployed.
+
+    Args:
+        group_sizes: among which a gene chooses; those that do not divide its channels are not offered to it.
+        objective: scores a candidate.
+        rounding: of the candidates' weights: `deployed` is the recipe's own, so that a score is the deployed model's;
+            `nearest` screens with weights rounded to nearest, which need no data (as Q-DiT's release does).
+        seed: of the search's own random stream, together with the run's; nothing else draws from it.
+    """
+
+    group_sizes: list[int]
+    objective: Objective
+    rounding: Literal["deployed", "nearest"] = "deployed"
+    seed: int = 0
+
+    @property
+    def measured(self) -> Objective:
+        """The objective."""
+        return self.objective
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """The most candidates that will be scored."""
+
+    @abstractmethod
+    def propose(
+        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+    ) -> Iterator[list[Choice]]:
+        """Populations of legal candidates that were not proposed before.
+
+        Args:
+            space: the genes.
+            table: what choices cost, and may cost.
+            rng: the search's own stream.
+            found: goodness of all candidates of earlier populations, by the time the next one is asked for.
+        """
+
+    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+        """See `Search`."""
+        return Space.of(recipe, sites, self.group_sizes)
+
+    def allocate(self, bench: Bench) -> Allocation:
+        """The best of all proposed candidates.
+
+        Raises:
+            UserError: the samples of every candidate diverged, or the ledger cannot be used.
+        """
+        scorer = Scorer(self, bench)
+        found: dict[Choice, float] = {}
+        rng = np.random.default_rng([self.seed, bench.setting.seed])
+        progress = Progress(self.objective, self.total, bench.setting.tracker)
+        with progress:
+            for population in self.propose(bench.space, bench.table, rng, found):
+                for choice in population:
+                    score, seconds = scorer(choice)
+                    found[choice] = self.objective.goodness(score)
+                    progress.candidate(score, seconds)
+                progress.generation()
+        best = max(found, key=found.__getitem__)  # the first of equals
+        score = scorer.ledger.scores[best]
+        if score.value is None:
+            raise UserError(
+                f"search: the samples of all {len(found)} candidates diverged; try more bits or a narrower scope"
+            )
+        details = {
+            "objective": self.objective.name,
+            "value": score.value,
+            "stderr": score.stderr,
+            "candidates": len(found),
+        }
+        return Allocation(choice=best, details=details, curves=progress.curves())
+
+
+class Scorer:
+    """Scores candidates of a search; those in the ledger are not computed again."""
+
+    def __init__(self, search: ScoredSearch, bench: Bench) -> None:
+        objective, setting = search.objective, bench.setting
+        self.space, self.variants = bench.space, bench.variants
+        if search.rounding == "nearest":
+            self.variants = Variants(bench.model, replace(bench.recipe, rounding=Nearest()), bench.collect)
+        self.judge = Judge(objective, bench.model, setting)
+        genes = [[gene.name, gene.sizes] for gene in bench.space.genes]
+        science = (objective.name, objective.num_samples, objective.batch_size, objective.seed, setting.seed)
+        about = {"genes": genes, "layer": repr(bench.space.layer), "rounding": search.rounding, "objective": science}
+        path = setting.folder / LEDGER if setting.folder else None
+        self.ledger = Ledger(path, {"objective": objective.name, "search": digest(about)})
+
+    def __call__(self, choice: Choice) -> tuple[Score, float | None]:
+        """The score of a choice, and the seconds that it took; None if it was known."""
+        if choice in self.ledger.scores:
+            return self.ledger.scores[choice], None
+        quantized = self.variants.assembled(self.space, choice)
+        start = perf_counter()
+        score = self.judge(quantized)
+        seconds = perf_counter() - start
+        self.ledger.add(choice, score, seconds)
+        return score, seconds

@@ -1,0 +1,108 @@
+"""What a search chooses from: genes, each a set of sites that read one input, and the group sizes that fit them.
+
+A site's weight and its input share a group size (Q-DiT, arXiv 2406.17343), and q, k and v read one input, so that a
+DiT block has four genes. Q-DiT's release chooses weight groups only: its search never changes those of the inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from qdit.model.base import Site
+from qdit.policy import LayerSpec, Policy
+from qdit.quant.spec import QuantSpec, divisors
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+Choice = tuple[int, ...]
+"""A group size for each gene."""
+
+
+@dataclass(frozen=True)
+class Gene:
+    """Sites that read one input, and the group sizes among which to choose, ascending."""
+
+    sites: tuple[Site, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The first site's."""
+        return self.sites[0].name
+
+    @property
+    def in_features(self) -> int:
+        """Channels of the input."""
+        return self.sites[0].in_features
+
+
+@dataclass(frozen=True)
+class Space:
+    """Genes in forward order, and the specs in which only the group size varies."""
+
+    genes: tuple[Gene, ...]
+    layer: LayerSpec
+
+    @classmethod
+    def of(cls, recipe: "Recipe", sites: Sequence[Site], sizes: Sequence[int]) -> "Space":
+        """The space of a recipe on a model; a gene gets those of `sizes` that divide its channels."""
+        groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
+        genes = []
+        for _, group in groups:
+            readers = tuple(group)
+            fitting = sorted({g for g in sizes if readers[0].in_features % g == 0})
+            genes.append(Gene(readers, tuple(fitting)))
+        return cls(tuple(genes), recipe.layer)
+
+    def problems(self) -> list[str]:
+        """Why nothing can be chosen, one sentence each."""
+        if not any(_grouped(spec) for spec in (self.layer.weight, self.layer.activation)):
+            return [
+                "a search chooses group sizes, and here neither weights nor inputs are quantized in groups; "
+                "use weight=group activation=group (as quantizer=q_dit)"
+            ]
+        bare = {gene.in_features: gene.name for gene in self.genes if not gene.sizes}
+        return [
+            f"none of search.group_sizes divides {name} ({channels} inputs); {divisors(channels)} do"
+            for channels, name in bare.items()
+        ]
+
+    def of_size(self, size: int) -> LayerSpec:
+        """The specs of a site whose group size is `size`."""
+        return LayerSpec(weight=resized(self.layer.weight, size), activation=resized(self.layer.activation, size))
+
+    def policy(self, choice: Choice) -> Policy:
+        """The policy of a choice."""
+        pairs = zip(self.genes, choice, strict=True)
+        return Policy({site.name: self.of_size(size) for gene, size in pairs for site in gene.sites})
+
+    def uniform(self, size: int) -> Choice:
+        """`size` for every gene that may have it, the next smaller one for others (or their smallest)."""
+        return tuple(max((g for g in gene.sizes if g <= size), default=min(gene.sizes)) for gene in self.genes)
+
+
+def _grouped(spec: QuantSpec | None) -> bool:
+    return spec is not None and spec.granularity == "group"
+
+
+def resized(spec: QuantSpec | None, size: int) -> QuantSpec | None:
+    """`spec` with another group size, if it has groups."""
+    return replace(spec, group_size=size) if spec is not None and spec.granularity == "group" else spec
+
+
+def uniform_policy(recipe: "Recipe", sites: Sequence[Site], size: int) -> Policy:
+    """Groups of `size` everywhere; where it does not divide, of the largest size below it that does.
+
+    It depends on nothing but the recipe and `size`, so that every search makes the same weights of it.
+    """
+    chosen = recipe.scope.select(list(sites))
+    fit = {
+        s.in_features: next(g for g in range(min(size, s.in_features), 0, -1) if not s.in_features % g) for s in chosen
+    }
+    layers = {
+        g: LayerSpec(weight=resized(recipe.layer.weight, g), activation=resized(recipe.layer.activation, g))
+        for g in fit.values()
+    }
+    return Policy({s.name: layers[fit[s.in_features]] for s in chosen})

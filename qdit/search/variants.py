@@ -1,0 +1,55 @@
+"""Quantized layers of every group size, made once; a candidate is put together from them and costs no fit.
+
+The layers of group size g come from one fit of the recipe with groups of g everywhere. What is deployed is put together
+from the very same layers, so that a candidate's score is that of the deployed model, and a policy can be built again
+from its file. (Q-DiT's release scores round-to-nearest weights and cannot deploy what it finds.)
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdit.calibration import CalibrationData
+from qdit.model.base import DiffusionModel
+from qdit.quantize import Quantized, fit_policy
+from qdit.search.space import Choice, Space, uniform_policy
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+log = logging.getLogger("qdit")
+
+
+@dataclass
+class Variants:
+    """The fits of a recipe by group size, made when first asked for.
+
+    Args:
+        model: the full-precision model.
+        recipe: whose group sizes vary.
+        collect: makes the calibration data.
+        folder: where fits save finished blocks, a subfolder a group size; None saves nothing.
+    """
+
+    model: DiffusionModel
+    recipe: "Recipe"
+    collect: Callable[[], CalibrationData]
+    folder: Path | None = None
+    made: dict[int, Quantized] = field(default_factory=dict)
+
+    def of_size(self, size: int) -> Quantized:
+        """The fit with groups of `size` everywhere."""
+        if size not in self.made:
+            log.info("search: weights in groups of %d", size)
+            folder = self.folder / f"group_{size:04d}" if self.folder else None
+            policy = uniform_policy(self.recipe, self.model.sites(), size)
+            self.made[size] = fit_policy(self.model, self.recipe, policy, self.collect, folder)
+        return self.made[size]
+
+    def assembled(self, space: Space, choice: Choice) -> Quantized:
+        """The model in which each gene has the layers of its group size."""
+        pairs = zip(space.genes, choice, strict=True)
+        layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
+        return Quantized(space.policy(choice), layers)
