@@ -61,6 +61,8 @@ def describe(config: dict[str, Any]) -> None:
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
     )
+    if parts.recipe and parts.recipe.search:
+        console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
 
 
 def pattern(name: str) -> str:

@@ -108,6 +108,35 @@ def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | No
     return _save(figure, path)
 
 
+def group_map(groups: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
+    """Draw the group sizes that a search chose: a column a block, a row a kind of site, darker for larger groups.
+
+    Args:
+        groups: the record's `search.groups`: role, stage, block (None outside) and group_size of each gene.
+        path: PNG to write.
+        title: what stands above, such as the name of the run.
+    """
+    kinds = list(dict.fromkeys((group["role"], group["stage"]) for group in groups))
+    blocks = sorted({group["block"] for group in groups}, key=lambda block: (block is None, block))
+    sizes = sorted({int(group["group_size"]) for group in groups})
+    cells = np.full((len(kinds), len(blocks)), np.nan)
+    for group in groups:
+        row, column = kinds.index((group["role"], group["stage"])), blocks.index(group["block"])
+        cells[row, column] = sizes.index(int(group["group_size"]))
+    figure, axes = _axes(1.6 + 0.38 * max(len(blocks), 8), 0.9 + 0.38 * len(kinds))
+    axes.grid(visible=False)
+    axes.imshow(cells, cmap="Blues", vmin=-1, vmax=len(sizes), aspect="auto")
+    for (row, column), level in np.ndenumerate(cells):
+        if not np.isnan(level):
+            colour = "white" if level > len(sizes) / 2 else "black"
+            axes.text(column, row, str(sizes[int(level)]), ha="center", va="center", color=colour, fontsize=7)
+    axes.set_yticks(range(len(kinds)), [role for role, _ in kinds])
+    axes.set_xticks(range(len(blocks)), ["other" if block is None else str(block) for block in blocks])
+    axes.set_xlabel("block")
+    _finish(axes, title, legend=False)
+    return _save(figure, path)
+
+
 def timestep_chart(curves: Mapping[str, Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
     """Draw curves over the timestep in the order of sampling: noise on the left, image on the right.
 

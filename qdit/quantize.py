@@ -72,7 +72,9 @@ class Recipe:
         )
 
     def plan(self, sites: list[Site]) -> Policy:
-        """The uniform policy: the same specs at every site in scope."""
+        """The same specs at every site in scope; with a search, a policy that it might find."""
+        if self.search is not None:
+            return self.search.plan(self, sites)
         return Policy(dict.fromkeys((site.name for site in self.scope.select(sites)), self.layer))
 
 

@@ -1,14 +1,18 @@
 """Every option of conf/ composes, names real targets with fitting arguments, and its name tells the truth."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from qdit.cli import CONF
 from qdit.config import check, describe, fits, flatten, resolved, type_problems
 from qdit.errors import UserError
+from qdit.parts import build_recipe
+from qdit.store import digest, science
 
 OVERLAYS = ("hydra", "local")
 OPTIONS = sorted(
@@ -16,6 +20,18 @@ OPTIONS = sorted(
     for path in CONF.rglob("*.yaml")
     if path.parent != CONF and path.relative_to(CONF).parts[0] not in OVERLAYS
 )
+
+
+def overrides_of(option: str) -> list[str]:
+    """The command line that chooses an option: those inside a group need the option that has them."""
+    group, name = option.split("=")
+    hosts = {"activation/range": ["activation=tensor"]}  # dynamic options have no range
+    hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}
+    if group.startswith("experiment/"):
+        return [f"experiment={group.removeprefix('experiment/')}/{name}"]
+    if option == "search=fixed":
+        return [option, "search.policy=policy.yaml"]
+    return [*hosts.get(group, []), f"eval=[{name}]" if group == "eval" else option]
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +43,39 @@ def hydra_conf():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_resolves_and_fits_its_targets(option):
-    group, name = option.split("=")
-    if group == "activation/range":
-        overrides = ["activation=tensor", option]  # dynamic options have no range
-    else:
-        overrides = [f"eval=[{name}]" if group == "eval" else option]
-    config = resolved(compose("config", overrides))
+    config = resolved(compose("config", overrides_of(option)))
     for key, node in config.items():
         if isinstance(node, dict):
             assert type_problems(node, key) == []
+
+
+EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment")]
+
+
+@pytest.mark.parametrize("option", EXPERIMENTS)
+def test_an_experiment_is_checked_whole_and_takes_the_policy_that_it_found(option):
+    config = resolved(compose("config", overrides_of(option)))
+    check(config)
+    build_recipe(config)
+    if "_target_" in config["search"]:
+        config = resolved(compose("config", [*overrides_of(option), "search=fixed", "search.policy=policy.yaml"]))
+        check(config)
+
+
+GRIDS = sorted((CONF / "grid").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.stem)
+def test_every_row_of_a_grid_is_a_run_of_its_own(path):
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    params = node["hydra"]["sweeper"]["params"]
+    cells = itertools.product(*([f"{key}={value}" for value in values.split(",")] for key, values in params.items()))
+    configs = [resolved(compose("config", [f"grid={path.stem}", *cell])) for cell in cells]
+    assert all(config["study"] == path.stem for config in configs)
+    assert len({config["name"] for config in configs}) == len(configs)
+    assert len({digest(science(config)) for config in configs}) == len(configs)
+    for config in configs:
+        check(config)
 
 
 def test_defaults_pass_the_check_and_science_is_plain():

@@ -89,3 +89,17 @@ def test_pareto_is_of_one_protocol(tmp_path):
     write(tmp_path, record("q_dit", "w8a8", {"is": metric(7.0)}, protocol=PROTOCOL.replace("N=256", "N=9")))
     with pytest.raises(UserError, match="N=9"):
         figures.pareto(load_results(runs), "weight_bits", "is", tmp_path / "p.png")
+
+
+def test_group_map_has_a_cell_a_gene_and_leaves_others_blank(tmp_path):
+    groups = [
+        {"role": role, "stage": stage, "block": block, "group_size": size}
+        for block, sizes in {0: (32, 256), 1: (256, 32), None: (32, 32)}.items()
+        for stage, (role, size) in enumerate(zip(("qkv", "ffn_up"), sizes, strict=True))
+        if block is not None or stage == 0
+    ]
+    canvas = pixels(figures.group_map(groups, tmp_path / "groups.png", "searched"))
+    colours, counts = np.unique(canvas.reshape(-1, 3), axis=0, return_counts=True)
+    filled = [n for colour, n in zip(colours.tolist(), counts, strict=True) if n > 500 and colour != [255] * 3]
+    small, large = sorted(filled, reverse=True)[:2]
+    assert small / large == pytest.approx(3 / 2, rel=0.1)  # three cells of 32, two of 256, one blank

@@ -129,6 +129,7 @@ def depth(depths: list[int], width: int, points: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(points, 4, 16, 16, generator=generator)
     data = CalibrationData(x, torch.arange(points) * 7 % 1000, torch.arange(points) % 11, 8)
+    costs = []
     for blocks in depths:
         network = Network(blocks, width)
         start = time.process_time()
@@ -138,10 +139,13 @@ def depth(depths: list[int], width: int, points: int) -> None:
             again = quantize(network, parts, lambda: data)  # pyright: ignore[reportArgumentType]
         result = sum(layer.weight.numel() * 4 for layer in again.layers.values())
         assert len(quantized.layers) == len(again.layers)
+        costs.append((seconds / blocks, live.peak - result))
         print(
             f"depth {blocks:2}: {seconds:6.2f} s, {1000 * seconds / blocks:6.0f} ms a block, "
             f"peak {(live.peak - result) / 2**20:6.1f} MiB beyond {result / 2**20:.1f} MiB of rounded weights"
         )
+    spread = [max(cost) / min(cost) for cost in zip(*costs, strict=True)]
+    print(f"largest over smallest: {spread[0]:.2f} in time a block, {spread[1]:.2f} in peak memory")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from qdit.calibration import CalibrationData
 from qdit.dataset.base import Dataset
 from qdit.eval.preflight import Prepared, prepare
 from qdit.model.base import DiffusionModel, Site
+from qdit.policy import Policy
 from qdit.sampler.sampler import Sampler
 from qdit.search.budget import Budget, Table
 from qdit.search.objective import Objective
@@ -111,6 +112,21 @@ class Search(ABC):
         space = self.space(recipe, sites)
         return space.problems() or self.budget.problems(space)
 
+    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+        """A legal policy to show before the search: the cheapest one."""
+        space = self.space(recipe, sites)
+        return space.policy(self.budget.table(space).cheapest)
+
+    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+        """What the search will do, in a sentence."""
+        space = self.space(recipe, sites)
+        sizes = sorted({size for gene in space.genes for size in gene.sizes})
+        limit = self.budget.text(space, self.budget.table(space).limit)
+        return (
+            f"the group sizes of {len(space.genes)} inputs and their weights are chosen among "
+            f"{', '.join(map(str, sizes))} with a budget of {limit}; shown is the cheapest choice"
+        )
+
     def preflight(self, dataset: str, cache_dir: Path) -> Prepared:
         """The objective's extractors and references.
 
@@ -137,10 +153,11 @@ class Search(ABC):
         allocation = self.allocate(bench)
         spent = self.budget.text(space, table.spent(allocation.choice))
         log.info("search: %s", spent)
-        groups = [
-            {"site": gene.name, "role": gene.sites[0].role, "block": gene.sites[0].block, "group_size": size}
-            for gene, size in zip(space.genes, allocation.choice, strict=True)
-        ]
+        groups = []
+        for gene, size in zip(space.genes, allocation.choice, strict=True):
+            first = gene.sites[0]
+            place = {"site": first.name, "role": first.role, "block": first.block, "stage": first.stage}
+            groups.append(place | {"group_size": size})
         details = {
             "budget": self.budget.text(space, table.limit),
             "spent": spent,

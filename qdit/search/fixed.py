@@ -62,6 +62,10 @@ class Fixed(Search):
             return [f"search.policy={self.policy} is over the budget: it has {has}, {limit} is asked (search/budget)"]
         return space.problems()
 
+    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+        """See `Search`."""
+        return f"the group sizes are those of {self.policy}"
+
     def allocate(self, bench: Bench) -> Allocation:
         """The policy's choice."""
         return Allocation(choice=tuple(gene.sizes[0] for gene in bench.space.genes))

@@ -70,6 +70,13 @@ class ScoredSearch(Search):
         """See `Search`."""
         return Space.of(recipe, sites, self.group_sizes)
 
+    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+        """See `Search`."""
+        effort = (
+            f"up to {self.total} candidates are scored by {self.objective.name} of {self.objective.num_samples} samples"
+        )
+        return f"{super().summary(recipe, sites)}; {effort}"
+
     def allocate(self, bench: Bench) -> Allocation:
         """The best of all proposed candidates.
 
