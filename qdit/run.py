@@ -142,8 +142,7 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
         log.info("%s: %s", config["name"], where.path)
         if config["overwrite"]:
             where.clear()
-            for folder in made_folders(config):
-                store.remove(folder, "*.safetensors")
+            store.remove(cached(config), "**/*.safetensors")
         opened = build(config["logger"]).open(config, config["study"], config["name"], run_id(config), where.path)
         with opened as tracker:
             result = measure(config, parts, where, tracker)
@@ -153,10 +152,13 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
     return result
 
 
-def made_folders(config: dict[str, Any]) -> list[Path]:
-    """What a run keeps in the cache: its samples in full precision, its rounded blocks otherwise."""
-    kind = "samples" if is_full_precision(config) else "rounding"
-    return [Path(config["cache_dir"]) / kind / run_id(config)]
+def cached(config: dict[str, Any]) -> Path:
+    """What a run keeps in the cache: its samples in full precision, its rounded weights otherwise."""
+    from qdit import stages
+
+    if is_full_precision(config):
+        return Path(config["cache_dir"]) / "samples" / run_id(config)
+    return stages.rounding_folder(config)
 
 
 def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
@@ -169,15 +171,14 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     started, watch, reference_config = record.now(), record.Stopwatch(), full_precision(config)
     known = where.result() or {}
     store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    (shared,) = made_folders(reference_config)
-    samples = reference = stages.sample_set(reference_config, parts, shared, None, tracker)
+    samples = reference = stages.sample_set(reference_config, parts, cached(reference_config), None, tracker)
     policy, diagnosis = Policy(), {}
     if parts.recipe is not None and not is_full_precision(config):
-        (folder,) = made_folders(config)
-        fit = cache(partial(stages.fit, config, parts, folder, tracker))
+        fit = cache(partial(stages.fit, config, parts, where.path, tracker))
         samples = stages.sample_set(config, parts, where.path / "samples", fit, tracker)
         if known.get("status") == "done" and samples.complete():
-            policy, diagnosis = Policy.load(where.path / "policy.yaml"), {k: known[k] for k in stages.DIAGNOSIS}
+            policy = Policy.load(where.path / "policy.yaml")
+            diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
         else:
             with watch.stage("quantize"):
                 policy = fit().policy

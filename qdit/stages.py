@@ -17,14 +17,14 @@ from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.sampler.clock import Clock
 from qdit.samples import SampleSet
-from qdit.store import SCIENCE, digest, weights
+from qdit.store import RECIPE_KEYS, SCIENCE, digest, weights
 from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
 SHOWN = 16  # samples in samples.png
 DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
-DIAGNOSIS = ("curves", "layers")  # what they leave in the record
+DIAGNOSIS = ("curves", "layers", "search")  # what a diagnosis leaves in the record
 
 
 def path_id(config: dict[str, Any]) -> str:
@@ -48,10 +48,17 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
 
 
+def rounding_folder(config: dict[str, Any]) -> Path:
+    """Where rounded weights are kept: shared by all runs that round alike, whatever they search or sample."""
+    recipe = {k: config[k] for k in RECIPE_KEYS if k != "search"}
+    return Path(config["cache_dir"]) / "rounding" / digest({"recipe": recipe, "path": path_id(config)})
+
+
 def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:
-    """The quantized model of a config; finished blocks of a long rounding are in `folder`."""
+    """The quantized model of a config; the ledger of a search is in `folder`."""
     assert parts.recipe is not None
-    return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), folder)
+    setting = parts.setting(config["seed"], folder, tracker)
+    return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), rounding_folder(config), setting)
 
 
 class Bar:
@@ -155,13 +162,18 @@ def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
 
 
 def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path) -> dict[str, Any]:
-    """Per-layer and per-timestep SQNR, as record entries and as charts in `folder`."""
+    """Per-layer and per-timestep SQNR and what a search found, as record entries and as charts in `folder`."""
     path = diagnosed_path(config, parts)
     curve = timestep_curve(parts.model, parts.sampler, quantized, path)
     layers = layer_report(parts.model, quantized, path)
     figures.timestep_chart({config["name"]: curve}, folder / "timesteps.png")
     figures.layer_chart(layers, folder / "layers.png", title=config["name"])
-    return {"curves": {"sqnr_per_timestep": curve}, "layers": layers}
+    found = {"curves": {"sqnr_per_timestep": curve}, "layers": layers}
+    if (allocation := quantized.allocation) is not None:
+        found["curves"] |= allocation.curves
+        found["search"] = allocation.details
+        figures.group_map(allocation.details["groups"], folder / "groups.png", title=config["name"])
+    return found
 
 
 def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet, path: Path) -> None:

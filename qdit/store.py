@@ -47,8 +47,13 @@ def digest(value: Any) -> str:
 
 def science(config: dict) -> dict:
     """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
-    keys = PROTOCOL_KEYS if is_full_precision(config) else PROTOCOL_KEYS + RECIPE_KEYS
-    return {k: config[k] for k in keys}
+    if is_full_precision(config):
+        return {k: config[k] for k in PROTOCOL_KEYS}
+    chosen = {k: config[k] for k in PROTOCOL_KEYS + RECIPE_KEYS}
+    if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
+        found = sorted(f for f in (Path(path), Path(path) / "policy.yaml") if f.is_file())
+        chosen["search"] = chosen["search"] | {"policy": content_digest(found, found[0].parent) if found else path}
+    return chosen
 
 
 def is_full_precision(config: dict) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qdit")
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
-_PICTURES = {"samples": "samples.png", "charts/layers": "layers.png", "charts/timesteps": "timesteps.png"}
+_PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in ("layers", "timesteps", "groups")}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json"}
 
 
