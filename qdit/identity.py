@@ -33,6 +33,13 @@ def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
     return digest({"metric": {k: v for k, v in node.items() if k not in FINDING}, "reference": content})
 
 
+def search_settings(search: dict[str, Any], dataset: str, cache_dir: Path) -> dict[str, Any]:
+    """A search's config with the metric of its objective, if it has one, as the digest that `settings` gives."""
+    if (objective := search.get("objective")) is None:
+        return search
+    return search | {"objective": objective | {"metric": settings(objective["metric"], dataset, cache_dir)}}
+
+
 def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:
     """Where the reference of a data set may lie, the first choice first: the shipped file, then the cache."""
     return [ASSETS / dataset / f"reference-{extractor}.safetensors", cached(dataset, extractor, cache_dir)]

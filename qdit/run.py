@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from qdit import store
 from qdit.config import build, resolved
 from qdit.errors import UserError
-from qdit.identity import settings
+from qdit.identity import search_settings, settings
 from qdit.store import RunDir, digest, is_full_precision
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ def full_precision(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_id(config: dict[str, Any]) -> str:
     """Eight hex digits of everything the result depends on, the checkpoint's contents included."""
-    return digest({"version": store.SCIENCE, "science": store.science(config), "weights": store.weights(config)})
+    science = store.science(config)
+    if "search" in science:
+        where = config["dataset"]["reference"], Path(config["cache_dir"])
+        science["search"] = search_settings(science["search"], *where)
+    return digest({"version": store.SCIENCE, "science": science, "weights": store.weights(config)})
 
 
 def run_dir(config: dict[str, Any]) -> RunDir:

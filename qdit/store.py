@@ -51,7 +51,8 @@ def science(config: dict) -> dict:
         return {k: config[k] for k in PROTOCOL_KEYS}
     chosen = {k: config[k] for k in PROTOCOL_KEYS + RECIPE_KEYS}
     if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
-        found = sorted(f for f in (Path(path), Path(path) / "policy.yaml") if f.is_file())
+        given = Path(path).expanduser()
+        found = [file for file in (given, given / "policy.yaml") if file.is_file()]
         chosen["search"] = chosen["search"] | {"policy": content_digest(found, found[0].parent) if found else path}
     return chosen
 

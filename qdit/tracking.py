@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("qdit")
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in ("layers", "timesteps", "groups")}
-_ARTIFACTS = {"policy": "policy.yaml", "result": "result.json"}
+_ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
 
 
 class Tracker(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 TINY = [
+    "quantizer=rtn",
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
     *("sampler.steps=2", "num_samples=4", "batch_size=4", "eval=smoke", "device=cpu"),
 ]

@@ -21,14 +21,15 @@ from qdit.sampler.sampler import Sampler
 
 N = 40  # the least that a jackknife of 20 groups takes
 TINY = (
-    "dataset=imagenet256 dataset.num_classes=10 dataset.image_size=16 dataset.reference=emoji "
+    "quantizer=rtn dataset=imagenet256 dataset.num_classes=10 dataset.image_size=16 dataset.reference=emoji "
     f"sampler.steps=3 num_samples={N} batch_size=10 calibration.num_samples=8"
 ).split()
 
 
 def overrides(pipeline: Path, root: Path, *more: str) -> list[str]:
     places = [f"model.path={pipeline}", f"runs_dir={root / 'runs'}", f"cache_dir={root / 'cache'}", "device=cpu"]
-    return [*TINY, *places, *more]
+    words = {word.split("=")[0]: word for word in (*TINY, *places, *more)}  # the last word on a key counts
+    return list(words.values())
 
 
 def run(*words: str) -> dict:
@@ -135,7 +136,7 @@ def test_overwrite_computes_the_run_again_and_not_its_reference(tiny_pipeline, t
     assert chunk.stat().st_mtime_ns > times[1]
     chunk = next((tmp_path / "cache/samples").glob("*/latents_00000*"))
     before = chunk.stat().st_mtime_ns
-    assert run(*words, "quantizer=fp", "overwrite=true")["name"] == "fp"
+    assert run(*overrides(tiny_pipeline, tmp_path, "eval=smoke", "quantizer=fp", "overwrite=true"))["name"] == "fp"
     assert chunk.stat().st_mtime_ns > before
 
 
@@ -209,12 +210,13 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
         *("activation=tensor calibration=random", "scope=all", "scope=blocks_adaln", "scope=all activation=tensor"),
         *("sampler=ddpm", "sampler=dpm_solver", "sampler=dit_ddim", "sampler=dit_ddpm", "sampler.guidance=1"),
-        *("bits=w8a16", "bits=w3a8", "dtype=bfloat16", "quantizer=fp"),
+        *("bits=w8a16", "bits=w3a8", "dtype=bfloat16", "quantizer=fp", "rounding=gptq"),
+        "quantizer=q_dit weight.group_size=16 activation.group_size=16",
     ],
 )
 def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path):
-    words = overrides(tiny_pipeline, tmp_path, "eval=smoke", *choice.split(), "num_samples=4", "batch_size=2")
-    record = run(*words, "sampler.steps=3")
+    words = overrides(tiny_pipeline, tmp_path, "eval=smoke", "num_samples=4", "batch_size=2", *choice.split())
+    record = run(*words)
     if "quantizer=fp" in choice:
         assert record["metrics"] == {}
         assert record["name"] == "fp"
