@@ -68,7 +68,10 @@ def _energy(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, steps: int = 4) -> list[dict]:
-    """Each quantized layer's SQNR (dB) on its full-precision input, over evenly spaced steps of the path."""
+    """Each quantized layer's SQNR (dB) on its full-precision input, over evenly spaced steps of the path.
+
+    Inputs and outputs are those of the network as its transform rewrote it: the ones that the layer was made for.
+    """
     sites = [s for s in model.sites() if s.name in quantized.policy]
     energy: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
 
@@ -77,7 +80,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
         energy[site.name] += torch.stack([output.float().square().sum(), noise]).cpu()
 
     chosen = torch.linspace(0, len(path.timesteps) - 1, min(steps, len(path.timesteps))).round().int().tolist()
-    with watching(model, sites, compare):
+    with quantized.rewrite.installed(model), watching(model, sites, compare):
         for step in chosen:
             x = path.states[step].to(model.device, model.dtype)
             t = torch.full((len(x),), path.timesteps[step], device=model.device)

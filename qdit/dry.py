@@ -61,6 +61,9 @@ def describe(config: dict[str, Any]) -> None:
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
     )
+    if parts.recipe and parts.recipe.transform:
+        carriers = parts.recipe.transform.carriers(parts.model, parts.recipe.scope.select(sites))
+        console.print(f"transform: {transform_text(carriers)}", highlight=False)
     if parts.recipe and parts.recipe.search:
         console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
 
@@ -68,6 +71,19 @@ def describe(config: dict[str, Any]) -> None:
 def pattern(name: str) -> str:
     """A site's name with its block number starred."""
     return re.sub(r"\.\d+\.", ".*.", name, count=1) if "blocks." in name else name
+
+
+def transform_text(carriers: dict[str, str | None]) -> str:
+    """What a transform does to which sites' inputs, and what of it is left to do at run time.
+
+    >>> transform_text({"blocks.0.up": "blocks.0.norm", "blocks.1.up": "blocks.1.norm", "blocks.0.down": None})
+    'folded into blocks.*.norm for blocks.*.up; at run time for blocks.*.down'
+    """
+    sites: dict[str, dict[str, None]] = {}
+    for site, carrier in carriers.items():
+        where = f"folded into {pattern(carrier)}" if carrier else "at run time"
+        sites.setdefault(where, {})[pattern(site)] = None
+    return "; ".join(f"{where} for {', '.join(names)}" for where, names in sites.items()) or "no site has its roles"
 
 
 def spec_text(spec: QuantSpec | None) -> str:

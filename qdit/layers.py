@@ -35,8 +35,11 @@ class Shared(nn.Module):
 class QuantLinear(nn.Module):
     """A linear layer with a rounded weight [out, in] and a rounded input [..., in].
 
+    A layer that a transform rewrote is one too, before it is rounded: its `quantizer` then only changes the basis.
+
     Args:
-        layer: the full-precision layer, a linear or a patch-embedding convolution (kernel equal to stride).
+        layer: the full-precision layer, a linear or a patch-embedding convolution (kernel equal to stride), or one of
+            this class, whose quantizer is not taken over.
         weight: the weight on its grid, [out, in]; None keeps the layer's own.
         quantizer: rounds the input; None passes it.
     """
@@ -52,7 +55,7 @@ class QuantLinear(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         self.register_buffer("bias", bias)
         self.quantizer = quantizer
-        self.patch = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else None
+        self.patch = patch_size(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; images [B, C, H, W] -> [B, out, H/p, W/p] for a patch embedding."""
@@ -61,6 +64,13 @@ class QuantLinear(nn.Module):
         tokens = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
         tokens = F.linear(self.quantizer(tokens) if self.quantizer else tokens, self.weight, self.bias)
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
+
+
+def patch_size(layer: nn.Module) -> int | None:
+    """The side of the patches that a patch embedding multiplies, None for a layer that multiplies its input's rows."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.kernel_size[0]
+    return getattr(layer, "patch", None)
 
 
 def matrix(layer: nn.Module) -> Tensor:

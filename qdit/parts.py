@@ -71,7 +71,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for key in ("scope", "weight", "activation", "rounding", "calibration", "search"):
+    for key in ("scope", "transform", "weight", "activation", "rounding", "calibration", "search"):
         try:
             parts[key] = build(config[key]) if "_target_" in config[key] else None
         except UserError as error:
@@ -101,7 +101,8 @@ def assemble(config: dict[str, Any]) -> Parts:
     prepared = objective = Prepared({}, {})
     if not config["dry"]:
         cache_dir = Path(config["cache_dir"])
-        prepared = prepare(metrics, n=config["num_samples"], dataset=dataset.reference, cache_dir=cache_dir)
+        about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
+        prepared = prepare(metrics, n=config["num_samples"], **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir)
     model = loader.load(device, getattr(torch, config["dtype"]))

@@ -5,7 +5,7 @@ Order, always: statistics, transform, policy, ranges, rounding, layers. A weight
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +24,7 @@ from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
+from qdit.transform import Rewrite, Transform, rewritten
 from qdit.weight import WeightGrid
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Recipe:
     weight_bits: int
     activation_bits: int
     calibration: Any
+    transform: Transform | None = None
+    """Rewrites the network before anything else; None leaves it as it is."""
     search: "Search | None" = None
     """Chooses group sizes; None gives all sites those of `weight` and `activation`."""
 
@@ -56,7 +59,9 @@ class Recipe:
                 f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
                 for channels, name in bad.items()
             ]
-        needy = ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
+        found += self.transform.problems(sites) if self.transform is not None else []
+        needy = ["transform"] * (self.transform is not None and self.transform.needs_calibration)
+        needy += ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
         needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
         needy += ["search"] * (self.search is not None and self.search.needs_calibration)
         if needy and isinstance(self.calibration, NoCalibration):
@@ -84,7 +89,10 @@ def _unless_identity(spec):
 
 @dataclass
 class Fit:
-    """What the parts see of a fit in progress: the full-precision model, the policy, and data on demand."""
+    """What the parts see of a fit in progress: the full-precision model, the policy, and data on demand.
+
+    The model is the rewritten one for as long as the fit lasts, so that every part works in the transformed basis.
+    """
 
     model: DiffusionModel
     recipe: Recipe
@@ -92,6 +100,8 @@ class Fit:
     collect: Callable[[], CalibrationData]
     folder: Path | None = None
     """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
+    rewrite: Rewrite = field(default_factory=Rewrite)
+    """What the transform made of the model."""
 
     @property
     def weight_grid(self) -> WeightGrid:
@@ -127,18 +137,21 @@ class Fit:
 
     @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
-        """The input quantizer of every site whose input is quantized; q, k and v share one."""
+        """What is done to the input of a site: the transform's part at run time, then rounding; q, k and v share it."""
         active = [s for s in self.sites if self.policy[s.name].activation is not None]
         values: dict[str, Tensor] = {}
         if self.recipe.activation.needs_ranges and active:
-            values = input_values(self.model, active, self.data)
+            values = input_values(self.model, active, self.data, self.rewrite.inputs)
         made: dict[str, nn.Module] = {}
-        for readers in self.by_input(active):
-            spec = self.policy[readers[0].name].activation
-            assert spec is not None
-            quantizer = self.recipe.activation.quantizer(spec, values.get(readers[0].name)).to(self.model.device)
-            shared = Shared(quantizer, len(readers)) if len(readers) > 1 else quantizer
-            made |= {reader.name: shared for reader in readers}
+        for readers in self.by_input(self.sites):
+            name = readers[0].name
+            steps = [self.rewrite.inputs[name]] if name in self.rewrite.inputs else []
+            if (spec := self.policy[name].activation) is not None:
+                steps.append(self.recipe.activation.quantizer(spec, values.get(name)).to(self.model.device))
+            if steps:
+                step = nn.Sequential(*steps) if len(steps) > 1 else steps[0]
+                shared = Shared(step, len(readers)) if len(readers) > 1 else step
+                made |= {reader.name: shared for reader in readers}
         return made
 
 
@@ -150,11 +163,13 @@ class Quantized:
     layers: dict[str, nn.Module]
     allocation: "Allocation | None" = None
     """How a search found the policy."""
+    rewrite: Rewrite = field(default_factory=Rewrite)
+    """The full-precision network whose sites the layers replace."""
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
         """`model` with the quantized layers in place; full precision is back afterwards, bit for bit."""
-        with replaced(model.denoiser, self.layers):
+        with replaced(model.denoiser, {**self.rewrite.layers, **self.layers}):
             yield model
 
 
@@ -195,12 +210,19 @@ def fit_policy(
     policy: Policy,
     collect: Callable[[], CalibrationData],
     folder: Path | None = None,
+    rewrite: Rewrite | None = None,
 ) -> Quantized:
-    """Round the weights and make the layers of a given policy; arguments as `quantize`."""
-    fit = Fit(model, recipe, policy, collect, folder)
-    weights = recipe.rounding.weights(fit)
-    layers: dict[str, nn.Module] = {
-        site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()
-        for site in fit.sites
-    }
-    return Quantized(fit.policy, layers)
+    """Round the weights and make the layers of a given policy; arguments as `quantize`.
+
+    `rewrite` is what the recipe's transform makes of the model, None to have it made here.
+    """
+    if rewrite is None:
+        rewrite = rewritten(recipe.transform, model, recipe.scope.select(model.sites()), collect, folder)
+    with rewrite.installed(model):
+        fit = Fit(model, recipe, policy, collect, folder, rewrite)
+        weights = recipe.rounding.weights(fit)
+        layers: dict[str, nn.Module] = {
+            site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()
+            for site in fit.sites
+        }
+    return Quantized(fit.policy, layers, rewrite=rewrite)

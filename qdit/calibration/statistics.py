@@ -1,6 +1,6 @@
 """Streaming statistics of site inputs, taken by hooks on the full-precision model; nothing grows with the data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.calibration.calibration import CalibrationData
+from qdit.layers import patch_size
 from qdit.model.base import DiffusionModel, Site
 
 
@@ -42,9 +43,8 @@ class ValueReservoir:
 
 def site_input(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows that a layer multiplies: patches for a patch embedding, the input itself otherwise."""
-    if isinstance(layer, nn.Conv2d):
-        return F.unfold(x, layer.kernel_size, stride=layer.stride).transpose(1, 2)
-    return x
+    patch = patch_size(layer)
+    return x if patch is None else F.unfold(x, patch, stride=patch).transpose(1, 2)
 
 
 @contextmanager
@@ -62,10 +62,43 @@ def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
 
 
 @torch.no_grad()
-def input_values(model: DiffusionModel, sites: list[Site], data: CalibrationData) -> dict[str, Tensor]:
-    """A sample of each site's input values [n] over the calibration data, extremes included."""
+def input_values(
+    model: DiffusionModel, sites: list[Site], data: CalibrationData, first: Mapping[str, nn.Module] | None = None
+) -> dict[str, Tensor]:
+    """A sample of each site's input values [n] over the calibration data, extremes included.
+
+    Args:
+        model, sites, data: whose inputs of which layers on what.
+        first: what a site does to its input before it is quantized, if anything.
+    """
     reservoirs = {site.name: ValueReservoir() for site in sites}
-    with watching(model, sites, lambda site, layer, x, out: reservoirs[site.name].add(site_input(layer, x))):
+    first = first or {}
+
+    def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        rows = site_input(layer, x)
+        reservoirs[site.name].add(first[site.name](rows) if site.name in first else rows)
+
+    with watching(model, sites, see):
         for x, t, y in data.batches(model):
             model.denoise(x, t, y)
     return {name: reservoir.values() for name, reservoir in reservoirs.items()}
+
+
+@torch.no_grad()
+def input_maxima(
+    model: DiffusionModel, sites: list[Site], data: CalibrationData, see: Callable[[Site, Tensor, Tensor], None]
+) -> None:
+    """Call `see(site, maxima [samples, in], timesteps [samples])` for every batch and site.
+
+    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32.
+    """
+    timesteps: list[Tensor] = []
+
+    def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        rows = site_input(layer, x)
+        see(site, rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float(), timesteps[-1])
+
+    with watching(model, sites, reduce):
+        for x, t, y in data.batches(model):
+            timesteps[:] = [t]
+            model.denoise(x, t, y)

@@ -50,6 +50,22 @@ class Site:
         return self.tokens * self.in_features * self.out_features
 
 
+@dataclass(frozen=True)
+class Producer:
+    """A linear layer whose output makes a site's input, so that it can absorb a scale of the input's channels.
+
+    Channel c of the input is a sum of terms, each of them a multiple of output row c of one of these ranges of rows
+    (or of 1 + that row), each range as long as the input is wide.
+    """
+
+    layer: str
+    """Module path inside the denoiser."""
+    linear: tuple[int, ...]
+    """First rows of the ranges that enter as they are: adaLN's shift, an attention's values."""
+    one_plus: tuple[int, ...] = ()
+    """First rows of the ranges that enter as 1 + output: adaLN's scale."""
+
+
 class DiffusionModel(Protocol):
     """A loaded model in evaluation mode; everything else in qdit sees diffusion models through this."""
 
@@ -65,6 +81,10 @@ class DiffusionModel(Protocol):
 
     def sites(self) -> list[Site]:
         """Every linear (and the patch-embedding convolution) in forward order."""
+        ...
+
+    def producers(self) -> dict[str, Producer]:
+        """For each site whose input another layer makes up to a scale, that layer; other sites are not named."""
         ...
 
     def scheduler_config(self) -> dict[str, Any]:

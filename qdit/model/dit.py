@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Site
+from qdit.model.base import Producer, Site
 from qdit.model.files import check_class, load_module, locate, read_config
 
 # (path inside a block, role, stage), in forward order
@@ -146,10 +146,15 @@ class LoadedDiT:
         self.learned_variance = config.out_channels == 2 * config.in_channels
         self._schedule = schedule
         self._sites = list_sites(denoiser)
+        self._producers = list_producers(self._sites)
 
     def sites(self) -> list[Site]:
         """Return every linear and the patch embedding, in forward order, as they were when the model was loaded."""
         return list(self._sites)
+
+    def producers(self) -> dict[str, Producer]:
+        """Return the layers that modulate the inputs of attention, feed-forward and final layer, or the values."""
+        return dict(self._producers)
 
     def scheduler_config(self) -> dict[str, Any]:
         """Return the content of the pipeline's `scheduler_config.json`."""
@@ -196,3 +201,23 @@ def list_sites(denoiser: nn.Module) -> list[Site]:
     ]
     first = site("pos_embed.proj", "embedder", None, 0, tokens)
     return [first, *blocks, site("proj_out_1", "final", None, 0, 1), site("proj_out_2", "final", None, 1, tokens)]
+
+
+def list_producers(sites: list[Site]) -> dict[str, Producer]:
+    """Describe which layer makes each site's input up to a scale; ffn_down has GELU in between, and is not named.
+
+    adaLN-Zero puts out shift, scale and gate of the attention, then of the feed-forward, each as wide as the model; the
+    final layer's modulation shift and scale. A channel of the attention's output is a mean of one value row's outputs.
+    """
+    found: dict[str, Producer] = {}
+    for site in sites:
+        width, block = site.in_features, f"transformer_blocks.{site.block}"
+        if site.role == "qkv":
+            found[site.name] = Producer(f"{block}.norm1.linear", linear=(0,), one_plus=(width,))
+        elif site.role == "attn_out":
+            found[site.name] = Producer(f"{block}.attn1.to_v", linear=(0,))
+        elif site.role == "ffn_up":
+            found[site.name] = Producer(f"{block}.norm1.linear", linear=(3 * width,), one_plus=(4 * width,))
+        elif site.name == "proj_out_2":
+            found[site.name] = Producer("proj_out_1", linear=(0,), one_plus=(width,))
+    return found

@@ -102,7 +102,7 @@ class GPTQ:
         made: dict[str, nn.Module] = {}
         full = self.inputs == "full_precision"
         for site in segment.sites:
-            quantizer = None if full else fit.quantizers.get(site.name)
+            quantizer = (fit.rewrite.inputs if full else fit.quantizers).get(site.name)
             if site.name in hessians:
                 quantizer = Observed(quantizer, hessians[site.name].add)
             made[site.name] = QuantLinear(fit.layer(site), None if full else weights.get(site.name), quantizer).eval()

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdit.errors import UserError
+from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
 from qdit.rounding import Nearest
 from qdit.search.base import Bench
@@ -54,11 +55,13 @@ class Hessian(LeastError):
     def errors(self, bench: Bench) -> Errors:
         """Mean trace times squared error of the weight, summed over a gene's sites."""
         sites = [site for gene in bench.space.genes for site in gene.sites]
-        traces = self.traces(bench, sites)
         nearest = Variants(bench.model, replace(bench.recipe, rounding=Nearest()), bench.collect)
+        with nearest.rewrite.installed(bench.model):
+            traces = self.traces(bench, sites)
+            weights = {site.name: matrix(bench.model.denoiser.get_submodule(site.name)) for site in sites}
 
         def error(site: Site, size: int) -> float:
-            weight = bench.model.denoiser.get_parameter(f"{site.name}.weight").detach().flatten(1)
+            weight = weights[site.name]
             change = nearest.of_size(size).layers[site.name].weight
             assert isinstance(change, Tensor)
             mean_trace = traces[site.name] / weight.numel()
@@ -87,7 +90,7 @@ class Hessian(LeastError):
 @contextmanager
 def differentiable(model: DiffusionModel, sites: Sequence[Site]) -> Iterator[list[Tensor]]:
     """The weights of sites, with respect to which outputs can be differentiated until the block ends."""
-    weights = [model.denoiser.get_parameter(f"{site.name}.weight") for site in sites]
+    weights = [weight_of(model.denoiser.get_submodule(site.name)) for site in sites]
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -96,3 +99,10 @@ def differentiable(model: DiffusionModel, sites: Sequence[Site]) -> Iterator[lis
     finally:
         for weight, needed in zip(weights, before, strict=True):
             weight.requires_grad_(needed)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight itself, a parameter or (rewritten by a transform) a buffer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight

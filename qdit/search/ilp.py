@@ -38,7 +38,7 @@ class ILP(LeastError):
         for size in {size for fitting in sizes.values() for size in fitting}:
             bench.variants.of_size(size)  # before the hooks, which would watch the fit
         sites = [site for gene in bench.space.genes for site in gene.sites]
-        with watching(bench.model, sites, compare):
+        with bench.variants.rewrite.installed(bench.model), watching(bench.model, sites, compare):
             for x, t, y in bench.collect().batches(bench.model):
                 bench.model.denoise(x, t, y)
         return [

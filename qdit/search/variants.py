@@ -8,6 +8,7 @@ from its file. (Q-DiT's release scores round-to-nearest weights and cannot deplo
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from qdit.calibration import CalibrationData
 from qdit.model.base import DiffusionModel
 from qdit.quantize import Quantized, fit_policy
 from qdit.search.space import Choice, Space, uniform_policy
+from qdit.transform import Rewrite, rewritten
 
 if TYPE_CHECKING:
     from qdit.quantize import Recipe
@@ -39,17 +41,23 @@ class Variants:
     folder: Path | None = None
     made: dict[int, Quantized] = field(default_factory=dict)
 
+    @cached_property
+    def rewrite(self) -> Rewrite:
+        """What the recipe's transform makes of the model: one for all group sizes."""
+        sites = self.recipe.scope.select(self.model.sites())
+        return rewritten(self.recipe.transform, self.model, sites, self.collect, self.folder)
+
     def of_size(self, size: int) -> Quantized:
         """The fit with groups of `size` everywhere."""
         if size not in self.made:
             log.info("search: weights in groups of %d", size)
             folder = self.folder / f"group_{size:04d}" if self.folder else None
             policy = uniform_policy(self.recipe, self.model.sites(), size)
-            self.made[size] = fit_policy(self.model, self.recipe, policy, self.collect, folder)
+            self.made[size] = fit_policy(self.model, self.recipe, policy, self.collect, folder, self.rewrite)
         return self.made[size]
 
     def assembled(self, space: Space, choice: Choice) -> Quantized:
         """The model in which each gene has the layers of its group size."""
         pairs = zip(space.genes, choice, strict=True)
         layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
-        return Quantized(space.policy(choice), layers)
+        return Quantized(space.policy(choice), layers, rewrite=self.rewrite)

@@ -1,0 +1,109 @@
+"""What a fit asks of a transform, and what it gets: a network that computes the same, with other weights.
+
+A transform rewrites linear layers so that they are easier to quantize: W x = (W T)(T⁻¹ x) for an invertible T on the
+input channels. W T is the weight that will be rounded. T⁻¹ is absorbed by the layer that makes the input where the
+arithmetic allows it (`qdit.model.base.Producer`), and is applied to the input at run time elsewhere. Scales
+(`qdit.transform.scaling`) can be absorbed by modulations and by plain rows; rotations by plain rows only.
+
+Everything that follows a transform in a fit (ranges, Hessians, rounding, reports of layers) runs on the rewritten
+network, so that a weight is quantized once, in the basis in which it will be used.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.layers import replaced
+from qdit.model.base import DiffusionModel, Site
+from qdit.tensors import load_tensors, save_tensors
+
+MEASURED = "transform.safetensors"
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A network that computes the same as the original, as what differs from it; the empty one is the original."""
+
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    """Full-precision layers by path: the transformed sites, and the neighbours that absorb what is undone."""
+    inputs: dict[str, nn.Module] = field(default_factory=dict)
+    """What is done to a site's input at run time, before it is rounded; its layer in `layers` does it too."""
+
+    @contextmanager
+    def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
+        """`model` rewritten, in full precision; the original modules are back afterwards."""
+        with replaced(model.denoiser, self.layers):
+            yield model
+
+
+class Transform(Protocol):
+    """A function-preserving rewrite. Config only: the model, the sites and the data arrive as arguments."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `measure` needs data."""
+        ...
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """What cannot work on a model with these sites, one sentence each."""
+        ...
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """For each transformed site, the layer that absorbs what happens to its input; None: done at run time."""
+        ...
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+    ) -> dict[str, Tensor]:
+        """Everything that the rewrite takes from data, by name; what is worth keeping for a resumed fit.
+
+        Args:
+            model: the full-precision model.
+            sites: the quantized sites.
+            collect: makes the calibration data.
+        """
+        ...
+
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """The rewritten layers; the model is read, not changed."""
+        ...
+
+
+@torch.no_grad()
+def rewritten(
+    transform: Transform | None,
+    model: DiffusionModel,
+    sites: list[Site],
+    collect: Callable[[], CalibrationData],
+    folder: Path | None,
+) -> Rewrite:
+    """Measure, or read what an earlier run of the same fit measured, and rewrite.
+
+    Args:
+        transform: None leaves the network as it is.
+        model, sites, collect: see `Transform.measure`.
+        folder: where measurements are kept; None keeps none.
+
+    Raises:
+        UserError: a damaged or foreign file of measurements.
+    """
+    if transform is None:
+        return Rewrite()
+    path = folder / MEASURED if folder else None
+    if path is not None and path.exists():
+        measured = load_tensors(path)
+        expected = transform.carriers(model, sites).keys()
+        if not measured.keys() <= expected:
+            raise UserError(f"{path} is of another model or transform; delete it, and it is made again")
+    else:
+        measured = transform.measure(model, sites, collect)
+        if path is not None:
+            save_tensors(path, measured)
+    return transform.rewrite(model, sites, measured)

@@ -1,0 +1,99 @@
+"""Rewritten copies of layers: scales that move between a layer and the one that makes its input, exactly.
+
+With r the factor of the input channels of a layer W and b = 1 / r:
+
+* the layer takes W diag(r);
+* plain rows P that make the input take diag(b) P, and b times their bias (an attention's value rows: the products
+  with the probabilities are linear, channel by channel);
+* rows that enter as 1 + output (adaLN's scale) take the same, and b - 1 more in the bias, because
+  b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
+
+The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
+b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
+"""
+
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.layers import QuantLinear, matrix
+from qdit.model.base import DiffusionModel, Producer
+from qdit.transform.base import Rewrite
+
+
+class Scale(nn.Module):
+    """Multiply an input [..., channels] by a vector at run time.
+
+    Args:
+        by: the multipliers, [channels].
+        dtype: of the inputs.
+    """
+
+    by: Tensor
+
+    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("by", by.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x * self.by
+
+
+class Draft:
+    """Float32 copies of a model's weights and biases, which can be scaled from both sides; the model stays as it is."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        self.weights: dict[str, Tensor] = {}
+        self.biases: dict[str, Tensor | None] = {}
+        self.inputs: dict[str, nn.Module] = {}
+
+    def weight(self, name: str) -> Float[Tensor, "out channels"]:
+        """The copy of a layer's weight, made when first asked for."""
+        if name not in self.weights:
+            layer = self.model.denoiser.get_submodule(name)
+            bias = layer.bias
+            assert bias is None or isinstance(bias, Tensor)
+            self.weights[name] = matrix(layer).float().clone()
+            self.biases[name] = None if bias is None else bias.detach().float().clone()
+        return self.weights[name]
+
+    def scale_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
+        """Multiply a layer's input channels: W diag(by)."""
+        self.weight(name).mul_(by)
+
+    def scale_at_run_time(self, name: str, scale: nn.Module) -> None:
+        """Let a layer change its own input; layers that read one input are given one module."""
+        self.inputs[name] = scale
+
+    def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
+        """Make a producer's rows, as they enter the input that is made of them, `by` times as large."""
+        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
+        if bias is None:
+            bias = self.biases[producer.layer] = weight.new_zeros(len(weight))
+        for start in (*producer.linear, *producer.one_plus):
+            rows = slice(start, start + len(by))
+            weight[rows] *= by[:, None]
+            bias[rows] *= by
+        for start in producer.one_plus:
+            bias[start : start + len(by)] += by - 1
+
+    def rewrite(self) -> Rewrite:
+        """The layers, in the model's dtypes."""
+        layers = {name: self._layer(name) for name in self.weights}
+        return Rewrite(layers, dict(self.inputs))
+
+    def _layer(self, name: str) -> nn.Module:
+        layer = deepcopy(self.model.denoiser.get_submodule(name))
+        weight, bias = layer.weight, self.biases[name]
+        assert isinstance(weight, Tensor)
+        made = self.weights[name].view_as(weight).to(weight.dtype)
+        layer.weight = nn.Parameter(made, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+        if name in self.inputs:
+            return QuantLinear(layer, None, self.inputs[name]).eval()
+        return layer

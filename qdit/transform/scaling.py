@@ -1,0 +1,143 @@
+"""Diagonal scaling: difficulty moves between an input's channels and the weight's, channel by channel.
+
+    r_j = s(X)_j^α / s(W)_j^(1-α)        x ← x / r        W ← W diag(r)
+
+with the saliences s(X)_j, an option of its own (`qdit.transform.statistics`), and s(W)_j = max_o |W_oj| over all
+quantized layers that read the input (q, k and v together).
+
+* SmoothQuant (arXiv 2211.10438, eq. 4): the maximum over all data; α is the activations' share of the difficulty that
+  the weights take over. Some later code writes the complement.
+* PTQ4DiT (arXiv 2405.16005, eq. 3-11): α = 0.5 makes both saliences √(s(X) s(W)), "channel-wise salience balancing";
+  the statistic is Spearman's salience calibration.
+
+All factors come from the original weights. A value row that absorbs a factor keeps its codes on a grid of its own
+(rows commute with per-row scales), so that the order in which inputs are treated does not matter. Dead channels, whose
+salience is next to nothing on either side, keep their scale: the released code divides by zero there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import input_maxima
+from qdit.errors import UserError
+from qdit.layers import matrix
+from qdit.model.base import DiffusionModel, Site
+from qdit.transform.base import Rewrite
+from qdit.transform.draft import Draft, Scale
+from qdit.transform.statistics import Statistic
+
+DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input that is transformed: the layers that read it, and those among them that are quantized."""
+
+    readers: tuple[Site, ...]
+    quantized: tuple[Site, ...]
+
+    @property
+    def name(self) -> str:
+        """The first quantized reader's."""
+        return self.quantized[0].name
+
+
+def factors(
+    activation: Float[Tensor, " channels"], weight: Float[Tensor, " channels"], alpha: float
+) -> Float[Tensor, " channels"]:
+    """r = s(X)^α / s(W)^(1-α), 1 for dead channels.
+
+    >>> factors(torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]), 0.5)
+    tensor([2., 3., 1.])
+    """
+    dead = torch.zeros_like(activation, dtype=torch.bool)
+    for salience in (activation, weight):
+        dead |= salience <= DEAD * salience.amax()
+    r = activation.double() ** alpha / weight.double() ** (1 - alpha)
+    return torch.where(dead, 1.0, r).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelScaling:
+    """Scale the channels of inputs and weights.
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        alpha: exponent of the activations' salience, 0 to 1; the weights' is 1 - alpha.
+        statistic: takes the activations' salience.
+
+    Raises:
+        UserError: alpha is out of range.
+    """
+
+    name: str
+    roles: list[str]
+    alpha: float
+    statistic: Statistic
+    needs_calibration = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"transform.alpha={self.alpha} is not possible; a share from 0 to 1 is, such as 0.5")
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        known = sorted({s.role for s in sites})
+        return [f"transform.roles has {r!r}; this model has {', '.join(known)}" for r in self.roles if r not in known]
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`."""
+        producers = model.producers()
+        found: dict[str, str | None] = {}
+        for each in self.inputs(model, sites):
+            producer = producers.get(each.name)
+            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
+        return found
+
+    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
+        """The inputs of quantized sites with one of the roles, in forward order."""
+        wanted = {site.name for site in sites if site.role in self.roles}
+        groups = groupby(model.sites(), key=lambda s: (s.block, s.role, s.stage))
+        every = (tuple(readers) for _, readers in groups)
+        found = (Input(readers, tuple(s for s in readers if s.name in wanted)) for readers in every)
+        return [each for each in found if each.quantized]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+    ) -> dict[str, Tensor]:
+        """The factor r [channels] of every input, by its name, from one pass of the calibration data."""
+        inputs = self.inputs(model, sites)
+        weights = {each.name: weight_salience(model, each) for each in inputs}
+        gathering = {name: self.statistic.start(weight) for name, weight in weights.items()}
+        first = [each.quantized[0] for each in inputs]
+        input_maxima(model, first, collect(), lambda site, maxima, t: gathering[site.name].add(maxima, t))
+        return {name: factors(made.value(), weights[name], self.alpha).cpu() for name, made in gathering.items()}
+
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """See `Transform`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
+        draft, producers = Draft(model), model.producers()
+        for each in self.inputs(model, sites):
+            r = measured[each.name].to(model.device)
+            producer = producers.get(each.name)
+            for site in each.readers if producer else each.quantized:
+                draft.scale_columns(site.name, r)
+            if producer is not None:
+                draft.scale_output(producer, 1 / r)
+                continue
+            scale = Scale(1 / r, model.dtype)
+            for site in each.quantized:
+                draft.scale_at_run_time(site.name, scale)
+        return draft.rewrite()
+
+
+def weight_salience(model: DiffusionModel, read: Input) -> Float[Tensor, " channels"]:
+    """max_o |W_oj| over the quantized layers that read an input, float32."""
+    maxima = [matrix(model.denoiser.get_submodule(site.name)).float().abs().amax(0) for site in read.quantized]
+    return torch.stack(maxima).amax(0)
