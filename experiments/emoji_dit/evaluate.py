@@ -40,7 +40,7 @@ so that quantization methods can be run, compared and tested offline. It is not 
 | autoencoder | `AutoencoderKL`, 32×32×3 → 8×8×4, {vae_parameters:.1f} M parameters, {psnr:.1f} dB PSNR on the data |
 | transformer | `DiTTransformer2DModel`, 8 blocks of width 256, 4 heads, 64 tokens, {dit_parameters:.1f} M parameters |
 | diffusion | epsilon prediction, 1,000 steps, linear betas; label dropout 0.1 (null class 99) |
-| training | autoencoder 5,500 steps of 48 by AdamW; DiT {steps:,} of {batch}, the first 5,000 by AdamW, then Muon; EMA |
+| training | autoencoder 5,500 steps of 48 by AdamW; DiT {steps:,} of {batch}, 5,000 by AdamW, then Muon; EMA |
 | machine | two CPU cores, bf16 autocast |
 | recipe | `experiments/emoji_dit/train.py` |
 
