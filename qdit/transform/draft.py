@@ -82,15 +82,15 @@ class Draft:
             bias[start : start + len(by)] += by - 1
 
     def rewrite(self) -> Rewrite:
-        """The layers, in the model's dtypes."""
-        layers = {name: self._layer(name) for name in self.weights}
+        """The layers, in the model's dtypes; a draft is used once, and gives its copies up one by one."""
+        layers = {name: self._layer(name) for name in list(self.weights)}
         return Rewrite(layers, dict(self.inputs))
 
     def _layer(self, name: str) -> nn.Module:
         layer = deepcopy(self.model.denoiser.get_submodule(name))
         weight, bias = layer.weight, self.biases[name]
         assert isinstance(weight, Tensor)
-        made = self.weights[name].view_as(weight).to(weight.dtype)
+        made = self.weights.pop(name).view_as(weight).to(weight.dtype)
         layer.weight = nn.Parameter(made, requires_grad=False)
         if bias is not None:
             layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)

@@ -1,5 +1,7 @@
 """Scaled networks on the tiny DiT: exact, folded or not; the original untouched; every part in the new basis."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch import nn
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.diagnose import Trajectory, layer_report
+from qdit.dry import transform_text
 from qdit.errors import UserError
 from qdit.model.base import Producer
+from qdit.model.dit import list_producers, list_sites
 from qdit.quant.ranges import MinMax
 from qdit.quantize import Recipe, quantize
 from qdit.rounding import GPTQ, Nearest
@@ -257,3 +261,18 @@ def test_a_plan_says_what_is_folded_and_where(tiny_model):
     assert carriers[f"{block}.ff.net.2"] is None
     assert carriers["proj_out_2"] == "proj_out_1"
     assert carriers.keys() == {s.name for s in tiny_model.sites()}
+    text = transform_text(scaling(["ffn_up", "ffn_down"]).carriers(tiny_model, tiny_model.sites()))
+    up, down, norm = (f"transformer_blocks.*.{name}" for name in ("ff.net.0.proj", "ff.net.2", "norm1.linear"))
+    assert text == f"folded into {norm} for {up}; at run time for {down}"
+
+
+def test_the_papers_inputs_of_dit_xl_are_balanced_and_all_fold():
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        denoiser = DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=28, patch_size=2)
+    sites = list_sites(denoiser)
+    model = SimpleNamespace(sites=lambda: sites, producers=lambda: list_producers(sites))
+    transform = scaling(["qkv", "attn_out", "ffn_up"])
+    assert len(transform.inputs(model, sites)) == 84
+    assert None not in transform.carriers(model, sites).values()
