@@ -1,7 +1,8 @@
 """Simulated quantized layers, and the context manager that puts them into a model and takes them out again.
 
-A `QuantLinear` holds a weight that is already on its grid and a module that rounds the input to its grid; the product
-runs in floating point. The full-precision modules are replaced, never edited, so that the model is bit-identical after.
+A `QuantLinear` holds a weight on its grid, with the codes that it stands for, and a module that rounds the input to its
+grid; the product runs in floating point. The full-precision modules are replaced, never edited, so that the model is
+bit-identical after.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qdit.quant.affine import Rounded
 
 
 class Shared(nn.Module):
@@ -40,17 +43,18 @@ class QuantLinear(nn.Module):
     Args:
         layer: the full-precision layer, a linear or a patch-embedding convolution (kernel equal to stride), or one of
             this class, whose quantizer is not taken over.
-        weight: the weight on its grid, [out, in]; None keeps the layer's own.
+        rounded: the weight [out, in] as codes on its grid; None keeps the layer's own.
         quantizer: rounds the input; None passes it.
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Module, weight: Tensor | None, quantizer: nn.Module | None) -> None:
+    def __init__(self, layer: nn.Module, rounded: Rounded | None, quantizer: nn.Module | None) -> None:
         super().__init__()
         own = matrix(layer)
-        self.register_buffer("weight", (own if weight is None else weight).to(own.dtype))
+        self.rounded = rounded
+        self.register_buffer("weight", own if rounded is None else rounded.weight.to(own.dtype))
         bias = layer.bias
         assert bias is None or isinstance(bias, Tensor)
         self.register_buffer("bias", bias)

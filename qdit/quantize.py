@@ -21,7 +21,7 @@ from qdit.errors import UserError
 from qdit.layers import QuantLinear, Shared, matrix, replaced
 from qdit.model.base import DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
-from qdit.quant.spec import divisors
+from qdit.quant.spec import QuantSpec, divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.transform import Rewrite, Transform, rewritten
@@ -129,6 +129,12 @@ class Fit:
     def rounds(self, site: Site) -> bool:
         """Whether the site's weight is quantized."""
         return self.policy[site.name].weight is not None
+
+    def weight_spec(self, site: Site) -> QuantSpec:
+        """How a site's weight is quantized, which it must be."""
+        spec = self.policy[site.name].weight
+        assert spec is not None, f"the weight of {site.name} is not quantized"
+        return spec
 
     def by_input(self, sites: list[Site]) -> list[list[Site]]:
         """Sites, in forward order, grouped by the one quantized input that they read: q, k and v are a group."""

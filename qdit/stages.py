@@ -15,6 +15,7 @@ from qdit.calibration import CalibrationData
 from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
+from qdit.rounding.resume import FORMAT
 from qdit.sampler.clock import Clock
 from qdit.samples import SampleSet
 from qdit.store import RECIPE_KEYS, SCIENCE, digest, weights
@@ -51,7 +52,9 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
 def rounding_folder(config: dict[str, Any]) -> Path:
     """Where rounded weights are kept: shared by all runs that round alike, whatever they search or sample."""
     recipe = {k: config[k] for k in RECIPE_KEYS if k != "search"}
-    return Path(config["cache_dir"]) / "rounding" / digest({"recipe": recipe, "path": path_id(config)})
+    return (
+        Path(config["cache_dir"]) / "rounding" / digest({"format": FORMAT, "recipe": recipe, "path": path_id(config)})
+    )
 
 
 def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:

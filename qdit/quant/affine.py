@@ -8,7 +8,7 @@ are rounded to the grid and kept in floating point. Codes for storage come from 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from qdit.quant.spec import QuantSpec, as_rows
@@ -29,14 +29,15 @@ class Affine:
 
 def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: QuantSpec) -> Affine:
     """The grid of `spec` that covers [lo, hi] a row (see `QuantSpec.grid` for the conventions)."""
-    levels = 2**spec.bits - 1
+    low, high = code_range(spec)
+    levels = high - low
     half = 2 ** (spec.bits - 1)
     if spec.grid == "symmetric":
         scale = (torch.maximum(-lo, hi) / (half - 1)).clamp(min=SMALLEST_SCALE)
-        return Affine(scale, torch.zeros_like(scale), -half, half - 1)
+        return Affine(scale, torch.zeros_like(scale), low, high)
     if spec.grid == "symmetric_full":
         scale = (2 * torch.maximum(-lo, hi) / levels).clamp(min=SMALLEST_SCALE)
-        return Affine(scale, torch.full_like(scale, half), 0, levels)
+        return Affine(scale, torch.full_like(scale, half), low, high)
     if spec.grid == "asymmetric":
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
         scale = ((hi - lo) / levels).clamp(min=SMALLEST_SCALE)
@@ -48,7 +49,17 @@ def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: Quant
     zero_point = torch.round(-lo / scale)
     if spec.grid == "asymmetric_clamped":
         zero_point = zero_point.clamp(0, levels)
-    return Affine(scale, zero_point, 0, levels)
+    return Affine(scale, zero_point, low, high)
+
+
+def code_range(spec: QuantSpec) -> tuple[int, int]:
+    """The lowest and the highest code of a spec's grid.
+
+    >>> code_range(QuantSpec(bits=4)), code_range(QuantSpec(bits=4, grid="symmetric"))
+    ((0, 15), (-8, 7))
+    """
+    levels = 2**spec.bits
+    return (-levels // 2, levels // 2 - 1) if spec.grid == "symmetric" else (0, levels - 1)
 
 
 def encode(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
@@ -86,3 +97,31 @@ def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: Affine | No
     if grid is None:
         grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), spec)
     return round_to_grid(rows, grid).to(x.dtype).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight on its grid, as the integers that stand for it; `weight` is what they stand for."""
+
+    codes: Integer[Tensor, "out channels"]
+    """uint8, or int8 where codes are signed."""
+    grid: Affine
+    """A scale and a zero point for each row of `as_rows(weight, spec)`."""
+    spec: QuantSpec
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "out channels"], grid: Affine, spec: QuantSpec) -> "Rounded":
+        """The codes nearest to a weight; those of a weight that is on the grid already give it back, bit for bit.
+
+        >>> weight = torch.tensor([[-0.3, -0.1, 0.25, 1.0]])
+        >>> spec = QuantSpec(bits=4)
+        >>> Rounded.of(weight, affine(weight.amin(1, True), weight.amax(1, True), spec), spec).codes
+        tensor([[ 0,  2,  6, 15]], dtype=torch.uint8)
+        """
+        codes = encode(as_rows(weight, spec), grid).view(weight.shape)
+        return cls(codes.to(torch.int8 if grid.low < 0 else torch.uint8), grid, spec)
+
+    @property
+    def weight(self) -> Float[Tensor, "out channels"]:
+        """The values of the codes, float32."""
+        return decode(as_rows(self.codes, self.spec).float(), self.grid).view(self.codes.shape)

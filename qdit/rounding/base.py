@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+from qdit.quant.affine import Rounded
 
 if TYPE_CHECKING:
     from qdit.quantize import Fit
@@ -16,6 +16,6 @@ class Rounding(Protocol):
         """Whether calibration data is needed."""
         ...
 
-    def weights(self, fit: "Fit") -> dict[str, Tensor]:
+    def weights(self, fit: "Fit") -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized."""
         ...

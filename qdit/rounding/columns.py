@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.quant.affine import Affine, round_to_grid
+from qdit.quant.affine import Affine, Rounded, round_to_grid
 from qdit.quant.spec import QuantSpec
 
 log = logging.getLogger("qdit")
@@ -123,12 +123,16 @@ class Grids(Protocol):
         """The grid [out, 1] of the column at `position`, given all columns as they are now."""
         ...
 
+    def whole(self) -> Affine:
+        """The grid of the weight's rows, once all columns were reached."""
+        ...
+
 
 class FixedGrids:
     """Grids of the original weight; GPTQ calls them static groups where channels are sorted."""
 
     def __init__(self, weight: Float[Tensor, "out channels"], spec: QuantSpec, order: Tensor, fit: FitGrid) -> None:
-        grid = fit(weight, spec)
+        self.grid = grid = fit(weight, spec)
         groups = weight.shape[1] // spec.group_size if spec.group_size else 1
         scales, zeros = (v.view(-1, groups).split(1, dim=1) for v in (grid.scale, grid.zero_point))
         self.grids = [
@@ -140,6 +144,10 @@ class FixedGrids:
         """See `Grids`."""
         return self.grids[self.group_of[position]]
 
+    def whole(self) -> Affine:
+        """See `Grids`."""
+        return self.grid
+
 
 class FreshGrids:
     """The grid of each group of columns is found when its first column is reached."""
@@ -147,14 +155,21 @@ class FreshGrids:
     def __init__(self, spec: QuantSpec, fit: FitGrid) -> None:
         assert spec.group_size is not None
         self.spec, self.fit, self.size = spec, fit, spec.group_size
-        self.grid: Affine | None = None
+        self.grids: list[Affine] = []
 
     def at(self, position: int, columns: Tensor) -> Affine:
         """See `Grids`."""
         if position % self.size == 0:
-            self.grid = self.fit(columns[position : position + self.size].T, self.spec)
-        assert self.grid is not None
-        return self.grid
+            self.grids.append(self.fit(columns[position : position + self.size].T, self.spec))
+        return self.grids[-1]
+
+    def whole(self) -> Affine:
+        """See `Grids`."""
+        scale, zero_point = (
+            torch.cat([getattr(grid, part) for grid in self.grids], dim=1).view(-1, 1)
+            for part in ("scale", "zero_point")
+        )
+        return Affine(scale, zero_point, self.grids[0].low, self.grids[0].high)
 
 
 def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Iterator[tuple[int, int]]:
@@ -177,8 +192,8 @@ def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Itera
 
 def round_columns(
     weight: Float[Tensor, "out channels"], curve: Curvature, spec: QuantSpec, fit: FitGrid, block_size: int
-) -> Float[Tensor, "out channels"]:
-    """The weight on its grid, rounded column by column under `curve`.
+) -> Rounded:
+    """The weight [out, channels] on its grid, rounded column by column under `curve`.
 
     The result does not depend on `block_size` beyond the order of floating-point sums.
 
@@ -201,7 +216,7 @@ def round_columns(
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     rounded = torch.empty_like(alive)
     rounded[:, curve.order] = columns.T
-    return rounded
+    return Rounded.of(rounded, grids.whole(), spec)
 
 
 def _round_block(columns: Tensor, factor: Tensor, grids: Grids, start: int, end: int) -> Float[Tensor, "block out"]:

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from qdit.errors import UserError
 from qdit.layers import QuantLinear
 from qdit.model.base import Site
+from qdit.quant.affine import Rounded
 from qdit.rounding.blocks import Observed, Segment, Walk
 from qdit.rounding.columns import Hessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
@@ -61,7 +62,7 @@ class GPTQ:
             if (value := getattr(self, key)) not in get_args(allowed):
                 raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
 
-    def weights(self, fit: "Fit") -> dict[str, Tensor]:
+    def weights(self, fit: "Fit") -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; finished blocks come from `fit.folder`.
 
         Raises:
@@ -73,9 +74,9 @@ class GPTQ:
             lambda segment, weights: self.layers(fit, segment, weights, {}),
         )
 
-    def round_segment(self, fit: "Fit", walk: Walk, segment: Segment) -> dict[str, Tensor]:
+    def round_segment(self, fit: "Fit", walk: Walk, segment: Segment) -> dict[str, Rounded]:
         """The rounded weights of the segment that `walk` has come to."""
-        weights: dict[str, Tensor] = {}
+        weights: dict[str, Rounded] = {}
         for stage in [segment.sites] if self.order == "together" else segment.stages():
             groups = fit.by_input([site for site in stage if fit.rounds(site)])
             hessians = {group[0].name: Hessian() for group in groups}
@@ -85,18 +86,17 @@ class GPTQ:
                 weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
         return weights
 
-    def round_readers(self, fit: "Fit", readers: list[Site], hessian: Hessian) -> dict[str, Tensor]:
+    def round_readers(self, fit: "Fit", readers: list[Site], hessian: Hessian) -> dict[str, Rounded]:
         """The rounded weights of sites that read the one input whose Hessian is given."""
         curve = curvature(hessian.value(), self.damping, self.act_order, readers[0].name)
         rounded = {}
         for site in readers:
-            spec = fit.policy[site.name].weight
-            assert spec is not None
-            rounded[site.name] = round_columns(fit.weight_of(site), curve, spec, fit.weight_grid.fit, self.block_size)
+            weight, spec = fit.weight_of(site), fit.weight_spec(site)
+            rounded[site.name] = round_columns(weight, curve, spec, fit.weight_grid.fit, self.block_size)
         return rounded
 
     def layers(
-        self, fit: "Fit", segment: Segment, weights: Mapping[str, Tensor], hessians: Mapping[str, Hessian]
+        self, fit: "Fit", segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, Hessian]
     ) -> dict[str, nn.Module]:
         """The segment's layers, with the weights that are rounded already; some show their inputs to their Hessians."""
         made: dict[str, nn.Module] = {}

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from qdit.quant.affine import round_to_grid
-from qdit.quant.spec import as_rows
+from qdit.quant.affine import Rounded
 
 if TYPE_CHECKING:
     from qdit.quantize import Fit
@@ -18,13 +15,12 @@ class Nearest:
 
     needs_calibration = False
 
-    def weights(self, fit: "Fit") -> dict[str, Tensor]:
+    def weights(self, fit: "Fit") -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized."""
         rounded = {}
         for site in fit.sites:
             spec = fit.policy[site.name].weight
             if spec is not None and not spec.is_identity:
-                weight = fit.weight_of(site)
-                grid = fit.weight_grid.fit(weight, spec)
-                rounded[site.name] = round_to_grid(as_rows(weight, spec).float(), grid).view_as(weight)
+                weight = fit.weight_of(site).float()
+                rounded[site.name] = Rounded.of(weight, fit.weight_grid.fit(weight, spec), spec)
         return rounded

@@ -1,8 +1,8 @@
 """Round a network segment by segment; finished segments are saved, and a killed fit goes on behind the last one.
 
 A saved segment is read back bit for bit and the data passes through it again, so that a resumed fit ends with the bytes
-of an undisturbed one. Nothing but the rounded weights is stored: the activations at a boundary cost one forward pass to
-make again, and would be the largest file.
+of an undisturbed one. Nothing but codes, scales and zero points is stored, as `<site>.codes` and so on: the activations
+at a boundary cost one forward pass to make again, and would be the largest file.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,19 +13,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.quant.affine import Affine, Rounded, code_range
+from qdit.quant.spec import QuantSpec, as_rows
 from qdit.rounding.blocks import Segment, Walk, segments
 from qdit.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from qdit.quantize import Fit
 
-Weights = dict[str, Tensor]
+Weights = dict[str, Rounded]
+FORMAT = 2  # of the files; part of their folder's name
 
 
 def round_segments(
     fit: "Fit",
     round_segment: Callable[[Walk, Segment], Weights],
-    layers: Callable[[Segment, Mapping[str, Tensor]], Mapping[str, nn.Module]],
+    layers: Callable[[Segment, Mapping[str, Rounded]], Mapping[str, nn.Module]],
 ) -> Weights:
     """The rounded weights [out, in] of all sites whose weight is quantized.
 
@@ -35,8 +39,7 @@ def round_segments(
         layers: the layers of a segment, with its rounded weights, through which later segments get their inputs.
     """
     parts = segments(fit.model.sites(), fit.policy)
-    originals = [{s.name: fit.weight_of(s) for s in part.sites if fit.rounds(s)} for part in parts]
-    found = [load_finished(fit.folder, part, like) for part, like in zip(parts, originals, strict=True)]
+    found = [load_finished(fit, part) for part in parts]
     missing = [n for n, weights in enumerate(found) if weights is None]
     last = max(missing, default=-1)
     walk = Walk(fit.model, fit.data, parts) if missing else None
@@ -51,29 +54,47 @@ def round_segments(
     return {name: weight for weights in found if weights for name, weight in weights.items()}
 
 
-def load_finished(folder: Path | None, segment: Segment, like: Mapping[str, Tensor]) -> Weights | None:
-    """The weights of a segment that an earlier run saved, None if there are none.
-
-    Args:
-        folder: where they are; None has nothing saved.
-        segment: names the file.
-        like: what the file must hold, for names, shapes and device; a segment without weights is always finished.
+def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
+    """The weights of a segment that an earlier run saved, None if there are none; a segment without is always finished.
 
     Raises:
         UserError: the file is damaged or of another model.
     """
-    if not like:
+    sites = [site for site in segment.sites if fit.rounds(site)]
+    if not sites:
         return {}
-    path = folder / f"{segment.name}.safetensors" if folder else None
+    path = fit.folder / f"{segment.name}.safetensors" if fit.folder else None
     if path is None or not path.exists():
         return None
     found = load_tensors(path)
-    if {name: w.shape for name, w in found.items()} != {name: w.shape for name, w in like.items()}:
+    expected = {key: shape for site in sites for key, shape in shapes(fit, site).items()}
+    if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
         raise UserError(f"{path} holds other weights than this model's {segment.name}; delete it, and it is made again")
-    return {name: weight.to(like[name].device) for name, weight in found.items()}
+    tensors = {name: tensor.to(fit.model.device) for name, tensor in found.items()}
+    return {site.name: from_tensors(tensors, site.name, fit.weight_spec(site)) for site in sites}
 
 
-def save_finished(folder: Path | None, segment: Segment, weights: Mapping[str, Tensor]) -> None:
+def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
+    """What `as_tensors` gives for a site."""
+    rows = as_rows(fit.weight_of(site), fit.weight_spec(site)).shape[0]
+    whole = {"codes": (site.out_features, site.in_features), "scale": (rows, 1), "zero_point": (rows, 1)}
+    return {f"{site.name}.{part}": shape for part, shape in whole.items()}
+
+
+def save_finished(folder: Path | None, segment: Segment, weights: Mapping[str, Rounded]) -> None:
     """Save a segment's rounded weights, whole or not at all."""
     if folder is not None and weights:
-        save_tensors(folder / f"{segment.name}.safetensors", weights)
+        tensors = {key: v for name, weight in weights.items() for key, v in as_tensors(weight, name).items()}
+        save_tensors(folder / f"{segment.name}.safetensors", tensors)
+
+
+def as_tensors(weight: Rounded, name: str) -> dict[str, Tensor]:
+    """A rounded weight by the names of its file."""
+    grid = weight.grid
+    return {f"{name}.codes": weight.codes, f"{name}.scale": grid.scale, f"{name}.zero_point": grid.zero_point}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], name: str, spec: QuantSpec) -> Rounded:
+    """The inverse of `as_tensors`."""
+    codes, scale, zero_point = (tensors[f"{name}.{part}"] for part in ("codes", "scale", "zero_point"))
+    return Rounded(codes, Affine(scale, zero_point, *code_range(spec)), spec)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdit.errors import UserError
-from qdit.quant.affine import affine, decode, encode, fake_quantize
+from qdit.quant.affine import Rounded, affine, code_range, decode, encode, fake_quantize, round_to_grid
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import QuantSpec, as_rows
 
@@ -148,3 +148,21 @@ def test_a_group_has_at_least_one_channel(size):
 def test_bits_are_whole_numbers(bits):
     with pytest.raises(UserError, match="2 to 8 are"):
         QuantSpec(bits=bits)
+
+
+@given(
+    st.integers(0, 999), st.sampled_from(GRIDS), st.integers(2, 8), st.sampled_from(["tensor", "row", "group"]),
+    st.floats(-3, 3),
+)  # fmt: skip
+@settings(deadline=None, max_examples=80)
+def test_codes_give_the_rounded_weight_back_bit_for_bit(seed, kind, bits, granularity, offset):
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(seed)) + offset
+    spec = QuantSpec(bits=bits, granularity=granularity, group_size=8 if granularity == "group" else None, grid=kind)
+    rows, grid = grid_of(weight, spec)
+    expected = round_to_grid(rows, grid).view_as(weight)
+    for given_weight in (weight, expected):  # from full precision, and from the grid itself
+        rounded = Rounded.of(given_weight, grid, spec)
+        assert torch.equal(rounded.weight, expected)
+        assert rounded.codes.dtype == (torch.int8 if kind == "symmetric" else torch.uint8)
+        low, high = code_range(spec)
+        assert low <= rounded.codes.min() <= rounded.codes.max() <= high

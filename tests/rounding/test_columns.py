@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qdit.errors import UserError
-from qdit.quant.affine import round_to_grid
+from qdit.quant.affine import decode, round_to_grid
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import as_rows
 from qdit.rounding.columns import Hessian, curvature, lazy_blocks, round_columns
@@ -38,7 +38,13 @@ def nearest(weight, spec, part):
 
 def gptq(weight, hessian, part, bits=4, damping=0.01, act_order=False, block_size=128):
     curve = curvature(hessian, damping, act_order, "site")
-    return round_columns(weight, curve, part.spec(bits), part.fit, block_size)
+    return values(round_columns(weight, curve, part.spec(bits), part.fit, block_size)).to(weight.dtype)
+
+
+def values(rounded):
+    """A rounded weight in double precision."""
+    rows = as_rows(rounded.codes, rounded.spec)
+    return decode(rows.double(), rounded.grid).view(rounded.codes.shape)
 
 
 def loss(weight, rounded, hessian):

@@ -86,7 +86,7 @@ def by_whole_passes(model, parts, data):
                 curve = curvature(hessians[site.name].value(), method.damping, method.act_order, site.name)
                 spec = fit.policy[site.name].weight
                 weights[site.name] = round_columns(fit.weight_of(site), curve, spec, parts.weight.fit, 128)
-    return weights
+    return {name: found.weight for name, found in weights.items()}
 
 
 @torch.no_grad()
@@ -203,6 +203,8 @@ def test_damaged_and_foreign_files_are_refused(tiny_model, data, tmp_path):
     rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
     with pytest.raises(UserError, match=r"block_000\.safetensors holds other weights"):
         rounded(tiny_model, recipe(GPTQ()), data, tmp_path)
+    with pytest.raises(UserError, match=r"block_000\.safetensors holds other weights"):
+        rounded(tiny_model, recipe(GPTQ(), ["qkv"], group_size=32), data, tmp_path)
     (tmp_path / "block_000.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"block_000\.safetensors is damaged"):
         rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
