@@ -43,11 +43,16 @@ def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Dataset, seed: 
 
 @torch.no_grad()
 def timestep_curve(model: DiffusionModel, sampler: Sampler, quantized: Quantized, path: Trajectory) -> dict:
-    """Mean SQNR (dB) of the guided output at every step of the path, with its standard error over samples."""
+    """Mean SQNR (dB) of the guided output at every step of the path, with its standard error over samples.
+
+    A correction of the output belongs to what is sampled, and so to this curve; reports of layers have none of it.
+    """
     mean, error = [], []
     with quantized.installed(model):
         for step, t in enumerate(path.timesteps):
             output = sampler.predict(model, path.states[step].to(model.device), t, path.labels.to(model.device))
+            if quantized.correction is not None:
+                output = quantized.correction.output(output, t)
             full = path.outputs[step].double()
             values = decibels(_energy(full), _energy(output.cpu().double() - full))
             mean.append(values.mean().item())

@@ -71,7 +71,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for key in ("scope", "transform", "weight", "activation", "rounding", "calibration", "search"):
+    for key in ("scope", "transform", "weight", "activation", "rounding", "calibration", "search", "correction"):
         try:
             parts[key] = build(config[key]) if "_target_" in config[key] else None
         except UserError as error:
@@ -118,6 +118,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     ]
     if recipe is not None:
         problems += recipe.problems(model.sites())
+        problems += recipe.correction.problems(model) if recipe.correction is not None else []
     if problems:
         raise from_problems(problems, "this run")
     return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared, objective)

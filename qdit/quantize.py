@@ -1,6 +1,6 @@
 """A recipe's parts, and the fit: plan a policy, calibrate what needs it, round the weights, make the layers.
 
-Order, always: statistics, transform, policy, ranges, rounding, layers. A weight is quantized once.
+Order, always: statistics, transform, policy, ranges, rounding, layers, correction. A weight is quantized once.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.calibration.statistics import input_values
+from qdit.correction import Correction, NoiseCorrection, corrected
 from qdit.errors import UserError
 from qdit.layers import QuantLinear, Shared, matrix, replaced
 from qdit.model.base import DiffusionModel, Site
@@ -46,6 +47,8 @@ class Recipe:
     """Rewrites the network before anything else; None leaves it as it is."""
     search: "Search | None" = None
     """Chooses group sizes; None gives all sites those of `weight` and `activation`."""
+    correction: Correction | None = None
+    """Is fitted to the quantized model's predictions; None leaves them."""
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
@@ -171,6 +174,8 @@ class Quantized:
     """How a search found the policy."""
     rewrite: Rewrite = field(default_factory=Rewrite)
     """The full-precision network whose sites the layers replace."""
+    correction: NoiseCorrection | None = None
+    """What the sampler does to the guided output (its `hook`); `installed` does not."""
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
@@ -187,14 +192,14 @@ def quantize(
     folder: Path | None = None,
     setting: "Setting | None" = None,
 ) -> Quantized:
-    """Fit a recipe to a model; search a policy first, if the recipe has a search.
+    """Fit a recipe to a model; search a policy first and correct the output last, if the recipe has these parts.
 
     Args:
         model: the full-precision model; it is read, not changed.
         recipe: the parts.
         collect: makes the calibration data; called only if a part needs it.
         folder: where finished blocks are saved, and found again by the same fit; None saves nothing.
-        setting: the run around a search; not needed without one.
+        setting: the run around a search or a correction; not needed without them.
 
     Raises:
         UserError: the recipe does not fit the model.
@@ -203,10 +208,12 @@ def quantize(
     if problems:
         raise UserError(*problems)
     if recipe.search is None:
-        return fit_policy(model, recipe, recipe.plan(model.sites()), collect, folder)
-    if setting is None:
+        quantized = fit_policy(model, recipe, recipe.plan(model.sites()), collect, folder)
+    elif setting is None:
         raise ValueError("a search needs its setting")
-    return recipe.search.quantize(model, recipe, collect, folder, setting)
+    else:
+        quantized = recipe.search.quantize(model, recipe, collect, folder, setting)
+    return corrected(recipe.correction, model, quantized, setting)
 
 
 @torch.no_grad()

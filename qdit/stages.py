@@ -50,8 +50,8 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:
-    """Where rounded weights are kept: shared by all runs that round alike, whatever they search or sample."""
-    recipe = {k: config[k] for k in RECIPE_KEYS if k != "search"}
+    """Where rounded weights are kept: shared by all runs that round alike, whatever they search, correct or sample."""
+    recipe = {k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}
     return (
         Path(config["cache_dir"]) / "rounding" / digest({"format": FORMAT, "recipe": recipe, "path": path_id(config)})
     )
@@ -106,8 +106,11 @@ def sample_set(
         watch = bar.stepping(indices, steps)
         if fit is None:
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
-        with fit().installed(parts.model):
-            return parts.sampler.sample(parts.model, indices, labels, config["seed"], Clock(), watch)
+        quantized = fit()
+        with quantized.installed(parts.model):
+            return parts.sampler.sample(
+                parts.model, indices, labels, config["seed"], Clock(), watch, quantized.correction
+            )
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
         extractor = parts.prepared.extractors[name]

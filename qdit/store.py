@@ -179,7 +179,9 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove what was computed, to compute it again."""
-        remove(self.path, "result.json", "metrics.json", "search.jsonl", "samples/*.safetensors")
+        remove(
+            self.path, "result.json", "metrics.json", "search.jsonl", "correction.safetensors", "samples/*.safetensors"
+        )
 
     def save_result(self, record: dict) -> None:
         """Replace `result.json`; the metrics that waited for it are in it."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qdit.model.base import DiffusionModel
+from qdit.sampler.hook import Transition, alphas_bar
 from qdit.sampler.sampler import Sampler, respaced
 
 
@@ -28,3 +29,15 @@ class DDIM(Sampler):
     def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one DDIM step."""
         return scheduler.step(output[:, : x.shape[1]], t, x, eta=self.eta, generator=generators).prev_sample
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether there is noise at all."""
+        return self.eta > 0
+
+    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+        """Eq. 12 and 16 of the paper: the direction pointing to x_t, less what the predicted x_0 holds of the noise."""
+        bar, after = alphas_bar(scheduler, t)
+        variance = self.eta**2 * (1 - after) / (1 - bar) * (1 - bar / after)
+        gain = max(0.0, 1 - after - variance) ** 0.5 - (after * (1 - bar) / bar) ** 0.5
+        return Transition(gain, torch.tensor(variance).sqrt())

@@ -1,11 +1,13 @@
 """DDPM (Ho, Jain & Abbeel 2020), with improved DDPM's learned variance (Nichol & Dhariwal 2021) where there is one."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdit.model.base import DiffusionModel
+from qdit.sampler.hook import Transition, alphas_bar
 from qdit.sampler.sampler import Sampler, respaced
 
 
@@ -29,3 +31,21 @@ class DDPM(Sampler):
     def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one ancestral step; the last one adds no noise."""
         return scheduler.step(output, t, x, generator=generators).prev_sample
+
+    @property
+    def absorbs(self) -> bool:
+        """Always; only the last step adds no noise."""
+        return True
+
+    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+        """The posterior's mean and standard deviation (Ho et al. eq. 6 and 7; Nichol & Dhariwal eq. 15)."""
+        bar, after = alphas_bar(scheduler, t)
+        beta = 1 - bar / after
+        gain = -beta * (after / (bar * (1 - bar))) ** 0.5
+        if t == 0:
+            return Transition(gain, torch.tensor(0.0))
+        lower = math.log(beta * (1 - after) / (1 - bar))
+        if scheduler.config.variance_type != "learned_range":
+            return Transition(gain, torch.tensor(lower / 2).exp())
+        share = (output.chunk(2, dim=1)[1] + 1) / 2
+        return Transition(gain, ((share * math.log(beta) + (1 - share) * lower) / 2).exp())

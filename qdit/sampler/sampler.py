@@ -20,6 +20,7 @@ from torch import Tensor
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
 from qdit.sampler.clock import Clock
+from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
 from qdit.sampler.noise import generator, noise
 from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
 
@@ -67,6 +68,24 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Compute the next, less noisy state from the guided output [B, C or 2C, h, w]; `t` is the scheduler's own."""
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether steps add noise that can absorb an error of the prediction (see `qdit.sampler.hook`)."""
+        return False
+
+    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+        """Describe one step; for samplers that absorb."""
+        raise NotImplementedError(f"{self.kind} does not absorb errors")
+
+    def update(
+        self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator], error: float
+    ) -> Tensor:
+        """Take one step whose noise absorbs an error of variance `error` in the predicted noise, if it can."""
+        if error == 0 or not self.absorbs:
+            return self.step(scheduler, output, t, x, generators)
+        transition, noise = self.transition(scheduler, output, t), upcoming(generators, x)
+        return absorbed(self.step(scheduler, output, t, x, generators), noise, transition, error)
 
     def timesteps(self, model: DiffusionModel) -> list[int]:
         """List what the model is told, in sampling order (noisiest first)."""
@@ -140,6 +159,7 @@ class Sampler(ABC):
         seed: int,
         clock: Clock | None = None,
         callback: Callback | None = None,
+        hook: Hook | None = None,
     ) -> Float[Tensor, "B C h w"]:
         """Sample the latents of `indices`.
 
@@ -149,7 +169,8 @@ class Sampler(ABC):
             labels: one class for each index.
             seed: of all noise.
             clock: set before each call of the denoiser, for layers that depend on time.
-            callback: called as (step, timestep, x_t, guided output) after each call of the denoiser.
+            callback: called as (step, timestep, x_t, guided output) after each call of the denoiser and of the hook.
+            hook: corrects the guided output, and the noise of the steps.
 
         Returns:
             Float32 latents on the model's device, scaled as the denoiser knows them.
@@ -169,9 +190,11 @@ class Sampler(ABC):
         for step, (t, timestep) in enumerate(zip(own, told, strict=True)):
             clock.set(step, timestep, len(told))
             output = self.predict(model, x, timestep, labels)
+            if hook is not None:
+                output = hook.output(output, timestep)
             if callback is not None:
                 callback(step, timestep, x, output)
-            x = self.step(scheduler, output, t, x, generators)
+            x = self.update(scheduler, output, t, x, generators, hook.error(timestep) if hook else 0.0)
         return x
 
 

@@ -1,0 +1,126 @@
+"""What a fit asks of a correction, and what it gets: an affine map of the prediction for each timestep.
+
+A correction is fitted last, to the quantized model as it will be sampled from; a search before it compares models that
+are not corrected. It acts on the guided output, through the sampler's hook (`qdit.sampler.hook`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel
+from qdit.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from qdit.quantize import Quantized
+    from qdit.search.base import Setting
+
+FITTED = "correction.safetensors"
+
+
+class NoiseCorrection(nn.Module):
+    """Undo a slope and a bias in the predicted noise, timestep by timestep: ε ← (ε - bias) / (1 + slope).
+
+    The buffers are all there is: `NoiseCorrection(**tensors)` is the same correction again. Implements
+    `qdit.sampler.hook.Hook`.
+
+    Args:
+        timesteps: those that were fitted, as the model is told them.
+        slope: of the error on the noise.
+        bias: of the error, for each channel of the predicted noise.
+        variance: of what is left of the error, before the division by 1 + slope.
+    """
+
+    timesteps: Tensor
+    slope: Tensor
+    bias: Tensor
+    variance: Tensor
+
+    def __init__(
+        self,
+        timesteps: Int[Tensor, " steps"],
+        slope: Float[Tensor, " steps"],
+        bias: Float[Tensor, "steps channels"],
+        variance: Float[Tensor, " steps"],
+    ) -> None:
+        super().__init__()
+        for name, value in {"timesteps": timesteps, "slope": slope, "bias": bias, "variance": variance}.items():
+            self.register_buffer(name, value)
+
+    def _row(self, timestep: int) -> int:
+        """The place of a timestep.
+
+        Raises:
+            UserError: it was not fitted.
+        """
+        found = (self.timesteps == timestep).nonzero()
+        if len(found) == 0:
+            known = ", ".join(map(str, self.timesteps.tolist()))
+            raise UserError(
+                f"the correction was not fitted at timestep {timestep}, but at {known}; sample with the sampler of the "
+                "fit, or fit again"
+            )
+        return int(found[0])
+
+    def output(self, output: Float[Tensor, "B O *space"], timestep: int) -> Float[Tensor, "B O *space"]:
+        """The guided output with its first channels, the noise, corrected; a learned variance stays.
+
+        Raises:
+            UserError: the timestep was not fitted.
+        """
+        row, channels = self._row(timestep), self.bias.shape[1]
+        bias = self.bias[row].to(output).view(-1, *(1,) * (output.ndim - 2))
+        noise = (output[:, :channels] - bias) / (1 + self.slope[row].to(output))
+        return torch.cat([noise, output[:, channels:]], 1)
+
+    def error(self, timestep: int) -> float:
+        """The variance of what is left of the error in the corrected noise."""
+        row = self._row(timestep)
+        return (self.variance[row] / (1 + self.slope[row]) ** 2).item()
+
+
+class Correction(Protocol):
+    """A rule that fits a correction. Config only: the models and the data arrive as arguments."""
+
+    def problems(self, model: DiffusionModel) -> list[str]:
+        """What cannot work with this model, one sentence each."""
+        ...
+
+    def fit(self, model: DiffusionModel, quantized: "Quantized", setting: "Setting") -> NoiseCorrection:
+        """The correction of a quantized model.
+
+        Args:
+            model: in full precision; it is read, not changed.
+            quantized: what is corrected.
+            setting: the run: its sampler, data set and seed.
+        """
+        ...
+
+
+def corrected(
+    correction: Correction | None, model: DiffusionModel, quantized: "Quantized", setting: "Setting | None"
+) -> "Quantized":
+    """Fit a correction, or read what an earlier process of the same run fitted; arguments as `Correction.fit`.
+
+    `correction` None changes nothing and needs no setting.
+
+    Raises:
+        UserError: the quantized model's output is not finite, or a file of the run is damaged.
+    """
+    if correction is None:
+        return quantized
+    if setting is None:
+        raise ValueError("a correction needs its setting")
+    path: Path | None = setting.folder / FITTED if setting.folder else None
+    if path is not None and path.exists():
+        fitted = NoiseCorrection(**load_tensors(path))
+    else:
+        fitted = correction.fit(model, quantized, setting)
+        if path is not None:
+            save_tensors(path, dict(fitted.state_dict()))
+    return replace(quantized, correction=fitted.to(model.device))
