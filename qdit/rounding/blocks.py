@@ -1,16 +1,19 @@
 """Walk a diffusion transformer block by block, from outside.
 
-The activations at one block's boundary are kept (on the CPU) and advanced, so that time grows linearly with depth and
-memory not at all; Q-DiT's release runs the whole network for every block. Blocks are found through the sites' names and
-called with the arguments that the network itself gave to the first one. What is assumed of a network: its blocks follow
-one another, map their first argument to the next one's, and share all others (DiT, PixArt and their kin).
+The activations at one block's boundary are kept (on the CPU) and advanced in place, so that time grows linearly with
+depth and memory not at all; Q-DiT's release runs the whole network for every block. Blocks are found through the sites'
+names and called with the arguments that the network itself gave to the first one; behind the last one, the network runs
+without its blocks. What is assumed of a network: its blocks follow one another, map their first argument to the next
+one's, and share all others (DiT, PixArt and their kin).
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
@@ -83,6 +86,8 @@ class Walk:
     """Layers of the segments that were passed."""
     boundary: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     """Input on the CPU, other arguments and keywords of the next block, for every batch."""
+    hidden: Tensor | None = None
+    """The inputs of all batches in one tensor, of which those in `boundary` are views."""
 
     def observe(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
         """Run the data through `segment` with `layers` in place."""
@@ -91,19 +96,28 @@ class Walk:
 
     def advance(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
         """Run the data through `segment` with `layers` in place, and go on to the next one."""
-        for batch, output in enumerate(self._run(segment, layers)):
-            if segment.block is None:
-                self.boundary.append(output)
-            else:
-                self.boundary[batch] = (output, *self.boundary[batch][1:])
+        if segment.block is None:
+            entering = list(self._run(segment, layers))
+            self.hidden = torch.cat([hidden for hidden, _, _ in entering])
+            views = self.hidden.split([len(hidden) for hidden, _, _ in entering])
+            self.boundary = [(view, *others) for view, (_, *others) in zip(views, entering, strict=True)]
+        else:
+            for batch, output in enumerate(self._run(segment, layers)):
+                self.boundary[batch][0].copy_(output)
         self.passed |= layers
+
+    def tail(self, x: Tensor, t: Tensor, y: Tensor, hidden: Tensor) -> Tensor:
+        """The network's output, given the last block's output `hidden`; the blocks do not run."""
+        blocks = [self.model.denoiser.get_submodule(part.block) for part in self.segments if part.block is not None]
+        with bypassed(blocks, hidden):
+            return self.model.denoise(x, t, y)
 
     def _run(self, segment: Segment, layers: Mapping[str, nn.Module]) -> Iterator[Any]:
         if segment.block is not None:
             return self._run_block(segment.block, layers)
         if segment is self.segments[0]:
             return self._run_to_blocks(layers)
-        return self._run_all(layers)
+        return self._run_tail(layers)
 
     def _run_block(self, path: str, layers: Mapping[str, nn.Module]) -> Iterator[Tensor]:
         """Outputs of a block, on the CPU."""
@@ -134,11 +148,27 @@ class Walk:
         finally:
             handle.remove()
 
-    def _run_all(self, layers: Mapping[str, nn.Module]) -> Iterator[Tensor]:
-        """Outputs of the network. The last segment may read from the blocks (DiT's does), so one whole pass is made."""
+    def _run_tail(self, layers: Mapping[str, nn.Module]) -> Iterator[Tensor]:
+        """Outputs of the network. The last segment may read from the blocks (DiT's does), so these are in place."""
         with replaced(self.model.denoiser, {**self.passed, **layers}):
-            for x, t, y in self.data.batches(self.model):
-                yield self.model.denoise(x, t, y)
+            for (x, t, y), (hidden, _, _) in zip(self.data.batches(self.model), self.boundary, strict=True):
+                yield self.tail(x, t, y, hidden.to(self.model.device))
+
+
+@contextmanager
+def bypassed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
+    """`blocks` that return `hidden`, whatever they are given; afterwards they compute again."""
+    originals = [vars(block).get("forward") for block in blocks]  # a wrapper may have put one there
+    try:
+        for block in blocks:
+            block.forward = lambda *args, **kwargs: hidden
+        yield
+    finally:
+        for block, original in zip(blocks, originals, strict=True):
+            if original is None:
+                del block.forward
+            else:
+                block.forward = original
 
 
 class Observed(nn.Module):
