@@ -1,0 +1,106 @@
+"""AdaRound's arithmetic: a weight between its two nearest codes, and the penalty that makes it choose.
+
+Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568), eq. 21-24:
+
+    w̃ = s (clamp(floor(w / s) + h(α) + z, low, high) - z)        h(α) = clamp(1.2 σ(α) - 0.1, 0, 1)
+    penalty = Σ 1 - |2 h(α) - 1|^β                                 β from 20 to 2 while it learns
+
+α starts where h is the fraction of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale and zero
+point stay. Everything is element by element, so the chain rule from w̃ to α is written out: a fresh graph of a dozen
+tensors of the weight's size would cost as much as the layer itself where batches are small.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.quant.affine import Affine, Rounded
+from qdit.quant.spec import QuantSpec, as_rows
+
+GAMMA, ZETA = -0.1, 1.1
+TIE = 1e-6  # how far below 0 an α starts whose fraction is 0.5 and whose nearest (even) code is the lower one
+
+
+def initial_alpha(fraction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The α whose h is the given fraction.
+
+    >>> initial_alpha(torch.tensor([0.0, 0.25, 0.5, 0.9]))
+    tensor([-2.3979, -0.8873,  0.0000,  1.6094])
+    """
+    return torch.log((fraction - GAMMA) / (ZETA - fraction))
+
+
+def rectified(sigmoid: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """H of σ(α)."""
+    return (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+
+
+def penalty(h: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, ""]:
+    """Σ 1 - |2 h - 1|^β: the number of undecided values for h = 0.5, none for binary h."""
+    return (1 - (2 * h - 1).abs() ** beta).sum()
+
+
+def beta_at(step: int, steps: int, warmup: float, start: float, end: float) -> float:
+    """β at a step from 1 to `steps`: `start` during the warm-up (a share of the steps), then linear to `end`.
+
+    >>> [beta_at(step, 20_000, 0.2, 20, 2) for step in (1, 4_000, 8_000, 12_000, 16_000, 20_000)]
+    [20.0, 20.0, 15.5, 11.0, 6.5, 2.0]
+    """
+    left = (steps - step) / (steps * (1 - warmup))
+    return end + (start - end) * min(1.0, left)
+
+
+class SoftWeight:
+    """A weight [out, channels] that learns its rounding.
+
+    Args:
+        weight: in full precision.
+        grid: scale and zero point of each row of `as_rows(weight, spec)`; they stay.
+        spec: of the weight.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out channels"], grid: Affine, spec: QuantSpec) -> None:
+        rows = as_rows(weight, spec).float() / grid.scale
+        self.shape, self.dtype, self.grid, self.spec = weight.shape, weight.dtype, grid, spec
+        self.floor = rows.floor()
+        alpha = initial_alpha(rows - self.floor)
+        up = rows.round() > self.floor
+        edge = torch.where(up, 0.0, -TIE)
+        self.alpha = torch.where(up == (alpha >= 0), alpha, edge)
+        """[rows, row length]; `Adam` moves it."""
+        self.lowest, self.highest = grid.low - grid.zero_point, grid.high - grid.zero_point
+        # Neighbours beyond the grid are one and the same code.
+        inside = (self.floor >= self.lowest) & (self.floor < self.highest)
+        self.slope = inside * (grid.scale * (ZETA - GAMMA))
+        self.sigmoid = torch.empty_like(alpha)
+
+    def soft(self) -> Float[Tensor, "out channels"]:
+        """W̃ in the weight's dtype, a leaf whose gradient `learn` takes."""
+        torch.sigmoid(self.alpha, out=self.sigmoid)
+        codes = rectified(self.sigmoid).add_(self.floor)
+        torch.clamp(codes, self.lowest, self.highest, out=codes)
+        return codes.mul_(self.grid.scale).view(self.shape).to(self.dtype).requires_grad_()
+
+    def learn(self, gradient: Float[Tensor, "out channels"], weight: float, beta: float) -> None:
+        """Set α's gradient: that of the loss, given with respect to the last w̃, and `weight` times the penalty's."""
+        rows = as_rows(gradient, self.spec).float()
+        total = rows * self.slope
+        if weight:
+            signed = rectified(self.sigmoid).mul_(2).sub_(1)
+            sign = signed.sign()
+            total.sub_(signed.abs_().pow_(beta - 1).mul_(sign), alpha=2 * beta * weight * (ZETA - GAMMA))
+        # dσ/dα, and 0 where the clamp of h holds it
+        change = (1 - self.sigmoid).mul_(self.sigmoid)
+        change.mul_((self.sigmoid > -GAMMA / (ZETA - GAMMA)) & (self.sigmoid < (1 - GAMMA) / (ZETA - GAMMA)))
+        self.alpha.grad = total.mul_(change)
+
+    def hard(self) -> Rounded:
+        """The codes as they stand: up where α >= 0."""
+        codes = self.floor + (self.alpha >= 0) + self.grid.zero_point
+        codes = codes.clamp_(self.grid.low, self.grid.high).view(self.shape)
+        return Rounded(codes.to(torch.int8 if self.grid.low < 0 else torch.uint8), self.grid, self.spec)
+
+    def undecided(self) -> float:
+        """The share of weights whose h is neither 0 nor 1."""
+        h = rectified(self.alpha.sigmoid())
+        return float(((h > 0) & (h < 1)).float().mean())
