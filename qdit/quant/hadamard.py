@@ -1,0 +1,124 @@
+"""The Hadamard transform of rows, fast: x H / √n without the n × n matrix; orthogonal, because H Hᵀ = n I.
+
+H is the Kronecker product of a Sylvester matrix of size 2^p and a small matrix of size K, where n = 2^p K. The small
+one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic character of the difference,
+
+    q = 3 mod 4, K = q + 1:      H = I + S,   S = [[0, 1], [-1, Q]]
+    q = 1 mod 4, K = 2 (q + 1):  H = C ⊗ [[1, 1], [1, -1]] + I ⊗ [[1, -1], [-1, -1]],   C = [[0, 1], [1, Q]]
+
+which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more: every width of the published diffusion
+transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456) reads them from
+a table; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied as a small
+matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications a row instead of n². A kernel of its own
+would need no multiplications, and p additions instead of Σ 2^pᵢ, which is what `operations` counts.
+
+Left out: half precision inside (16-bit butterflies were seen to flicker in video), and sizes from prime powers (52).
+"""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+LARGEST_BASE = 256  # beyond it the small matrix is not small
+_CHUNK = 5  # binary digits a matrix product
+
+
+def _prime(n: int) -> bool:
+    return n > 1 and all(n % k for k in range(2, int(n**0.5) + 1))
+
+
+def _paley(order: int) -> bool:
+    """Whether Paley's constructions give a Hadamard matrix of this order."""
+    first = order % 4 == 0 and _prime(order - 1)
+    return first or (order % 4 == 0 and (order // 2 - 1) % 4 == 1 and _prime(order // 2 - 1))
+
+
+def split(n: int) -> tuple[int, int]:
+    """p and K of n = 2^p K, with the smallest K that has a known matrix.
+
+    >>> split(1152), split(4608), split(1024), split(72)
+    ((5, 36), (7, 36), (10, 1), (1, 36))
+
+    Raises:
+        ValueError: there is none; the message is for a user.
+    """
+    p = (n & -n).bit_length() - 1
+    for power in range(p, -1, -1):
+        base = n >> power
+        if base == 1 or (base <= LARGEST_BASE and _paley(base)):
+            return power, base
+    advice = f"blocks of {2**p} divide them" if p else "they are odd"
+    raise ValueError(f"no Hadamard matrix is known here for {n} channels; {advice}")
+
+
+def _character(q: int) -> Float[Tensor, "q q"]:
+    """Quadratic characters of all differences j - i modulo a prime q."""
+    values = torch.full((q,), -1.0, dtype=torch.float64)
+    values[[k * k % q for k in range(q)]] = 1.0
+    values[0] = 0.0
+    return values[(torch.arange(q) - torch.arange(q)[:, None]) % q]
+
+
+def _bordered(q: int, column: float) -> Float[Tensor, "q+1 q+1"]:
+    """Q with a row of ones, a column of `column` and a zero in the corner."""
+    made = torch.ones(q + 1, q + 1, dtype=torch.float64)
+    made[0, 0], made[1:, 0], made[1:, 1:] = 0.0, column, _character(q)
+    return made
+
+
+def base_matrix(order: int) -> Float[Tensor, "order order"]:
+    """A Hadamard matrix of ±1 by Paley's constructions, float64; order 1 is [[1]]."""
+    if order == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if _prime(order - 1) and order % 4 == 0:
+        return torch.eye(order, dtype=torch.float64) + _bordered(order - 1, -1.0)
+    ones, other = torch.tensor([[[1.0, 1], [1, -1]], [[1, -1], [-1, -1]]], dtype=torch.float64)
+    half = order // 2
+    return torch.kron(_bordered(half - 1, 1.0), ones) + torch.kron(torch.eye(half, dtype=torch.float64), other)
+
+
+def sylvester(order: int) -> Float[Tensor, "order order"]:
+    """The symmetric Hadamard matrix of ±1 of a power of two, float64."""
+    made, step = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
+    while len(made) < order:
+        made = torch.kron(step, made)
+    return made
+
+
+@cache
+def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """The orthogonal Kronecker factors of H / √n, the slowest axis first."""
+    power, base = split(n)
+    parts = -(-power // _CHUNK)
+    digits = [power // parts + (i < power % parts) for i in range(parts)]
+    made = [sylvester(2**d) for d in digits] + ([base_matrix(base)] if base > 1 or not digits else [])
+    return tuple((each / len(each) ** 0.5).to(device, dtype) for each in made)
+
+
+def hadamard(x: Float[Tensor, "*rows n"], block: int | None = None) -> Float[Tensor, "*rows n"]:
+    """x H / √n, or the same in each block of `block` channels; in float32, or in float64 for a float64 `x`.
+
+    >>> hadamard(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    tensor([1., 1., 1., 1.])
+    """
+    rows = x.double() if x.dtype == torch.float64 else x.float()
+    inner = 1
+    for factor in reversed(_factors(block or x.shape[-1], rows.dtype, rows.device)):
+        size = len(factor)
+        last = inner == 1
+        rows = rows.reshape(-1, size) @ factor if last else factor.T @ rows.reshape(-1, size, inner)
+        inner *= size
+    return rows.reshape(x.shape).to(x.dtype)
+
+
+def rotate(x: Float[Tensor, "*rows n"], signs: Int8[Tensor, " n"], block: int | None) -> Float[Tensor, "*rows n"]:
+    """x R with the randomized Hadamard matrix R = diag(signs) H / √n (QuaRot), block by block if blocks are given."""
+    return hadamard(x * signs, block)
+
+
+def operations(n: int, block: int | None = None) -> int:
+    """Additions and multiplications of `rotate` for one row: n (1 + p + K); K = 1 costs nothing."""
+    power, base = split(block or n)
+    return n * (1 + power + (base if base > 1 else 0))
