@@ -1,7 +1,8 @@
 """How weights choose their codes."""
 
+from qdit.rounding.adaround import AdaRound
 from qdit.rounding.base import Rounding
 from qdit.rounding.gptq import GPTQ
 from qdit.rounding.nearest import Nearest
 
-__all__ = ["GPTQ", "Nearest", "Rounding"]
+__all__ = ["GPTQ", "AdaRound", "Nearest", "Rounding"]

@@ -91,18 +91,18 @@ class Walk:
 
     def observe(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
         """Run the data through `segment` with `layers` in place."""
-        for _ in self._run(segment, layers):
+        for _ in self.run(segment, layers):
             pass
 
     def advance(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
         """Run the data through `segment` with `layers` in place, and go on to the next one."""
         if segment.block is None:
-            entering = list(self._run(segment, layers))
+            entering = list(self.run(segment, layers))
             self.hidden = torch.cat([hidden for hidden, _, _ in entering])
             views = self.hidden.split([len(hidden) for hidden, _, _ in entering])
             self.boundary = [(view, *others) for view, (_, *others) in zip(views, entering, strict=True)]
         else:
-            for batch, output in enumerate(self._run(segment, layers)):
+            for batch, output in enumerate(self.run(segment, layers)):
                 self.boundary[batch][0].copy_(output)
         self.passed |= layers
 
@@ -112,7 +112,8 @@ class Walk:
         with bypassed(blocks, hidden):
             return self.model.denoise(x, t, y)
 
-    def _run(self, segment: Segment, layers: Mapping[str, nn.Module]) -> Iterator[Any]:
+    def run(self, segment: Segment, layers: Mapping[str, nn.Module]) -> Iterator[Any]:
+        """What the data becomes in `segment` with `layers` in place, batch by batch: see the three below."""
         if segment.block is not None:
             return self._run_block(segment.block, layers)
         if segment is self.segments[0]:

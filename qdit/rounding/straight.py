@@ -1,17 +1,16 @@
 """Activation quantizers while a unit learns: rounding with a straight-through gradient, and static steps that learn.
 
 Esser et al., "Learned step size quantization" (arXiv 1902.08153), without its gradient scaling, as BRECQ and PTQ4DiT
-(arXiv 2405.16005) use it: round(v) counts as v in the derivative, the zero point stays. Dynamic quantizers have nothing
-to learn; no input of theirs is clipped, so their gradient is the identity.
+(arXiv 2405.16005) use it: round(v) counts as v in the derivative, the zero point stays. All other quantizers (dynamic
+ones, which clip nothing) have nothing to learn, and their gradient is the identity.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdit.activation.dynamic import DynamicQuantizer
 from qdit.activation.static import StaticQuantizer
 from qdit.quant.spec import as_rows
 
@@ -63,7 +62,7 @@ class Straight(nn.Module):
 
 
 class LearnedStep(nn.Module):
-    """A static quantizer whose scale learns; the quantizer itself stays as it is until `keep`.
+    """A static quantizer whose scale learns; the quantizer itself stays as it is.
 
     Args:
         quantizer: its scale is the start.
@@ -90,29 +89,28 @@ class LearnedStep(nn.Module):
         """Keep the step positive."""
         torch.maximum(self.scale, self.smallest, out=self.scale)
 
-    def keep(self) -> None:
-        """Give the quantizer the scale that was learned."""
-        self.quantizer.scale.copy_(self.scale.detach())
 
+def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Every activation quantizer inside installed layers, by path; one that several layers share comes once.
 
-def quantizers(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Every activation quantizer inside installed layers, by path; one that several layers share comes once."""
-    seen: set[int] = set()
+    A quantizer is a module without children below a `QuantLinear`, or below any other installed module: how they are
+    composed (in a sequence, by region, around an attention's products) is left to what holds them.
+
+    Args:
+        layers: by path.
+        exact: modules below the layers that do not quantize, such as a transform's.
+    """
+    seen: set[nn.Module] = set()
     for prefix, layer in layers.items():
         for path, module in layer.named_modules():
-            if isinstance(module, StaticQuantizer | DynamicQuantizer) and id(module) not in seen:
-                seen.add(id(module))
-                yield f"{prefix}.{path}" if path else prefix, module
+            if path and module not in seen and module not in exact and not any(module.children()):
+                seen.add(module)
+                yield f"{prefix}.{path}", module
 
 
-def static_quantizers(layers: Mapping[str, nn.Module]) -> dict[str, StaticQuantizer]:
-    """Those whose scale can be learned."""
-    return {path: module for path, module in quantizers(layers) if isinstance(module, StaticQuantizer)}
-
-
-def learnable(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def learnable(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> dict[str, nn.Module]:
     """What to put in the place of the quantizers of installed layers while these learn."""
     return {
         path: LearnedStep(module) if isinstance(module, StaticQuantizer) else Straight(module)
-        for path, module in quantizers(layers)
+        for path, module in quantizers(layers, exact)
     }

@@ -1,0 +1,62 @@
+"""AdaRound with block reconstruction: the rounding of PTQ4DiT, Q-Diffusion, PTQD and BRECQ.
+
+Every unit (`qdit.rounding.units`) learns, code by code, whether its weights round up or down, and the steps of its
+static activation quantizers, so that its output comes close to the full-precision network's. Sources: Nagel et al.,
+AdaRound (arXiv 2004.10568); Li et al., BRECQ (arXiv 2102.05426); PTQ4DiT (arXiv 2405.16005) and its release.
+
+What differs from the release: time is linear in depth, the loss does not depend on the number of tokens, data is
+shuffled as a whole, finished units are saved, a learned step stays positive, a unit that ends further from its target
+than nearest rounding (too few iterations) stays at nearest, with a warning, and the network never leaves evaluation
+mode. Left out: QDrop's random dropping of activation quantization.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from qdit.errors import UserError
+from qdit.quant.affine import Rounded
+from qdit.rounding.nearest import Nearest
+from qdit.rounding.reconstruction import Learning
+from qdit.rounding.session import Session
+
+if TYPE_CHECKING:
+    from qdit.quantize import Fit
+
+Inputs = Literal["quantized", "full_precision"]
+Weighting = Literal["uniform", "fisher"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound(Learning):
+    """Units learn their rounding and their activation steps, one after the other; see `Learning` for the loop.
+
+    Args:
+        inputs: `quantized` inputs are those of the network as quantized so far ("asymmetric" reconstruction, as
+            released); `full_precision` ones the original network's. The target is the original network's output.
+        weighting: of the squared error: `uniform`, or `fisher`, by point and channel (`qdit.rounding.fisher`).
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    inputs: Inputs = "quantized"
+    weighting: Weighting = "uniform"
+    needs_calibration = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, allowed in (("inputs", Inputs), ("weighting", Weighting)):
+            if (value := getattr(self, key)) not in get_args(allowed):
+                raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
+
+    def weights(self, fit: "Fit") -> dict[str, Rounded]:
+        """The rounded weight [out, in] of every site whose weight is quantized; `fit`'s static quantizers learn too.
+
+        Finished units come from `fit.folder`.
+
+        Raises:
+            UserError: no calibration data, inputs that are not finite, or a damaged file of a finished unit.
+        """
+        if self.iterations == 0:
+            return Nearest().weights(fit)
+        return Session(fit, self, lagging=self.inputs == "full_precision", fisher=self.weighting == "fisher").run()

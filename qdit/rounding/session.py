@@ -1,0 +1,218 @@
+"""One fit's reconstruction: unit after unit is read from the disk, or learns and is saved.
+
+A unit's file holds codes, scales and zero points of its weights (`qdit.rounding.resume`) and its activation steps, as
+`<path>.step`. It is written whole or not at all, and nothing else decides how the next unit learns: the lanes are made
+again from what was saved, and each unit shuffles with a random stream of its own. A killed fit, started again, ends
+with the bytes of an undisturbed one.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from qdit.activation.static import StaticQuantizer
+from qdit.errors import UserError
+from qdit.layers import QuantLinear, replaced
+from qdit.model.base import Site
+from qdit.quant.affine import Rounded
+from qdit.rounding.blocks import Segment, segments
+from qdit.rounding.fisher import importances
+from qdit.rounding.lanes import Lanes
+from qdit.rounding.reconstruction import Learner, Learning, error, reconstruct
+from qdit.rounding.resume import as_tensors, from_tensors, shapes
+from qdit.rounding.soft import SoftWeight
+from qdit.rounding.straight import LearnedStep, learnable, quantizers
+from qdit.rounding.units import Unit, list_units
+from qdit.sampler.noise import generator
+from qdit.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from qdit.quantize import Fit
+
+log = logging.getLogger("qdit")
+
+
+class Session:
+    """A reconstruction in progress.
+
+    Args:
+        fit: what is fitted; its static quantizers get the steps that were learned.
+        how: the hyperparameters.
+        lagging: whether units learn from full-precision inputs: the second lane then stays in full precision, too, one
+            segment behind the first.
+        fisher: whether errors are weighted by the output's Fisher information.
+    """
+
+    def __init__(self, fit: "Fit", how: Learning, *, lagging: bool, fisher: bool) -> None:
+        self.fit, self.how, self.lagging, self.fisher = fit, how, lagging, fisher
+        self.parts = segments(fit.model.sites(), fit.policy)
+        self.units = list_units(self.parts, self.alike)
+        self.weights: dict[str, Rounded] = {}
+        self.done: set[str] = set()
+        self.exact = {part for module in fit.rewrite.inputs.values() for part in module.modules()}
+        self.seed: int = getattr(fit.recipe.calibration, "seed", 0)
+
+    def run(self) -> dict[str, Rounded]:
+        """The rounded weights of all units."""
+        missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
+        total = len(missing) * self.how.iterations
+        lanes = Lanes(self.fit.model, self.fit.data, self.parts) if missing else None
+        with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
+            for part, group in zip(self.parts, self.units, strict=True):
+                for unit in group:
+                    if unit.name in missing:
+                        assert lanes is not None
+                        self.learn(unit, lanes, bar)
+                        missing.remove(unit.name)
+                if not missing or lanes is None:
+                    break
+                lanes.advance(part, self.passed(part))
+        return self.weights
+
+    def learn(self, unit: Unit, lanes: Lanes, bar: tqdm) -> None:
+        """Reconstruct a unit, save it and keep it."""
+        layers, passed = self.layers(unit), self.passed(unit.segment)
+        task, importance = lanes.task(unit, passed), self.importance.get(unit.name)
+        learning = learnable(layers, self.exact)
+        learner = self.learner(unit, layers, learning)
+        nearest = learner.result()
+        random = generator(self.seed, f"reconstruction {unit.name}", 0)
+        with lanes.installed(unit.segment, {**passed, **layers}), replaced(self.fit.model.denoiser, learning):
+            learner.harden()
+            before = error(task, self.how.batch_size, importance)
+            if not isfinite(before):
+                raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
+            with self.repeatable():
+                reconstruct(task, learner, self.how, random, importance, bar.update)
+            learner.harden()
+            after = error(task, self.how.batch_size, importance)
+        log.debug("%s: error %.4g, nearest %.4g", unit.name, after, before)
+        better = after <= before
+        if not better:
+            log.warning(
+                "adaround: %s stays at nearest, whose error is %.4g, not %.4g; more rounding.iterations, or a larger "
+                "rounding.rate, may help",
+                *(unit.name, before, after),
+            )
+        result = learner.result() if better else nearest
+        self.save(unit, *result)
+        self.keep(unit, *result)
+
+    def learner(self, unit: Unit, layers: Mapping[str, nn.Module], learning: Mapping[str, nn.Module]) -> Learner:
+        """What learns in a unit whose `layers`, and `learning` in the place of their quantizers, are installed."""
+        softs = {site.name: self.soft(site) for site in unit.sites if self.fit.rounds(site)}
+        linears = {name: layer for name, layer in layers.items() if isinstance(layer, QuantLinear) and name in softs}
+        return Learner(linears, softs, {p: step for p, step in learning.items() if isinstance(step, LearnedStep)})
+
+    @cached_property
+    def importance(self) -> dict[str, Tensor]:
+        """The Fisher weights of the units' outputs; empty if all errors weigh alike."""
+        units = [unit for group in self.units for unit in group]
+        return importances(self.fit.model, self.fit.data, units, self.seed) if self.fisher else {}
+
+    def soft(self, site: Site) -> SoftWeight:
+        """A site's weight, ready to learn."""
+        weight, spec = self.fit.weight_of(site), self.fit.weight_spec(site)
+        return SoftWeight(weight, self.fit.weight_grid.fit(weight, spec), spec)
+
+    def layers(self, unit: Unit, like: str | None = None) -> dict[str, nn.Module]:
+        """What is installed for a unit, its weights not rounded; `like`: for the unit's copy of that name instead."""
+        names = [site.name for site in unit.sites] if like is None else [like]
+        made: dict[str, nn.Module] = {name: self.layer(name) for name in names}
+        if unit.layer is None and unit.segment.block is not None:
+            made |= self.fit.processors(unit.segment.block)
+        return made
+
+    def layer(self, name: str) -> nn.Module:
+        """The quantized layer of a site, with its weight rounded if that is known by now."""
+        full = self.fit.model.denoiser.get_submodule(name)
+        return QuantLinear(full, self.weights.get(name), self.fit.quantizers.get(name)).eval()
+
+    def passed(self, part: Segment) -> dict[str, nn.Module]:
+        """The layers of a segment through which the second lane goes: those that are finished."""
+        if self.lagging:
+            return {}
+        made = {site.name: self.layer(site.name) for site in part.sites if site.name in self.done}
+        return made | (self.fit.processors(part.block) if part.block is not None else {})
+
+    def static(self, layers: Mapping[str, nn.Module]) -> dict[str, StaticQuantizer]:
+        """The static quantizers inside installed layers, by path."""
+        return {path: m for path, m in quantizers(layers, self.exact) if isinstance(m, StaticQuantizer)}
+
+    def alike(self, one: Site, other: Site) -> bool:
+        """Whether two layers are equal and quantized alike."""
+        fit, inputs = self.fit, self.fit.rewrite.inputs
+        if fit.policy[one.name] != fit.policy[other.name] or one.name in inputs or other.name in inputs:
+            return False
+        pair = fit.layer(one), fit.layer(other)
+        return all(_equal(*(getattr(layer, key) for layer in pair)) for key in ("weight", "bias"))
+
+    def restore(self, unit: Unit) -> bool:
+        """Whether an earlier run finished a unit, which is then kept; one with nothing to learn is always finished.
+
+        Raises:
+            UserError: the file is damaged or of another model.
+        """
+        steps = {f"{path}.step": m for path, m in self.static(self.layers(unit)).items()}
+        sites = [site for site in unit.sites if self.fit.rounds(site)]
+        if not sites and not steps:
+            self.keep(unit, {}, {})
+            return True
+        path = self.path(unit)
+        if path is None or not path.exists():
+            return False
+        found = load_tensors(path)
+        expected = {key: shape for site in sites for key, shape in shapes(self.fit, site).items()}
+        expected |= {key: tuple(m.scale.shape) for key, m in steps.items()}
+        if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
+            raise UserError(
+                f"{path} holds other weights than this model's {unit.name}; delete it, and it is made again"
+            )
+        found = {key: tensor.to(self.fit.model.device) for key, tensor in found.items()}
+        rounded = {site.name: from_tensors(found, site.name, self.fit.weight_spec(site)) for site in sites}
+        self.keep(unit, rounded, {key.removesuffix(".step"): found[key] for key in steps})
+        return True
+
+    def save(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
+        """Save a finished unit, whole or not at all."""
+        if (path := self.path(unit)) is not None:
+            tensors = {key: v for name, weight in rounded.items() for key, v in as_tensors(weight, name).items()}
+            save_tensors(path, tensors | {f"{place}.step": step for place, step in steps.items()})
+
+    def path(self, unit: Unit) -> Path | None:
+        """Where a unit is saved."""
+        return self.fit.folder / f"{unit.name}.safetensors" if self.fit.folder else None
+
+    def keep(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
+        """Take over a finished unit: its weights, and its steps into the quantizers; for the layer's copies, too."""
+        self.weights.update(rounded)
+        static = self.static(self.layers(unit))
+        for path, step in steps.items():
+            static[path].scale.copy_(step)
+        for twin in unit.twins:
+            assert unit.layer is not None
+            self.weights |= dict.fromkeys([twin], rounded[unit.layer]) if rounded else {}
+            static = self.static(self.layers(unit, like=twin))
+            for path, step in steps.items():
+                static[twin + path.removeprefix(unit.layer)].scale.copy_(step)
+        self.done |= {site.name for site in unit.sites} | set(unit.twins)
+
+    def repeatable(self) -> AbstractContextManager[Any]:
+        """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
+        on_processor = self.fit.model.device.type == "cpu"
+        return nullcontext() if on_processor else sdpa_kernel(SDPBackend.MATH)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one is other:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
