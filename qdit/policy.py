@@ -34,13 +34,26 @@ class LayerSpec:
 class Policy(dict[str, LayerSpec]):
     """Site name -> `LayerSpec`."""
 
-    def save(self, path: Path) -> None:
-        """Write `policy.yaml`."""
-        tree = {
+    def tree(self) -> dict[str, dict[str, dict | None]]:
+        """Plain values; `Policy.of` is the inverse."""
+        return {
             name: {key: spec.as_dict() if spec else None for key, spec in vars(layer).items()}
             for name, layer in self.items()
         }
-        atomic_write(path, yaml.safe_dump({"policy": tree}, sort_keys=False))
+
+    @classmethod
+    def of(cls, tree: dict[str, dict[str, dict | None]]) -> "Policy":
+        """The policy of plain values."""
+        return cls(
+            {
+                name: LayerSpec(**{k: QuantSpec(**v) if v else None for k, v in layer.items()})
+                for name, layer in tree.items()
+            }
+        )
+
+    def save(self, path: Path) -> None:
+        """Write `policy.yaml`."""
+        atomic_write(path, yaml.safe_dump({"policy": self.tree()}, sort_keys=False))
 
     @classmethod
     def load(cls, path: Path) -> "Policy":
@@ -50,12 +63,6 @@ class Policy(dict[str, LayerSpec]):
             UserError: the file is missing or not a policy.
         """
         try:
-            tree = yaml.safe_load(path.read_text())["policy"]
-            return cls(
-                {
-                    name: LayerSpec(**{k: QuantSpec(**v) if v else None for k, v in layer.items()})
-                    for name, layer in tree.items()
-                }
-            )
+            return cls.of(yaml.safe_load(path.read_text())["policy"])
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a policy file ({type(error).__name__}: {error})") from error

@@ -1,7 +1,7 @@
 """Codes of 2 to 8 bits as bytes without gaps, the first code in the highest bits; the last byte is filled with zeros.
 
-At 4 bits a byte holds two codes, the earlier one in its upper half. Codes that are not 0 … 2^bits - 1 are shifted there:
-a grid from -8 to 7 is stored from 0 to 15.
+At 4 bits a byte holds two codes, the earlier one in its upper half. Codes of a grid that starts below 0 are shifted: -8
+to 7 is stored as 0 to 15.
 """
 
 import numpy as np

@@ -106,4 +106,6 @@ class GPTQ:
             if site.name in hessians:
                 quantizer = Observed(quantizer, hessians[site.name].add)
             made[site.name] = QuantLinear(fit.layer(site), None if full else weights.get(site.name), quantizer).eval()
+        if segment.block is not None and not full:
+            made |= fit.processors(segment.block)
         return made

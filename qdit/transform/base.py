@@ -11,7 +11,7 @@ network, so that a weight is quantized once, in the basis in which it will be us
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,8 @@ class Rewrite:
     """Full-precision layers by path: the transformed sites, and the neighbours that absorb what is undone."""
     inputs: dict[str, nn.Module] = field(default_factory=dict)
     """What is done to a site's input at run time, before it is rounded; its layer in `layers` does it too."""
+    origin: "Origin | None" = None
+    """What it was made of."""
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
@@ -76,6 +78,21 @@ class Transform(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a rewrite was made of, so that it can be made again without data."""
+
+    transform: Transform
+    sites: list[str]
+    """Names of the quantized sites."""
+    measured: dict[str, Tensor]
+
+    def rewrite(self, model: DiffusionModel) -> Rewrite:
+        """The rewrite of the model that this was measured on."""
+        sites = [site for site in model.sites() if site.name in set(self.sites)]
+        return replace(self.transform.rewrite(model, sites, self.measured), origin=self)
+
+
 @torch.no_grad()
 def rewritten(
     transform: Transform | None,
@@ -106,4 +123,4 @@ def rewritten(
         measured = transform.measure(model, sites, collect)
         if path is not None:
             save_tensors(path, measured)
-    return transform.rewrite(model, sites, measured)
+    return Origin(transform, [site.name for site in sites], measured).rewrite(model)

@@ -1,0 +1,168 @@
+"""The readable half of a checkpoint, `quantized.json`: where it lies, whether it is whole, and what run it came from.
+
+Its keys: `format`; `base`, the model that it belongs to; `policy`, every site's bits and grid; `model`, layers and all
+else (`qdit.plain`); `tensors`, size and digest of `quantized.safetensors`; `provenance`, the config, the code and the
+versions of the run that saved it; `digest`, of all this. Imports no torch, so that a config is understood at once.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdit.errors import UserError
+from qdit.store import RECIPE_KEYS, digest, write_json
+
+FORMAT = 1
+FOLDER, MANIFEST, TENSORS = "checkpoint", "quantized.json", "quantized.safetensors"
+_KEYS = {"format", "base", "policy", "model", "tensors", "provenance", "digest"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint's folder and the content of its `quantized.json`."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Find and read a checkpoint: `path` is its folder, or that of a run that saved it.
+
+        Raises:
+            UserError: there is none, or it is unfinished, damaged, foreign, or of a newer format.
+        """
+        folder = find(Path(path).expanduser())
+        file = folder / MANIFEST
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({error}); save the checkpoint again, or copy it again") from error
+        if not isinstance(content, dict) or not {"format", "model"} <= content.keys():
+            raise UserError(f"{file} is no checkpoint of qdit; give the folder of a run, or of a checkpoint")
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{file} has format {content['format']}, and this qdit reads {FORMAT}; use the qdit that wrote it, or "
+                "a newer one"
+            )
+        if content.keys() != _KEYS or content["digest"] != _digest(content):
+            raise UserError(f"{file} is damaged (its digest differs); save the checkpoint again, or copy it again")
+        return cls(folder, content)
+
+    @property
+    def tensors(self) -> Path:
+        """The file with the tensors."""
+        return self.folder / TENSORS
+
+    def check_tensors(self) -> None:
+        """Compare the tensors with what was saved.
+
+        Raises:
+            UserError: they are missing, or of another save.
+        """
+        wanted = self.content["tensors"]
+        if not self.tensors.is_file():
+            raise UserError(f"{self.tensors} is missing beside {MANIFEST}; copy the whole folder")
+        if (size := self.tensors.stat().st_size) != wanted["bytes"]:
+            found = f"it has {size} bytes instead of {wanted['bytes']}"
+        elif file_digest(self.tensors) != wanted["digest"]:
+            found = "its digest differs"
+        else:
+            return
+        raise UserError(f"{self.tensors} is damaged ({found}); save the checkpoint again, or copy it again")
+
+    def bytes(self) -> int:
+        """Size of both files."""
+        return (self.folder / MANIFEST).stat().st_size + self.content["tensors"]["bytes"]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The run that saved it, in a few values."""
+        provenance = self.content["provenance"]
+        config, git = provenance.get("config") or {}, provenance.get("git") or {}
+        return {
+            "quantizer": (config.get("quantizer") or {}).get("name"),
+            **{key: config.get(key) for key in ("study", "name", "seed")},
+            "run_id": provenance.get("run_id"),
+            "commit": git.get("commit"),
+            "saved": provenance.get("saved"),
+        }
+
+
+def find(path: Path) -> Path:
+    """The folder of a checkpoint, given it or its run's.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = (path, path / FOLDER)
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    if any((place / TENSORS).is_file() for place in places):
+        raise UserError(f"the checkpoint in {path} is unfinished ({MANIFEST} is missing); run again what wrote it")
+    raise UserError(
+        f"{path} holds no checkpoint ({MANIFEST}, or {FOLDER}/{MANIFEST}); give the folder of a run that was made with "
+        "save_checkpoint=true"
+    )
+
+
+def write(folder: Path, content: dict[str, Any]) -> Manifest:
+    """Finish a checkpoint whose tensors are written: with this file it begins to exist.
+
+    Args:
+        folder: where the tensors are.
+        content: all keys but `format`, `tensors` and `digest`.
+    """
+    tensors = folder / TENSORS
+    about = {"bytes": tensors.stat().st_size, "digest": file_digest(tensors)}
+    whole = {"format": FORMAT, **content, "tensors": about}
+    whole["digest"] = _digest(whole)
+    write_json(folder / MANIFEST, whole)
+    return Manifest(folder, whole)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    plain = json.dumps({k: v for k, v in content.items() if k != "digest"}, sort_keys=True)
+    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_loaded(config: dict[str, Any]) -> bool:
+    """Whether a config's recipe is that of a checkpoint (`quantizer=load`)."""
+    return config["quantizer"].get("path") is not None
+
+
+def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of `quantizer=load`, with the recipe, the bits and the name of the run that saved the checkpoint.
+
+    Raises:
+        UserError: the checkpoint is not there or not whole, or a part of a recipe was given beside it.
+    """
+    quantizer = config["quantizer"]
+    beside = [key for key in RECIPE_KEYS if key in config and set(config[key]) - {"name"}]
+    if beside:
+        raise UserError(
+            f"{' and '.join(beside)} cannot be chosen with quantizer={quantizer['name']}: the checkpoint has them; "
+            "leave them out, or quantize anew"
+        )
+    manifest = Manifest.read(quantizer["path"])
+    saved = manifest.content["provenance"].get("config")
+    if not isinstance(saved, dict) or not {"bits", "scope", "quantizer"} <= saved.keys():
+        raise UserError(
+            f"{manifest.folder} was saved outside a run, and does not say its recipe; load it in Python with "
+            "qdit.checkpoint.load"
+        )
+    recipe = {key: saved[key] for key in RECIPE_KEYS if key in saved}
+    about = {"paper": saved["quantizer"].get("paper"), "source": manifest.source}
+    about["checkpoint"] = digest(manifest.content["digest"])
+    name = config["name"]
+    if name == f"{quantizer['name']}-{config['bits']['name']}":
+        name = f"{quantizer['name']}-{saved['name']}"
+    return {**config, **recipe, "quantizer": {**quantizer, **about}, "name": name}
