@@ -2,15 +2,16 @@
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
-asymmetric, everything else at 16 bits. BitOps: multiply-accumulates of one forward pass of one sample times weight
-bits times activation bits, with the attention products at 16 x 16 (no dequantization is counted).
+asymmetric, everything else at 16 bits. BitOps: multiply-accumulates of one forward pass of one sample times the bits of
+both factors: weight and input, queries and keys, probabilities and values (no dequantization is counted).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from qdit.model.base import Site
+from qdit.model.base import Attention, Site
 from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
 
@@ -50,8 +51,15 @@ class Ledger:
     """Share of the denoiser's parameters that are quantized weights."""
 
 
-def ledger(denoiser: nn.Module, sites: list[Site], policy: Policy) -> Ledger:
-    """The ledger of `policy` on a denoiser with the given sites."""
+def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
+    """BitOps of an attention's two products, q kᵀ and probs v, for one sample; 16 bits where they are not quantized."""
+    none = LayerSpec(weight=None, activation=None)
+    bits = {operand: policy.get(site, none).activation_bits for operand, site in attention.sites.items()}
+    return attention.macs * bits["q"] * bits["k"], attention.macs * bits["probs"] * bits["v"]
+
+
+def ledger(denoiser: nn.Module, sites: Sequence[Site], policy: Policy, attentions: Sequence[Attention] = ()) -> Ledger:
+    """The ledger of `policy` on a denoiser with the given linear sites and attentions."""
     none = LayerSpec(weight=None, activation=None)
     parameters = sum(p.numel() for p in denoiser.parameters())
     quantized = [s for s in sites if policy.get(s.name, none).weight is not None]
@@ -59,12 +67,10 @@ def ledger(denoiser: nn.Module, sites: list[Site], policy: Policy) -> Ledger:
     quantized_bits = sum(weight_storage_bits(s, policy[s.name].weight) for s in quantized)
     grids = sum(activation_storage_bits(layer.activation) for layer in policy.values())
     total = quantized_bits + grids + (parameters - quantized_numel) * FULL_BITS
-    bops = 0.0
+    bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
     for site in sites:
         layer = policy.get(site.name, none)
         bops += site.macs * layer.weight_bits * layer.activation_bits
-        if site.role == "attn_out":  # q k^T and p v of the block: tokens^2 x width each
-            bops += 2 * site.tokens**2 * site.in_features * FULL_BITS * FULL_BITS
     return Ledger(
         weight_bits_quantized=quantized_bits / quantized_numel if quantized_numel else None,
         weight_bits_model=total / parameters,

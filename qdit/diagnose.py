@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdit.attention.base import watching_operands
 from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.calibration.statistics import watching
 from qdit.dataset.base import Dataset
@@ -75,29 +76,47 @@ def _energy(x: Tensor) -> Tensor:
 def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, steps: int = 4) -> list[dict]:
     """Each quantized layer's SQNR (dB) on its full-precision input, over evenly spaced steps of the path.
 
-    Inputs and outputs are those of the network as its transform rewrote it: the ones that the layer was made for.
+    Inputs and outputs are those of the network as its transform rewrote it: the ones that the layer was made for. An
+    operand of an attention has the SQNR of its own values, and no weight.
     """
     sites = [s for s in model.sites() if s.name in quantized.policy]
     energy: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
 
+    def add(site: str, exact: Tensor, rounded: Tensor) -> None:
+        noise = (rounded - exact).float().square().sum()
+        energy[site] += torch.stack([exact.float().square().sum(), noise]).cpu()
+
     def compare(site, layer, x, output) -> None:
-        noise = (quantized.layers[site.name](x) - output).float().square().sum()
-        energy[site.name] += torch.stack([output.float().square().sum(), noise]).cpu()
+        add(site.name, output, quantized.layers[site.name](x))
+
+    attentions = [a for a in model.attentions() if a.processor in quantized.attention] if quantized.attention else []
+    operands = {site: (a, operand) for a in attentions for operand, site in a.sites.items() if site in quantized.policy}
+
+    def compare_operand(site: str, x: Tensor) -> None:
+        if site in operands:
+            attention, operand = operands[site]
+            add(site, x, getattr(quantized.attention[attention.processor], operand)(x))
 
     chosen = torch.linspace(0, len(path.timesteps) - 1, min(steps, len(path.timesteps))).round().int().tolist()
-    with quantized.rewrite.installed(model), watching(model, sites, compare):
+    with (
+        quantized.rewrite.installed(model),
+        watching(model, sites, compare),
+        watching_operands(model, attentions, compare_operand),
+    ):
         for step in chosen:
             x = path.states[step].to(model.device, model.dtype)
             t = torch.full((len(x),), path.timesteps[step], device=model.device)
             model.denoise(x, t, path.labels.to(model.device))
+    places = {s.name: (s.role, s.block, quantized.policy[s.name].weight_bits) for s in sites}
+    places |= {site: (operand, attention.block, None) for site, (attention, operand) in operands.items()}
     return [
         {
-            "site": s.name,
-            "role": s.role,
-            "block": s.block,
-            "weight_bits": quantized.policy[s.name].weight_bits,
-            "activation_bits": quantized.policy[s.name].activation_bits,
-            "sqnr": decibels(*energy[s.name]).item(),
+            "site": site,
+            "role": role,
+            "block": block,
+            "weight_bits": weight_bits,
+            "activation_bits": quantized.policy[site].activation_bits,
+            "sqnr": decibels(*energy[site]).item(),
         }
-        for s in sites
+        for site, (role, block, weight_bits) in places.items()
     ]

@@ -1,14 +1,15 @@
 """`qdit dry=true`: what would be quantized, at which bits and cost, and what stays in full precision and why."""
 
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from qdit.cost import ledger, weight_storage_bits
-from qdit.model.base import Site
+from qdit.cost import attention_products, ledger, weight_storage_bits
+from qdit.model.base import Attention, Site
 from qdit.parts import assemble
 from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
@@ -18,7 +19,8 @@ def describe(config: dict[str, Any]) -> None:
     """Print the plan of a config; nothing is written or computed."""
     parts = assemble(config)
     sites = parts.model.sites()
-    policy = parts.recipe.plan(sites) if parts.recipe else Policy()
+    attentions = parts.model.attentions()
+    policy = parts.recipe.with_attention(parts.recipe.plan(sites), parts.model) if parts.recipe else Policy()
     console = Console(width=None if Console().is_terminal else 240)
     table = Table(title=config["name"])
     table.add_column("site", no_wrap=True)
@@ -50,12 +52,16 @@ def describe(config: dict[str, Any]) -> None:
             f"{sum(s.macs for s in alike) * layer.weight_bits * layer.activation_bits / 1e9:.1f}",
             why or "",
         )
+    operands = operand_rows(attentions, policy)
+    for row in operands:
+        table.add_row(*row)
     console.print(table)
-    costs = ledger(parts.model.denoiser, sites, policy)
-    full = ledger(parts.model.denoiser, sites, Policy())
+    costs = ledger(parts.model.denoiser, sites, policy, attentions)
+    full = ledger(parts.model.denoiser, sites, Policy(), attentions)
     bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
     console.print(
-        f"{len(policy)} of {len(sites)} sites quantized, {costs.quantized_share:.1%} of the parameters; "
+        f"{sum(s.name in policy for s in sites)} of {len(sites)} sites quantized, "
+        f"{costs.quantized_share:.1%} of the parameters; "
         f"bits a weight with scales and zero points: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
         f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
@@ -66,6 +72,25 @@ def describe(config: dict[str, Any]) -> None:
         console.print(f"transform: {transform_text(carriers)}", highlight=False)
     if parts.recipe and parts.recipe.search:
         console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
+
+
+def operand_rows(attentions: Sequence[Attention], policy: Policy) -> list[list[str]]:
+    """The attentions' quantized operands as rows of the table; a product's BitOps stand with its first operand."""
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for attention in attentions:
+        scores, output = attention_products(attention, policy)
+        products: dict[str, float] = {"q": scores, "probs": output}
+        for operand, site in attention.sites.items():
+            if site in policy:
+                columns = attention.keys if operand == "probs" else attention.head_dim
+                rows = attention.tokens if operand in ("q", "probs") else attention.keys
+                shape = f"{attention.heads} × {rows} × {columns}"
+                key = pattern(site), operand, shape, spec_text(policy[site].activation)
+                groups.setdefault(key, []).append(products.get(operand, 0.0))
+    return [
+        [site, str(len(bops)), operand, shape, "", spec, "", f"{sum(bops) / 1e9:.1f}" if any(bops) else "", ""]
+        for (site, operand, shape, spec), bops in groups.items()
+    ]
 
 
 def pattern(name: str) -> str:

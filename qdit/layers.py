@@ -86,12 +86,24 @@ def matrix(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """`model` with the submodules of the given names replaced; the originals are back afterwards, whatever happens."""
-    originals = {name: model.get_submodule(name) for name in layers}
+    """`model` with the submodules of the given names replaced; the originals are back afterwards, whatever happens.
+
+    What is replaced may also be an attribute that is no module, as an attention's processor is.
+    """
+    originals = {name: getattr(*_place(model, name)) for name in layers}
     try:
         for name, layer in layers.items():
-            model.set_submodule(name, layer)
+            setattr(*_place(model, name), layer)
         yield model
     finally:
-        for name, layer in originals.items():
-            model.set_submodule(name, layer)
+        for name, original in originals.items():
+            owner, key = _place(model, name)
+            if not isinstance(original, nn.Module):
+                delattr(owner, key)  # a module gives way to another module only
+            setattr(owner, key, original)
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds what is called `name`, and what it is called there."""
+    owner, _, key = name.rpartition(".")
+    return model.get_submodule(owner), key

@@ -18,6 +18,12 @@ from qdit.search.base import Setting
 from qdit.store import is_full_precision
 from qdit.tracking import Tracker
 
+PARTS = (
+    *("scope", "transform", "weight", "activation", "attention"),
+    *("rounding", "calibration", "search", "correction"),
+)
+"""Config groups whose choice is a part of the recipe; an option without `_target_` is no part."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -71,7 +77,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for key in ("scope", "transform", "weight", "activation", "rounding", "calibration", "search", "correction"):
+    for key in PARTS:
         try:
             parts[key] = build(config[key]) if "_target_" in config[key] else None
         except UserError as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.activation import DynamicActivation, StaticActivation
+from qdit.attention.base import AttentionPart, processors
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.calibration.statistics import input_values
 from qdit.correction import Correction, NoiseCorrection, corrected
@@ -43,6 +44,8 @@ class Recipe:
     weight_bits: int
     activation_bits: int
     calibration: Any
+    attention: AttentionPart | None = None
+    """Quantizes queries, keys, values and probabilities; None leaves attentions in full precision."""
     transform: Transform | None = None
     """Rewrites the network before anything else; None leaves it as it is."""
     search: "Search | None" = None
@@ -66,6 +69,8 @@ class Recipe:
         needy = ["transform"] * (self.transform is not None and self.transform.needs_calibration)
         needy += ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
         needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
+        if self.attention is not None and self.attention.specs(self.activation_bits):
+            needy += ["attention"] * self.attention.needs_calibration
         needy += ["search"] * (self.search is not None and self.search.needs_calibration)
         if needy and isinstance(self.calibration, NoCalibration):
             found.append(f"{' and '.join(needy)} needs data, and calibration=none gives none; use calibration=uniform")
@@ -79,8 +84,18 @@ class Recipe:
             activation=_unless_identity(self.activation.spec(self.activation_bits)),
         )
 
+    def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
+        """`policy` with the quantized operands of the model's attentions as further sites."""
+        if self.attention is None:
+            return policy
+        specs = self.attention.specs(self.activation_bits)
+        operands = {
+            a.sites[o]: LayerSpec(weight=None, activation=s) for a in model.attentions() for o, s in specs.items()
+        }
+        return Policy(policy | {site: spec for site, spec in operands.items() if not self.scope.excluding(site)})
+
     def plan(self, sites: list[Site]) -> Policy:
-        """The same specs at every site in scope; with a search, a policy that it might find."""
+        """The same specs at every linear site in scope; with a search, a policy that it might find."""
         if self.search is not None:
             return self.search.plan(self, sites)
         return Policy(dict.fromkeys((site.name for site in self.scope.select(sites)), self.layer))
@@ -145,6 +160,19 @@ class Fit:
         return [list(readers) for _, readers in groups]
 
     @cached_property
+    def attention(self) -> dict[str, nn.Module]:
+        """What rounds the operands of attentions, by site; `processors` holds these very modules."""
+        part = self.recipe.attention
+        return part.quantizers(self, self.model.attentions()) if part is not None else {}
+
+    def processors(self, block: str = "") -> dict[str, nn.Module]:
+        """The attentions with quantized operands inside the module of path `block`, by where `replaced` puts them."""
+        if not self.attention:
+            return {}
+        chosen = [a for a in self.model.attentions() if not block or a.name.startswith(f"{block}.")]
+        return processors(chosen, self.attention)
+
+    @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
         """What is done to the input of a site: the transform's part at run time, then rounding; q, k and v share it."""
         active = [s for s in self.sites if self.policy[s.name].activation is not None]
@@ -170,6 +198,9 @@ class Quantized:
 
     policy: Policy
     layers: dict[str, nn.Module]
+    """By linear site."""
+    attention: dict[str, nn.Module] = field(default_factory=dict)
+    """Attentions that round their operands, by the path of the processor that they replace."""
     allocation: "Allocation | None" = None
     """How a search found the policy."""
     rewrite: Rewrite = field(default_factory=Rewrite)
@@ -180,7 +211,7 @@ class Quantized:
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
         """`model` with the quantized layers in place; full precision is back afterwards, bit for bit."""
-        with replaced(model.denoiser, {**self.rewrite.layers, **self.layers}):
+        with replaced(model.denoiser, {**self.rewrite.layers, **self.layers, **self.attention}):
             yield model
 
 
@@ -232,10 +263,11 @@ def fit_policy(
     if rewrite is None:
         rewrite = rewritten(recipe.transform, model, recipe.scope.select(model.sites()), collect, folder)
     with rewrite.installed(model):
-        fit = Fit(model, recipe, policy, collect, folder, rewrite)
+        fit = Fit(model, recipe, recipe.with_attention(policy, model), collect, folder, rewrite)
         weights = recipe.rounding.weights(fit)
         layers: dict[str, nn.Module] = {
             site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()
             for site in fit.sites
         }
-    return Quantized(fit.policy, layers, rewrite=rewrite)
+        attention = fit.processors()
+    return Quantized(fit.policy, layers, attention, rewrite=rewrite)

@@ -200,7 +200,8 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
         metrics = stages.evaluate(applicable, metrics, parts, samples, reference, where.save_metrics)
     stages.picture(config, parts, samples, reference, where.path / "samples.png")
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
-    costs = record.cost(ledger(parts.model.denoiser, parts.model.sites(), policy), config, watch, rate)
+    spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions())
+    costs = record.cost(spent, config, watch, rate)
     return record.header(config, run_id(config)) | {
         "protocol": stages.protocol(config, parts),
         "protocol_id": run_id(reference_config),

@@ -26,7 +26,7 @@ def overrides_of(option: str) -> list[str]:
     """The command line that chooses an option: those inside a group need the option that has them."""
     group, name = option.split("=")
     hosts = {"activation/range": ["activation=tensor"]}  # dynamic options have no range
-    hosts |= {"transform/statistic": ["transform=salience"]}
+    hosts |= {"transform/statistic": ["transform=salience"], "attention/range": ["attention=uniform"]}
     hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}
     if group.startswith("experiment/"):
         return [f"experiment={group.removeprefix('experiment/')}/{name}"]

@@ -208,6 +208,11 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         *("weight=group weight.group_size=16", "weight=tensor", "weight/range=mse", "weight/range=percentile"),
         *("activation=group activation.group_size=16", "activation=tensor", "weight.grid=symmetric_full"),
         *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
+        "weight/range=percentile_mse weight.grid=asymmetric_free activation=tensor activation/range=percentile_mse",
+        *(
+            "attention=uniform",
+            "attention=uniform attention/range=minmax activation=tensor transform=salience rounding=gptq",
+        ),
         *("activation=tensor calibration=random", "scope=all", "scope=blocks_adaln", "scope=all activation=tensor"),
         *("sampler=ddpm", "sampler=dpm_solver", "sampler=dit_ddim", "sampler=dit_ddpm", "sampler.guidance=1"),
         *("transform=salience", "transform=salience transform/statistic=middle rounding=gptq", "quantizer=smoothquant"),

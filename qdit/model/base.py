@@ -50,6 +50,41 @@ class Site:
         return self.tokens * self.in_features * self.out_features
 
 
+OPERANDS = ("q", "k", "v", "probs")
+"""What an attention multiplies: queries, keys, values and probabilities; the roles of its sites."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention, whose operands are sites of their own: `<name>.q`, `<name>.k`, `<name>.v` and `<name>.probs`."""
+
+    name: str
+    """Module path inside the denoiser."""
+    block: int | None
+    """Transformer block, None outside the blocks."""
+    heads: int
+    head_dim: int
+    tokens: int
+    """Queries per sample."""
+    keys: int
+    """Keys and values per sample."""
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """Site name by operand."""
+        return {operand: f"{self.name}.{operand}" for operand in OPERANDS}
+
+    @property
+    def processor(self) -> str:
+        """Path of what diffusers calls to compute it."""
+        return f"{self.name}.processor"
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample and forward pass of either of the two products, q kᵀ and probs v."""
+        return self.heads * self.tokens * self.keys * self.head_dim
+
+
 @dataclass(frozen=True)
 class Producer:
     """A linear layer whose output makes a site's input, so that it can absorb a scale of the input's channels.
@@ -64,6 +99,8 @@ class Producer:
     """First rows of the ranges that enter as they are: adaLN's shift, an attention's values."""
     one_plus: tuple[int, ...] = ()
     """First rows of the ranges that enter as 1 + output: adaLN's scale."""
+    mixing: int = 1
+    """Channels, in runs of this many, that may be mixed too: a head's width for values, 1 where only scales fold."""
 
 
 class DiffusionModel(Protocol):
@@ -81,6 +118,10 @@ class DiffusionModel(Protocol):
 
     def sites(self) -> list[Site]:
         """Every linear (and the patch-embedding convolution) in forward order."""
+        ...
+
+    def attentions(self) -> list[Attention]:
+        """Every attention in forward order."""
         ...
 
     def producers(self) -> dict[str, Producer]:

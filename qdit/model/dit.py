@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Producer, Site
+from qdit.model.base import Attention, Producer, Site
 from qdit.model.files import check_class, load_module, locate, read_config
 
 # (path inside a block, role, stage), in forward order
@@ -146,11 +146,16 @@ class LoadedDiT:
         self.learned_variance = config.out_channels == 2 * config.in_channels
         self._schedule = schedule
         self._sites = list_sites(denoiser)
-        self._producers = list_producers(self._sites)
+        self._attentions = list_attentions(denoiser)
+        self._producers = list_producers(self._sites, config.attention_head_dim)
 
     def sites(self) -> list[Site]:
         """Return every linear and the patch embedding, in forward order, as they were when the model was loaded."""
         return list(self._sites)
+
+    def attentions(self) -> list[Attention]:
+        """Return the self-attention of every block."""
+        return list(self._attentions)
 
     def producers(self) -> dict[str, Producer]:
         """Return the layers that modulate the inputs of attention, feed-forward and final layer, or the values."""
@@ -203,11 +208,20 @@ def list_sites(denoiser: nn.Module) -> list[Site]:
     return [first, *blocks, site("proj_out_1", "final", None, 0, 1), site("proj_out_2", "final", None, 1, tokens)]
 
 
-def list_producers(sites: list[Site]) -> dict[str, Producer]:
+def list_attentions(denoiser: nn.Module) -> list[Attention]:
+    """Describe the attentions of a diffusers DiT: one a block, of all tokens to all tokens."""
+    config: Any = denoiser.config
+    tokens = (config.sample_size // config.patch_size) ** 2
+    shape = config.num_attention_heads, config.attention_head_dim, tokens, tokens
+    return [Attention(f"transformer_blocks.{i}.attn1", i, *shape) for i in range(config.num_layers)]
+
+
+def list_producers(sites: list[Site], head_dim: int = 1) -> dict[str, Producer]:
     """Describe which layer makes each site's input up to a scale; ffn_down has GELU in between, and is not named.
 
     adaLN-Zero puts out shift, scale and gate of the attention, then of the feed-forward, each as wide as the model; the
-    final layer's modulation shift and scale. A channel of the attention's output is a mean of one value row's outputs.
+    final layer's modulation shift and scale. A channel of the attention's output is a mean of one value row's outputs,
+    with the same weights for all channels of a head.
     """
     found: dict[str, Producer] = {}
     for site in sites:
@@ -215,7 +229,7 @@ def list_producers(sites: list[Site]) -> dict[str, Producer]:
         if site.role == "qkv":
             found[site.name] = Producer(f"{block}.norm1.linear", linear=(0,), one_plus=(width,))
         elif site.role == "attn_out":
-            found[site.name] = Producer(f"{block}.attn1.to_v", linear=(0,))
+            found[site.name] = Producer(f"{block}.attn1.to_v", linear=(0,), mixing=head_dim)
         elif site.role == "ffn_up":
             found[site.name] = Producer(f"{block}.norm1.linear", linear=(3 * width,), one_plus=(4 * width,))
         elif site.name == "proj_out_2":

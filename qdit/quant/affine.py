@@ -38,6 +38,9 @@ def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: Quant
     if spec.grid == "symmetric_full":
         scale = (2 * torch.maximum(-lo, hi) / levels).clamp(min=SMALLEST_SCALE)
         return Affine(scale, torch.full_like(scale, half), low, high)
+    if spec.grid == "unsigned":
+        scale = (hi / levels).clamp(min=SMALLEST_SCALE)
+        return Affine(scale, torch.zeros_like(scale), low, high)
     if spec.grid == "asymmetric":
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
         scale = ((hi - lo) / levels).clamp(min=SMALLEST_SCALE)

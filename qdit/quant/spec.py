@@ -19,7 +19,7 @@ from torch import Tensor
 from qdit.errors import UserError
 
 Granularity = Literal["tensor", "row", "group"]
-Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full"]
+Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full", "unsigned"]
 MIN_BITS, MAX_BITS = 2, 8
 IDENTITY_BITS = 16
 
@@ -35,7 +35,8 @@ class QuantSpec:
         grid: `asymmetric` (range extended to hold 0, so the zero point is a code), `asymmetric_free` (Q-DiT's paper:
             the integer zero point is not clamped), `asymmetric_clamped` (Q-DiT's released code: it is clamped without
             extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
-            `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped).
+            `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped), `unsigned` (zero point 0,
+            scale max / (2^b - 1): for values that are not negative, such as probabilities).
         dynamic: ranges are taken from the tensor at hand; otherwise they were calibrated.
 
     Raises:
@@ -75,7 +76,7 @@ class QuantSpec:
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
-        return self.grid.startswith("symmetric")
+        return self.grid.startswith(("symmetric", "unsigned"))
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

@@ -24,12 +24,15 @@ class Scope:
 
     def why_not(self, site: "Site") -> str | None:
         """Why a site stays in full precision; None if it is quantized."""
-        for pattern in self.exclude:
-            if fnmatch(site.name, pattern):
-                return f"scope.exclude has {pattern}"
+        if (pattern := self.excluding(site.name)) is not None:
+            return f"scope.exclude has {pattern}"
         if any(fnmatch(site.name, pattern) for pattern in self.include) or site.role in self.roles:
             return None
         return f"{site.role} is not in scope.roles"
+
+    def excluding(self, name: str) -> str | None:
+        """The pattern that keeps a site in full precision; those of an attention's operands have no other rule here."""
+        return next((pattern for pattern in self.exclude if fnmatch(name, pattern)), None)
 
     def problems(self, sites: "list[Site]") -> list[str]:
         """Roles and patterns that match nothing in a model with these sites, one sentence each."""

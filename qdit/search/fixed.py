@@ -1,12 +1,12 @@
 """Allocation from a file: the `policy.yaml` of an earlier run, put together in the same way, hence with its results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdit.errors import UserError
-from qdit.model.base import Site
+from qdit.model.base import OPERANDS, Site
 from qdit.policy import LayerSpec, Policy
 from qdit.search.base import Allocation, Bench, Search
 from qdit.search.space import Gene, Space, resized
@@ -82,10 +82,24 @@ def group_size(layer: LayerSpec) -> int | None:
     return sizes[0] if sizes else None
 
 
+def attention_misfits(sites: Mapping[str, LayerSpec], recipe: "Recipe") -> list[str]:
+    """In which way a policy's operands of attentions are none of this recipe."""
+    specs = recipe.attention.specs(recipe.activation_bits) if recipe.attention is not None else {}
+    if specs and not sites:
+        return ["its attentions are in full precision, this recipe's are quantized (attention=none would fit)"]
+    for name, layer in sites.items():
+        expected = specs.get(name.split(".")[-1])
+        if layer.activation != expected:
+            return [f"{name} has {layer.activation}, this recipe makes {expected or 'nothing of it'} (see attention)"]
+    return []
+
+
 def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
     """In which ways a policy is none of this recipe on these sites."""
     names = {site.name for site in recipe.scope.select(list(sites))}
-    found = []
+    attended = {name: layer for name, layer in policy.items() if name not in names and name.split(".")[-1] in OPERANDS}
+    found = attention_misfits(attended, recipe)
+    policy = Policy({name: layer for name, layer in policy.items() if name not in attended})
     for what, strange in (("sites unknown here", policy.keys() - names), ("sites missing", names - policy.keys())):
         if strange:
             found.append(f"{what}: {', '.join(sorted(strange)[:3])}{', …' if len(strange) > 3 else ''}")

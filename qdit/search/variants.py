@@ -60,4 +60,7 @@ class Variants:
         """The model in which each gene has the layers of its group size."""
         pairs = zip(space.genes, choice, strict=True)
         layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
-        return Quantized(space.policy(choice), layers, rewrite=self.rewrite)
+        # Group sizes are of linear layers; all fits calibrate the attentions alike, and any one's will do.
+        attention = self.of_size(choice[0]).attention
+        policy = self.recipe.with_attention(space.policy(choice), self.model)
+        return Quantized(policy, layers, attention, rewrite=self.rewrite)
