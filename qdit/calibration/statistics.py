@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.calibration.calibration import CalibrationData
-from qdit.layers import patch_size
+from qdit.layers import QuantLinear, patch_size
 from qdit.model.base import DiffusionModel, Site
 
 
@@ -90,12 +90,14 @@ def input_maxima(
 ) -> None:
     """Call `see(site, maxima [samples, in], timesteps [samples])` for every batch and site.
 
-    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32.
+    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, behind what a
+    rewritten layer does to its input.
     """
     timesteps: list[Tensor] = []
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
+        rows = layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
         see(site, rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float(), timesteps[-1])
 
     with watching(model, sites, reduce):

@@ -7,8 +7,8 @@ one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic charac
     q = 1 mod 4, K = 2 (q + 1):  H = C ⊗ [[1, 1], [1, -1]] + I ⊗ [[1, -1], [-1, -1]],   C = [[0, 1], [1, Q]]
 
 which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more: every width of the published diffusion
-transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456) reads them from
-a table; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied as a small
+transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456) reads them in
+tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied as a small
 matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications a row instead of n². A kernel of its own
 would need no multiplications, and p additions instead of Σ 2^pᵢ, which is what `operations` counts.
 

@@ -1,6 +1,8 @@
 """Function-preserving rewrites that make a network easier to quantize."""
 
-from qdit.transform.base import Rewrite, Transform, rewritten
+from qdit.transform.base import Rewrite, RunTime, Transform, rewritten
+from qdit.transform.chain import Chain
+from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import ChannelScaling
 
-__all__ = ["ChannelScaling", "Rewrite", "Transform", "rewritten"]
+__all__ = ["Chain", "ChannelScaling", "Hadamard", "Rewrite", "RunTime", "Transform", "rewritten"]

@@ -3,7 +3,8 @@
 A transform rewrites linear layers so that they are easier to quantize: W x = (W T)(T⁻¹ x) for an invertible T on the
 input channels. W T is the weight that will be rounded. T⁻¹ is absorbed by the layer that makes the input where the
 arithmetic allows it (`qdit.model.base.Producer`), and is applied to the input at run time elsewhere. Scales
-(`qdit.transform.scaling`) can be absorbed by modulations and by plain rows; rotations by plain rows only.
+(`qdit.transform.scaling`) can be absorbed by modulations and by plain rows; rotations (`qdit.transform.rotation`) by
+plain rows whose channels may mix, an attention's values of one head.
 
 Everything that follows a transform in a fit (ranges, Hessians, rounding, reports of layers) runs on the rewritten
 network, so that a weight is quantized once, in the basis in which it will be used.
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from qdit.errors import UserError
 from qdit.layers import replaced
 from qdit.model.base import DiffusionModel, Site
 from qdit.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from qdit.transform.draft import Draft
 
 MEASURED = "transform.safetensors"
 
@@ -45,8 +49,25 @@ class Rewrite:
             yield model
 
 
+@dataclass(frozen=True)
+class RunTime:
+    """What is left to do to one input at run time, for the ledger."""
+
+    site: Site
+    """The first layer that reads the input; the others share what is done."""
+    storage_bits: int
+    """Of factors or signs."""
+    operations: int
+    """Multiplications and additions for one row of the input."""
+
+
 class Transform(Protocol):
     """A function-preserving rewrite. Config only: the model, the sites and the data arrive as arguments."""
+
+    @property
+    def parts(self) -> "dict[str, Transform]":
+        """The transforms that it is made of, by name, in their order; a simple one is its own only part."""
+        ...
 
     @property
     def needs_calibration(self) -> bool:
@@ -61,6 +82,10 @@ class Transform(Protocol):
         """For each transformed site, the layer that absorbs what happens to its input; None: done at run time."""
         ...
 
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """What cannot be absorbed."""
+        ...
+
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
     ) -> dict[str, Tensor]:
@@ -71,6 +96,10 @@ class Transform(Protocol):
             sites: the quantized sites.
             collect: makes the calibration data.
         """
+        ...
+
+    def edit(self, draft: "Draft", sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """Transform the layers of a draft, in which another transform may have been before."""
         ...
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
@@ -117,7 +146,7 @@ def rewritten(
     if path is not None and path.exists():
         measured = load_tensors(path)
         expected = transform.carriers(model, sites).keys()
-        if not measured.keys() <= expected:
+        if not {key.rpartition("/")[2] for key in measured} <= expected:
             raise UserError(f"{path} is of another model or transform; delete it, and it is made again")
     else:
         measured = transform.measure(model, sites, collect)

@@ -1,4 +1,4 @@
-"""Rewritten copies of layers: scales that move between a layer and the one that makes its input, exactly.
+"""Rewritten copies of layers: scales and rotations that move between a layer and the one that makes its input, exactly.
 
 With r the factor of the input channels of a layer W and b = 1 / r:
 
@@ -8,10 +8,14 @@ With r the factor of the input channels of a layer W and b = 1 / r:
 * rows that enter as 1 + output (adaLN's scale) take the same, and b - 1 more in the bias, because
   b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
 
+With R orthogonal on the input channels, the layer takes W R, and plain rows P whose channels may mix take Rᵀ P.
+
 The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
 b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -19,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.layers import QuantLinear, matrix
-from qdit.model.base import DiffusionModel, Producer
+from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.transform.base import Rewrite
 
 
@@ -43,7 +47,7 @@ class Scale(nn.Module):
 
 
 class Draft:
-    """Float32 copies of a model's weights and biases, which can be scaled from both sides; the model stays as it is."""
+    """Float32 copies of a model's weights and biases, to be changed from both sides; the model stays as it is."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
@@ -65,9 +69,24 @@ class Draft:
         """Multiply a layer's input channels: W diag(by)."""
         self.weight(name).mul_(by)
 
-    def scale_at_run_time(self, name: str, scale: nn.Module) -> None:
-        """Let a layer change its own input; layers that read one input are given one module."""
-        self.inputs[name] = scale
+    def rotate_columns(self, name: str, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Change a layer's rows as its input will be: W R, where `rotate` makes x R of rows x."""
+        self.weights[name] = rotate(self.weight(name))
+
+    def rotate_output(self, producer: Producer, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Let a producer make x R where it made x, of `width` channels; all its rows must enter as they are."""
+        assert not producer.one_plus, f"{producer.layer} modulates; it cannot mix channels"
+        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
+        for start in producer.linear:
+            rows = slice(start, start + width)
+            weight[rows] = rotate(weight[rows].T).T
+            if bias is not None:
+                bias[rows] = rotate(bias[rows])
+
+    def at_run_time(self, name: str, change: nn.Module) -> None:
+        """Let a layer change its own input, after earlier changes; layers that read one input are given one module."""
+        before = self.inputs.get(name)
+        self.inputs[name] = change if before is None else nn.Sequential(before, change)
 
     def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
         """Make a producer's rows, as they enter the input that is made of them, `by` times as large."""
@@ -97,3 +116,17 @@ class Draft:
         if name in self.inputs:
             return QuantLinear(layer, None, self.inputs[name]).eval()
         return layer
+
+
+class Drafted(ABC):
+    """A transform that edits a draft (see `qdit.transform.base.Transform`)."""
+
+    @abstractmethod
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`."""
+
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """See `Transform`."""
+        draft = Draft(model)
+        self.edit(draft, sites, measured)
+        return draft.rewrite()

@@ -17,7 +17,6 @@ salience is next to nothing on either side, keep their scale: the released code 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -28,24 +27,12 @@ from qdit.calibration.statistics import input_maxima
 from qdit.errors import UserError
 from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
-from qdit.transform.base import Rewrite
-from qdit.transform.draft import Draft, Scale
+from qdit.transform.base import RunTime, Transform
+from qdit.transform.draft import Draft, Drafted, Scale
+from qdit.transform.inputs import Input, chosen_inputs, role_problems
 from qdit.transform.statistics import Statistic
 
 DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input that is transformed: the layers that read it, and those among them that are quantized."""
-
-    readers: tuple[Site, ...]
-    quantized: tuple[Site, ...]
-
-    @property
-    def name(self) -> str:
-        """The first quantized reader's."""
-        return self.quantized[0].name
 
 
 def factors(
@@ -64,7 +51,7 @@ def factors(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelScaling:
+class ChannelScaling(Drafted):
     """Scale the channels of inputs and weights.
 
     Args:
@@ -87,10 +74,14 @@ class ChannelScaling:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"transform.alpha={self.alpha} is not possible; a share from 0 to 1 is, such as 0.5")
 
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return {self.name: self}
+
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
-        known = sorted({s.role for s in sites})
-        return [f"transform.roles has {r!r}; this model has {', '.join(known)}" for r in self.roles if r not in known]
+        return role_problems(self.roles, sites)
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`."""
@@ -101,13 +92,15 @@ class ChannelScaling:
             found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
         return found
 
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: a 16-bit factor and a multiplication a channel."""
+        producers = model.producers()
+        left = [each.quantized[0] for each in self.inputs(model, sites) if each.name not in producers]
+        return [RunTime(site, 16 * site.in_features, site.in_features) for site in left]
+
     def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
-        """The inputs of quantized sites with one of the roles, in forward order."""
-        wanted = {site.name for site in sites if site.role in self.roles}
-        groups = groupby(model.sites(), key=lambda s: (s.block, s.role, s.stage))
-        every = (tuple(readers) for _, readers in groups)
-        found = (Input(readers, tuple(s for s in readers if s.name in wanted)) for readers in every)
-        return [each for each in found if each.quantized]
+        """The inputs that are scaled, in forward order."""
+        return chosen_inputs(model, sites, self.roles)
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
@@ -120,9 +113,10 @@ class ChannelScaling:
         input_maxima(model, first, collect(), lambda site, maxima, t: gathering[site.name].add(maxima, t))
         return {name: factors(made.value(), weights[name], self.alpha).cpu() for name, made in gathering.items()}
 
-    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Transform`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
-        draft, producers = Draft(model), model.producers()
+        model = draft.model
+        producers = model.producers()
         for each in self.inputs(model, sites):
             r = measured[each.name].to(model.device)
             producer = producers.get(each.name)
@@ -133,8 +127,7 @@ class ChannelScaling:
                 continue
             scale = Scale(1 / r, model.dtype)
             for site in each.quantized:
-                draft.scale_at_run_time(site.name, scale)
-        return draft.rewrite()
+                draft.at_run_time(site.name, scale)
 
 
 def weight_salience(model: DiffusionModel, read: Input) -> Float[Tensor, " channels"]:

@@ -1,0 +1,96 @@
+"""Several transforms, one after the other, in the order given: each folds what it can into what the others left.
+
+The layers take W T₁ T₂ …, and the input, where nothing absorbs it, T₁⁻¹ first. ViDiT-Q (arXiv 2406.02540) is such a
+chain: scaling takes out what is static in the imbalance of channels, rotation spreads what moves with the timestep. The
+weight is rounded once, behind all of them; ViDiT-Q's release rounds it after the scaling and again after the rotation,
+which costs several decibels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel, Site
+from qdit.transform.base import RunTime, Transform
+from qdit.transform.draft import Draft, Drafted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Drafted):
+    """Transforms in their order.
+
+    Args:
+        name: what tables call it.
+        steps: the transforms by name, first to last.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    name: str
+    steps: dict[str, Transform]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise UserError("transform.steps is empty; transform=none is the chain of nothing")
+
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return dict(self.steps)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `Transform`."""
+        return any(step.needs_calibration for step in self.steps.values())
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        return [
+            problem.replace("transform.", f"transform.steps.{name}.", 1)
+            for name, step in self.steps.items()
+            for problem in step.problems(sites)
+        ]
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`: a layer only where all that happens to the input is absorbed, the last absorber's name."""
+        found: dict[str, str | None] = {}
+        for step in self.steps.values():
+            for site, carrier in step.carriers(model, sites).items():
+                found[site] = carrier if found.get(site, carrier) is not None else None
+        return found
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`."""
+        return [left for step in self.steps.values() for left in step.run_time(model, sites)]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+    ) -> dict[str, Tensor]:
+        """Each step's measurements, on the network as the steps before rewrite it; keys are `step/input`."""
+        collected, found = cache(collect), {}
+        for number, (name, step) in enumerate(self.steps.items()):
+            if step.needs_calibration:
+                data = collected()  # on the original network
+                with self._drafted(model, sites, found, number).rewrite().installed(model):
+                    measured = step.measure(model, sites, lambda data=data: data)
+                found |= {f"{name}/{key}": value for key, value in measured.items()}
+        return found
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`."""
+        self._edit(draft, sites, measured, len(self.steps))
+
+    def _drafted(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor], steps: int) -> Draft:
+        draft = Draft(model)
+        self._edit(draft, sites, measured, steps)
+        return draft
+
+    def _edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor], steps: int) -> None:
+        for name, step in list(self.steps.items())[:steps]:
+            own = {k.removeprefix(f"{name}/"): v for k, v in measured.items() if k.startswith(f"{name}/")}
+            step.edit(draft, sites, own)

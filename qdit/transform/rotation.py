@@ -1,0 +1,150 @@
+"""Rotation by a randomized Hadamard matrix: outliers of an input are spread over all its channels.
+
+    x ← x R        W ← W R        R = diag(±1) H / √n        (x R)(W R)ᵀ = x Wᵀ
+
+QuaRot (arXiv 2404.00456) absorbs most rotations in a language model's weights, because its RMS norm commutes with them.
+In a DiT, LayerNorm subtracts the mean and adaLN multiplies channel by channel with factors of the sample, so that x R
+has to be computed at run time (`qdit.quant.hadamard`); only the rows of the values can absorb one, within each head,
+because the attention's probabilities multiply whole heads. That input is rotated head by head, for nothing, wherever a
+head's width has a Hadamard matrix; the others as a whole, or in blocks.
+
+The signs come from the seed and the input's name alone, and are a buffer of what runs, so that a stored model does not
+depend on a random stream (released ViDiT-Q draws R anew from the global seed when it loads).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from qdit.calibration import CalibrationData
+from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.quant.hadamard import operations, rotate, split
+from qdit.sampler.noise import generator
+from qdit.transform.base import RunTime, Transform
+from qdit.transform.draft import Draft, Drafted
+from qdit.transform.inputs import Input, chosen_inputs, role_problems
+
+
+class Rotation(nn.Module):
+    """Rotate an input [..., channels] at run time, in float32.
+
+    Args:
+        signs: ±1, [channels].
+        block: channels that are mixed together; None mixes all.
+    """
+
+    signs: Tensor
+
+    def __init__(self, signs: Int8[Tensor, " channels"], block: int | None) -> None:
+        super().__init__()
+        self.register_buffer("signs", signs)
+        self.block = block
+
+    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
+        """Same shape and dtype as `x`."""
+        return rotate(x.float() if x.dtype != torch.float64 else x, self.signs, self.block).to(x.dtype)
+
+
+def random_signs(seed: int, name: str, channels: int) -> Int8[Tensor, " channels"]:
+    """±1 at random, of one input and seed."""
+    drawn = torch.randint(0, 2, (channels,), generator=generator(seed, f"hadamard {name}", 0))
+    return (2 * drawn - 1).to(torch.int8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hadamard(Drafted):
+    """Rotate inputs and weights.
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        block: channels that are mixed together at run time; None: all of an input.
+        seed: of the signs.
+    """
+
+    name: str
+    roles: list[str]
+    block: int | None
+    seed: int
+    needs_calibration = False
+
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        found = role_problems(self.roles, sites)
+        widths = {s.in_features: s.name for s in sites if s.role in self.roles}
+        for channels, name in widths.items():
+            try:
+                split(self.block or channels)
+            except ValueError as error:
+                found.append(f"transform.block={_text(self.block)}: {error} ({name} has {channels} inputs)")
+            else:
+                if self.block and channels % self.block:
+                    best = channels & -channels
+                    found.append(
+                        f"transform.block={self.block} does not divide the {channels} inputs of {name}; {best} does"
+                    )
+        return found
+
+    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
+        """The inputs that are rotated, in forward order."""
+        return chosen_inputs(model, sites, self.roles)
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`."""
+        found: dict[str, str | None] = {}
+        for each in self.inputs(model, sites):
+            producer = _mixing(model, each)
+            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
+        return found
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: a bit a channel for the signs, and the additions of the fast transform."""
+        left = [each for each in self.inputs(model, sites) if _mixing(model, each) is None]
+        return [RunTime(e.quantized[0], e.channels, operations(e.channels, self.block)) for e in left]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+    ) -> dict[str, Tensor]:
+        """See `Transform`: nothing is measured."""
+        return {}
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`. What the values absorb reaches all readers, the quantized ones and the others."""
+        model = draft.model
+        for each in self.inputs(model, sites):
+            signs = random_signs(self.seed, each.name, each.channels).to(model.device)
+            producer = _mixing(model, each)
+            turn = partial(rotate, signs=signs, block=producer.mixing if producer else self.block)
+            for site in each.readers if producer else each.quantized:
+                draft.rotate_columns(site.name, turn)
+            if producer is not None:
+                draft.rotate_output(producer, each.channels, turn)
+                continue
+            rotation = Rotation(signs, self.block)
+            for site in each.quantized:
+                draft.at_run_time(site.name, rotation)
+
+
+def _mixing(model: DiffusionModel, read: Input) -> Producer | None:
+    """What can absorb a rotation of an input within its heads, if their width has a Hadamard matrix."""
+    producer = model.producers().get(read.name)
+    if producer is None or producer.mixing == 1:
+        return None
+    try:
+        split(producer.mixing)
+    except ValueError:
+        return None
+    return producer
+
+
+def _text(block: int | None) -> str:
+    return "null" if block is None else str(block)
