@@ -3,7 +3,9 @@
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
 asymmetric, everything else at 16 bits. BitOps: multiply-accumulates of one forward pass of one sample times the bits of
-both factors: weight and input, queries and keys, probabilities and values (no dequantization is counted).
+both factors: weight and input, queries and keys, probabilities and values (no dequantization is counted). What a
+transform leaves to be done to inputs at run time counts with both: factors and signs, and its multiplications and
+additions, each as a multiply-accumulate of 16 x 16 bits.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from torch import nn
 from qdit.model.base import Attention, Site
 from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
+from qdit.transform.base import RunTime
 
 SCALE_BITS = 16
 FULL_BITS = 16
@@ -49,6 +52,10 @@ class Ledger:
     """BitOps of one forward pass of one sample."""
     quantized_share: float
     """Share of the denoiser's parameters that are quantized weights."""
+    run_time_bytes: int
+    """Of `model_bytes`: what a transform stores to change inputs at run time."""
+    run_time_bops: float
+    """Of `bops`: changing inputs at run time."""
 
 
 def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
@@ -58,23 +65,40 @@ def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
     return attention.macs * bits["q"] * bits["k"], attention.macs * bits["probs"] * bits["v"]
 
 
-def ledger(denoiser: nn.Module, sites: Sequence[Site], policy: Policy, attentions: Sequence[Attention] = ()) -> Ledger:
-    """The ledger of `policy` on a denoiser with the given linear sites and attentions."""
+def ledger(
+    denoiser: nn.Module,
+    sites: Sequence[Site],
+    policy: Policy,
+    attentions: Sequence[Attention] = (),
+    run_time: Sequence[RunTime] = (),
+) -> Ledger:
+    """The ledger of `policy` on a denoiser.
+
+    Args:
+        denoiser: in full precision.
+        sites, attentions: the model's, all of them.
+        policy: how they are quantized.
+        run_time: what a transform leaves to be done to inputs.
+    """
     none = LayerSpec(weight=None, activation=None)
     parameters = sum(p.numel() for p in denoiser.parameters())
     quantized = [s for s in sites if policy.get(s.name, none).weight is not None]
     quantized_numel = sum(s.in_features * s.out_features for s in quantized)
     quantized_bits = sum(weight_storage_bits(s, policy[s.name].weight) for s in quantized)
     grids = sum(activation_storage_bits(layer.activation) for layer in policy.values())
-    total = quantized_bits + grids + (parameters - quantized_numel) * FULL_BITS
+    changes = sum(left.storage_bits for left in run_time)
+    total = quantized_bits + grids + changes + (parameters - quantized_numel) * FULL_BITS
     bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
     for site in sites:
         layer = policy.get(site.name, none)
         bops += site.macs * layer.weight_bits * layer.activation_bits
+    changing = float(sum(left.site.tokens * left.operations for left in run_time)) * FULL_BITS**2
     return Ledger(
         weight_bits_quantized=quantized_bits / quantized_numel if quantized_numel else None,
         weight_bits_model=total / parameters,
         model_bytes=total // 8,
-        bops=bops,
+        bops=bops + changing,
         quantized_share=quantized_numel / parameters,
+        run_time_bytes=changes // 8,
+        run_time_bops=changing,
     )

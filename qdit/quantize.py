@@ -26,7 +26,7 @@ from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec, divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
-from qdit.transform import Rewrite, Transform, rewritten
+from qdit.transform import Rewrite, RunTime, Transform, rewritten
 from qdit.weight import WeightGrid
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ class Recipe:
             a.sites[o]: LayerSpec(weight=None, activation=s) for a in model.attentions() for o, s in specs.items()
         }
         return Policy(policy | {site: spec for site, spec in operands.items() if not self.scope.excluding(site)})
+
+    def run_time(self, model: DiffusionModel) -> list[RunTime]:
+        """What the transform leaves to be done to inputs at run time."""
+        return self.transform.run_time(model, self.scope.select(model.sites())) if self.transform is not None else []
 
     def plan(self, sites: list[Site]) -> Policy:
         """The same specs at every linear site in scope; with a search, a policy that it might find."""

@@ -17,6 +17,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.quantize import Recipe, quantize
 from qdit.rounding import Nearest
 from qdit.scope import Scope
+from qdit.transform import RunTime
 from qdit.weight import WeightGrid
 
 BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]
@@ -181,6 +182,20 @@ def test_ledger_counts_scales_zero_points_and_what_stays():
     assert costs.bops == 10 * 64 * 32 * 4 * 8 + 10 * 32 * 8 * 16 * 16
     assert ledger(layer, sites, Policy()).weight_bits_model == 16
     assert ledger(layer, sites, Policy()).weight_bits_quantized is None
+
+
+def test_ledger_counts_what_a_transform_leaves_to_run_time():
+    """q, k and v share what is done to their input, once."""
+    from qdit.model.base import Site
+
+    layer = nn.Sequential(nn.Linear(64, 32), nn.Linear(64, 32))
+    sites = [Site(name, "qkv", 0, 64, 32, 10, 0) for name in ("0", "1")]
+    plain = ledger(layer, sites, Policy())
+    left = [RunTime(sites[0], 64 * 16, 64), RunTime(sites[0], 64, 64 * 7)]
+    costs = ledger(layer, sites, Policy(), run_time=left)
+    assert costs.run_time_bytes == 64 * 17 // 8 == costs.model_bytes - plain.model_bytes
+    assert costs.run_time_bops == 10 * 64 * 8 * 16 * 16 == costs.bops - plain.bops
+    assert (plain.run_time_bytes, plain.run_time_bops) == (0, 0.0)
 
 
 def test_policy_survives_the_disk(tmp_path, tiny_model):
