@@ -49,7 +49,7 @@ def test_options_build_with_equal_keys(name):
     assert list(config) == list(OmegaConf.load(CONF / "emoji_dit.yaml"))
     assert instantiate(config).name == name
     if name.startswith("dit_"):
-        assert instantiate(config).protocol().endswith("vae=stabilityai/sd-vae-ft-mse|frequencies=dit|eps=1e-06")
+        assert instantiate(config).protocol().endswith("vae=own|frequencies=dit|eps=1e-06")
 
 
 def test_facts_of_the_tiny_model(tiny_model):
