@@ -1,17 +1,18 @@
 """Calibration data: points (x_t, t, y) of guided full-precision trajectories.
 
+Points are chosen first, as (class, noise, step): `TrajectoryCalibration.choose`. Then only those trajectories are
+sampled that have one, and only as far as their last one; those of equal length go together. PTQ4DiT's release samples
+2,000 whole trajectories and reads a hundredth. The choice depends on the config and the seeds alone and is the
+specification; the states are a cache of it.
+
 The state is recorded before the guidance doubles the batch. Because sampling runs the network on the condition and on
 the null class, a share of the points gets the null class as its label (Q-DiT's release has none; that is
-`null_share=0`). Options differ in which steps of a trajectory they keep:
-
-* `uniform`: `per_trajectory` evenly spaced steps, shifted from one trajectory to the next so that all steps occur
-  (Q-Diffusion's "every k-th step").
-* `random`: as many steps, drawn anew for every trajectory.
+`null_share=0`). Options differ in which steps of a trajectory they keep: see their classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, erf, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,8 @@ class CalibrationData:
     t: Tensor
     y: Tensor
     batch_size: int
+    origin: Tensor | None = None
+    """Trajectory and step of each point, [n, 2], if they are known."""
 
     def batches(self, model: "DiffusionModel") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the model's device."""
@@ -44,9 +47,21 @@ class CalibrationData:
             yield x, self.t[part].to(model.device), self.y[part].to(model.device)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point before it is sampled."""
+
+    trajectory: int
+    """Number of the trajectory, which is its noise; its class follows from the data set's labels."""
+    step: int
+    """Of the sampler: 0 is the noisiest."""
+    null: bool
+    """Whether the network is shown the null class with it, instead of the trajectory's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryCalibration:
-    """What the options share: collect points from trajectories.
+    """What the options share: choose points of trajectories, and collect them.
 
     Args:
         num_samples: points in all.
@@ -71,41 +86,59 @@ class TrajectoryCalibration:
 
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
         """The step indices recorded of one trajectory, `per_trajectory` at most."""
-        raise TypeError("use UniformCalibration or RandomCalibration")
+        raise TypeError("choose one of the options")
+
+    def choose(self, num_steps: int, seed: int, null_share: float) -> list[Point]:
+        """The points, in the order in which they are run, shuffled so that each batch mixes timesteps.
+
+        Args:
+            num_steps: of the sampler.
+            seed: the run's.
+            null_share: of these points, whatever the config's; the null class goes to an even share of them.
+        """
+        states = self.states(self.num_samples, num_steps, seed)
+        null = [int((n + 1) * null_share) > int(n * null_share) for n in range(len(states))]
+        return [Point(*state, null=is_null) for state, is_null in zip(states, null, strict=True)]
+
+    def states(self, count: int, num_steps: int, seed: int) -> list[tuple[int, int]]:
+        """Trajectory and step of `count` shuffled states, from as few trajectories as have them."""
+        trajectories = ceil(count / min(self.per_trajectory, num_steps))
+        found = [(i, step) for i in range(trajectories) for step in self.kept_steps(i, num_steps, seed)]
+        found.sort(key=lambda state: (state[0] // self.batch_size, state[1], state[0]))
+        order = np.random.default_rng([seed, self.seed]).permutation(len(found))
+        return [found[i] for i in order[:count]]
 
     def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Dataset", seed: int) -> CalibrationData:
-        """Sample trajectories in full precision and keep the chosen points."""
-        num_steps = len(sampler.timesteps(model))
-        trajectories = -(-self.num_samples // min(self.per_trajectory, num_steps))
-        points: list[tuple[Tensor, int, int]] = []
-        for first in range(0, trajectories, self.batch_size):
-            batch = range(first, min(first + self.batch_size, trajectories))
+        """Sample the chosen points in full precision."""
+        timesteps = sampler.timesteps(model)
+        # Unguided, the network never sees the null class.
+        points = self.choose(len(timesteps), seed, self.null_share if sampler.guidance != 1 else 0.0)
+        states = {(point.trajectory, point.step): torch.empty(0) for point in points}
+        last: dict[int, int] = {}
+        for trajectory, step in states:
+            last[trajectory] = max(step, last.get(trajectory, 0))
+        longest_last = sorted(last, key=lambda trajectory: (last[trajectory], trajectory))
+        labels: dict[int, int] = {}
+        for first in range(0, len(longest_last), self.batch_size):
+            batch = longest_last[first : first + self.batch_size]
             indices = [INDEX_OFFSET + i for i in batch]
-            labels = dataset.labels(indices, seed + self.seed)
-            wanted = [self.kept_steps(i, num_steps, seed) for i in batch]
+            classes = dataset.labels(indices, seed + self.seed)
+            labels |= zip(batch, classes.tolist(), strict=True)
+            end = last[batch[-1]]
 
-            def record(step: int, timestep: int, x: Tensor, output: Tensor, wanted=wanted, labels=labels) -> None:
-                points.extend(
-                    (x[row].float().cpu(), timestep, int(labels[row]))
-                    for row, keep in enumerate(wanted)
-                    if step in keep
-                )
+            def record(step: int, timestep: int, x: Tensor, output: Tensor | None, batch=batch) -> None:
+                for row, trajectory in enumerate(batch):
+                    if (trajectory, step) in states:
+                        states[trajectory, step] = x[row].float().cpu()
 
-            sampler.sample(model, indices, labels, seed + self.seed, callback=record)
-        null_share = (
-            self.null_share if sampler.guidance != 1 else 0.0
-        )  # unguided, the network never sees the null class
-        # Shuffled, so that each batch mixes timesteps; the null class goes to an even share.
-        order = np.random.default_rng([seed, self.seed]).permutation(len(points))[: self.num_samples]
-        labels = [
-            model.null_class if int((n + 1) * null_share) > int(n * null_share) else points[i][2]
-            for n, i in enumerate(order)
-        ]
+            x = sampler.sample(model, indices, classes, seed + self.seed, callback=record, until=end)
+            record(end, timesteps[end], x, None)
         return CalibrationData(
-            torch.stack([points[i][0] for i in order]),
-            torch.tensor([points[i][1] for i in order]),
-            torch.tensor(labels),
+            torch.stack([states[p.trajectory, p.step] for p in points]),
+            torch.tensor([timesteps[p.step] for p in points]),
+            torch.tensor([model.null_class if p.null else labels[p.trajectory] for p in points]),
             self.batch_size,
+            torch.tensor([[p.trajectory, p.step] for p in points]),
         )
 
 
@@ -120,13 +153,77 @@ class UniformCalibration(TrajectoryCalibration):
         return sorted({(int(i * stride) + shift) % num_steps for i in range(count)})
 
 
+class PairedCalibration(TrajectoryCalibration):
+    """The same evenly spaced steps of each trajectory, the noisiest first (Q-Diffusion, PTQ4DiT).
+
+    A state with the null class is one that also has its own class, as in guidance. With the share 0.5 all states are
+    such pairs, and half as many trajectories are sampled.
+    """
+
+    def __post_init__(self) -> None:
+        """See `TrajectoryCalibration`; there cannot be more null points than others."""
+        super().__post_init__()
+        if self.null_share > 0.5:
+            raise UserError(f"calibration.null_share={self.null_share}; pairs have a share of 0 to 0.5")
+
+    def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
+        """The step indices recorded of every trajectory."""
+        count = min(self.per_trajectory, num_steps)
+        return [int(i * num_steps / count) for i in range(count)]
+
+    def choose(self, num_steps: int, seed: int, null_share: float) -> list[Point]:
+        """See `TrajectoryCalibration`; the two points of a pair follow each other."""
+        nulls = int(self.num_samples * null_share)
+        states = self.states(self.num_samples - nulls, num_steps, seed)
+        pairs = [
+            [Point(*state, null=False), Point(*state, null=True)][: 1 + (n < nulls)] for n, state in enumerate(states)
+        ]
+        return [point for pair in pairs for point in pair]
+
+
 class RandomCalibration(TrajectoryCalibration):
     """Steps drawn anew, without replacement, for every trajectory."""
+
+    def chances(self, num_steps: int) -> Sequence[float] | None:
+        """The share of each step in the draws; None: all are alike."""
+        return None
 
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
         """The step indices recorded of one trajectory."""
         rng = np.random.default_rng([seed, self.seed, trajectory])
-        return sorted(rng.choice(num_steps, min(self.per_trajectory, num_steps), replace=False).tolist())
+        count = min(self.per_trajectory, num_steps)
+        return sorted(rng.choice(num_steps, count, replace=False, p=self.chances(num_steps)).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalCalibration(RandomCalibration):
+    """Steps drawn from a normal distribution of the time, skewed towards the image (PTQ4DM, arXiv 2211.15736: NDTC).
+
+    t / T is drawn with the given mean and deviation and clipped to [0, 1], which is divided into as many equal parts as
+    the sampler has steps. States are those of the denoising trajectory, not noised data. With several points a
+    trajectory, these differ.
+
+    Args:
+        mean: of t / T; 0 is the image. The paper: at most 0.5; its code: 0.4.
+        deviation: of t / T.
+    """
+
+    mean: float = 0.4
+    deviation: float = 0.4
+
+    def __post_init__(self) -> None:
+        """See `TrajectoryCalibration`."""
+        super().__post_init__()
+        if self.deviation <= 0:
+            raise UserError(f"calibration.deviation={self.deviation}; a number above 0 is needed, such as 0.4")
+
+    def chances(self, num_steps: int) -> Sequence[float]:
+        """The probability of each step, the noisiest first."""
+        edges = [(i / num_steps - self.mean) / self.deviation for i in range(1, num_steps)]
+        below = [0.0, *(0.5 * (1 + erf(edge / sqrt(2))) for edge in edges), 1.0]
+        # A step that is never drawn would be missing where a trajectory gives more points than are likely.
+        chances = np.maximum(np.diff(below)[::-1], 1e-12)
+        return chances / chances.sum()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,7 @@ class Sampler(ABC):
         clock: Clock | None = None,
         callback: Callback | None = None,
         hook: Hook | None = None,
+        until: int | None = None,
     ) -> Float[Tensor, "B C h w"]:
         """Sample the latents of `indices`.
 
@@ -171,6 +172,7 @@ class Sampler(ABC):
             clock: set before each call of the denoiser, for layers that depend on time.
             callback: called as (step, timestep, x_t, guided output) after each call of the denoiser and of the hook.
             hook: corrects the guided output, and the noise of the steps.
+            until: the first step that is not taken any more; its state is returned. None goes to the end.
 
         Returns:
             Float32 latents on the model's device, scaled as the denoiser knows them.
@@ -187,7 +189,7 @@ class Sampler(ABC):
         generators = [generator(seed, "step", i) for i in indices]
         x = torch.stack([noise(seed, "latent", i, model.latent_shape) for i in indices]).to(model.device)
         labels = labels.to(model.device)
-        for step, (t, timestep) in enumerate(zip(own, told, strict=True)):
+        for step, (t, timestep) in enumerate(zip(own[:until], told[:until], strict=True)):
             clock.set(step, timestep, len(told))
             output = self.predict(model, x, timestep, labels)
             if hook is not None:
