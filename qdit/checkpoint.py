@@ -28,7 +28,7 @@ from qdit.policy import Policy
 from qdit.quantize import Quantized
 from qdit.record import git_state, now, versions
 from qdit.tensors import load_tensors, save_tensors
-from qdit.transform import Rewrite
+from qdit.transform import Rewrite, Transform
 
 APART = ("policy", "layers", "rewrite", "allocation")
 """Fields of a `Quantized` that are saved in their own way; how a policy was found stays with the run that found it."""
@@ -160,6 +160,14 @@ def load(folder: Path, model: DiffusionModel) -> Quantized:
             "saved it; use the same ones, or quantize anew"
         )
     return quantized
+
+
+def transform_of(manifest: Manifest) -> tuple[Transform, list[str]] | None:
+    """The transform of a checkpoint and the names of the sites that it was given; None if it has none."""
+    if (rewrite := manifest.content["model"]["rewrite"]) is None:
+        return None
+    reader, origin = Reader({}, torch.device("cpu")), rewrite["origin"]["state"]
+    return reader.value(origin["transform"]), reader.value(origin["sites"])
 
 
 def _loaded(reader: Reader, name: str, node: dict[str, Any], model: DiffusionModel) -> nn.Module:

@@ -17,7 +17,7 @@ from qdit.errors import UserError, from_problems
 
 _NAMES = ("study", "name")
 _COUNTS = ("num_samples", "batch_size")
-_FLAGS = ("overwrite", "dry", "allow_download")
+_FLAGS = ("save_checkpoint", "overwrite", "dry", "allow_download")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qdit.cost import attention_products, ledger, weight_storage_bits
+from qdit.manifest import Manifest
 from qdit.model.base import Attention, Site
 from qdit.parts import assemble
 from qdit.policy import LayerSpec, Policy
@@ -20,7 +21,7 @@ def describe(config: dict[str, Any]) -> None:
     parts = assemble(config)
     sites = parts.model.sites()
     attentions = parts.model.attentions()
-    policy = parts.recipe.with_attention(parts.recipe.plan(sites), parts.model) if parts.recipe else Policy()
+    policy = parts.policy()
     console = Console(width=None if Console().is_terminal else 240)
     table = Table(title=config["name"])
     table.add_column("site", no_wrap=True)
@@ -40,7 +41,7 @@ def describe(config: dict[str, Any]) -> None:
     for _, group in groupby(sorted(sites, key=kind), key=kind):
         alike = list(group)
         first, layer = alike[0], policy.get(alike[0].name, none)
-        why = parts.recipe.scope.why_not(first) if parts.recipe else "full precision"
+        why = parts.why_not(first)
         table.add_row(
             pattern(first.name),
             str(len(alike)),
@@ -56,7 +57,8 @@ def describe(config: dict[str, Any]) -> None:
     for row in operands:
         table.add_row(*row)
     console.print(table)
-    costs = ledger(parts.model.denoiser, sites, policy, attentions)
+    left = parts.run_time()
+    costs = ledger(parts.model.denoiser, sites, policy, attentions, left)
     full = ledger(parts.model.denoiser, sites, Policy(), attentions)
     bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
     console.print(
@@ -67,9 +69,17 @@ def describe(config: dict[str, Any]) -> None:
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
     )
+    if parts.loaded is not None:
+        console.print(checkpoint_text(parts.loaded), highlight=False)
     if parts.recipe and parts.recipe.transform:
-        carriers = parts.recipe.transform.carriers(parts.model, parts.recipe.scope.select(sites))
-        console.print(f"transform: {transform_text(carriers)}", highlight=False)
+        for name, part in parts.recipe.transform.parts.items():
+            carriers = part.carriers(parts.model, parts.recipe.scope.select(sites))
+            console.print(f"transform {name}: {transform_text(carriers)}", highlight=False)
+        console.print(
+            f"  of all that is counted above, at run time: {costs.run_time_bytes / 1e3:.1f} kB of factors and signs, "
+            f"{costs.run_time_bops / 1e9:.2f} GBitOps for {len({each.site.name for each in left})} inputs",
+            highlight=False,
+        )
     if parts.recipe and parts.recipe.search:
         console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
 
@@ -91,6 +101,22 @@ def operand_rows(attentions: Sequence[Attention], policy: Policy) -> list[list[s
         [site, str(len(bops)), operand, shape, "", spec, "", f"{sum(bops) / 1e9:.1f}" if any(bops) else "", ""]
         for (site, operand, shape, spec), bops in groups.items()
     ]
+
+
+def checkpoint_text(manifest: Manifest) -> str:
+    """Where a checkpoint is, what it belongs to, and which run saved it."""
+    source, about = manifest.source, manifest.content["provenance"]
+    lines = [
+        f"checkpoint: {manifest.folder}, {manifest.bytes() / 1e6:.2f} MB, of {about.get('made_of')} in "
+        f"{manifest.content['base']['dtype']}",
+        "saved by " + ", ".join(f"{key} {value}" for key, value in source.items() if value is not None),
+        "with " + ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
+    ]
+    for key in ("transform", "attention", "rounding", "correction"):
+        part = (about.get("config") or {}).get(key) or {}
+        if "_target_" in part:
+            lines.append(f"{key}: {part.get('name') or part['_target_'].rpartition('.')[2]}")
+    return "\n".join(lines)
 
 
 def pattern(name: str) -> str:

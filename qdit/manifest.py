@@ -77,6 +77,11 @@ class Manifest:
         return (self.folder / MANIFEST).stat().st_size + self.content["tensors"]["bytes"]
 
     @property
+    def identity(self) -> str:
+        """A digest of all that outputs depend on: the same for the same model, whoever saves it, and when."""
+        return digest({key: self.content[key] for key in ("format", "base", "policy", "model", "tensors")})
+
+    @property
     def source(self) -> dict[str, Any]:
         """The run that saved it, in a few values."""
         provenance = self.content["provenance"]
@@ -152,6 +157,8 @@ def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
             f"{' and '.join(beside)} cannot be chosen with quantizer={quantizer['name']}: the checkpoint has them; "
             "leave them out, or quantize anew"
         )
+    if not isinstance(quantizer["path"], str):
+        raise UserError(f"quantizer.path={quantizer['path']!r}; the folder of a run, or of its checkpoint, is needed")
     manifest = Manifest.read(quantizer["path"])
     saved = manifest.content["provenance"].get("config")
     if not isinstance(saved, dict) or not {"bits", "scope", "quantizer"} <= saved.keys():
@@ -161,7 +168,7 @@ def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
         )
     recipe = {key: saved[key] for key in RECIPE_KEYS if key in saved}
     about = {"paper": saved["quantizer"].get("paper"), "source": manifest.source}
-    about["checkpoint"] = digest(manifest.content["digest"])
+    about["checkpoint"] = manifest.identity
     name = config["name"]
     if name == f"{quantizer['name']}-{config['bits']['name']}":
         name = f"{quantizer['name']}-{saved['name']}"

@@ -1,22 +1,29 @@
 """Everything a run needs, built and checked before the first computation: `assemble` turns a config into `Parts`."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qdit.checkpoint import transform_of, verify
 from qdit.config import build, check
 from qdit.dataset.base import Dataset
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
-from qdit.model.base import DiffusionModel
+from qdit.manifest import Manifest, is_loaded
+from qdit.model.base import DiffusionModel, Site
+from qdit.policy import Policy
 from qdit.quantize import Recipe
 from qdit.sampler.sampler import Sampler
 from qdit.search.base import Setting
-from qdit.store import is_full_precision
+from qdit.store import RECIPE_KEYS, is_full_precision
 from qdit.tracking import Tracker
+from qdit.transform import RunTime
+
+log = logging.getLogger("qdit")
 
 PARTS = (
     *("scope", "transform", "weight", "activation", "attention"),
@@ -27,7 +34,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects of one run; `recipe` is None for full precision."""
+    """The objects of one run; `recipe` is None for full precision and for a model that is loaded."""
 
     model: DiffusionModel
     model_protocol: str
@@ -38,6 +45,31 @@ class Parts:
     prepared: Prepared
     objective: Prepared
     """Extractors and references of a search's objective."""
+    loaded: Manifest | None = None
+    """The checkpoint of `quantizer=load`."""
+
+    def policy(self) -> Policy:
+        """What is quantized, and how; with a search, a policy that it might find."""
+        if self.loaded is not None:
+            return Policy.of(self.loaded.content["policy"])
+        if self.recipe is None:
+            return Policy()
+        return self.recipe.with_attention(self.recipe.plan(self.model.sites()), self.model)
+
+    def run_time(self) -> list[RunTime]:
+        """What a transform leaves to be done to inputs at run time."""
+        if self.loaded is None:
+            return self.recipe.run_time(self.model) if self.recipe is not None else []
+        if (found := transform_of(self.loaded)) is None:
+            return []
+        transform, names = found
+        return transform.run_time(self.model, [site for site in self.model.sites() if site.name in set(names)])
+
+    def why_not(self, site: Site) -> str | None:
+        """Why a site stays in full precision; None if it is quantized."""
+        if self.loaded is not None:
+            return None if site.name in self.loaded.content["policy"] else "the checkpoint does not have it"
+        return self.recipe.scope.why_not(site) if self.recipe else "full precision"
 
     def setting(self, seed: int, folder: Path, tracker: Tracker) -> Setting:
         """The run around a search: its seed, the folder of its ledger, and what it reports to."""
@@ -73,7 +105,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
     Raises:
         UserError: with every part that refuses its values.
     """
-    if is_full_precision(config):
+    if is_full_precision(config) or is_loaded(config):
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
@@ -96,7 +128,9 @@ def assemble(config: dict[str, Any]) -> Parts:
     Raises:
         UserError: with all problems that were found at the first stage that found any.
     """
-    check(config)
+    # Of a recipe that was saved only the bits matter, for the tables.
+    check({k: v for k, v in config.items() if not is_loaded(config) or k not in RECIPE_KEYS or k == "bits"})
+    loaded = Manifest.read(config["quantizer"]["path"]) if is_loaded(config) else None
     device = pick_device(config["device"])
     recipe = build_recipe(config)
     dataset: Dataset = build(config["dataset"])
@@ -112,6 +146,10 @@ def assemble(config: dict[str, Any]) -> Parts:
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir)
     model = loader.load(device, getattr(torch, config["dtype"]))
+    if loaded is not None:
+        verify(loaded, model)
+        if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():
+            log.warning("the checkpoint was saved of %s, and this run has %s", made_of, loader.protocol())
     problems = sampler.check(model) + dataset.check(model)
     measures = {f"eval={name}": metric for name, metric in metrics.items()}
     if search is not None and search.measured is not None:
@@ -127,4 +165,4 @@ def assemble(config: dict[str, Any]) -> Parts:
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
     if problems:
         raise from_problems(problems, "this run")
-    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared, objective)
+    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared, objective, loaded)

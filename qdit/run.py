@@ -17,6 +17,7 @@ from qdit import store
 from qdit.config import build, resolved
 from qdit.errors import UserError
 from qdit.identity import search_settings, settings
+from qdit.manifest import is_loaded, with_recipe
 from qdit.store import RunDir, digest, is_full_precision
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 
 
 def canonical(config: dict[str, Any]) -> dict[str, Any]:
-    """The config under the one name of what it does: a scope that selects nothing is full precision."""
+    """The config under the one name of what it does.
+
+    A scope that selects nothing is full precision; the recipe of `quantizer=load` is that of the run that saved.
+    """
+    if is_loaded(config):
+        return with_recipe(config)
     return full_precision(config) if is_full_precision(config) else config
 
 
@@ -102,8 +108,15 @@ def settled(config: dict[str, Any]) -> dict[str, Any] | None:
     record = run_dir(config).result()
     if record is None or record["status"] != "done":
         return None
+    if unsaved(record, config):
+        return None
     have = {name: metric["settings"] for name, metric in record["metrics"].items()} | record["inapplicable"]
     return record if wanted_metrics(config).items() <= have.items() else None
+
+
+def unsaved(record: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a checkpoint is wanted that the run was told not to save; a deleted one is not made again."""
+    return config["save_checkpoint"] and record.get("checkpoint", {}) is None
 
 
 def wanted_metrics(config: dict[str, Any]) -> dict[str, str]:
@@ -160,6 +173,8 @@ def cached(config: dict[str, Any]) -> Path:
     """What a run keeps in the cache: its samples in full precision, its rounded weights otherwise."""
     from qdit import stages
 
+    if is_loaded(config):
+        return run_dir(config).path / "samples"  # nothing of it is in the cache
     if is_full_precision(config):
         return Path(config["cache_dir"]) / "samples" / run_id(config)
     return stages.rounding_folder(config)
@@ -177,18 +192,20 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     samples = reference = stages.sample_set(reference_config, parts, cached(reference_config), None, tracker)
     policy, diagnosis = Policy(), {}
-    if parts.recipe is not None and not is_full_precision(config):
+    if not is_full_precision(config):
         fit = cache(partial(stages.fit, config, parts, where.path, tracker))
         samples = stages.sample_set(config, parts, where.path / "samples", fit, tracker)
-        if known.get("status") == "done" and samples.complete():
+        if known.get("status") == "done" and samples.complete() and not unsaved(known, config):
             policy = Policy.load(where.path / "policy.yaml")
             diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
         else:
             with watch.stage("quantize"):
                 policy = fit().policy
             policy.save(where.path / "policy.yaml")
+            with watch.stage("save"):
+                diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
             with watch.stage("diagnose"):
-                diagnosis = stages.diagnose(config, parts, fit(), where.path)
+                diagnosis |= stages.diagnose(config, parts, fit(), where.path)
     with watch.stage("sample"):
         samples.latents()
     wanted = wanted_metrics(config)
@@ -200,7 +217,8 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
         metrics = stages.evaluate(applicable, metrics, parts, samples, reference, where.save_metrics)
     stages.picture(config, parts, samples, reference, where.path / "samples.png")
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
-    spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions())
+    left = parts.run_time() if policy else []
+    spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)
     costs = record.cost(spent, config, watch, rate)
     return record.header(config, run_id(config)) | {
         "protocol": stages.protocol(config, parts),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qdit import figures
+from qdit import checkpoint, figures
 from qdit.calibration import CalibrationData
 from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
+from qdit.manifest import FOLDER, is_loaded
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.rounding.resume import FORMAT
@@ -25,7 +26,7 @@ from qdit.tracking import Tracker
 log = logging.getLogger("qdit")
 SHOWN = 16  # samples in samples.png
 DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
-DIAGNOSIS = ("curves", "layers", "search")  # what a diagnosis leaves in the record
+DIAGNOSIS = ("checkpoint", "curves", "layers", "search")  # what a fit and its diagnosis leave in the record
 
 
 def path_id(config: dict[str, Any]) -> str:
@@ -59,9 +60,25 @@ def rounding_folder(config: dict[str, Any]) -> Path:
 
 def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:
     """The quantized model of a config; the ledger of a search is in `folder`."""
+    if parts.loaded is not None:
+        return checkpoint.load(parts.loaded.folder, parts.model)
     assert parts.recipe is not None
     setting = parts.setting(config["seed"], folder, tracker)
     return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), rounding_folder(config), setting)
+
+
+def save(
+    config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path, run_id: str
+) -> dict[str, dict[str, Any] | None]:
+    """Save the quantized model in `folder`, if that is wanted and it was not itself loaded; as a record entry."""
+    if is_loaded(config):
+        return {}
+    if not config["save_checkpoint"]:
+        return {"checkpoint": None}
+    about = checkpoint.provenance(parts.model, config=config, run_id=run_id, made_of=parts.model_protocol)
+    saved = checkpoint.save(quantized, folder / FOLDER, about)
+    log.info("  checkpoint: %s (%.2f MB)", saved.folder, saved.bytes() / 1e6)
+    return {"checkpoint": {"bytes": saved.bytes(), "digest": saved.identity}}
 
 
 class Bar:

@@ -49,6 +49,8 @@ def science(config: dict) -> dict:
     """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
     if is_full_precision(config):
         return {k: config[k] for k in PROTOCOL_KEYS}
+    if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
+        return {k: config[k] for k in PROTOCOL_KEYS} | {"checkpoint": checkpoint}
     chosen = {k: config[k] for k in PROTOCOL_KEYS + RECIPE_KEYS}
     if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
         given = Path(path).expanduser()
@@ -179,9 +181,8 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove what was computed, to compute it again."""
-        remove(
-            self.path, "result.json", "metrics.json", "search.jsonl", "correction.safetensors", "samples/*.safetensors"
-        )
+        remove(self.path, "result.json", "metrics.json", "search.jsonl", "correction.safetensors")
+        remove(self.path, "checkpoint/*", "samples/*.safetensors")
 
     def save_result(self, record: dict) -> None:
         """Replace `result.json`; the metrics that waited for it are in it."""
