@@ -10,6 +10,7 @@ from torch import nn
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import NoCalibration
+from qdit.checkpoint import load, provenance, save
 from qdit.correction import PTQD, NoiseCorrection
 from qdit.correction.ptqd import Moments
 from qdit.diagnose import timestep_curve, trajectory
@@ -173,3 +174,15 @@ def test_other_timesteps_other_predictions_and_divergence_are_refused(tiny_model
     monkeypatch.setattr("qdit.quantize.QuantLinear.forward", lambda self, x: nn.functional.linear(x, self.weight) / 0)
     with pytest.raises(UserError, match="is not finite"):
         fit(tiny_model)
+
+
+def test_a_checkpoint_holds_the_correction(tiny_model, tmp_path):
+    quantized = fit(tiny_model)
+    save(quantized, tmp_path, provenance(tiny_model))
+    loaded = load(tmp_path, tiny_model)
+    samples = []
+    for each in (quantized, loaded):
+        assert each.correction is not None
+        with each.installed(tiny_model):
+            samples.append(sampler().sample(tiny_model, [0, 1], torch.tensor([1, 2]), 0, hook=each.correction))
+    assert torch.equal(*samples)

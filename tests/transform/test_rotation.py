@@ -15,6 +15,7 @@ from rewriting import (
 )
 
 from qdit.calibration import NoCalibration
+from qdit.checkpoint import load, provenance, save
 from qdit.dry import transform_text
 from qdit.errors import UserError
 from qdit.layers import QuantLinear
@@ -223,3 +224,13 @@ def test_a_width_of_dit_xl_has_its_matrix():
     made = Rotation(random_signs(0, "qkv", 1152), None)
     eye = made(torch.eye(1152, dtype=torch.float64))
     assert (eye @ eye.T - torch.eye(1152, dtype=torch.float64)).abs().max() < 1e-10
+
+
+def test_a_checkpoint_gives_the_same_outputs_whatever_the_random_stream(tiny_model, tmp_path):
+    """Golden test 11 of ViDiT-Q: its release draws R anew from the global seed when it loads."""
+    quantized = quantize(tiny_model, recipe(transform=both()), calibration)
+    expected = output(tiny_model, quantized)
+    save(quantized, tmp_path, provenance(tiny_model))
+    torch.manual_seed(987)
+    loaded = load(tmp_path, tiny_model)
+    assert torch.equal(output(tiny_model, loaded), expected)
