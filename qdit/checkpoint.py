@@ -67,11 +67,10 @@ def save(quantized: Quantized, folder: Path, provenance: Mapping[str, Any]) -> M
     """
     writer, about = Writer(), dict(provenance)
     base = about.pop("base")
-    layers = {name: _layer(writer, name, layer) for name, layer in quantized.layers.items()}
     own = [f.name for f in fields(quantized) if f.name not in APART]
-    tree = {
-        "layers": layers,
+    tree = {  # in the order in which `load` reads them
         "rewrite": _rewrite(writer, quantized),
+        "layers": {name: _layer(writer, name, layer) for name, layer in quantized.layers.items()},
         "others": {name: writer.value(getattr(quantized, name), name) for name in own},
     }
     (folder / MANIFEST).unlink(missing_ok=True)
