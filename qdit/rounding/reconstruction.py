@@ -30,6 +30,9 @@ TOKENS = 256  # at which the loss is the release's
 class Learning:
     """How a unit learns.
 
+    The defaults are a short schedule for small networks: 500 steps, each a hundred times as long as the paper's. The
+    paper's 20,000 short ones are `rounding=adaround_paper`.
+
     Args:
         iterations: steps a unit; 0 rounds to nearest.
         batch_size: calibration points a step.
@@ -45,8 +48,8 @@ class Learning:
 
     iterations: int = 500
     batch_size: int = 8
-    rate: float = 2e-2
-    step_rate: float = 4e-5
+    rate: float = 0.1
+    step_rate: float = 1e-4
     round_weight: float = 0.01
     warmup: float = 0.2
     beta_start: float = 20.0
