@@ -214,6 +214,8 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
             "attention=uniform attention/range=minmax activation=tensor transform=salience rounding=gptq",
         ),
         *("activation=tensor calibration=normal", "activation=tensor calibration=paired"),
+        *(f"quantizer={name} rounding.iterations=3" for name in ("ptq4dit", "q_diffusion", "ptq4dm")),
+        *("quantizer=ptq4dit rounding=nearest dtype=bfloat16", "quantizer=ptq4dit rounding=gptq bits=w8a8"),
         *("activation=tensor calibration=random", "scope=all", "scope=blocks_adaln", "scope=all activation=tensor"),
         *("sampler=ddpm", "sampler=dpm_solver", "sampler=dit_ddim", "sampler=dit_ddpm", "sampler.guidance=1"),
         *("transform=salience", "transform=salience transform/statistic=middle rounding=gptq", "quantizer=smoothquant"),
