@@ -45,9 +45,10 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     if not path.exists():
         log.info("calibrating: %d points", source.num_samples)
         data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
-        save_tensors(path, {"x": data.x, "t": data.t, "y": data.y})
+        kept = {"x": data.x, "t": data.t, "y": data.y, "origin": data.origin}
+        save_tensors(path, {key: tensor for key, tensor in kept.items() if tensor is not None})
     stored = load_tensors(path)
-    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size)
+    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"))
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:

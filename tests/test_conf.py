@@ -32,8 +32,6 @@ def overrides_of(option: str) -> list[str]:
         return [f"experiment={group.removeprefix('experiment/')}/{name}"]
     if option == "quantizer=load":
         return [option, "quantizer.path=run"]
-    if option == "quantizer=load":
-        return [option, "quantizer.path=run"]
     if option == "search=fixed":
         return [option, "search.policy=policy.yaml"]
     return [*hosts.get(group, []), f"eval=[{name}]" if group == "eval" else option]
