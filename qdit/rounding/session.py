@@ -7,9 +7,10 @@ with the bytes of an undisturbed one.
 """
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ class Session:
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):
                 raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
-            with self.repeatable():
+            with frozen(self.fit.model.denoiser), self.repeatable():
                 reconstruct(task, learner, self.how, random, importance, bar.update)
             learner.harden()
             after = error(task, self.how.batch_size, importance)
@@ -210,6 +211,19 @@ class Session:
         """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
         on_processor = self.fit.model.device.type == "cpu"
         return nullcontext() if on_processor else sdpa_kernel(SDPBackend.MATH)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """A network whose own parameters need no gradient; those that did do again afterwards."""
+    free = [tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.requires_grad]
+    for tensor in free:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in free:
+            tensor.requires_grad_()
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

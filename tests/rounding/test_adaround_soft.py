@@ -1,0 +1,151 @@
+"""AdaRound's arithmetic against its numbers, autograd and nearest rounding; quantizers that learn against others."""
+
+import pytest
+import torch
+from torch import nn
+
+from qdit.activation.dynamic import DynamicQuantizer
+from qdit.activation.static import StaticQuantizer
+from qdit.errors import UserError
+from qdit.quant.affine import Affine, Rounded, affine
+from qdit.quant.spec import QuantSpec, as_rows
+from qdit.rounding.reconstruction import Learning, shuffled
+from qdit.rounding.soft import SoftWeight, beta_at, initial_alpha, penalty, rectified
+from qdit.rounding.straight import LearnedStep, Straight, learnable
+
+SPECS = [
+    QuantSpec(bits=4, dynamic=False),
+    QuantSpec(bits=3, granularity="group", group_size=8, dynamic=False),
+    QuantSpec(bits=4, granularity="tensor", grid="symmetric", dynamic=False),
+    QuantSpec(bits=2, grid="asymmetric_free", dynamic=False),
+]
+
+
+def soft_weight(spec, clip=1.0, shape=(6, 16)):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = as_rows(weight, spec)
+    return weight, SoftWeight(weight, affine(clip * rows.amin(1, True), clip * rows.amax(1, True), spec), spec)
+
+
+def test_no_8_initial_values():
+    fraction = torch.tensor([0.0, 0.25, 0.5, 0.9])
+    alpha = initial_alpha(fraction)
+    torch.testing.assert_close(alpha, torch.tensor([-2.397895, -0.887303, 0.0, 1.609438]))
+    torch.testing.assert_close(rectified(alpha.sigmoid()), fraction)
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.6])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_no_8_soft_is_the_clipped_weight_and_hard_the_nearest_at_first(spec, clip):
+    weight, soft = soft_weight(spec, clip)
+    grid = soft.grid
+    low, high = ((bound - grid.zero_point) * grid.scale for bound in (grid.low, grid.high))
+    clipped = as_rows(weight, spec).clamp(low, high).view(weight.shape)
+    torch.testing.assert_close(soft.soft(), clipped, atol=1e-6, rtol=1e-6)
+    assert torch.equal(soft.hard().codes, Rounded.of(weight, grid, spec).codes)
+
+
+def test_no_8_ties_go_where_nearest_rounding_sends_them():
+    grid = Affine(torch.ones(1, 1), torch.full((1, 1), 8.0), 0, 15)
+    weight = torch.tensor([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.4999999, 0.5000001]])
+    soft, spec = SoftWeight(weight, grid, QuantSpec(bits=4)), QuantSpec(bits=4)
+    assert torch.equal(soft.hard().codes, Rounded.of(weight, grid, spec).codes)
+
+
+def test_no_9_schedule():
+    assert [beta_at(n, 20_000, 0.2, 20, 2) for n in (1, 4_000, 8_000, 12_000, 16_000, 20_000)] == [
+        20, 20, 15.5, 11, 6.5, 2,
+    ]  # fmt: skip
+    assert beta_at(1, 1, 0.0, 20, 2) == 2
+    assert penalty(torch.full((7,), 0.5), 3.0) == 7
+    assert penalty(torch.tensor([0.0, 1.0]), 3.0) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_written_gradient_is_autograds(spec, weight):
+    original, soft = soft_weight(spec, clip=0.6)
+    soft.alpha += 0.3 * torch.randn(soft.alpha.shape, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(original.shape, generator=torch.Generator().manual_seed(2))
+    leaf = soft.soft()
+    (gradient,) = torch.autograd.grad((leaf * target).sum(), leaf)
+    soft.learn(gradient, weight, 5.0)
+    alpha = soft.alpha.clone().requires_grad_()
+    h = (1.2 * alpha.sigmoid() - 0.1).clamp(0, 1)
+    low, high = soft.grid.low - soft.grid.zero_point, soft.grid.high - soft.grid.zero_point
+    plain = ((soft.floor + h).clamp(low, high) * soft.grid.scale).view(original.shape)
+    assert torch.equal(plain, leaf)
+    ((plain * target).sum() + weight * penalty(h, 5.0)).backward()
+    # At the very bounds clamp has no derivative; autograd passes there, and no code depends on it.
+    apart = (soft.floor + h != low) & (soft.floor + h != high)
+    torch.testing.assert_close(soft.alpha.grad[apart], alpha.grad[apart])
+
+
+def test_no_10_a_heavy_penalty_makes_binary_choices():
+    _, soft = soft_weight(SPECS[0])
+    optimizer = torch.optim.Adam([soft.alpha], lr=0.1)
+    for n in range(1, 201):
+        soft.learn(torch.zeros_like(soft.soft()), 1e3, beta_at(n, 200, 0.0, 20, 2))
+        optimizer.step()
+    assert soft.undecided() == 0
+
+
+def test_data_is_shuffled_as_a_whole():
+    batches = shuffled(10, 4, torch.Generator().manual_seed(0))
+    seen = torch.cat([next(batches) for _ in range(5)])
+    assert all(sorted(seen[n : n + 10].tolist()) == list(range(10)) for n in (0, 10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(seen[:4], next(shuffled(10, 4, torch.Generator().manual_seed(0))))
+
+
+def static(bits=4):
+    spec = QuantSpec(bits=bits, granularity="tensor", dynamic=False)
+    return StaticQuantizer(spec, affine(torch.tensor([[-1.0]]), torch.tensor([[2.0]]), spec))
+
+
+def test_learned_steps_give_what_their_quantizer_gives_and_autograds_gradients():
+    quantizer = static()
+    step, x = LearnedStep(quantizer), (3 * torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(step(x), quantizer(x))
+    factor = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+    found = torch.autograd.grad((step(x) * factor).sum(), [x, step.scale])
+    scale = quantizer.scale.clone().requires_grad_()
+    scaled = x / scale
+    rounded = scaled + (scaled.round() - scaled).detach()
+    plain = rounded.clamp(quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point) * scale
+    expected = torch.autograd.grad((plain * factor).sum(), [x, scale])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_step_stays_positive():
+    step = LearnedStep(static())
+    with torch.no_grad():
+        step.scale -= 10
+    step.bound()
+    assert step.scale > 0
+
+
+def test_other_quantizers_pass_the_gradient():
+    quantizer = DynamicQuantizer(QuantSpec(bits=3))
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    output = Straight(quantizer)(x)
+    assert torch.equal(output, quantizer(x.detach()))
+    (gradient,) = torch.autograd.grad((2 * output).sum(), x)
+    assert torch.equal(gradient, torch.full_like(x, 2))
+
+
+def test_quantizers_are_found_once_and_transforms_left_alone():
+    shared, scale = static(), nn.Identity()
+    layers = {"a": nn.Sequential(scale, shared), "b": nn.Sequential(shared, DynamicQuantizer(QuantSpec(bits=8)))}
+    found = learnable(layers, {scale})
+    assert {path: type(module) for path, module in found.items()} == {"a.1": LearnedStep, "b.1": Straight}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"iterations": -1}, {"batch_size": 0}, {"warmup": 1.0}, {"beta_end": 0.5}, {"rate": -1.0}]
+)
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Learning(**wrong)
