@@ -104,8 +104,9 @@ def rounding_error(rows: Float[Tensor, "rows n"], grid: Affine, power: float) ->
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     length = min(rows.shape[-1], PIECE_VALUES)
     ends = grid.scale, grid.low - grid.zero_point, grid.high - grid.zero_point
-    for index in torch.arange(len(rows), device=rows.device).split(max(1, PIECE_VALUES // length)):
-        chosen = slice(int(index[0]), int(index[-1]) + 1)
+    height = max(1, PIECE_VALUES // length)
+    for first in range(0, len(rows), height):
+        chosen = slice(first, first + height)
         scale, low, high = (end[chosen] for end in ends)
         for piece in rows[chosen].split(length, -1):
             # In units of the scale: |x / s - code| s is the error.
