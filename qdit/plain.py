@@ -6,6 +6,7 @@ torch.nn) whose state is plain values, tensors, and such objects again. What is 
 and v go on sharing the module that rounds their input. Rounded weights are packed, code by code. Left out: hooks.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
@@ -78,7 +79,7 @@ class Writer:
             parts = self._module(value, path)
         else:
             parts = {f.name: self.value(getattr(value, f.name), f"{path}.{f.name}") for f in fields(value)}
-        return {"object": where, "number": number, **{"state": parts}}
+        return {"object": where, "number": number, "state": parts}
 
     def _module(self, module: nn.Module, path: str) -> dict[str, Any]:
         state = vars(module)
@@ -122,12 +123,15 @@ class Reader:
     Args:
         tensors: by name.
         device: where they go.
+        given: objects that are not made anew, by class: those that a saved model shares with its base model.
     """
 
     WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, ImportError, RuntimeError, UserError)
 
-    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        self.tensors, self.device = tensors, device
+    def __init__(
+        self, tensors: dict[str, Tensor], device: torch.device, given: Mapping[type, Any] | None = None
+    ) -> None:
+        self.tensors, self.device, self.given = tensors, device, given or {}
         self._made: dict[int, Any] = {}
 
     def value(self, node: Any) -> Any:
@@ -152,7 +156,9 @@ class Reader:
 
     def _object(self, node: dict[str, Any]) -> Any:
         kind, state = find_class(node["object"]), node["state"]
-        if kind is Rounded:
+        if kind in self.given:
+            made = self.given[kind]
+        elif kind is Rounded:
             made = self._rounded(state)
         elif issubclass(kind, nn.Module):
             made = self._module(kind, state)
