@@ -17,7 +17,6 @@ from qdit.manifest import FOLDER, is_loaded
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.rounding.resume import FORMAT
-from qdit.sampler.clock import Clock
 from qdit.samples import SampleSet
 from qdit.store import RECIPE_KEYS, SCIENCE, digest, weights
 from qdit.tensors import load_tensors, save_tensors
@@ -48,7 +47,8 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
         kept = {"x": data.x, "t": data.t, "y": data.y, "origin": data.origin}
         save_tensors(path, {key: tensor for key, tensor in kept.items() if tensor is not None})
     stored = load_tensors(path)
-    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"))
+    told = parts.sampler.timesteps(parts.model)
+    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"), told)
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:
@@ -127,7 +127,7 @@ def sample_set(
         quantized = fit()
         with quantized.installed(parts.model):
             return parts.sampler.sample(
-                parts.model, indices, labels, config["seed"], Clock(), watch, quantized.correction
+                parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
             )
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -25,9 +25,9 @@ from qdit.manifest import MANIFEST, TENSORS, Manifest
 from qdit.model.dit import DiT
 from qdit.plain import Reader, Writer, find_class
 from qdit.quant.ranges import MinMax
+from qdit.quant.spec import QuantSpec
 from qdit.quantize import Quantized, Recipe, quantize
 from qdit.rounding import Nearest
-from qdit.sampler.clock import Clock
 from qdit.scope import Scope
 from qdit.store import RECIPE_KEYS
 from qdit.transform import ChannelScaling
@@ -339,18 +339,24 @@ def test_only_classes_of_qdit_and_torch_are_saved_and_made():
 
 
 def test_plain_values_tensors_and_shared_objects_come_back():
-    writer, clock = Writer(), Clock(3, 500, 20)
+    writer, spec = Writer(), QuantSpec(bits=4)
     linear = nn.Linear(2, 3, bias=False).requires_grad_(False).eval()
-    value = {"a": [1, 2.5, None, True], (1, "b"): (clock, clock), "linear": linear, "dtype": torch.bfloat16}
+    value = {"a": [1, 2.5, None, True], (1, "b"): (spec, spec), "linear": linear, "dtype": torch.bfloat16}
     tree = json.loads(json.dumps(writer.value(value, "it")))
     found = Reader(writer.tensors, torch.device("cpu")).value(tree)
     assert found.keys() == value.keys()
     assert found["a"] == value["a"]
-    assert found[1, "b"] == (clock, clock)
+    assert found[1, "b"] == (spec, spec)
     assert found[1, "b"][0] is found[1, "b"][1]
     assert found["dtype"] is torch.bfloat16
     assert not found["linear"].training
     assert torch.equal(found["linear"](torch.ones(2)), linear(torch.ones(2)))
+
+
+def test_what_belongs_to_the_base_model_is_given_and_not_made_again():
+    writer, mine = Writer(), QuantSpec(bits=4)
+    tree = writer.value({"a": QuantSpec(bits=8), "b": 1}, "it")
+    assert Reader({}, torch.device("cpu"), {QuantSpec: mine}).value(tree)["a"] is mine
 
 
 def test_parts_of_a_recipe_beside_a_checkpoint_are_refused(tiny_pipeline, tmp_path):

@@ -26,6 +26,7 @@ from qdit.quant.ranges import MinMax
 from qdit.quantize import Recipe, quantize
 from qdit.rounding import GPTQ
 from qdit.rounding.columns import Curvature, round_columns
+from qdit.sampler.clock import Clock
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
@@ -99,6 +100,7 @@ class Network:
     """A random DiT, as far as a fit sees it."""
 
     device, dtype = torch.device("cpu"), torch.float32
+    clock = Clock()
 
     def __init__(self, depth: int, width: int) -> None:
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel

@@ -39,6 +39,13 @@ class CalibrationData:
     batch_size: int
     origin: Tensor | None = None
     """Trajectory and step of each point, [n, 2], if they are known."""
+    visited: Sequence[int] | None = None
+    """What the model is told at the sampler's steps, if it is known; not all of it need occur in `t`."""
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The sampler's timesteps, ascending; where they are not known, those that occur."""
+        return sorted(set(self.t.tolist() if self.visited is None else self.visited))
 
     def batches(self, model: "DiffusionModel") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the model's device."""
@@ -139,6 +146,7 @@ class TrajectoryCalibration:
             torch.tensor([model.null_class if p.null else labels[p.trajectory] for p in points]),
             self.batch_size,
             torch.tensor([[p.trajectory, p.step] for p in points]),
+            timesteps,
         )
 
 

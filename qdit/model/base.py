@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from qdit.sampler.clock import Clock
+
 ROLES = (
     "qkv",
     "attn_out",
@@ -115,6 +117,8 @@ class DiffusionModel(Protocol):
     learned_variance: bool
     device: torch.device
     dtype: torch.dtype
+    clock: Clock
+    """Shows the layers the timesteps that `denoise` was given."""
 
     def sites(self) -> list[Site]:
         """Every linear (and the patch-embedding convolution) in forward order."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qdit.errors import UserError
 from qdit.model.base import Attention, Producer, Site
 from qdit.model.files import check_class, load_module, locate, read_config
+from qdit.sampler.clock import Clock
 
 # (path inside a block, role, stage), in forward order
 _BLOCK_SITES = (
@@ -140,6 +141,7 @@ class LoadedDiT:
             )
         self.denoiser, self.autoencoder = denoiser, autoencoder
         self.device, self.dtype = device, dtype
+        self.clock = Clock()
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         self.image_size = config.sample_size * 2 ** (len(vae.block_out_channels) - 1)
         self.num_classes = self.null_class = config.num_embeds_ada_norm
@@ -169,7 +171,8 @@ class LoadedDiT:
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
         """Call the network on x_t, timesteps and classes; noise, and the variance's logits if they are learned."""
-        return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
+        with self.clock.showing(t):
+            return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C h w"]) -> UInt8[Tensor, "B 3 H W"]:

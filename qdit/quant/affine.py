@@ -6,12 +6,13 @@ are rounded to the grid and kept in floating point. Codes for storage come from 
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from qdit.quant.spec import QuantSpec, as_rows
+from qdit.quant.spec import Grid, QuantSpec, as_rows
 
 SMALLEST_SCALE = 1e-8  # an all-zero row must not divide by zero
 CLAMPED_SMALLEST_RANGE = 1e-5  # the released Q-DiT quantizer's
@@ -28,7 +29,13 @@ class Affine:
 
 
 def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: QuantSpec) -> Affine:
-    """The grid of `spec` that covers [lo, hi] a row (see `QuantSpec.grid` for the conventions)."""
+    """The grid of `spec` that covers [lo, hi] a row (see `QuantSpec.grid` for the conventions).
+
+    Raises:
+        ValueError: the spec's code-book has no single step.
+    """
+    if spec.grid not in get_args(Grid):
+        raise ValueError(f"{spec.grid} is not a grid with one step")
     low, high = code_range(spec)
     levels = high - low
     half = 2 ** (spec.bits - 1)

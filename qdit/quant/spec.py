@@ -8,6 +8,7 @@ granularity        weight [out, in] -> rows    activation [..., tokens, in] -> r
 `tensor`           [1, out * in]               [1, all]
 `row`              [out, in]                   [all tokens, in]
 `group` (of g)     [out * in / g, g]           [all tokens * in / g, g]
+`head`                                         [heads, all others]: an operand of an attention
 =================  ==========================  =======================================
 """
 
@@ -20,6 +21,9 @@ from qdit.errors import UserError
 
 Granularity = Literal["tensor", "row", "group"]
 Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full", "unsigned"]
+"""Grids with one step (`qdit.quant.affine`)."""
+CodeBook = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
+"""What has none (`qdit.quant.books`)."""
 MIN_BITS, MAX_BITS = 2, 8
 IDENTITY_BITS = 16
 
@@ -30,35 +34,38 @@ class QuantSpec:
 
     Args:
         bits: 2 to 8; 16 is the identity.
-        granularity: which values share a scale (see the module's table).
+        granularity: which values share a scale (see the module's table); `head` is static.
         group_size: input channels a group; only with `granularity="group"`.
         grid: `asymmetric` (range extended to hold 0, so the zero point is a code), `asymmetric_free` (Q-DiT's paper:
             the integer zero point is not clamped), `asymmetric_clamped` (Q-DiT's released code: it is clamped without
             extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
             `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped), `unsigned` (zero point 0,
-            scale max / (2^b - 1): for values that are not negative, such as probabilities).
+            scale max / (2^b - 1): for values that are not negative, such as probabilities); or, for static inputs, one
+            of the code-books of `qdit.quant.books`.
         dynamic: ranges are taken from the tensor at hand; otherwise they were calibrated.
+        time_groups: groups of sampling steps, each with ranges of its own; None for one. Only static inputs have them.
 
     Raises:
         UserError: a value is out of range.
     """
 
     bits: int
-    granularity: Granularity = "row"
+    granularity: Granularity | Literal["head"] = "row"
     group_size: int | None = None
-    grid: Grid = "asymmetric"
+    grid: Grid | CodeBook = "asymmetric"
     dynamic: bool = True
+    time_groups: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
             raise UserError(
                 f"bits={self.bits} is not possible; {MIN_BITS} to {MAX_BITS} are, or {IDENTITY_BITS} for none"
             )
-        if self.granularity not in get_args(Granularity):
+        if self.granularity not in (*get_args(Granularity), "head"):
             raise UserError(
                 f"granularity={self.granularity!r} is unknown; choose from {', '.join(get_args(Granularity))}"
             )
-        if self.grid not in get_args(Grid):
+        if self.grid not in (*get_args(Grid), *get_args(CodeBook)):
             raise UserError(f"grid={self.grid!r} is unknown; choose from {', '.join(get_args(Grid))}")
         if (self.granularity == "group") != (self.group_size is not None):
             raise UserError(
@@ -76,7 +83,7 @@ class QuantSpec:
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
-        return self.grid.startswith(("symmetric", "unsigned"))
+        return self.grid.startswith(("symmetric", "unsigned")) or self.grid in get_args(CodeBook)
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

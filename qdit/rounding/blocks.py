@@ -124,8 +124,11 @@ class Walk:
         """Outputs of a block, on the CPU."""
         block = self.model.denoiser.get_submodule(path)
         with replaced(self.model.denoiser, layers):
-            for hidden, args, kwargs in self.boundary:
-                output = block(hidden.to(self.model.device), *args, **kwargs)
+            for timesteps, (hidden, args, kwargs) in zip(
+                self.data.t.split(self.data.batch_size), self.boundary, strict=True
+            ):
+                with self.model.clock.showing(timesteps.to(self.model.device)):
+                    output = block(hidden.to(self.model.device), *args, **kwargs)
                 yield (output[0] if isinstance(output, tuple) else output).cpu()
 
     def _run_to_blocks(self, layers: Mapping[str, nn.Module]) -> Iterator[tuple]:

@@ -78,7 +78,8 @@ class Lanes:
         _, target = observed(self.full, segment, name, {})
 
         def predict(rows: Tensor) -> Tensor:
-            return self.model.denoiser.get_submodule(name)(inputs[rows].to(self.model.device))
+            with self.model.clock.showing(self.data.t[rows].to(self.model.device)):
+                return self.model.denoiser.get_submodule(name)(inputs[rows].to(self.model.device))
 
         return Task(predict, target)
 
@@ -93,7 +94,8 @@ class Lanes:
 
         def predict(rows: Tensor) -> Tensor:
             args, kwargs = others.at(rows)
-            output = self.model.denoiser.get_submodule(block)(hidden[rows].to(device), *args, **kwargs)
+            with self.model.clock.showing(self.data.t[rows].to(device)):
+                output = self.model.denoiser.get_submodule(block)(hidden[rows].to(device), *args, **kwargs)
             return output[0] if isinstance(output, tuple) else output
 
         return Task(predict, target)

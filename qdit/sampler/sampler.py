@@ -19,7 +19,6 @@ from torch import Tensor
 
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
-from qdit.sampler.clock import Clock
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
 from qdit.sampler.noise import generator, noise
 from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
@@ -157,7 +156,6 @@ class Sampler(ABC):
         indices: Sequence[int],
         labels: Int[Tensor, " B"],
         seed: int,
-        clock: Clock | None = None,
         callback: Callback | None = None,
         hook: Hook | None = None,
         until: int | None = None,
@@ -169,7 +167,6 @@ class Sampler(ABC):
             indices: sample numbers; each has its own noise.
             labels: one class for each index.
             seed: of all noise.
-            clock: set before each call of the denoiser, for layers that depend on time.
             callback: called as (step, timestep, x_t, guided output) after each call of the denoiser and of the hook.
             hook: corrects the guided output, and the noise of the steps.
             until: the first step that is not taken any more; its state is returned. None goes to the end.
@@ -184,13 +181,11 @@ class Sampler(ABC):
             raise from_problems(problems, f"sampler {self.name}")
         if len(labels) != len(indices):
             raise ValueError(f"{len(indices)} indices with {len(labels)} labels")
-        clock = clock or Clock()
         scheduler, own, told = self.make_scheduler(model)
         generators = [generator(seed, "step", i) for i in indices]
         x = torch.stack([noise(seed, "latent", i, model.latent_shape) for i in indices]).to(model.device)
         labels = labels.to(model.device)
         for step, (t, timestep) in enumerate(zip(own[:until], told[:until], strict=True)):
-            clock.set(step, timestep, len(told))
             output = self.predict(model, x, timestep, labels)
             if hook is not None:
                 output = hook.output(output, timestep)

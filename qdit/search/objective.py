@@ -17,7 +17,6 @@ from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.errors import UserError
 from qdit.eval.base import Metric
 from qdit.model.base import DiffusionModel
-from qdit.sampler.clock import Clock
 
 if TYPE_CHECKING:
     from qdit.quantize import Quantized
@@ -109,7 +108,7 @@ class Judge:
         """The samples of the model as it is now."""
         sampler, chunks = self.setting.sampler, []
         for chunk, labels in zip(self.indices, self.labels, strict=True):
-            chunks.append(sampler.sample(self.model, chunk.tolist(), labels, self.seed, Clock()).float().cpu())
+            chunks.append(sampler.sample(self.model, chunk.tolist(), labels, self.seed).float().cpu())
         return Drawn(chunks, self.model.decode, self._extractor)
 
     @cached_property

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from qdit.errors import UserError
 from qdit.model.dit import DiT
-from qdit.sampler.clock import Clock
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.dpm_solver import DPMSolver
@@ -167,14 +166,20 @@ def test_no_guidance_is_one_conditional_pass(tiny_model):
 
 
 def test_clock_and_callback_follow_the_trajectory(tiny_model):
-    clock, seen = Clock(), []
+    shown, seen = [], []
     sampler = make(DDIM)
 
     def record(step, timestep, x, output):
-        assert (clock.step, clock.timestep, clock.num_steps) == (step, timestep, 5)
+        assert tiny_model.clock.timesteps is None, "outside of the network the clock shows nothing"
+        assert shown[-1] == [timestep] * len(shown[-1])
+        assert timestep == sampler.timesteps(tiny_model)[step]
         seen.append((timestep, x, output))
 
-    final = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0, clock=clock, callback=record)
+    handle = tiny_model.denoiser.transformer_blocks[1].register_forward_pre_hook(
+        lambda *_: shown.append(tiny_model.clock.read(3 if sampler.guidance == 1 else 6).tolist())
+    )
+    final = sampler.sample(tiny_model, [0, 1, 2], LABELS, seed=0, callback=record)
+    handle.remove()
     assert [t for t, _, _ in seen] == sampler.timesteps(tiny_model)
     assert torch.equal(seen[0][1], start(tiny_model, range(3)))
     assert seen[0][2].shape == (3, 8, 8, 8)

@@ -1,0 +1,71 @@
+"""Code-books of static quantizers: what a value becomes, given numbers that the calibration found.
+
+A code-book is called with values and its numbers, tensors that broadcast against the values: one each, or one a head,
+or one a sample (`qdit.activation.timed`). Here are the uniform grid and RepQ-ViT's logarithmic one; those of several
+regions are in `qdit.quant.regions`.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Book(Protocol):
+    """A code-book; its fields are plain, and what the calibration finds arrives with the call."""
+
+    def __call__(self, x: Float[Tensor, "*shape"], *numbers: Tensor) -> Float[Tensor, "*shape"]:
+        """`x` rounded to the code-book; a new tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The grid `scale (code - zero_point)` with codes from `low` to `high`: see `qdit.quant.affine`."""
+
+    low: int
+    high: int
+
+    def __call__(self, x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor) -> Float[Tensor, "*shape"]:
+        """See `Book`; bit for bit what `qdit.quant.affine.round_to_grid` gives.
+
+        >>> Uniform(0, 15)(torch.tensor([-0.3, 0.24, 9.0]), torch.tensor(0.1), torch.tensor(2.0))
+        tensor([-0.2000,  0.2000,  1.3000])
+        """
+        y = x / scale
+        y.round_()
+        torch.clamp(y, self.low - zero_point, self.high - zero_point, out=y)
+        return y.mul_(scale)
+
+
+@dataclass(frozen=True)
+class LogSqrt2:
+    """Powers of √2 below a scale (RepQ-ViT, arXiv 2212.08254, eq. 12-16), for values that are not negative.
+
+    code = clamp(round(-2 log₂(x / s)), 0, 2^b - 1),   x̂ = s 2^(-⌈code / 2⌉) (√2 if the code is odd)
+
+    Values beyond the last code become 0, which is a level more than b bits hold (as released; a kernel would give up
+    the smallest power).
+    """
+
+    bits: int
+
+    def encode(self, x: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
+        """Codes as floats; 2^bits stands for 0."""
+        return torch.round(-2 * torch.log2(x / scale)).clamp(0, 2**self.bits)
+
+    def decode(self, codes: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
+        """What the codes stand for."""
+        values = torch.exp2(-torch.ceil(codes / 2)) * (1 + (sqrt(2) - 1) * (codes % 2)) * scale
+        return torch.where(codes < 2**self.bits, values, 0.0)
+
+    def __call__(self, x: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
+        """See `Book`.
+
+        >>> LogSqrt2(4)(torch.tensor([0.0, 0.24, 0.4, 1.0]), torch.tensor(1.0))
+        tensor([0.0000, 0.2500, 0.3536, 1.0000])
+        """
+        return self.decode(self.encode(x, scale), scale)
