@@ -27,6 +27,7 @@ from qdit.plain import Reader, Writer
 from qdit.policy import Policy
 from qdit.quantize import Quantized
 from qdit.record import git_state, now, versions
+from qdit.sampler.clock import Clock
 from qdit.tensors import load_tensors, save_tensors
 from qdit.transform import Rewrite, Transform
 
@@ -140,7 +141,7 @@ def load(folder: Path, model: DiffusionModel) -> Quantized:
     """
     manifest = Manifest.read(folder)
     verify(manifest, model)
-    reader = Reader(load_tensors(manifest.tensors), model.device)
+    reader = Reader(load_tensors(manifest.tensors), model.device, {Clock: model.clock})
     tree = manifest.content["model"]
     try:
         rewrite = Rewrite() if tree["rewrite"] is None else reader.value(tree["rewrite"]["origin"]).rewrite(model)

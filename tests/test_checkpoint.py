@@ -178,6 +178,15 @@ def test_a_loaded_model_is_what_was_saved(tiny_model, tmp_path):
             assert torch.equal(loaded.layers[name].state_dict()[key], tensor), (name, key)
 
 
+def test_layers_that_read_the_clock_read_that_of_the_model(tiny_model, tmp_path):
+    quantized = fitted(tiny_model)
+    name = "transformer_blocks.0.attn1.to_out.0"
+    quantized.layers[name].quantizer.timed = tiny_model.clock
+    checkpoint.save(quantized, tmp_path, checkpoint.provenance(tiny_model))
+    loaded = checkpoint.load(tmp_path, tiny_model)
+    assert loaded.layers[name].quantizer.timed is tiny_model.clock
+
+
 def test_the_same_model_is_saved_with_the_same_bytes(tiny_model, tmp_path):
     for place in ("one", "two"):
         checkpoint.save(fitted(tiny_model), tmp_path / place, checkpoint.provenance(tiny_model, note=place))
