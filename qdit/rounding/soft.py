@@ -6,8 +6,8 @@ Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ar
     penalty = Σ 1 - |2 h(α) - 1|^β                                 β from 20 to 2 while it learns
 
 α starts where h is the fraction of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale and zero
-point stay. Everything is element by element, so the chain rule from w̃ to α is written out: a fresh graph of a dozen
-tensors of the weight's size would cost as much as the layer itself where batches are small.
+point stay. Everything is element by element, so the chain rule from w̃ to α is written out: where batches are small, a
+graph of a dozen tensors of the weight's size would cost as much as the layer itself.
 """
 
 import torch
@@ -68,31 +68,29 @@ class SoftWeight:
         edge = torch.where(up, 0.0, -TIE)
         self.alpha = torch.where(up == (alpha >= 0), alpha, edge)
         """[rows, row length]; `Adam` moves it."""
-        self.lowest, self.highest = grid.low - grid.zero_point, grid.high - grid.zero_point
+        lowest, highest = grid.low - grid.zero_point, grid.high - grid.zero_point
         # Neighbours beyond the grid are one and the same code.
-        inside = (self.floor >= self.lowest) & (self.floor < self.highest)
-        self.slope = inside * (grid.scale * (ZETA - GAMMA))
+        inside = (self.floor >= lowest) & (self.floor < highest)
+        self.origin = self.floor.clamp(lowest, highest) * grid.scale
+        self.reach = inside * grid.scale
+        """How far w̃ moves from `origin` while h goes from 0 to 1."""
         self.sigmoid = torch.empty_like(alpha)
 
     def soft(self) -> Float[Tensor, "out channels"]:
         """W̃ in the weight's dtype, a leaf whose gradient `learn` takes."""
         torch.sigmoid(self.alpha, out=self.sigmoid)
-        codes = rectified(self.sigmoid).add_(self.floor)
-        torch.clamp(codes, self.lowest, self.highest, out=codes)
-        return codes.mul_(self.grid.scale).view(self.shape).to(self.dtype).requires_grad_()
+        weight = torch.addcmul(self.origin, rectified(self.sigmoid), self.reach)
+        return weight.view(self.shape).to(self.dtype).requires_grad_()
 
     def learn(self, gradient: Float[Tensor, "out channels"], weight: float, beta: float) -> None:
         """Set α's gradient: that of the loss, given with respect to the last w̃, and `weight` times the penalty's."""
-        rows = as_rows(gradient, self.spec).float()
-        total = rows * self.slope
+        total = as_rows(gradient, self.spec).float() * self.reach
+        stretched = (self.sigmoid * (ZETA - GAMMA)).add_(GAMMA)
         if weight:
-            signed = rectified(self.sigmoid).mul_(2).sub_(1)
-            sign = signed.sign()
-            total.sub_(signed.abs_().pow_(beta - 1).mul_(sign), alpha=2 * beta * weight * (ZETA - GAMMA))
-        # dσ/dα, and 0 where the clamp of h holds it
-        change = (1 - self.sigmoid).mul_(self.sigmoid)
-        change.mul_((self.sigmoid > -GAMMA / (ZETA - GAMMA)) & (self.sigmoid < (1 - GAMMA) / (ZETA - GAMMA)))
-        self.alpha.grad = total.mul_(change)
+            signed = stretched.clamp(0, 1).mul_(2).sub_(1)
+            total.sub_(signed.abs().pow_(beta - 1).copysign_(signed), alpha=2 * beta * weight)
+        total = torch.ops.aten.hardtanh_backward(total, stretched, 0, 1)
+        self.alpha.grad = torch.ops.aten.sigmoid_backward(total, self.sigmoid).mul_(ZETA - GAMMA)
 
     def hard(self) -> Rounded:
         """The codes as they stand: up where α >= 0."""

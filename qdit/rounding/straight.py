@@ -31,22 +31,23 @@ class _Stepped(torch.autograd.Function):
     """s clamp(round(x / s), lo, hi) of rows, with gradients for x and s [rows, 1]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale, lo, hi)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, lo: Any, hi: Any) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.bounds = lo, hi
         codes = (x / scale).round_()
         return torch.clamp(codes, lo, hi, out=codes).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
-        x, scale, lo, hi = ctx.saved_tensors
+        x, scale = ctx.saved_tensors
         scaled = x / scale
         codes = scaled.round()
-        inside = (codes >= lo) & (codes <= hi)
-        passed = gradient * inside
+        bounded = torch.clamp(codes, *ctx.bounds)
+        outside = bounded != codes
         # d/ds: code - x / s inside, the bound itself outside
-        slope = torch.clamp(codes, lo, hi, out=codes).sub_(scaled.mul_(inside))
-        return passed, slope.mul_(gradient).sum(-1, keepdim=True), None, None
+        slope = bounded.sub_(scaled.masked_fill_(outside, 0))
+        return gradient.masked_fill(outside, 0), (slope * gradient).sum(-1, keepdim=True), None, None
 
 
 class Straight(nn.Module):
@@ -76,7 +77,9 @@ class LearnedStep(nn.Module):
         self.quantizer = quantizer
         self.scale = quantizer.scale.detach().float().clone().requires_grad_()
         self.smallest = self.LEAST * self.scale.detach()
-        self.lo, self.hi = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
+        bounds = (bound - quantizer.zero_point for bound in (quantizer.low, quantizer.high))
+        # Where a tensor has one grid, plain numbers are faster.
+        self.lo, self.hi = (bound.item() if bound.numel() == 1 else bound for bound in bounds)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`; bit for bit what the quantizer would give with this scale."""
