@@ -20,9 +20,12 @@ from qdit.calibration import CalibrationData, NoCalibration
 from qdit.calibration.statistics import input_values
 from qdit.correction import Correction, NoiseCorrection, corrected
 from qdit.errors import UserError
+from qdit.hessian import rule as hessian
+from qdit.hessian.refine import refine
 from qdit.layers import QuantLinear, Shared, matrix, replaced
 from qdit.model.base import DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
+from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec, divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
@@ -66,7 +69,9 @@ class Recipe:
                 for channels, name in bad.items()
             ]
         found += self.transform.problems(sites) if self.transform is not None else []
+        found += hessian.problems(self)
         needy = ["transform"] * (self.transform is not None and self.transform.needs_calibration)
+        needy += ["weight"] * (hessian.rules(self)[0] is not None)
         needy += ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
         needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
         if self.attention is not None and self.attention.specs(self.activation_bits):
@@ -124,11 +129,8 @@ class Fit:
     """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
     rewrite: Rewrite = field(default_factory=Rewrite)
     """What the transform made of the model."""
-
-    @property
-    def weight_grid(self) -> WeightGrid:
-        """The part that finds the weights' grids."""
-        return self.recipe.weight
+    searched: dict[str, Affine] = field(default_factory=dict)
+    """The grids of weights, by site, that were found from more than the weights themselves."""
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -157,6 +159,12 @@ class Fit:
         spec = self.policy[site.name].weight
         assert spec is not None, f"the weight of {site.name} is not quantized"
         return spec
+
+    def grid(self, site: Site) -> Affine:
+        """The grid of a site's weight."""
+        if site.name in self.searched:
+            return self.searched[site.name]
+        return self.recipe.weight.fit(self.weight_of(site), self.weight_spec(site))
 
     def by_input(self, sites: list[Site]) -> list[list[Site]]:
         """Sites, in forward order, grouped by the one quantized input that they read: q, k and v are a group."""
@@ -268,6 +276,7 @@ def fit_policy(
         rewrite = rewritten(recipe.transform, model, recipe.scope.select(model.sites()), collect, folder)
     with rewrite.installed(model):
         fit = Fit(model, recipe, recipe.with_attention(policy, model), collect, folder, rewrite)
+        fit.searched = refine(fit)
         weights = recipe.rounding.weights(fit)
         layers: dict[str, nn.Module] = {
             site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()

@@ -27,6 +27,8 @@ def overrides_of(option: str) -> list[str]:
     group, name = option.split("=")
     hosts = {"activation/range": ["activation=tensor"]}  # dynamic options have no range
     hosts |= {"transform/statistic": ["transform=salience"], "attention/range": ["attention=uniform"]}
+    hosts |= {"weight/range/target": ["weight/range=hessian"]}
+    hosts |= {"activation/range/target": ["activation=tensor", "activation/range=hessian"]}
     hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}
     if group.startswith("experiment/"):
         return [f"experiment={group.removeprefix('experiment/')}/{name}"]

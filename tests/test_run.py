@@ -208,6 +208,8 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         *("weight=group weight.group_size=16", "weight=tensor", "weight/range=mse", "weight/range=percentile"),
         *("activation=group activation.group_size=16", "activation=tensor", "weight.grid=symmetric_full"),
         *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
+        *("weight/range=hessian transform=hadamard", "activation=tensor activation/range=hessian weight=tensor"),
+        "scope=all weight/range=hessian weight/range/target=diffusion_loss rounding=gptq dtype=bfloat16",
         "weight/range=percentile_mse weight.grid=asymmetric_free activation=tensor activation/range=percentile_mse",
         *(
             "attention=uniform",

@@ -131,14 +131,14 @@ class Grids(Protocol):
 class FixedGrids:
     """Grids of the original weight; GPTQ calls them static groups where channels are sorted."""
 
-    def __init__(self, weight: Float[Tensor, "out channels"], spec: QuantSpec, order: Tensor, fit: FitGrid) -> None:
-        self.grid = grid = fit(weight, spec)
-        groups = weight.shape[1] // spec.group_size if spec.group_size else 1
+    def __init__(self, grid: Affine, spec: QuantSpec, order: Tensor) -> None:
+        self.grid = grid
+        groups = len(order) // spec.group_size if spec.group_size else 1
         scales, zeros = (v.view(-1, groups).split(1, dim=1) for v in (grid.scale, grid.zero_point))
         self.grids = [
             Affine(s.contiguous(), z.contiguous(), grid.low, grid.high) for s, z in zip(scales, zeros, strict=True)
         ]
-        self.group_of = (order // (spec.group_size or weight.shape[1])).tolist()
+        self.group_of = (order // (spec.group_size or len(order))).tolist()
 
     def at(self, position: int, columns: Tensor) -> Affine:
         """See `Grids`."""
@@ -191,7 +191,7 @@ def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Itera
 
 
 def round_columns(
-    weight: Float[Tensor, "out channels"], curve: Curvature, spec: QuantSpec, fit: FitGrid, block_size: int
+    weight: Float[Tensor, "out channels"], curve: Curvature, spec: QuantSpec, grid: FitGrid | Affine, block_size: int
 ) -> Rounded:
     """The weight [out, channels] on its grid, rounded column by column under `curve`.
 
@@ -202,15 +202,20 @@ def round_columns(
         curve: the inputs' curvature.
         spec: granularity and grid; group grids come from up-to-date weights, all others (and those of sorted channels)
             from the original ones.
-        fit: finds the grid of a weight, as `WeightGrid.fit`.
+        grid: of the weight's rows, or what finds it, as `WeightGrid.fit`.
         block_size: columns a lazy block.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     alive = weight.to(dtype).masked_fill(curve.dead, 0)
     columns = alive[:, curve.order].T.contiguous()  # a column is contiguous, and is replaced by its rounded self
     factor = curve.factor.to(dtype)
-    fresh = spec.group_size if not curve.by_activity else None
-    grids = FreshGrids(spec, fit) if fresh else FixedGrids(alive, spec, curve.order, fit)
+    fresh = None
+    if isinstance(grid, Affine):
+        grids = FixedGrids(grid, spec, curve.order)
+    elif curve.by_activity or spec.group_size is None:
+        grids = FixedGrids(grid(alive, spec), spec, curve.order)
+    else:
+        fresh, grids = spec.group_size, FreshGrids(spec, grid)
     for start, end in lazy_blocks(len(columns), fresh, block_size):
         errors = _round_block(columns, factor, grids, start, end)
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)

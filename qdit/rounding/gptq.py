@@ -92,7 +92,8 @@ class GPTQ:
         rounded = {}
         for site in readers:
             weight, spec = fit.weight_of(site), fit.weight_spec(site)
-            rounded[site.name] = round_columns(weight, curve, spec, fit.weight_grid.fit, self.block_size)
+            grid = fit.searched.get(site.name, fit.recipe.weight.fit)
+            rounded[site.name] = round_columns(weight, curve, spec, grid, self.block_size)
         return rounded
 
     def layers(

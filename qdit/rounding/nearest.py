@@ -19,8 +19,6 @@ class Nearest:
         """The rounded weight [out, in] of every site whose weight is quantized."""
         rounded = {}
         for site in fit.sites:
-            spec = fit.policy[site.name].weight
-            if spec is not None and not spec.is_identity:
-                weight = fit.weight_of(site).float()
-                rounded[site.name] = Rounded.of(weight, fit.weight_grid.fit(weight, spec), spec)
+            if fit.rounds(site):
+                rounded[site.name] = Rounded.of(fit.weight_of(site).float(), fit.grid(site), fit.weight_spec(site))
         return rounded

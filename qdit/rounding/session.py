@@ -122,8 +122,7 @@ class Session:
 
     def soft(self, site: Site) -> SoftWeight:
         """A site's weight, ready to learn."""
-        weight, spec = self.fit.weight_of(site), self.fit.weight_spec(site)
-        return SoftWeight(weight, self.fit.weight_grid.fit(weight, spec), spec)
+        return SoftWeight(self.fit.weight_of(site), self.fit.grid(site), self.fit.weight_spec(site))
 
     def layers(self, unit: Unit, like: str | None = None) -> dict[str, nn.Module]:
         """What is installed for a unit, its weights not rounded; `like`: for the unit's copy of that name instead."""

@@ -1,0 +1,92 @@
+"""The range rule `hessian`: the multiple of the min-max range that harms the network's output least.
+
+Hessian-guided optimization of TQ-DiT (arXiv 2502.04056, eq. 13-17; defaults are its release's), which PTQ4ViT
+(arXiv 2111.12293) has too. A candidate's score is the squared error of its layer's output, weighted by the diagonal of
+the Hessian of a task's loss. That takes more than a row of values; `qdit.hessian.refine` searches layer by layer.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.hessian.target import Target
+from qdit.quant.ranges import MinMax
+from qdit.quant.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+SHARED = ("target", "rounds", "tokens", "seed")
+"""What the rules of weights and inputs must agree on: they are searched in turn, under one objective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hessian:
+    """Of the min-max range times `alpha` … `beta`, and the range itself, the one of least weighted output error.
+
+    Equal candidates keep the min-max range. As a rule of rows alone it finds where the search starts.
+
+    Args:
+        target: whose gradients weigh the errors of outputs.
+        candidates: steps of the grid, both ends of which are tried; the release leaves out the last one.
+        alpha, beta: the ends.
+        rounds: of a search that has both sides: weights with inputs as they are, then inputs. It stops when nothing
+            changes any more.
+        tokens: rows of a layer's input that are looked at, chosen at random from all calibration points.
+        seed: of that choice and of the target.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    target: Target
+    candidates: int = 100
+    alpha: float = 0.01
+    beta: float = 1.2
+    rounds: int = 3
+    tokens: int = 16384
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.candidates, self.rounds, self.tokens) < 1 or not 0 < self.alpha < self.beta:
+            raise UserError(
+                f"range hessian: candidates={self.candidates}, rounds={self.rounds}, tokens={self.tokens}, "
+                f"alpha={self.alpha}, beta={self.beta}; counts must be at least 1, and 0 < alpha < beta"
+            )
+
+    def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
+        """(lo, hi), both [rows, 1]: the minimum and the maximum."""
+        return MinMax()(rows, spec)
+
+    def factors(self) -> Float[Tensor, " candidates"]:
+        """What the range is multiplied by; 1 comes first, so that it wins a tie."""
+        steps = torch.arange(self.candidates + 1, dtype=torch.float64) / self.candidates
+        grid = self.alpha + steps * (self.beta - self.alpha)
+        return torch.cat([torch.ones(1), grid.float()])
+
+
+def rules(recipe: "Recipe") -> tuple[Hessian | None, Hessian | None]:
+    """The rules of weights and of inputs, where they are this one and there is something to quantize."""
+    weight = recipe.weight.range if recipe.weight_bits < 16 else None
+    inputs = getattr(recipe.activation, "range", None) if recipe.activation_bits < 16 else None
+    return weight if isinstance(weight, Hessian) else None, inputs if isinstance(inputs, Hessian) else None
+
+
+def problems(recipe: "Recipe") -> list[str]:
+    """What the two rules do not agree on, one sentence."""
+    weight, inputs = rules(recipe)
+    if weight is None or inputs is None:
+        return []
+    different = [key for key in SHARED if getattr(weight, key) != getattr(inputs, key)]
+    if not different:
+        return []
+    values = " and ".join(
+        f"{group}.range.{key}={getattr(rule, key)}"
+        for key in different
+        for group, rule in (("weight", weight), ("activation", inputs))
+    )
+    return [f"the ranges of weights and inputs are searched together, under one objective; {values} must be equal"]

@@ -1,0 +1,209 @@
+"""How much the network's output minds an error in each entry of a layer's output: the diagonal of a loss's Hessian.
+
+Near full precision a loss grows by ½ Δzᵀ H Δz with the change Δz of a layer's output; the diagonal of H is taken as the
+squared gradient g² of a target (TQ-DiT, arXiv 2502.04056, eq. 13-17). All layers get theirs from one backward pass a
+probe through the full-precision network, `POINTS` points at a time. What is kept of a layer's g² is its mean a row
+(point and token) and its mean a channel, whose product stands for it as in Adafactor (arXiv 1804.04235): numbers for
+all layers then fit where one layer's g² would. The release stores each entry, and runs the network anew for each layer.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.layers import patch_size
+from qdit.model.base import DiffusionModel, Site
+from qdit.rounding.fisher import POINTS, outputs
+from qdit.sampler.noise import noise
+
+log = logging.getLogger("qdit")
+
+
+class Target(Protocol):
+    """Whose gradients weigh errors. Config only."""
+
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """The points at which gradients are taken: as many, at the same times, of the same classes."""
+        ...
+
+    def slopes(
+        self, output: Float[Tensor, "B C h w"], points: Int[Tensor, " B"], seed: int
+    ) -> Iterator[Float[Tensor, "B C h w"]]:
+        """The target's gradient with respect to the predicted noise, for each probe.
+
+        Args:
+            output: the predicted noise.
+            points: numbers of the points, on which alone, and on `seed`, what is random depends.
+            seed: of the random streams.
+        """
+        ...
+
+
+def drawn(like: Tensor, points: Tensor, stream: str, seed: int) -> Tensor:
+    """Normal noise shaped as `like`, a row a point from a stream of its own."""
+    return torch.stack([noise(seed, stream, int(point), like.shape[1:]) for point in points]).to(like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The product of the prediction with normal noise v: E (Jᵀv)² is the diagonal of JᵀJ, J the output's Jacobian.
+
+    That is the Hessian of half the squared distance to the full-precision prediction (Gauss-Newton, exact there).
+
+    Args:
+        probes: draws of v a point, whose squares are averaged.
+
+    Raises:
+        UserError: no probes.
+    """
+
+    probes: int = 2
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise UserError(f"target probe: probes={self.probes}; at least 1 is needed")
+
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """See `Target`."""
+        return data
+
+    def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
+        """See `Target`."""
+        for probe in range(self.probes):
+            yield drawn(output, points, f"hessian probe {probe}", seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionLoss:
+    """The distance of the prediction to the noise that is in its input, the paper's literal reading.
+
+    Points of a trajectory have no noise of their own, so they get one: what the network predicts is replaced by a new
+    draw, x + σ (ε - ε̂), at the same time.
+    """
+
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """See `Target`.
+
+        Raises:
+            UserError: the model does not predict noise.
+        """
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        config = model.scheduler_config()
+        if (kind := config.get("prediction_type", "epsilon")) != "epsilon":
+            raise UserError(f"target diffusion_loss: this model predicts {kind}, not noise; use target=probe")
+        scheduler: Any = DDPMScheduler.from_config(config)
+        bars = scheduler.alphas_cumprod
+        parts, first = [], 0
+        with torch.no_grad():
+            for x, t, y in data.batches(model):
+                predicted = model.denoise(x, t, y)[:, : x.shape[1]]
+                sigma = (1 - bars[t.cpu()]).sqrt().to(x).view(-1, 1, 1, 1)
+                added = drawn(x, torch.arange(first, first + len(x)), "hessian noise", seed)
+                parts.append((x + sigma * (added - predicted)).float().cpu())
+                first += len(x)
+        return replace(data, x=torch.cat(parts))
+
+    def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
+        """See `Target`."""
+        yield output - drawn(output, points, "hessian noise", seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegacyKL:
+    """The release's target: the divergence of the prediction's softmax over the latents' width from its own.
+
+    Its gradient is 0, and what is squared is what floating point leaves of it; kept to reproduce the release.
+    """
+
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """See `Target`."""
+        log.warning("target legacy_kl: its gradient is zero at full precision; ranges are weighted by rounding noise")
+        return data
+
+    def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
+        """See `Target`."""
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            loss = F.kl_div(leaf.log_softmax(-1), output.detach().softmax(-1), reduction="batchmean")
+            yield torch.autograd.grad(loss, leaf)[0]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The mean squared gradient of a layer's output, on the CPU."""
+
+    rows: Float[Tensor, "points tokens"]
+    """Over channels."""
+    channels: Float[Tensor, " out"]
+    """Over rows."""
+
+
+def importances(
+    model: DiffusionModel, data: CalibrationData, sites: Sequence[Site], target: Target, seed: int
+) -> dict[str, Importance]:
+    """The importance of each site's output; 0 where nothing reaches the prediction.
+
+    Args:
+        model: the network in full precision. Of its output only the predicted noise counts.
+        data: the calibration points.
+        sites: whose outputs; of a site that runs twice, the first time.
+        target: whose gradient.
+        seed: of its random streams.
+    """
+    layers = {site.name: model.denoiser.get_submodule(site.name) for site in sites}
+    found = {name: _Squares(images=patch_size(layer) is not None) for name, layer in layers.items()}
+    first, data = 0, replace(target.points(model, data, seed), batch_size=POINTS)
+    for x, t, y in data.batches(model):
+        with torch.enable_grad(), _repeatable(model), outputs(model.denoiser, list(found)) as seen:
+            output = model.denoise(x, t, y)[:, : x.shape[1]].float()
+            nodes = [seen[name] for name in found]
+            slopes = list(target.slopes(output.detach(), torch.arange(first, first + len(x)), seed))
+            for n, slope in enumerate(slopes):
+                keep = n + 1 < len(slopes)
+                got = torch.autograd.grad(output, nodes, slope, retain_graph=keep, materialize_grads=True)
+                for squares, gradient in zip(found.values(), got, strict=True):
+                    squares.add(gradient, n, len(slopes))
+        first += len(x)
+    return {name: squares.value() for name, squares in found.items()}
+
+
+class _Squares:
+    """Means of a site's squared gradients, over probes too."""
+
+    def __init__(self, *, images: bool) -> None:
+        self.images = images
+        self.rows: list[Tensor] = []
+        self.channels: Tensor | None = None
+        self.seen = 0
+
+    def add(self, gradient: Tensor, probe: int, probes: int) -> None:
+        """Take in a probe's gradient: [B, ..., out], or that of images [B, out, h, w]."""
+        tokens = gradient.flatten(2).mT if self.images else gradient
+        squares = tokens.float().square().div_(probes).reshape(len(gradient), -1, tokens.shape[-1])
+        rows, channels = squares.mean(-1).cpu(), squares.sum((0, 1), dtype=torch.float64).cpu()
+        if probe:
+            self.rows[-1] += rows
+        else:
+            self.rows.append(rows)
+            self.seen += rows.numel()
+        self.channels = channels if self.channels is None else self.channels + channels
+
+    def value(self) -> Importance:
+        assert self.channels is not None, "no point was seen"
+        return Importance(torch.cat(self.rows), (self.channels / self.seen).float())
+
+
+def _repeatable(model: DiffusionModel) -> AbstractContextManager[Any]:
+    """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
+    return nullcontext() if model.device.type == "cpu" else sdpa_kernel(SDPBackend.MATH)
