@@ -139,7 +139,8 @@ def depth(depths: list[int], width: int, points: int) -> None:
         seconds = time.process_time() - start
         with LiveBytes() as live:
             again = quantize(network, parts, lambda: data)  # pyright: ignore[reportArgumentType]
-        result = sum(layer.weight.numel() * 4 for layer in again.layers.values())
+        held = [(layer.weight, layer.rounded.codes, layer.rounded.grid) for layer in again.layers.values()]
+        result = sum(w.nbytes + codes.nbytes + grid.scale.nbytes + grid.zero_point.nbytes for w, codes, grid in held)
         assert len(quantized.layers) == len(again.layers)
         costs.append((seconds / blocks, live.peak - result))
         print(
