@@ -1,7 +1,12 @@
-"""`Policy`: the whole decision of a quantization, site by site, as plain values that are saved beside the result."""
+"""`Policy`: the whole decision of a quantization, site by site, as plain values that are saved beside the result.
 
+A site's weight may depend on the timestep (`Span`): mixed precision over ranges of the sampling trajectory.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,16 +16,40 @@ from qdit.store import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """A range of the sampler's timesteps, and the weight that a site has in it; None is full precision."""
+
+    first: int
+    """The noisiest timestep."""
+    last: int
+    """The least noisy one; what lies between it and the next range belongs to the next range."""
+    steps: int
+    """Sampling steps in the range."""
+    weight: QuantSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """How a site's weight and input are quantized; None leaves it in full precision."""
 
     weight: QuantSpec | None
+    """With `spans`, the one of fewest bits."""
     activation: QuantSpec | None
+    spans: tuple[Span, ...] = ()
+    """Ranges of timesteps with weights of their own, noisiest first; empty where one weight serves all the time."""
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of the weight, 16 where it is not quantized."""
-        return self.weight.bits if self.weight else 16
+    def weights(self) -> list[QuantSpec | None]:
+        """The different weights that are kept, by falling bits."""
+        found = {span.weight for span in self.spans} or {self.weight}
+        return sorted(found, key=lambda spec: -_bits(spec))
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits of the weight, 16 where it is not quantized; their mean over sampling steps where they change."""
+        if not self.spans:
+            return _bits(self.weight)
+        return sum(_bits(span.weight) * span.steps for span in self.spans) / sum(span.steps for span in self.spans)
 
     @property
     def activation_bits(self) -> int:
@@ -28,28 +57,49 @@ class LayerSpec:
         return self.activation.bits if self.activation else 16
 
     def __str__(self) -> str:
-        return ", ".join(f"{key} {spec or 'in 16 bits'}" for key, spec in vars(self).items())
+        weight = str(self.weight or "in 16 bits")
+        if self.spans:
+            weight += f" at most, with {', '.join(str(_bits(span.weight)) for span in self.spans)} bits over time"
+        return f"weight {weight}, activation {self.activation or 'in 16 bits'}"
+
+    def tree(self) -> dict[str, Any]:
+        """Plain values; `LayerSpec.of` is the inverse."""
+        found: dict[str, Any] = {"weight": _plain(self.weight), "activation": _plain(self.activation)}
+        if self.spans:
+            found["spans"] = [vars(span) | {"weight": _plain(span.weight)} for span in self.spans]
+        return found
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> "LayerSpec":
+        """The specs of plain values."""
+        specs = {key: _spec(tree[key]) for key in ("weight", "activation")}
+        spans = tuple(Span(**{**span, "weight": _spec(span["weight"])}) for span in tree.get("spans", ()))
+        return cls(**specs, spans=spans)
+
+
+def _bits(spec: QuantSpec | None) -> int:
+    return spec.bits if spec else 16
+
+
+def _plain(spec: QuantSpec | None) -> dict[str, Any] | None:
+    return spec.as_dict() if spec else None
+
+
+def _spec(tree: Mapping[str, Any] | None) -> QuantSpec | None:
+    return QuantSpec(**tree) if tree else None
 
 
 class Policy(dict[str, LayerSpec]):
     """Site name -> `LayerSpec`."""
 
-    def tree(self) -> dict[str, dict[str, dict | None]]:
+    def tree(self) -> dict[str, dict[str, Any]]:
         """Plain values; `Policy.of` is the inverse."""
-        return {
-            name: {key: spec.as_dict() if spec else None for key, spec in vars(layer).items()}
-            for name, layer in self.items()
-        }
+        return {name: layer.tree() for name, layer in self.items()}
 
     @classmethod
-    def of(cls, tree: dict[str, dict[str, dict | None]]) -> "Policy":
+    def of(cls, tree: Mapping[str, Mapping[str, Any]]) -> "Policy":
         """The policy of plain values."""
-        return cls(
-            {
-                name: LayerSpec(**{k: QuantSpec(**v) if v else None for k, v in layer.items()})
-                for name, layer in tree.items()
-            }
-        )
+        return cls({name: LayerSpec.of(layer) for name, layer in tree.items()})
 
     def save(self, path: Path) -> None:
         """Write `policy.yaml`."""

@@ -1,7 +1,8 @@
 """What every search is: a config that turns a model and a recipe into a policy within a budget.
 
-A search holds config only. `problems` sees what cannot work before anything is computed, `allocate` chooses a group
-size for every gene, and `quantize` puts the chosen layers together, the same way for all.
+A search holds config only. `problems` sees what cannot work before anything is computed. Of those that choose group
+sizes (`GroupSearch`), `allocate` chooses one for every gene, and `quantize` puts the chosen layers together, the same
+way for all; `qdit.search.mixed_precision` chooses bits.
 """
 
 import logging
@@ -75,7 +76,7 @@ class Allocation:
     """What a search found.
 
     Args:
-        choice: a group size for each gene.
+        choice: a group size for each gene; empty if something else was chosen.
         details: plain values for the record.
         curves: for the record, each with x, y, stderr, xlabel and ylabel.
     """
@@ -87,12 +88,10 @@ class Allocation:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(ABC):
-    """Chooses group sizes under `budget`."""
+    """Improves a policy under a budget."""
 
     needs_calibration: ClassVar[bool] = False
     """Whether calibration data is needed, whatever the rounding."""
-
-    budget: Budget
 
     @property
     def measured(self) -> Objective | None:
@@ -100,32 +99,27 @@ class Search(ABC):
         return None
 
     @abstractmethod
-    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
-        """The genes and the group sizes that they may have."""
-
-    @abstractmethod
-    def allocate(self, bench: Bench) -> Allocation:
-        """Choose a group size for each gene."""
-
     def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
-        space = self.space(recipe, sites)
-        return space.problems() or self.budget.problems(space)
 
+    @abstractmethod
     def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
-        """A legal policy to show before the search: the cheapest one."""
-        space = self.space(recipe, sites)
-        return space.policy(self.budget.table(space).cheapest)
+        """A policy to show before the search, one that it might find."""
 
+    @abstractmethod
     def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
         """What the search will do, in a sentence."""
-        space = self.space(recipe, sites)
-        sizes = sorted({size for gene in space.genes for size in gene.sizes})
-        limit = self.budget.text(space, self.budget.table(space).limit)
-        return (
-            f"the group sizes of {len(space.genes)} inputs and their weights are chosen among "
-            f"{', '.join(map(str, sizes))} with a budget of {limit}; shown is the cheapest choice"
-        )
+
+    @abstractmethod
+    def quantize(
+        self,
+        model: DiffusionModel,
+        recipe: "Recipe",
+        collect: Callable[[], CalibrationData],
+        folder: Path | None,
+        setting: Setting,
+    ) -> "Quantized":
+        """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
 
     def preflight(self, dataset: str, cache_dir: Path) -> Prepared:
         """The objective's extractors and references.
@@ -138,6 +132,41 @@ class Search(ABC):
         metrics = {"objective": objective.metric}
         return prepare(metrics, n=objective.num_samples, dataset=dataset, cache_dir=cache_dir, group="search")
 
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSearch(Search):
+    """Chooses group sizes under `budget`."""
+
+    budget: Budget
+
+    @abstractmethod
+    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+        """The genes and the group sizes that they may have."""
+
+    @abstractmethod
+    def allocate(self, bench: Bench) -> Allocation:
+        """Choose a group size for each gene."""
+
+    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+        """See `Search`."""
+        space = self.space(recipe, sites)
+        return space.problems() or self.budget.problems(space)
+
+    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+        """The cheapest legal policy."""
+        space = self.space(recipe, sites)
+        return space.policy(self.budget.table(space).cheapest)
+
+    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+        """See `Search`."""
+        space = self.space(recipe, sites)
+        sizes = sorted({size for gene in space.genes for size in gene.sizes})
+        limit = self.budget.text(space, self.budget.table(space).limit)
+        return (
+            f"the group sizes of {len(space.genes)} inputs and their weights are chosen among "
+            f"{', '.join(map(str, sizes))} with a budget of {limit}; shown is the cheapest choice"
+        )
+
     def quantize(
         self,
         model: DiffusionModel,
@@ -146,7 +175,7 @@ class Search(ABC):
         folder: Path | None,
         setting: Setting,
     ) -> "Quantized":
-        """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
+        """See `Search`."""
         space = self.space(recipe, model.sites())
         table = self.budget.table(space)
         bench = Bench(model, recipe, space, table, cache(collect), setting, folder)

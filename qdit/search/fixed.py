@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qdit.errors import UserError
 from qdit.model.base import OPERANDS, Site
 from qdit.policy import LayerSpec, Policy
-from qdit.search.base import Allocation, Bench, Search
+from qdit.search.base import Allocation, Bench, GroupSearch
 from qdit.search.space import Gene, Space, resized
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Search):
+class Fixed(GroupSearch):
     """Use the group sizes of a policy; everything else must be as the recipe says.
 
     Args:

@@ -8,28 +8,28 @@ with x binary; scipy's `milp` (HiGHS) solves it exactly. What an error is, is th
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.search.base import Allocation, Bench, Search
+from qdit.search.base import Allocation, Bench, GroupSearch
 from qdit.search.budget import Table
 from qdit.search.space import Choice, Space
 
 if TYPE_CHECKING:
     from qdit.quantize import Recipe
 
-Errors = Sequence[dict[int, float]]
-"""For each gene, the error by group size."""
+Errors = Sequence[dict[Any, float]]
+"""For each gene, the error by group size (or by whatever else is chosen)."""
 LARGEST = 1e4  # error in the programme: the solver stops when it is within 1e-6 of the optimum
 TIGHTENING = 2e-6  # of the costs' scale: the solver may miss a constraint by half of that
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastError(Search):
+class LeastError(GroupSearch):
     """Minimise a sum of errors, one a gene.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.rounding import Nearest
-from qdit.search.base import Allocation, Bench, Search
+from qdit.search.base import Allocation, Bench, GroupSearch
 from qdit.search.budget import Table
 from qdit.search.ledger import Ledger
 from qdit.search.objective import Judge, Objective, Score
@@ -27,7 +27,7 @@ LEDGER = "search.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredSearch(Search):
+class ScoredSearch(GroupSearch):
     """A search over sampled candidates; the best one that was ever scored is deployed.
 
     Args:

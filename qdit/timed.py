@@ -1,0 +1,69 @@
+"""A layer with several weights, of which the clock picks one: mixed precision over ranges of timesteps.
+
+ViDiT-Q (arXiv 2406.02540) allocates bits apart in four ranges of the sampling trajectory. Each distinct bit-width is a
+layer of its own, so that nothing is rounded twice and a range of 8 bits has the very weights of a model in 8 bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qdit.quant.time_groups import Groups
+from qdit.sampler.clock import Clock
+
+
+@dataclass(eq=False)
+class Now:
+    """Which group of timesteps it is; found once a call of the network, whatever the number of layers.
+
+    Args:
+        clock: the model's.
+        groups: of timesteps.
+    """
+
+    clock: Clock
+    groups: Groups
+
+    _seen: ClassVar[Tensor | None] = None
+    _found: ClassVar[int | Tensor] = 0
+
+    def group(self) -> int | Tensor:
+        """The number of the group, ascending in time; one for each sample [B] where samples differ.
+
+        Raises:
+            RuntimeError: the clock shows nothing: a layer was run by itself.
+        """
+        shown = self.clock.timesteps
+        if shown is None or shown is not self._seen:
+            found = self.groups.of(self.clock.read(1 if shown is None else len(shown)))
+            alike = bool((found == found[0]).all())
+            self._seen, self._found = shown, int(found[0]) if alike else found  # pyright: ignore[reportAttributeAccessIssue]
+        return self._found
+
+
+class TimedLinear(nn.Module):
+    """Layers of one site, of which each range of timesteps uses one.
+
+    Args:
+        variants: the layers, [B, ...] -> [B, ...], all of one shape.
+        order: for each group of timesteps, ascending, the number of its variant.
+        now: which group it is; all layers of a model share it.
+    """
+
+    def __init__(self, variants: Sequence[nn.Module], order: Sequence[int], now: Now) -> None:
+        super().__init__()
+        self.variants = nn.ModuleList(variants)
+        self.order, self.now = tuple(order), now
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the variant of the time puts out; samples of a batch may be at different times."""
+        group = self.now.group()
+        if isinstance(group, int):
+            return self.variants[self.order[group]](x)
+        due = torch.tensor(self.order, device=group.device)[group].repeat_interleave(len(x) // len(group))
+        rows = [(due == number).nonzero().flatten() for number in range(len(self.variants))]
+        parts = [variant(x[which]) for variant, which in zip(self.variants, rows, strict=True) if len(which)]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
