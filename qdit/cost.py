@@ -2,7 +2,7 @@
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
-asymmetric, everything else at 16 bits. BitOps: multiply-accumulates of one forward pass of one sample times the bits of
+asymmetric, everything else at 16 bits; a weight whose bits change over time once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of
 both factors: weight and input, queries and keys, probabilities and values (no dequantization is counted). What a
 transform leaves to be done to inputs at run time counts with both: factors and signs, and its multiplications and
 additions, each as a multiply-accumulate of 16 x 16 bits.
@@ -31,11 +31,16 @@ def weight_storage_bits(site: Site, spec: QuantSpec | None) -> int:
     return numel * spec.bits + rows * (SCALE_BITS + (0 if spec.symmetric else spec.bits))
 
 
-def activation_storage_bits(spec: QuantSpec | None) -> int:
-    """Bits to store a site's calibrated input grid; dynamic grids store nothing."""
+def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:
+    """Bits to store a site's calibrated input grids: of each group of timesteps, and of each head where they have own.
+
+    Two regions have a step each. Dynamic grids store nothing.
+    """
     if spec is None or spec.dynamic:
         return 0
-    return SCALE_BITS + (0 if spec.symmetric else spec.bits)
+    steps = 2 if spec.grid in ("two_region", "two_sided") else 1
+    grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
+    return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits))
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Ledger:
 
     weight_bits_quantized: float | None
     """Mean stored bits a weight over the quantized layers; None if there are none."""
+    weight_bits_used: float | None
+    """Mean bits of the codes of quantized weights that a sampling step uses; None if there are none."""
     weight_bits_model: float
     """Mean stored bits a parameter over the whole denoiser."""
     model_bytes: int
@@ -82,10 +89,12 @@ def ledger(
     """
     none = LayerSpec(weight=None, activation=None)
     parameters = sum(p.numel() for p in denoiser.parameters())
-    quantized = [s for s in sites if policy.get(s.name, none).weight is not None]
+    quantized = [s for s in sites if any(policy.get(s.name, none).weights)]
     quantized_numel = sum(s.in_features * s.out_features for s in quantized)
-    quantized_bits = sum(weight_storage_bits(s, policy[s.name].weight) for s in quantized)
-    grids = sum(activation_storage_bits(layer.activation) for layer in policy.values())
+    quantized_bits = sum(weight_storage_bits(s, spec) for s in quantized for spec in policy[s.name].weights)
+    used_bits = sum(s.in_features * s.out_features * policy[s.name].weight_bits for s in quantized)
+    heads = {name: attention.heads for attention in attentions for name in attention.sites.values()}
+    grids = sum(activation_storage_bits(layer.activation, heads.get(name, 1)) for name, layer in policy.items())
     changes = sum(left.storage_bits for left in run_time)
     total = quantized_bits + grids + changes + (parameters - quantized_numel) * FULL_BITS
     bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
@@ -95,6 +104,7 @@ def ledger(
     changing = float(sum(left.site.tokens * left.operations for left in run_time)) * FULL_BITS**2
     return Ledger(
         weight_bits_quantized=quantized_bits / quantized_numel if quantized_numel else None,
+        weight_bits_used=used_bits / quantized_numel if quantized_numel else None,
         weight_bits_model=total / parameters,
         model_bytes=total // 8,
         bops=bops + changing,

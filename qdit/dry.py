@@ -47,9 +47,9 @@ def describe(config: dict[str, Any]) -> None:
             str(len(alike)),
             first.role,
             f"{first.out_features} × {first.in_features}",
-            spec_text(layer.weight),
+            weight_text(layer),
             spec_text(layer.activation),
-            f"{sum(weight_storage_bits(s, layer.weight) for s in alike) / 8e6:.2f}",
+            f"{sum(weight_storage_bits(s, spec) for s in alike for spec in layer.weights) / 8e6:.2f}",
             f"{sum(s.macs for s in alike) * layer.weight_bits * layer.activation_bits / 1e9:.1f}",
             why or "",
         )
@@ -137,9 +137,20 @@ def transform_text(carriers: dict[str, str | None]) -> str:
     return "; ".join(f"{where} for {', '.join(names)}" for where, names in sites.items()) or "no site has its roles"
 
 
+def weight_text(layer: LayerSpec) -> str:
+    """A weight's spec in a few words, with its bits in each range of timesteps, noisiest first, if they change."""
+    text = spec_text(layer.weight)
+    if layer.spans:
+        text = (
+            f"{'/'.join(str(span.weight.bits if span.weight else 16) for span in layer.spans)} bits over time, {text}"
+        )
+    return text
+
+
 def spec_text(spec: QuantSpec | None) -> str:
     """A spec in a few words; whether an input's is static follows from its rows being the tensor."""
     if spec is None:
         return "16 bits"
     rows = f"group {spec.group_size}" if spec.group_size else spec.granularity
-    return f"{spec.bits} bits {rows} {spec.grid}"
+    times = f", {spec.time_groups} groups of steps" if spec.time_groups else ""
+    return f"{spec.bits} bits {rows} {spec.grid}{times}"

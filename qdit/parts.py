@@ -54,7 +54,7 @@ class Parts:
             return Policy.of(self.loaded.content["policy"])
         if self.recipe is None:
             return Policy()
-        return self.recipe.with_attention(self.recipe.plan(self.model.sites()), self.model)
+        return self.recipe.completed(self.recipe.plan(self.model.sites()), self.model)
 
     def run_time(self) -> list[RunTime]:
         """What a transform leaves to be done to inputs at run time."""

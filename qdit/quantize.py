@@ -5,7 +5,7 @@ Order, always: statistics, transform, policy, ranges, rounding, layers, correcti
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +27,7 @@ from qdit.model.base import DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
 from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec, divisors
+from qdit.quant.time_groups import ALL, Groups
 from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.transform import Rewrite, RunTime, Transform, rewritten
@@ -74,7 +75,7 @@ class Recipe:
         needy += ["weight"] * (hessian.rules(self)[0] is not None)
         needy += ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
         needy += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
-        if self.attention is not None and self.attention.specs(self.activation_bits):
+        if self.attention is not None and self.attention.specs(self.activation_bits, self.activation.time):
             needy += ["attention"] * self.attention.needs_calibration
         needy += ["search"] * (self.search is not None and self.search.needs_calibration)
         if needy and isinstance(self.calibration, NoCalibration):
@@ -89,11 +90,22 @@ class Recipe:
             activation=_unless_identity(self.activation.spec(self.activation_bits)),
         )
 
+    def completed(self, policy: Policy, model: DiffusionModel) -> Policy:
+        """A policy of layers that are all alike, with what is particular to some of them, and with attentions."""
+        roles = {site.name: site.role for site in model.sites()}
+        own = Policy({name: self.particular(layer, roles[name]) for name, layer in policy.items()})
+        return self.with_attention(own, model)
+
+    def particular(self, layer: LayerSpec, role: str) -> LayerSpec:
+        """The specs of a site with a role, where others have those of `layer`."""
+        part = self.activation
+        return replace(layer, activation=part.regions.at(role, layer.activation, part.time))
+
     def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
         """`policy` with the quantized operands of the model's attentions as further sites."""
         if self.attention is None:
             return policy
-        specs = self.attention.specs(self.activation_bits)
+        specs = self.attention.specs(self.activation_bits, self.activation.time)
         operands = {
             a.sites[o]: LayerSpec(weight=None, activation=s) for a in model.attentions() for o, s in specs.items()
         }
@@ -171,6 +183,20 @@ class Fit:
         groups = groupby(sites, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation))
         return [list(readers) for _, readers in groups]
 
+    @property
+    def static(self) -> list[Site]:
+        """The sites whose inputs have calibrated ranges."""
+        return [s for s in self.sites if (spec := self.policy[s.name].activation) is not None and not spec.dynamic]
+
+    @cached_property
+    def time(self) -> Groups:
+        """The groups of timesteps with grids of their own."""
+        return self.recipe.activation.time.split(self.model, self.static, self.data)
+
+    def groups(self, place: str) -> Groups:
+        """The groups of timesteps of one of the places of `qdit.activation.time`; where there are none, all."""
+        return self.time if self.recipe.activation.time.count(place) else ALL
+
     @cached_property
     def attention(self) -> dict[str, nn.Module]:
         """What rounds the operands of attentions, by site; `processors` holds these very modules."""
@@ -187,16 +213,16 @@ class Fit:
     @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
         """What is done to the input of a site: the transform's part at run time, then rounding; q, k and v share it."""
-        active = [s for s in self.sites if self.policy[s.name].activation is not None]
-        values: dict[str, Tensor] = {}
-        if self.recipe.activation.needs_ranges and active:
-            values = input_values(self.model, active, self.data, self.rewrite.inputs)
+        values: dict[str, list[Tensor]] = {}
+        if self.static:
+            values = input_values(self.model, self.static, self.data, self.rewrite.inputs, self.groups("inputs"))
         made: dict[str, nn.Module] = {}
         for readers in self.by_input(self.sites):
             name = readers[0].name
             steps = [self.rewrite.inputs[name]] if name in self.rewrite.inputs else []
             if (spec := self.policy[name].activation) is not None:
-                steps.append(self.recipe.activation.quantizer(spec, values.get(name)).to(self.model.device))
+                found = values.get(name), self.groups("inputs"), self.model.clock
+                steps.append(self.recipe.activation.quantizer(spec, *found).to(self.model.device))
             if steps:
                 step = nn.Sequential(*steps) if len(steps) > 1 else steps[0]
                 shared = Shared(step, len(readers)) if len(readers) > 1 else step
@@ -275,7 +301,7 @@ def fit_policy(
     if rewrite is None:
         rewrite = rewritten(recipe.transform, model, recipe.scope.select(model.sites()), collect, folder)
     with rewrite.installed(model):
-        fit = Fit(model, recipe, recipe.with_attention(policy, model), collect, folder, rewrite)
+        fit = Fit(model, recipe, recipe.completed(policy, model), collect, folder, rewrite)
         fit.searched = refine(fit)
         weights = recipe.rounding.weights(fit)
         layers: dict[str, nn.Module] = {

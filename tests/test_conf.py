@@ -25,7 +25,8 @@ OPTIONS = sorted(
 def overrides_of(option: str) -> list[str]:
     """The command line that chooses an option: those inside a group need the option that has them."""
     group, name = option.split("=")
-    hosts = {"activation/range": ["activation=tensor"]}  # dynamic options have no range
+    hosts = {f"activation/{part}": ["activation=tensor"] for part in ("range", "time")}  # dynamic options have none
+    hosts |= {"attention/probabilities": ["attention=multi_region"]}
     hosts |= {"transform/statistic": ["transform=salience"], "attention/range": ["attention=uniform"]}
     hosts |= {"weight/range/target": ["weight/range=hessian"]}
     hosts |= {"activation/range/target": ["activation=tensor", "activation/range=hessian"]}
@@ -100,7 +101,7 @@ def test_the_name_of_bits_is_its_values(path):
 )
 def test_options_of_a_group_have_the_same_keys(group):
     def keys(option):
-        own = {"range", "mean", "deviation"}  # of one option each
+        own = {"range", "time", "mean", "deviation"}  # of one option each
         return set(resolved(compose("config", [f"{group}={option}"]))[group]) - own
 
     options = [p.stem for p in sorted((CONF / group).glob("*.yaml"))]

@@ -1,34 +1,25 @@
-"""Static activations: one grid per tensor, calibrated on inputs of the full-precision model.
+"""Static activations: a grid per tensor, or one per group of timesteps, calibrated on full-precision inputs.
 
 The rule of the papers' "MinMax" and "RTN" baselines; PTQ4DiT uses it with `activation/range=percentile` or `mse`.
 Left out: exponential moving averages of batch ranges, which only add a dependence on the order of the batches.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from qdit.activation.quantizers import StaticQuantizer, uniform_quantizer
+from qdit.activation.regions import SidedInputs
+from qdit.activation.time import EqualGroups, TimeGroups
 from qdit.errors import UserError
-from qdit.quant.affine import Affine, affine, fake_quantize
+from qdit.quant.affine import affine
 from qdit.quant.ranges import Range
 from qdit.quant.spec import Granularity, Grid, QuantSpec
+from qdit.quant.time_groups import Groups
+from qdit.sampler.clock import Clock
 
-
-class StaticQuantizer(nn.Module):
-    """Round an input to one calibrated grid."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, spec: QuantSpec, grid: Affine) -> None:
-        super().__init__()
-        self.spec, self.low, self.high = spec, grid.low, grid.high
-        self.register_buffer("scale", grid.scale)
-        self.register_buffer("zero_point", grid.zero_point)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
-        return fake_quantize(x, self.spec, Affine(self.scale, self.zero_point, self.low, self.high))
+__all__ = ["StaticActivation", "StaticQuantizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +30,16 @@ class StaticActivation:
         granularity, grid: see `QuantSpec`; `granularity` must be `tensor`.
         range: the rule that finds the range from the calibration values.
         group_size: must be null; here because every option of the group has the same keys.
+        regions: inputs with two regions; none by default.
+        time: groups of timesteps with ranges of their own; one by default.
     """
 
     granularity: Granularity
     grid: Grid
     range: Range
     group_size: int | None = None
+    regions: SidedInputs = field(default_factory=SidedInputs)
+    time: TimeGroups = field(default_factory=EqualGroups)
     needs_ranges = True
 
     def __post_init__(self) -> None:
@@ -56,11 +51,14 @@ class StaticActivation:
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of an input at `bits`."""
-        return QuantSpec(bits=bits, granularity="tensor", grid=self.grid, dynamic=False)
+        time_groups = self.time.count("inputs")
+        return QuantSpec(bits=bits, granularity="tensor", grid=self.grid, dynamic=False, time_groups=time_groups)
 
-    def quantizer(self, spec: QuantSpec, values: Tensor | None) -> nn.Module:
-        """The module that quantizes a site's input, calibrated on `values` [n]."""
+    def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
+        """The module that quantizes a site's input, calibrated on `values`, [n] for each group of timesteps."""
         if values is None:
             raise UserError("activation=tensor has static ranges and needs calibration data; use calibration=uniform")
-        rows = values.reshape(1, -1)
-        return StaticQuantizer(spec, affine(*self.range(rows, spec), spec))
+        if spec.grid == "two_sided":
+            return self.regions.quantizer(spec, values, self.range, groups, clock)
+        grids = [affine(*self.range(sample.reshape(1, -1), spec), spec) for sample in values]
+        return uniform_quantizer(spec, grids, groups, clock)

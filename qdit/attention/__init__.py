@@ -1,6 +1,21 @@
 """Are queries, keys, values and probabilities quantized, and with which code-books?"""
 
 from qdit.attention.base import Attend
+from qdit.attention.probabilities import (
+    LogSqrt2Probabilities,
+    ReleasedSumProbabilities,
+    TwoRegionProbabilities,
+    UnsignedProbabilities,
+)
+from qdit.attention.static import StaticAttention
 from qdit.attention.uniform import UniformAttention
 
-__all__ = ["Attend", "UniformAttention"]
+__all__ = [
+    "Attend",
+    "LogSqrt2Probabilities",
+    "ReleasedSumProbabilities",
+    "StaticAttention",
+    "TwoRegionProbabilities",
+    "UniformAttention",
+    "UnsignedProbabilities",
+]

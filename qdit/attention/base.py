@@ -9,7 +9,7 @@ It takes the place of diffusers' attention processor, through `qdit.layers.repla
 Left out: normalisations of the attention's own input and image-shaped inputs, which transformers do not have.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from qdit.activation import TimeGroups
 from qdit.calibration.calibration import CalibrationData
-from qdit.calibration.statistics import ValueReservoir
+from qdit.calibration.statistics import GroupedReservoirs
 from qdit.layers import replaced
 from qdit.model.base import Attention, DiffusionModel
 from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import Groups
 
 if TYPE_CHECKING:
     from qdit.quantize import Fit
@@ -36,8 +38,13 @@ class AttentionPart(Protocol):
         """Whether `quantizers` needs data."""
         ...
 
-    def specs(self, bits: int) -> dict[str, QuantSpec]:
-        """The spec of each operand (`qdit.model.base.OPERANDS`) that is quantized where inputs have `bits` bits."""
+    def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
+        """The spec of each operand (`qdit.model.base.OPERANDS`) that is quantized where inputs have `bits` bits.
+
+        Args:
+            bits: of inputs.
+            time: groups of timesteps, of operands too.
+        """
         ...
 
     def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
@@ -126,17 +133,32 @@ def watching_operands(model: DiffusionModel, attentions: Sequence[Attention], se
 
 @torch.no_grad()
 def operand_values(
-    model: DiffusionModel, attentions: Sequence[Attention], sites: Sequence[str], data: CalibrationData
-) -> dict[str, Float[Tensor, " n"]]:
-    """A sample of the values of each of `sites` over the calibration data, extremes included."""
-    reservoirs = {site: ValueReservoir() for site in sites}
+    model: DiffusionModel,
+    attentions: Sequence[Attention],
+    data: CalibrationData,
+    sites: Mapping[str, Groups],
+    by_head: Container[str] = (),
+) -> dict[str, list[Tensor]]:
+    """A sample of the values of operands over the calibration data, extremes included, by group of timesteps.
+
+    Args:
+        model: in full precision.
+        attentions: whose operands.
+        data: the calibration points.
+        sites: of the operands, with the groups of timesteps of each.
+        by_head: sites whose heads are told apart, [heads, n]; others have one row of values, [n].
+    """
+    heads = {site: a.heads if site in by_head else 1 for a in attentions for site in a.sites.values()}
+    reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
+    shown: list[Tensor] = []
 
     def see(site: str, x: Tensor) -> None:
         if site in reservoirs:
-            reservoirs[site].add(x)
+            reservoirs[site].add(x, shown[0])
 
     with watching_operands(model, [a for a in attentions if reservoirs.keys() & a.sites.values()], see):
         for x, t, y in data.batches(model):
+            shown[:] = [t]
             model.denoise(x, t, y)
     return {site: reservoir.values() for site, reservoir in reservoirs.items()}
 

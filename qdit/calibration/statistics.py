@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from qdit.calibration.calibration import CalibrationData
 from qdit.layers import QuantLinear, patch_size
 from qdit.model.base import DiffusionModel, Site
+from qdit.quant.time_groups import ALL, Groups
+
+RESERVOIR = 2**18  # values of one site
+LEAST_RESERVOIR = 2**15  # of one group of timesteps
 
 
 class ValueReservoir:
@@ -17,28 +21,63 @@ class ValueReservoir:
 
     When full, every second value is dropped and from then on every second new one is kept, so that all batches weigh
     the same and the result does not depend on a random stream.
+
+    Args:
+        size: of values kept, of all rows together.
+        rows: that are told apart, such as channels or heads; what is seen is [rows, …] then.
     """
 
-    def __init__(self, size: int = 2**18) -> None:
-        self.size, self.stride = size, 1
+    def __init__(self, size: int = RESERVOIR, rows: int = 1) -> None:
+        self.size, self.rows, self.stride = size, rows, 1
         self.kept: list[Tensor] = []
-        self.extremes = torch.tensor([float("inf"), float("-inf")])
+        self.extremes = torch.tensor([float("inf"), float("-inf")]).repeat(rows, 1)
 
     def add(self, x: Tensor) -> None:
-        """Take in a tensor of any shape."""
-        flat = x.detach().flatten()
-        lo, hi = flat.aminmax()
+        """Take in a tensor of any shape, or [rows, …]."""
+        rows = x.detach().reshape(self.rows, -1)
+        lo, hi = (end.cpu() for end in rows.aminmax(dim=1))
         self.extremes = torch.stack(
-            [torch.minimum(self.extremes[0], lo.cpu()), torch.maximum(self.extremes[1], hi.cpu())]
+            [torch.minimum(self.extremes[:, 0], lo), torch.maximum(self.extremes[:, 1], hi)], dim=1
         )
-        self.kept.append(flat[:: self.stride].float().cpu())
-        while sum(map(len, self.kept)) > self.size:
-            self.kept = [torch.cat(self.kept)[::2]]
+        self.kept.append(rows[:, :: self.stride].float().cpu())
+        while sum(part.numel() for part in self.kept) > self.size:
+            self.kept = [torch.cat(self.kept, 1)[:, ::2]]
             self.stride *= 2
 
     def values(self) -> Tensor:
-        """The sample with the extremes, [n]."""
-        return torch.cat([*self.kept, self.extremes])
+        """The sample with the extremes, [n], or [rows, n] of several."""
+        values = torch.cat([*self.kept, self.extremes], 1)
+        return values[0] if self.rows == 1 else values
+
+
+class GroupedReservoirs:
+    """A reservoir for each group of timesteps, smaller ones where there are many.
+
+    Args:
+        groups: of timesteps.
+        rows: see `ValueReservoir`; what is seen is [samples, rows, …] if there are several.
+    """
+
+    def __init__(self, groups: Groups, rows: int = 1) -> None:
+        size = min(RESERVOIR, max(LEAST_RESERVOIR, RESERVOIR // groups.count))
+        self.groups, self.rows = groups, rows
+        self.parts = [ValueReservoir(size, rows) for _ in range(groups.count)]
+
+    def add(self, x: Tensor, timesteps: Tensor) -> None:
+        """Take in a tensor [samples, …] with the samples' timesteps [samples]."""
+        if len(self.parts) == 1:
+            self.parts[0].add(self._by_rows(x))
+            return
+        numbers = self.groups.of(timesteps)
+        for number in numbers.unique().tolist():
+            self.parts[number].add(self._by_rows(x[numbers == number]))
+
+    def values(self) -> list[Tensor]:
+        """The sample of each group."""
+        return [part.values() for part in self.parts]
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        return x if self.rows == 1 else x.transpose(0, 1)
 
 
 def site_input(layer: nn.Module, x: Tensor) -> Tensor:
@@ -63,23 +102,30 @@ def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
 
 @torch.no_grad()
 def input_values(
-    model: DiffusionModel, sites: list[Site], data: CalibrationData, first: Mapping[str, nn.Module] | None = None
-) -> dict[str, Tensor]:
-    """A sample of each site's input values [n] over the calibration data, extremes included.
+    model: DiffusionModel,
+    sites: list[Site],
+    data: CalibrationData,
+    first: Mapping[str, nn.Module] | None = None,
+    groups: Groups = ALL,
+) -> dict[str, list[Tensor]]:
+    """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
     Args:
         model, sites, data: whose inputs of which layers on what.
         first: what a site does to its input before it is quantized, if anything.
+        groups: of timesteps; each must have points.
     """
-    reservoirs = {site.name: ValueReservoir() for site in sites}
+    reservoirs = {site.name: GroupedReservoirs(groups) for site in sites}
     first = first or {}
+    shown: list[Tensor] = []
 
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
-        reservoirs[site.name].add(first[site.name](rows) if site.name in first else rows)
+        reservoirs[site.name].add(first[site.name](rows) if site.name in first else rows, shown[0])
 
     with watching(model, sites, see):
         for x, t, y in data.batches(model):
+            shown[:] = [t]
             model.denoise(x, t, y)
     return {name: reservoir.values() for name, reservoir in reservoirs.items()}
 

@@ -5,21 +5,16 @@ or one a sample (`qdit.activation.timed`). Here are the uniform grid and RepQ-Vi
 regions are in `qdit.quant.regions`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-class Book(Protocol):
-    """A code-book; its fields are plain, and what the calibration finds arrives with the call."""
-
-    def __call__(self, x: Float[Tensor, "*shape"], *numbers: Tensor) -> Float[Tensor, "*shape"]:
-        """`x` rounded to the code-book; a new tensor."""
-        ...
+Book = Callable[..., Tensor]
+"""A code-book: (x, *numbers) -> x rounded, a new tensor of the same shape. A dataclass with plain fields."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Multi-region quantization (MRQ): two grids that share the codes.
 
-Sources: TQ-DiT (arXiv 2502.04056), PTQ4ViT (arXiv 2111.12293). With b bits, one tells the region and the others, H = 2^(b-1) steps, the place in it.
+Sources: TQ-DiT (arXiv 2502.04056), PTQ4ViT (arXiv 2111.12293). With b bits, one tells the region and the others, for
+H = 2^(b-1) steps, the place in it.
 
 * Probabilities: fine steps s₁ below H s₁, coarse steps s₂ = 1/H above. With s₁ = 2^-m s₂, 0 ≤ m < b, the border is a
   multiple of both, the map is monotone and a region is a shift; PTQ4ViT's and TQ-DiT's lists of m go on to 19, where

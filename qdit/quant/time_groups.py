@@ -34,7 +34,16 @@ class Groups:
         >>> Groups((250, 500)).of(torch.tensor([0, 249, 250, 999]))
         tensor([0, 0, 1, 2])
         """
-        return torch.bucketize(timesteps, torch.tensor(self.edges, device=timesteps.device), right=True)
+        return group_of(timesteps, torch.tensor(self.edges, device=timesteps.device))
+
+
+def group_of(timesteps: Int[Tensor, " B"], edges: Int[Tensor, " edges"]) -> Int[Tensor, " B"]:
+    """The number of edges that each timestep has reached."""
+    return torch.bucketize(timesteps.contiguous(), edges, right=True)
+
+
+ALL = Groups()
+"""All timesteps are one group."""
 
 
 def split(timesteps: Sequence[int], starts: Sequence[int]) -> Groups:
@@ -93,3 +102,18 @@ def cheapest_starts(costs: Float[Tensor, "steps steps"], groups: int) -> list[in
         starts.append(int(first[end]))
         end = starts[-1] - 1
     return starts[::-1]
+
+
+def interpolated(
+    curve: Float[Tensor, "seen places"], seen: Int[Tensor, " seen"], timesteps: Int[Tensor, " steps"]
+) -> Float[Tensor, "steps places"]:
+    """A curve over time, given at ascending timesteps, at others: linear between, and constant beyond the ends.
+
+    >>> interpolated(torch.tensor([[1.0], [3.0]]), torch.tensor([10, 20]), torch.tensor([0, 10, 15, 20, 30])).flatten()
+    tensor([1., 1., 2., 3., 3.])
+    """
+    above = torch.searchsorted(seen, timesteps).clamp(max=len(seen) - 1)
+    below = (above - 1).clamp(min=0)
+    gap = (seen[above] - seen[below]).clamp(min=1)
+    share = ((timesteps - seen[below]) / gap).clamp(0, 1).unsqueeze(1)
+    return torch.lerp(curve[below], curve[above], share)

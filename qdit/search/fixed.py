@@ -1,23 +1,27 @@
 """Allocation from a file: the `policy.yaml` of an earlier run, put together in the same way, hence with its results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.model.base import OPERANDS, Site
+from qdit.model.base import OPERANDS, DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
-from qdit.search.base import Allocation, Bench, GroupSearch
+from qdit.search.base import Allocation, Bench, GroupSearch, Setting
+from qdit.search.bit_policy import bit_misfits, chooses_bits, plan_of
+from qdit.search.bit_variants import BitVariants
 from qdit.search.space import Gene, Space, resized
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.quantize import Quantized, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(GroupSearch):
-    """Use the group sizes of a policy; everything else must be as the recipe says.
+    """Use the group sizes, or the bits over time, of a policy; everything else must be as the recipe says.
 
     Args:
         policy: path of a `policy.yaml`, or of the run directory that holds one.
@@ -55,6 +59,8 @@ class Fixed(GroupSearch):
             return list(error.problems)
         if found:
             return [f"search.policy={self.policy} does not fit: {'; '.join(found)}"]
+        if chooses_bits(self.load(), recipe):
+            return []  # the budget is one of group sizes
         space = self.space(recipe, sites)
         table = self.budget.table(space)
         if not space.problems() and not table.allows(table.cheapest):
@@ -64,7 +70,28 @@ class Fixed(GroupSearch):
 
     def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
         """See `Search`."""
-        return f"the group sizes are those of {self.policy}"
+        return f"{'bits' if chooses_bits(self.load(), recipe) else 'the group sizes'} are those of {self.policy}"
+
+    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+        """The policy itself."""
+        if not chooses_bits(policy := self.load(), recipe):
+            return super().plan(recipe, sites)
+        names = [site.name for site in recipe.scope.select(list(sites))]
+        return Policy({name: policy[name] for name in names})
+
+    def quantize(
+        self,
+        model: DiffusionModel,
+        recipe: "Recipe",
+        collect: Callable[[], CalibrationData],
+        folder: Path | None,
+        setting: Setting,
+    ) -> "Quantized":
+        """See `Search`."""
+        if not chooses_bits(policy := self.load(), recipe):
+            return super().quantize(model, recipe, collect, folder, setting)
+        space, plan, ranges = plan_of(policy, recipe, model.sites())
+        return BitVariants(model, recipe, cache(collect), folder).assembled(space, plan, ranges)
 
     def allocate(self, bench: Bench) -> Allocation:
         """The policy's choice."""
@@ -84,7 +111,8 @@ def group_size(layer: LayerSpec) -> int | None:
 
 def attention_misfits(sites: Mapping[str, LayerSpec], recipe: "Recipe") -> list[str]:
     """In which way a policy's operands of attentions are none of this recipe."""
-    specs = recipe.attention.specs(recipe.activation_bits) if recipe.attention is not None else {}
+    part, time = recipe.attention, recipe.activation.time
+    specs = part.specs(recipe.activation_bits, time) if part is not None else {}
     if specs and not sites:
         return ["its attentions are in full precision, this recipe's are quantized (attention=none would fit)"]
     for name, layer in sites.items():
@@ -105,12 +133,13 @@ def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str
             found.append(f"{what}: {', '.join(sorted(strange)[:3])}{', …' if len(strange) > 3 else ''}")
     if found:
         return found
+    if chooses_bits(policy, recipe):
+        return bit_misfits(policy, recipe, sites)
     for gene in Space.of(recipe, sites, []).genes:
         layer = policy[gene.name]
         size = group_size(layer) or 1
-        expected = LayerSpec(
-            weight=resized(recipe.layer.weight, size), activation=resized(recipe.layer.activation, size)
-        )
+        alike = LayerSpec(weight=resized(recipe.layer.weight, size), activation=resized(recipe.layer.activation, size))
+        expected = recipe.particular(alike, gene.sites[0].role)
         if layer != expected:
             found.append(f"{gene.name} has {layer}, this recipe makes {expected}; use the recipe it was made with")
         elif any(policy[site.name] != layer for site in gene.sites):

@@ -62,5 +62,5 @@ class Variants:
         layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
         # Group sizes are of linear layers; all fits calibrate the attentions alike, and any one's will do.
         attention = self.of_size(choice[0]).attention
-        policy = self.recipe.with_attention(space.policy(choice), self.model)
+        policy = self.recipe.completed(space.policy(choice), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)

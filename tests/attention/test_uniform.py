@@ -17,6 +17,7 @@ from qdit.layers import replaced
 from qdit.model.base import OPERANDS
 from qdit.policy import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
+from qdit.quant.time_groups import ALL
 from qdit.quantize import Recipe, quantize
 from qdit.rounding import GPTQ, Nearest
 from qdit.scope import Scope
@@ -142,13 +143,16 @@ def test_every_operand_is_on_its_grid_and_the_product_is_the_naive_one(tiny_mode
         torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
 
 
-class StaticActivation16:
+class StaticActivation16(StaticActivation):
     """Linear inputs stay as they are; what is looked at are attentions."""
 
-    group_size, needs_ranges = None, False
+    needs_ranges = False
+
+    def __init__(self):
+        super().__init__(granularity="tensor", grid="asymmetric", range=MinMax())
 
     def spec(self, bits):
-        return StaticActivation(granularity="tensor", grid="asymmetric", range=MinMax()).spec(16)
+        return super().spec(16)
 
 
 @pytest.mark.parametrize("rule", [MinMax(), PercentileMSE()], ids=lambda r: type(r).__name__)
@@ -166,11 +170,11 @@ def test_golden_13_probabilities_have_zero_point_0_and_a_step_of_255ths(tiny_mod
 
 def test_ranges_are_those_of_the_calibration_data(tiny_model):
     quantized = quantize(tiny_model, recipe(), points)
-    sites = [site for a in tiny_model.attentions() for site in a.sites.values()]
-    values = operand_values(tiny_model, tiny_model.attentions(), sites, points())
+    sites = {site: ALL for a in tiny_model.attentions() for site in a.sites.values()}
+    values = operand_values(tiny_model, tiny_model.attentions(), points(), sites)
     for path, attend in quantized.attention.items():
         for operand in ("q", "k", "v"):
-            found = values[path.replace("processor", operand)]
+            (found,) = values[path.replace("processor", operand)]
             torch.testing.assert_close(
                 getattr(attend, operand).scale.item(), ((found.max() - found.min()) / 255).item()
             )

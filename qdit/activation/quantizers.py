@@ -1,0 +1,80 @@
+"""Static quantizers: of one grid, or of a code-book whose numbers depend on the head and on the time (TQ-DiT: TGQ)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.quant.affine import Affine, fake_quantize
+from qdit.quant.books import Book, Uniform
+from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import Groups, group_of
+from qdit.sampler.clock import Clock
+
+
+class StaticQuantizer(nn.Module):
+    """Round an input to one calibrated grid."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, grid: Affine) -> None:
+        super().__init__()
+        self.spec, self.low, self.high = spec, grid.low, grid.high
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", grid.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return fake_quantize(x, self.spec, Affine(self.scale, self.zero_point, self.low, self.high))
+
+
+class BookQuantizer(nn.Module):
+    """Round an input [B, …] to a code-book, with the numbers of each sample's group of timesteps.
+
+    Args:
+        spec: bits and kind.
+        book: what rounds.
+        numbers: of the book, for each group, and for each head of inputs [B, heads, …]; other inputs have one head.
+        groups: of timesteps.
+        clock: shows the timesteps; with one group it is not read.
+    """
+
+    numbers: Tensor
+    edges: Tensor
+
+    def __init__(
+        self, spec: QuantSpec, book: Book, numbers: Float[Tensor, "groups heads numbers"], groups: Groups, clock: Clock
+    ) -> None:
+        super().__init__()
+        self.spec, self.book, self.clock = spec, book, clock
+        self.register_buffer("numbers", numbers.float())
+        self.register_buffer("edges", torch.tensor(groups.edges, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        numbers = self.numbers
+        if len(self.edges):
+            numbers = numbers[group_of(self.clock.read(len(x)), self.edges)]
+        numbers = numbers.permute(2, 0, 1)  # [numbers, B or 1, heads]
+        return self.book(x.float(), *numbers.reshape(*numbers.shape, *[1] * (x.ndim - 2))).to(x.dtype)
+
+
+def static_quantizer(
+    spec: QuantSpec, book: Book, numbers: Float[Tensor, "groups heads numbers"], groups: Groups, clock: Clock
+) -> nn.Module:
+    """The module of a code-book; arguments as `BookQuantizer`.
+
+    A uniform grid of a whole tensor makes a `StaticQuantizer`, which gives the same bits and whose step can learn.
+    """
+    if isinstance(book, Uniform) and spec.granularity == "tensor" and groups.count == 1:
+        scale, zero_point = numbers.view(2, 1, 1)
+        return StaticQuantizer(spec, Affine(scale.clone(), zero_point.clone(), book.low, book.high))
+    return BookQuantizer(spec, book, numbers, groups, clock)
+
+
+def uniform_quantizer(spec: QuantSpec, grids: Sequence[Affine], groups: Groups, clock: Clock) -> nn.Module:
+    """The module of uniform grids, one for each group of timesteps; their rows are heads."""
+    numbers = torch.stack([torch.cat([grid.scale, grid.zero_point], 1) for grid in grids])
+    return static_quantizer(spec, Uniform(grids[0].low, grids[0].high), numbers, groups, clock)

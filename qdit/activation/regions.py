@@ -1,0 +1,92 @@
+"""Two regions, below and above 0, for inputs behind GELU (TQ-DiT, arXiv 2502.04056, and PTQ4ViT: MRQ).
+
+GELU's negative values lie in a short interval with a fixed end, and get half of the codes; the positive step has the
+range that the rule for inputs finds for the positive values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qdit.activation.quantizers import BookQuantizer
+from qdit.activation.time import TimeGroups
+from qdit.errors import UserError
+from qdit.quant.affine import SMALLEST_SCALE, affine
+from qdit.quant.ranges import Range
+from qdit.quant.regions import GELU_MINIMUM, TwoSided
+from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import Groups
+from qdit.sampler.clock import Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidedInputs:
+    """Which inputs have two sides, and where the negative one ends.
+
+    Args:
+        roles: of the layers whose inputs have two; none by default.
+        negative: how far the negative side reaches; GELU's own minimum, as released, or None for the rule of ranges.
+
+    Raises:
+        UserError: `negative` is not positive.
+    """
+
+    roles: list[str] = field(default_factory=list)
+    negative: float | None = GELU_MINIMUM
+
+    def __post_init__(self) -> None:
+        if self.negative is not None and self.negative <= 0:
+            raise UserError(
+                f"activation.regions.negative={self.negative}; a size above 0 is needed, or null to calibrate it"
+            )
+
+    def at(self, role: str, spec: QuantSpec | None, time: TimeGroups) -> QuantSpec | None:
+        """The spec of a site with a role, where others have `spec`."""
+        if spec is None or role not in self.roles:
+            return spec
+        return QuantSpec(
+            bits=spec.bits, granularity="tensor", grid="two_sided", dynamic=False, time_groups=time.count("inputs")
+        )
+
+    def quantizer(
+        self, spec: QuantSpec, values: Sequence[Tensor], rule: Range, groups: Groups, clock: Clock
+    ) -> nn.Module:
+        """The module that quantizes a site's input.
+
+        Args:
+            spec: as `at` made it.
+            values: of the input, [n] for each group of timesteps.
+            rule: finds the ranges.
+            groups: of timesteps.
+            clock: shows them.
+
+        Raises:
+            UserError: the values go far below GELU's.
+        """
+        steps = torch.stack([self._steps(sample, spec, rule) for sample in values])
+        return BookQuantizer(spec, TwoSided(spec.bits), steps.unsqueeze(1), groups, clock)
+
+    def _steps(self, values: Tensor, spec: QuantSpec, rule: Range) -> Tensor:
+        """The negative and the positive step, [2]."""
+        half = 2 ** (spec.bits - 1)
+        positive = _step(values.clamp(min=0), spec, rule)
+        if self.negative is None:
+            return torch.stack([_step(-values.clamp(max=0), spec, rule) * ((half - 0.5) / half), positive])
+        if values.amin() < -2 * self.negative:
+            raise UserError(
+                f"an input with two regions goes down to {values.amin().item():.3g}, GELU to {-self.negative:.3g}: a "
+                "transform changes it, or the role in activation.regions.roles has no GELU before it; use "
+                "activation.regions.negative=null, which calibrates both sides"
+            )
+        return torch.stack([torch.full_like(positive, self.negative / half), positive])
+
+
+def _step(values: Tensor, spec: QuantSpec, rule: Range) -> Tensor:
+    """The step of a symmetric grid (Δ₀ = max / (H - ½)) for the values above 0."""
+    side = values[values > 0].reshape(1, -1)
+    if not side.numel():
+        return torch.tensor(SMALLEST_SCALE)
+    both = QuantSpec(bits=spec.bits, granularity="tensor", grid="symmetric_full", dynamic=False)
+    return affine(*rule(side, both), both).scale.squeeze().cpu()

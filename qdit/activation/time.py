@@ -1,0 +1,118 @@
+"""Groups of sampling steps with static grids of their own (TQ-DiT, arXiv 2502.04056, eq. 9-12: TGQ).
+
+The paper groups all activations into equal groups; its release those of probabilities alone. The groups of least cost
+on the curve of ranges over time are an alternative. A group's grid is calibrated on its own points.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import input_maxima
+from qdit.errors import UserError
+from qdit.model.base import OPERANDS, DiffusionModel, Site
+from qdit.quant.time_groups import Groups, cheapest_starts, equal_starts, interpolated, range_costs, split
+
+PLACES = ("inputs", *OPERANDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeGroups(ABC):
+    """How steps are grouped, and for what.
+
+    Args:
+        groups: how many.
+        where: what has a grid a group: `inputs` of layers, and operands of attentions (`q`, `k`, `v`, `probs`).
+
+    Raises:
+        UserError: fewer than one group, or an unknown place.
+    """
+
+    groups: int = 1
+    where: list[str] = field(default_factory=lambda: list(PLACES))
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise UserError(
+                f"activation.time.groups={self.groups}; at least 1 is needed, which is one grid for all steps"
+            )
+        if unknown := [place for place in self.where if place not in PLACES]:
+            raise UserError(f"activation.time.where has {', '.join(unknown)}; choose from {', '.join(PLACES)}")
+
+    def count(self, place: str) -> int | None:
+        """The number of groups of a place as `QuantSpec` has it."""
+        return self.groups if self.groups > 1 and place in self.where else None
+
+    def split(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> Groups:
+        """The groups of the sampler behind the calibration data.
+
+        Args:
+            model: in full precision.
+            sites: whose inputs are quantized.
+            data: must have points in all groups.
+
+        Raises:
+            UserError: there are fewer steps than groups, or a group without points.
+        """
+        if self.groups == 1:
+            return Groups()
+        steps = len(data.timesteps)
+        if steps < self.groups:
+            raise UserError(
+                f"activation.time.groups={self.groups}, and the sampler has {steps} steps; at most so many groups, or "
+                "more of sampler.steps"
+            )
+        groups = split(data.timesteps, self.starts(model, sites, data))
+        points = groups.of(data.t).bincount(minlength=groups.count)
+        if empty := points.eq(0).nonzero().flatten().tolist():
+            raise UserError(
+                f"{len(empty)} of {groups.count} groups of timesteps have no calibration points; use more of "
+                f"calibration.num_samples (now {len(data.t)}) or calibration.per_trajectory, or fewer groups "
+                "(activation.time.groups)"
+            )
+        return groups
+
+    @abstractmethod
+    def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:
+        """The first step, ascending in time, of each group but the lowest; arguments as `split`."""
+
+
+class EqualGroups(TimeGroups):
+    """Groups of as many steps each, one more or less."""
+
+    def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:
+        """See `TimeGroups`."""
+        return equal_starts(len(data.timesteps), self.groups)
+
+
+class RangeGroups(TimeGroups):
+    """The groups with the least rounding noise, estimated from the ranges of layers' inputs over time.
+
+    Noise is taken as the square of a group's widest range, relative to the input's mean square range; the sum over
+    inputs and steps is minimal (dynamic programming). Steps without calibration points are interpolated.
+    """
+
+    def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:
+        """See `TimeGroups`."""
+        if not sites:
+            return equal_starts(len(data.timesteps), self.groups)
+        return cheapest_starts(range_costs(range_curve(model, sites, data)), self.groups)
+
+
+def range_curve(model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> Float[Tensor, "steps sites"]:
+    """The greatest magnitude of each site's input at each step, ascending in time, on the CPU."""
+    seen = data.t.unique()
+    curve = torch.zeros(len(seen), len(sites))
+    columns = {site.name: column for column, site in enumerate(sites)}
+
+    def see(site: Site, maxima: Tensor, timesteps: Tensor) -> None:
+        row = torch.searchsorted(seen, timesteps.cpu())
+        curve[:, columns[site.name]].scatter_reduce_(0, row, maxima.amax(1).cpu(), "amax")
+
+    input_maxima(model, list(sites), data, see)
+    return interpolated(curve, seen, torch.tensor(data.timesteps))

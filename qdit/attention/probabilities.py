@@ -1,0 +1,159 @@
+"""Code-books of an attention's probabilities: uniform, in two regions, the released sum, or powers of √2.
+
+Probabilities lie between 0 and 1, most of them near 0. All heads of an attention share what is calibrated (in TQ-DiT's
+release, one split a group of timesteps).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.quant.affine import affine
+from qdit.quant.books import Book, LogSqrt2, Uniform
+from qdit.quant.ranges import Range, outer_quantiles
+from qdit.quant.regions import ReleasedSum, Top, TwoRegion
+from qdit.quant.spec import CodeBook, Grid, QuantSpec
+
+Candidate = Literal["two_region", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probabilities(ABC):
+    """How probabilities are rounded.
+
+    Args:
+        bits: of the probabilities; None for those of inputs.
+    """
+
+    grid: ClassVar[Grid | CodeBook]
+    """In the policy."""
+    bits: int | None = None
+
+    @abstractmethod
+    def book(self, bits: int) -> Book:
+        """What rounds."""
+
+    @abstractmethod
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """The numbers of the code-book that are tried for values [n]."""
+
+    def numbers(self, values: Tensor, spec: QuantSpec) -> Tensor:
+        """The numbers with the least mean squared error of the values [n], float32; the first of equal ones."""
+        tried = torch.tensor(self.candidates(values, spec), dtype=torch.float32)
+        if len(tried) == 1:
+            return tried[0]
+        book = self.book(spec.bits)
+        errors = [(book(values, *numbers).sub_(values)).double().square().mean() for numbers in tried]
+        return tried[int(torch.stack(errors).argmin())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsignedProbabilities(Probabilities):
+    """A uniform grid from 0.
+
+    Args:
+        range: finds its end.
+    """
+
+    grid = "unsigned"
+    range: Range
+
+    def book(self, bits: int) -> Book:
+        """See `Probabilities`."""
+        return Uniform(0, 2**bits - 1)
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`: the one of the rule."""
+        grid = affine(*self.range(values.reshape(1, -1), spec), spec)
+        return [(grid.scale.item(), grid.zero_point.item())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoRegionProbabilities(Probabilities):
+    """A fine grid near 0 and a coarse one up to 1 (TQ-DiT, PTQ4ViT: MRQ), of all ratios the one of least error.
+
+    Where the largest probabilities are near 1, or all are small, the uniform grid of as many bits can be better: it may
+    be a candidate, too.
+
+    Args:
+        top: whether 1 has a code (`one_exact`) or becomes 1 - 1/H (`saturated`, the paper).
+        kinds: of candidates: `two_region`, `uniform`.
+
+    Raises:
+        UserError: an unknown kind, or none.
+    """
+
+    grid = "two_region"
+    top: Top = "one_exact"
+    kinds: list[Candidate] = field(default_factory=lambda: ["two_region", "uniform"])
+
+    def __post_init__(self) -> None:
+        if not self.kinds or set(self.kinds) - set(get_args(Candidate)):
+            raise UserError(
+                f"attention.probabilities.kinds={self.kinds}; one or more of {', '.join(get_args(Candidate))} is needed"
+            )
+
+    def book(self, bits: int) -> TwoRegion:
+        """See `Probabilities`."""
+        return TwoRegion(bits)
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`: the exponents for which the map is monotone, and the uniform grid of the maximum."""
+        book = self.book(spec.bits)
+        tried: Sequence[tuple[float, ...]] = [book.numbers(shift, self.top) for shift in range(spec.bits)]
+        return [
+            *(tried if "two_region" in self.kinds else []),
+            *([book.uniform(values.max().item())] if "uniform" in self.kinds else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedSumProbabilities(Probabilities):
+    """Both regions added up, as TQ-DiT's and PTQ4ViT's code does; for reproduction only (`ReleasedSum`).
+
+    Args:
+        splits: 2^-i with i below this are tried.
+    """
+
+    grid = "released_sum"
+    splits: int = 20
+
+    def book(self, bits: int) -> Book:
+        """See `Probabilities`."""
+        return ReleasedSum(bits)
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`."""
+        return [(2.0**-i,) for i in range(self.splits)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSqrt2Probabilities(Probabilities):
+    """Powers of √2 below a scale: of a few quantiles the one of least error (RepQ-ViT, arXiv 2212.08254).
+
+    Args:
+        shares: the quantiles.
+    """
+
+    grid = "log_sqrt2"
+    shares: list[float] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0.5 < p <= 1 for p in self.shares):
+            raise UserError(
+                f"attention.probabilities.shares={self.shares}; shares above 0.5, at most 1, are needed, such as 0.999"
+            )
+
+    def book(self, bits: int) -> Book:
+        """See `Probabilities`."""
+        return LogSqrt2(bits)
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`."""
+        quantiles = outer_quantiles(values.reshape(1, -1), self.shares)
+        return [(max(upper.item(), 1e-8),) for _, upper in quantiles]

@@ -1,0 +1,98 @@
+"""Static quantizers of an attention's operands: uniform for q, k and v, with a code-book of its own for probabilities.
+
+Queries (after their scaling), keys and values have the inputs' bits and one grid a tensor or a head. Ranges are taken
+once from the calibration data, as those of static inputs are: on the full-precision network in the basis of its
+transform, by group of timesteps where the activations' option has groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qdit.activation import TimeGroups
+from qdit.activation.quantizers import static_quantizer, uniform_quantizer
+from qdit.attention.base import operand_values
+from qdit.attention.probabilities import Probabilities
+from qdit.errors import UserError
+from qdit.model.base import OPERANDS, Attention
+from qdit.quant.affine import affine
+from qdit.quant.ranges import Range
+from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.time_groups import Groups
+from qdit.sampler.clock import Clock
+
+if TYPE_CHECKING:
+    from qdit.quantize import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticAttention:
+    """Static quantization of an attention's operands.
+
+    Args:
+        operands: which are quantized: q, k, v, probs.
+        granularity: of q, k and v: `tensor` or `head`.
+        grid: of q, k and v; see `QuantSpec`.
+        range: the rule that finds their ranges from the calibration values.
+        probabilities: how probabilities are rounded.
+
+    Raises:
+        UserError: an operand is unknown, or bits are out of range.
+    """
+
+    operands: list[str]
+    granularity: Literal["tensor", "head"]
+    grid: Grid
+    range: Range
+    probabilities: Probabilities
+    needs_calibration = True
+
+    def __post_init__(self) -> None:
+        if unknown := [o for o in self.operands if o not in OPERANDS]:
+            raise UserError(f"attention.operands has {', '.join(unknown)}; choose from {', '.join(OPERANDS)}")
+        self.spec("probs", 8)
+        self.spec("q", 8)
+
+    def spec(self, operand: str, bits: int, time_groups: int | None = None) -> QuantSpec:
+        """The spec of one operand where inputs have `bits` bits."""
+        own = bits, self.granularity, self.grid
+        if operand == "probs":
+            own = (
+                bits if self.probabilities.bits is None else self.probabilities.bits,
+                "tensor",
+                self.probabilities.grid,
+            )
+        bits, granularity, grid = own
+        return QuantSpec(bits=bits, granularity=granularity, grid=grid, dynamic=False, time_groups=time_groups)
+
+    def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
+        """See `AttentionPart`; nothing is quantized where inputs are not (16 bits)."""
+        made = {o: self.spec(o, bits, time.count(o)) for o in self.operands} if bits < 16 else {}
+        return {operand: spec for operand, spec in made.items() if not spec.is_identity}
+
+    def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
+        """See `AttentionPart`."""
+        operands = {site: o for a in attentions for o, site in a.sites.items() if site in fit.policy}
+        if not operands:
+            return {}
+        specs = {site: spec for site in operands if (spec := fit.policy[site].activation) is not None}
+        groups = {site: fit.groups(operands[site]) for site in specs}
+        by_head = {site for site, spec in specs.items() if spec.granularity == "head"}
+        values = operand_values(fit.model, attentions, fit.data, groups, by_head)
+        return {
+            site: self.quantizer(operands[site], spec, values[site], groups[site], fit.model.clock).to(fit.model.device)
+            for site, spec in specs.items()
+        }
+
+    def quantizer(
+        self, operand: str, spec: QuantSpec, values: Sequence[Tensor], groups: Groups, clock: Clock
+    ) -> nn.Module:
+        """The module of one operand; `values` [n] or [heads, n] of each group of timesteps."""
+        if operand != "probs":
+            rows = [sample.reshape(-1, sample.shape[-1]) for sample in values]
+            return uniform_quantizer(spec, [affine(*self.range(r, spec), spec) for r in rows], groups, clock)
+        numbers = torch.stack([self.probabilities.numbers(sample, spec) for sample in values])
+        return static_quantizer(spec, self.probabilities.book(spec.bits), numbers.unsqueeze(1), groups, clock)
