@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qdit.activation.static import StaticQuantizer
 from qdit.calibration.statistics import site_input, watching
 from qdit.errors import UserError
+from qdit.hessian.alternation import Alternation, Factors, Reading
+from qdit.hessian.inputs import multiply, numbers_of
 from qdit.hessian.rule import Hessian, rules
-from qdit.hessian.scores import Layer, moments, scaled, search_input, search_weight
+from qdit.hessian.scores import Layer, scaled
 from qdit.hessian.target import Importance, importances
 from qdit.layers import Shared
 from qdit.model.base import Site
-from qdit.quant.affine import Affine, round_to_grid
+from qdit.quant.affine import Affine
 from qdit.quant.spec import as_rows
 from qdit.rounding.blocks import Segment, Walk, segments
 from qdit.sampler.noise import generator
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from qdit.quantize import Fit
 
 log = logging.getLogger("qdit")
-Factors = dict[str, Tensor]
-"""What the steps of a grid are multiplied by: `<site>.weight` [rows, 1], `<first reader>.input` [1, 1]."""
 
 
 def refine(fit: "Fit") -> dict[str, Affine]:
@@ -65,16 +64,20 @@ class Refinement:
         for n, part in enumerate(tqdm(parts[: last + 1], desc="ranges", unit="block", disable=None)):
             assert walk is not None
             if (factors := found[n]) is None:
-                factors = found[n] = {k: v for group in self.groups(part) for k, v in self.search(walk, *group).items()}
+                factors = found[n] = self.search_all(walk, part)
                 if self.fit.folder is not None:
                     save_tensors(self.path(self.fit.folder, part), factors)
             if n < last:
                 walk.advance(part, {})
         return self.apply({key: value for factors in found if factors for key, value in factors.items()})
 
-    def groups(self, part: Segment) -> list[tuple[Segment, list[Site]]]:
-        """The searched sites of a segment; those that read one input are together."""
-        return [(part, readers) for readers in self.fit.by_input(part.sites) if self.shapes(readers)]
+    def search_all(self, walk: Walk, part: Segment) -> Factors:
+        """The factors of a segment that `walk` has come to."""
+        found: Factors = {}
+        for readers in self.fit.by_input(part.sites):
+            if self.shapes(readers):
+                found |= self.search(walk, part, readers)
+        return found
 
     def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:
         """What is searched of the readers of an input, with the shapes of the factors."""
@@ -85,19 +88,21 @@ class Refinement:
                 if self.fit.rounds(site):
                     rows = as_rows(self.fit.weight_of(site), self.fit.weight_spec(site)).shape[0]
                     shapes[f"{site.name}.weight"] = (rows, 1)
-        if inputs is not None and self.fit.policy[readers[0].name].activation is not None:
-            shapes[f"{readers[0].name}.input"] = (1, 1)
+        if inputs is not None and (module := self.rounder(readers[0])) is not None:
+            shapes[f"{readers[0].name}.input"] = (len(numbers_of(module)),)
         return shapes
 
     def search(self, walk: Walk, part: Segment, readers: Sequence[Site]) -> Factors:
-        """The factors for the readers of one input, in a segment that `walk` has come to."""
+        """The factors for the readers of one input."""
         chosen = self.chosen(readers[0])
         inputs = self.inputs(walk, part, readers[0], chosen)
         layers = self.layers(readers, chosen)
         if layers is None:
             log.warning("range hessian: nothing reaches the prediction from %s, which keeps its range", readers[0].name)
             return {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
-        return Alternation(self, readers, layers, inputs).run()
+        points = chosen // self.importance[readers[0].name].rows.shape[1]
+        reading = Reading(readers, layers, inputs, self.fit.data.t[points].to(inputs.device))
+        return Alternation(self.fit, reading, self.rounder(readers[0]), self.rule.rounds).run()
 
     @cached_property
     def importance(self) -> dict[str, Importance]:
@@ -159,7 +164,9 @@ class Refinement:
         Raises:
             UserError: the file is damaged or of another model.
         """
-        expected = {key: shape for _, readers in self.groups(part) for key, shape in self.shapes(readers).items()}
+        expected = {
+            key: shape for readers in self.fit.by_input(part.sites) for key, shape in self.shapes(readers).items()
+        }
         if not expected:
             return {}
         path = self.path(self.fit.folder, part) if self.fit.folder is not None else None
@@ -183,92 +190,5 @@ class Refinement:
                 start = self.fit.grid(site)
                 grids[site.name] = scaled(start, own.to(start.scale))
             if (own := factors.get(f"{site.name}.input")) is not None:
-                module = self.rounder(site)
-                assert isinstance(module, StaticQuantizer)
-                module.scale.copy_(scaled(grid_of(module), own.to(module.scale)).scale)
+                multiply(self.rounder(site), own)
         return grids
-
-
-def grid_of(quantizer: StaticQuantizer) -> Affine:
-    """The grid of a static quantizer."""
-    return Affine(quantizer.scale, quantizer.zero_point, quantizer.low, quantizer.high)
-
-
-class Alternation:
-    """The search for the readers of one input: weights with the input as it is, then the input, in rounds."""
-
-    def __init__(self, whole: Refinement, readers: Sequence[Site], layers: Sequence[Layer], inputs: Tensor) -> None:
-        self.whole, self.readers, self.layers, self.inputs = whole, readers, layers, inputs
-        fit = whole.fit
-        self.specs = [fit.weight_spec(site) if fit.rounds(site) else None for site in readers]
-        self.starts = [fit.grid(site) if fit.rounds(site) else None for site in readers]
-        self.weight_factors = [None if s is None else torch.ones_like(s.scale) for s in self.starts]
-        self.input_factor = 1.0
-        self.module = whole.rounder(readers[0])
-        self.weight_rule, self.input_rule = rules(fit.recipe)
-        if not isinstance(self.module, StaticQuantizer):
-            self.input_rule = None
-
-    def run(self) -> Factors:
-        """The factors after the last round."""
-        grouped = any(spec is not None and spec.granularity == "group" for spec in self.specs)
-        for _ in range(self.whole.rule.rounds):
-            before = self.input_factor, self.weight_factors
-            if self.weight_rule is not None:
-                self.weight_factors = self.search_weights(self.weight_rule)
-            if self.input_rule is not None:
-                self.input_factor = self.search_input(self.input_rule)
-            # Rows of a weight do not depend on each other, so the same inputs would give the same weights again.
-            still = not grouped or _equal(before[1], self.weight_factors)
-            if self.weight_rule is None or (self.input_factor == before[0] and still):
-                break
-        found: Factors = {}
-        if self.weight_rule is not None:
-            pairs = zip(self.readers, self.weight_factors, strict=True)
-            found |= {f"{site.name}.weight": own for site, own in pairs if own is not None}
-        if self.input_rule is not None:
-            found[f"{self.readers[0].name}.input"] = torch.full((1, 1), self.input_factor)
-        return found
-
-    def search_weights(self, rule: Hessian) -> list[Tensor | None]:
-        """New factors for the weights."""
-        rounded, factors = self.rounded_inputs(), rule.factors().to(self.inputs)
-        found: list[Tensor | None] = []
-        for layer, spec, start, own in zip(self.layers, self.specs, self.starts, self.weight_factors, strict=True):
-            if spec is None or start is None or own is None:
-                found.append(None)
-            else:
-                known = moments(layer, self.inputs, rounded)
-                found.append(search_weight(layer, known, start, spec, factors, own))
-        return found
-
-    def search_input(self, rule: Hessian) -> float:
-        """A new factor for the input."""
-        assert isinstance(self.module, StaticQuantizer)
-        start, factors = grid_of(self.module), rule.factors().to(self.inputs)
-        return search_input(self.layers, self.rounded_weights(), self.inputs, start, factors, self.input_factor)
-
-    def rounded_inputs(self) -> Tensor:
-        """The inputs on their grids as they are now."""
-        if self.module is None:
-            return self.inputs
-        if isinstance(self.module, StaticQuantizer):
-            grid = scaled(grid_of(self.module), self.inputs.new_full((1, 1), self.input_factor))
-            return round_to_grid(self.inputs.reshape(1, -1), grid).view(self.inputs.shape)
-        return self.module(self.inputs)
-
-    def rounded_weights(self) -> list[Tensor]:
-        """The weights on their grids as they are now."""
-        found = []
-        for layer, spec, start, own in zip(self.layers, self.specs, self.starts, self.weight_factors, strict=True):
-            if spec is None or start is None or own is None:
-                found.append(layer.weight)
-            else:
-                rows = round_to_grid(as_rows(layer.weight, spec), scaled(start, own))
-                found.append(rows.view(layer.weight.shape))
-        return found
-
-
-def _equal(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)

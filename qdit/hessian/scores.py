@@ -21,15 +21,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.quant.affine import SMALLEST_SCALE, Affine, round_to_grid
+from qdit.quant.books import Book
 from qdit.quant.spec import QuantSpec
 
 CHUNK_VALUES = 2**24  # of all candidates held at once: 64 MiB
 PIECE_ROWS = 1024  # of the input, whose errors are taken at once
-SAMPLE_ROWS = 1024  # on which candidates for inputs are ranked, or one row in SAMPLE_SHARE where that is more
+SAMPLE_ROWS = 512  # on which candidates for inputs are ranked, or one row in SAMPLE_SHARE where that is more
 SAMPLE_SHARE = 32
 SHORTLIST = 6  # candidates for inputs that are compared on all rows
 
@@ -132,63 +134,89 @@ def _weight_errors(
     return torch.cat(errors)
 
 
+@dataclass(frozen=True)
+class InputGrid:
+    """The code-book of an input, whose numbers may depend on the time."""
+
+    book: Book
+    numbers: Float[Tensor, "groups numbers"]
+    """Of the book, for each group of timesteps."""
+    step: int
+    """Which number is searched."""
+    groups: Int[Tensor, " n"]
+    """The group of each row of the input."""
+
+    def piece(self, rows: slice) -> "InputGrid":
+        """For some of the rows."""
+        return replace(self, groups=self.groups[rows])
+
+    def rounded(
+        self, x: Float[Tensor, "n channels"], factors: Float[Tensor, "candidates groups"]
+    ) -> Float[Tensor, "candidates n channels"]:
+        """The rows with the step multiplied, for each candidate."""
+        numbers = self.numbers.repeat(len(factors), 1, 1)
+        numbers[..., self.step] = (numbers[..., self.step] * factors).clamp(min=SMALLEST_SCALE)
+        own = numbers[:, self.groups] if len(self.numbers) > 1 else numbers
+        return self.book(x, *own.unsqueeze(2).unbind(-1))
+
+
 def input_errors(
     layers: Sequence[Layer],
     weights: Sequence[Float[Tensor, "out channels"]],
     inputs: Float[Tensor, "n channels"],
-    start: Affine,
-    factors: Float[Tensor, " candidates"],
-) -> Float[Tensor, " candidates"]:
+    start: InputGrid,
+    factors: Float[Tensor, "candidates groups"],
+) -> Float[Tensor, "candidates groups"]:
     """The score of each candidate for the input, summed over the layers that read it; float64.
 
     Args:
         layers: the layers.
         weights: on their grids.
         inputs: the rows.
-        start: the grid that is multiplied.
-        factors: the candidates.
+        start: the grid whose steps are multiplied.
+        factors: the candidates of each group of timesteps.
     """
-    totals = torch.zeros(len(factors), dtype=torch.float64, device=inputs.device)
-    for layer, rounded in zip(layers, weights, strict=True):
-        root = layer.channels.sqrt().unsqueeze(1)
-        fixed, moving = ((layer.weight - rounded) * root).T, (rounded * root).T
-        for x, importance in zip(inputs.split(PIECE_ROWS), layer.rows.split(PIECE_ROWS), strict=True):
-            without = x @ fixed
-            for some in torch.arange(len(factors)).split(max(1, CHUNK_VALUES // (len(x) * max(fixed.shape)))):
-                moved = rounded_inputs(x, start, factors[some]).sub_(x)
-                error = (moved @ moving).sub_(without).square_().sum(-1)
-                totals[some] += (error * importance).sum(-1, dtype=torch.float64)
+    totals = torch.zeros(factors.shape, dtype=torch.float64, device=inputs.device)
+    roots = [layer.channels.sqrt().unsqueeze(1) for layer in layers]
+    pairs = list(zip(layers, weights, roots, strict=True))
+    fixed = [((layer.weight - rounded) * root).T for layer, rounded, root in pairs]
+    moving = [(rounded * root).T for _, rounded, root in pairs]
+    widest = max(max(part.shape) for part in moving)
+    for first in range(0, len(inputs), PIECE_ROWS):
+        rows = slice(first, first + PIECE_ROWS)
+        x, grid = inputs[rows], start.piece(rows)
+        without = [x @ part for part in fixed]
+        member = F.one_hot(grid.groups, factors.shape[1]).double()
+        for some in torch.arange(len(factors)).split(max(1, CHUNK_VALUES // (len(x) * widest))):
+            moved = grid.rounded(x, factors[some]).sub_(x)
+            error = torch.zeros(moved.shape[:2], dtype=torch.float64, device=x.device)
+            for layer, part, base in zip(layers, moving, without, strict=True):
+                error += (moved @ part).sub_(base).square_().sum(-1) * layer.rows[rows]
+            totals[some] += error @ member
     return totals
-
-
-def rounded_inputs(
-    x: Float[Tensor, "n channels"], start: Affine, factors: Float[Tensor, " candidates"]
-) -> Float[Tensor, "candidates n channels"]:
-    """The input on the grids of all candidates."""
-    rows = x.reshape(1, -1).repeat(len(factors), 1)
-    return round_to_grid(rows, of_candidates(start, factors)).view(len(factors), *x.shape)
 
 
 def search_input(
     layers: Sequence[Layer],
     weights: Sequence[Float[Tensor, "out channels"]],
     inputs: Float[Tensor, "n channels"],
-    start: Affine,
+    start: InputGrid,
     factors: Float[Tensor, " candidates"],
-    current: float,
-) -> float:
-    """The best factor for the grid of an input whose rows are in random order; arguments as `input_errors`.
+    current: Float[Tensor, " groups"],
+) -> Float[Tensor, " groups"]:
+    """The best factor of each group of timesteps, for an input whose rows are in random order.
 
     Args:
-        layers, weights, inputs, start, factors: see there; the first factor is compared in any case.
-        current: the factor so far, one of `factors`.
+        layers, weights, inputs, start: as `input_errors`.
+        factors: the candidates; the first one is compared in any case.
+        current: the factors so far.
     """
-    sample = max(SAMPLE_ROWS, len(inputs) // SAMPLE_SHARE)
-    listed = torch.arange(len(factors))
+    tried = factors.unsqueeze(1).expand(-1, len(current))
+    sample = max(SAMPLE_ROWS, SAMPLE_ROWS * len(current) // 4, len(inputs) // SAMPLE_SHARE)
     if 2 * sample <= len(inputs):
         few = [replace(layer, rows=layer.rows[:sample]) for layer in layers]
-        ranked = input_errors(few, weights, inputs[:sample], start, factors).argsort(stable=True).cpu()
-        now = (factors == current).nonzero()[:1, 0].cpu()
-        listed = torch.cat([torch.zeros(1, dtype=torch.long), now, ranked[:SHORTLIST]]).unique()
-    errors = input_errors(layers, weights, inputs, start, factors[listed])
-    return float(factors[listed[int(errors.argmin())]])
+        part = inputs[:sample], start.piece(slice(sample))
+        ranked = input_errors(few, weights, *part, tried).argsort(stable=True, dim=0)
+        tried = torch.cat([tried[:1], current.unsqueeze(0), tried.gather(0, ranked[:SHORTLIST])])
+    best = input_errors(layers, weights, inputs, start, tried).argmin(0, keepdim=True)
+    return tried.gather(0, best)[0]

@@ -179,9 +179,9 @@ def test_the_tokens_that_are_looked_at_are_bounded(tiny_model, data, monkeypatch
     seen = []
     original = refine.Alternation.__init__
 
-    def spy(self, whole, readers, layers, inputs):
-        seen.append(len(inputs))
-        original(self, whole, readers, layers, inputs)
+    def spy(self, fit, reading, *others):
+        seen.append(len(reading.inputs))
+        original(self, fit, reading, *others)
 
     monkeypatch.setattr(refine.Alternation, "__init__", spy)
     quantize(tiny_model, recipe(roles=ALL), lambda: data)

@@ -7,10 +7,12 @@ import torch
 
 from qdit.hessian import scores
 from qdit.hessian.rule import Hessian
-from qdit.hessian.scores import Layer, input_errors, moments, scaled, search_input, search_weight
+from qdit.hessian.scores import InputGrid, Layer, input_errors, moments, scaled, search_input, search_weight
 from qdit.hessian.target import Probe
 from qdit.quant.affine import affine, round_to_grid
+from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
+from qdit.quant.regions import TwoSided
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.weight import WeightGrid
 
@@ -30,6 +32,17 @@ def layer(seed=0, out=6, channels=24, rows=200):
 
 def start_of(rows, spec):
     return affine(*MinMax()(rows, spec), spec)
+
+
+def input_grid(inputs, groups=1):
+    """A grid from the minimum to the maximum, the same for each group of rows."""
+    start = start_of(inputs.view(1, -1), INPUT)
+    numbers = torch.cat([start.scale, start.zero_point], 1).repeat(groups, 1)
+    return InputGrid(Uniform(start.low, start.high), numbers, 0, torch.arange(len(inputs)) % groups)
+
+
+COLUMN = FACTORS.unsqueeze(1)
+ONE = torch.ones(1)
 
 
 def rounded(weight, start, spec, factors):
@@ -78,12 +91,12 @@ def test_weights_get_the_naive_loops_factors(granularity, grid):
 @pytest.mark.parametrize("granularity", ["row", "group"])
 def test_chunks_and_pieces_do_not_matter(granularity, chunk, monkeypatch):
     one, inputs, spec, start, current = weight_case(granularity)
-    grid = start_of(inputs.view(1, -1), INPUT)
+    grid = input_grid(inputs)
 
     def both():
         weight = search_weight(one, moments(one, inputs, inputs), start, spec, FACTORS, current)
         hat = [rounded(one.weight, start, spec, weight)]
-        return weight, input_errors([one], hat, inputs, grid, FACTORS)
+        return weight, input_errors([one], hat, inputs, grid, COLUMN)
 
     expected = both()
     monkeypatch.setattr(scores, "CHUNK_VALUES", chunk)
@@ -107,23 +120,24 @@ def test_inputs_get_the_naive_loops_factor_summed_over_their_readers():
         for factor in FACTORS.view(-1, 1, 1)
     ]
     naive = torch.tensor(errors, dtype=torch.float64)
-    torch.testing.assert_close(input_errors([one, other], hats, inputs, start, FACTORS), naive, rtol=1e-4, atol=0)
-    found = search_input([one, other], hats, inputs, start, FACTORS, 1.0)
+    errors = input_errors([one, other], hats, inputs, input_grid(inputs), COLUMN)
+    torch.testing.assert_close(errors, naive.unsqueeze(1), rtol=1e-4, atol=0)
+    found = search_input([one, other], hats, inputs, input_grid(inputs), FACTORS, ONE)
     assert found == FACTORS[int(naive.argmin())]
     assert found != 1
 
 
 def test_with_many_rows_a_sample_ranks_and_all_rows_decide(monkeypatch):
     one, inputs = layer(rows=3000)
-    start = start_of(inputs.view(1, -1), INPUT)
-    errors = input_errors([one], [one.weight], inputs, start, FACTORS)
+    start = input_grid(inputs)
+    errors = input_errors([one], [one.weight], inputs, start, COLUMN)[:, 0]
     monkeypatch.setattr(scores, "SAMPLE_ROWS", 100)
-    found = search_input([one], [one.weight], inputs, start, FACTORS, 1.0)
+    found = search_input([one], [one.weight], inputs, start, FACTORS, ONE)
     assert errors[found == FACTORS].min() <= 1.001 * errors.min()
     # A sample that ranks wrongly cannot make things worse than they were.
     monkeypatch.setattr(scores, "SAMPLE_ROWS", 1)
     monkeypatch.setattr(scores, "SAMPLE_SHARE", 10**6)
-    current = float(FACTORS[int(errors.argmin())])
+    current = FACTORS[[int(errors.argmin())]]
     assert search_input([one], [one.weight], inputs, start, FACTORS, current) == current
 
 
@@ -140,8 +154,7 @@ def test_ties_keep_the_original_scale(granularity):
     nothing = Layer(one.weight, torch.zeros_like(one.rows), one.channels)
     found = search_weight(nothing, moments(nothing, inputs, inputs), start, spec, FACTORS, current)
     assert torch.equal(found, torch.ones_like(found))
-    grid = start_of(inputs.view(1, -1), INPUT)
-    assert search_input([nothing], [one.weight], inputs, grid, FACTORS, 1.0) == 1
+    assert search_input([nothing], [one.weight], inputs, input_grid(inputs), FACTORS, ONE) == 1
 
 
 def test_importance_counts_but_not_its_size():
@@ -170,10 +183,10 @@ def test_equal_importances_are_least_squares():
 @pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
 def test_the_objective_never_rises_from_half_round_to_half_round(granularity):
     one, inputs, spec, start, weight = weight_case(granularity)
-    grid, factor, path = start_of(inputs.view(1, -1), INPUT), 1.0, []
+    grid, factor, path = input_grid(inputs), ONE, []
 
     def state():
-        x_hat = round_to_grid(inputs.view(1, -1), scaled(grid, torch.full((1, 1), factor))).view(inputs.shape)
+        x_hat = grid.rounded(inputs, factor.unsqueeze(0))[0]
         hat = rounded(one.weight, start, spec, weight)
         path.append(error(one, hat, inputs, x_hat))
         return hat, x_hat
@@ -186,3 +199,30 @@ def test_the_objective_never_rises_from_half_round_to_half_round(granularity):
         _, x_hat = state()
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(path))
     assert path[-1] < 0.8 * path[0]
+
+
+def test_each_group_of_timesteps_gets_its_own_best_factor():
+    one, inputs = layer(rows=300)
+    group = torch.arange(300) % 3
+    inputs = inputs * (1 + group).unsqueeze(1)  # the whole range suits the last group alone
+    grid, hats = input_grid(inputs, 3), [one.weight + 0.01]
+    found = search_input([one], hats, inputs, grid, FACTORS, torch.ones(3))
+    for number in range(3):
+        own = group == number
+        part = Layer(one.weight, one.rows[own], one.channels)
+        alone = InputGrid(grid.book, grid.numbers[:1], 0, torch.zeros(100, dtype=torch.long))
+        assert search_input([part], hats, inputs[own], alone, FACTORS, ONE) == found[number]
+    assert found[0] < found[2]
+
+
+def test_of_two_sides_the_positive_step_is_searched():
+    one, inputs = layer()
+    inputs = torch.nn.functional.gelu(inputs)
+    book, numbers = TwoSided(4), torch.tensor([[0.02, 1.0]])
+    grid = InputGrid(book, numbers, 1, torch.zeros(len(inputs), dtype=torch.long))
+    candidates = grid.rounded(inputs, COLUMN)
+    for factor, x_hat in zip(FACTORS, candidates, strict=True):
+        assert torch.equal(x_hat, book(inputs, torch.tensor(0.02), factor))
+    errors = [error(one, one.weight, inputs, x_hat) for x_hat in candidates]
+    found = search_input([one], [one.weight], inputs, grid, FACTORS, ONE)
+    assert found == FACTORS[int(torch.tensor(errors).argmin())]
