@@ -29,6 +29,7 @@ from qdit.quantize import Quantized
 from qdit.record import git_state, now, versions
 from qdit.sampler.clock import Clock
 from qdit.tensors import load_tensors, save_tensors
+from qdit.timed import TimedLinear
 from qdit.transform import Rewrite, Transform
 
 APART = ("policy", "layers", "rewrite", "allocation")
@@ -81,6 +82,9 @@ def save(quantized: Quantized, folder: Path, provenance: Mapping[str, Any]) -> M
 
 def _layer(writer: Writer, name: str, layer: nn.Module) -> dict[str, Any]:
     """A quantized layer; of the usual one, what is not the base model's."""
+    if type(layer) is TimedLinear:
+        variants = [_layer(writer, f"{name}.{number}", variant) for number, variant in enumerate(layer.variants)]
+        return {"variants": variants, "order": writer.value(layer.order, name), "now": writer.value(layer.now, name)}
     if type(layer) is not QuantLinear:
         return writer.value(layer, name)
     return {
@@ -172,6 +176,9 @@ def transform_of(manifest: Manifest) -> tuple[Transform, list[str]] | None:
 
 def _loaded(reader: Reader, name: str, node: dict[str, Any], model: DiffusionModel) -> nn.Module:
     """The inverse of `_layer`, with the rewritten network in `model`."""
+    if "variants" in node:
+        variants = [_loaded(reader, name, variant, model) for variant in node["variants"]]
+        return TimedLinear(variants, reader.value(node["order"]), reader.value(node["now"])).eval()
     if "rounded" not in node:
         return reader.value(node)
     rounded, bias, quantizer = (reader.value(node[part]) for part in ("rounded", "bias", "quantizer"))

@@ -2,10 +2,11 @@
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
-asymmetric, everything else at 16 bits; a weight whose bits change over time once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of
-both factors: weight and input, queries and keys, probabilities and values (no dequantization is counted). What a
-transform leaves to be done to inputs at run time counts with both: factors and signs, and its multiplications and
-additions, each as a multiply-accumulate of 16 x 16 bits.
+asymmetric, everything else at 16 bits; a weight whose bits change over time once for each. BitOps: multiply-
+accumulates of one forward pass of one sample times the bits of both factors: weight and input, queries and keys,
+probabilities and values (no dequantization is counted). What a transform leaves to be done to inputs at run time
+counts with both: factors and signs, and its multiplications and additions, each as a multiply-accumulate of 16 x 16
+bits.
 """
 
 from collections.abc import Sequence

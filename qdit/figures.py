@@ -137,6 +137,43 @@ def group_map(groups: Sequence[Mapping[str, Any]], path: Path, title: str | None
     return _save(figure, path)
 
 
+def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
+    """Draw what a search for bits measured and chose: a row a site, a column a bit-width and range, darker for harm.
+
+    Shades are of the logarithm of the loss within each group of sites, because groups have different metrics. A dot
+    marks what was chosen.
+
+    Args:
+        bits: the record's `search.bits`: site, group, bits in each range, and loss by bit-width and range.
+        path: PNG to write.
+        title: what stands above, such as the name of the run.
+    """
+    widths, ranges = list(bits[0]["loss"]), len(bits[0]["bits"])
+    rows = sorted(bits, key=lambda row: row["group"])  # stable: forward order within a group
+    losses = np.array([[row["loss"][width] for width in widths] for row in rows], dtype=float).reshape(len(rows), -1)
+    positive = np.where(losses > 0, losses, np.nan)
+    shades = np.log10(np.where(np.isnan(positive), np.nanmin(positive, initial=1.0), positive))
+    groups = [row["group"] for row in rows]
+    for group in dict.fromkeys(groups):
+        own = np.array([name == group for name in groups])
+        low, high = shades[own].min(), shades[own].max()
+        shades[own] = (shades[own] - low) / (high - low or 1.0)
+    figure, axes = _axes(2.6 + 0.34 * losses.shape[1], 1.1 + 0.17 * len(rows))
+    axes.grid(visible=False)
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for number, row in enumerate(rows):
+        places = [widths.index(str(width)) * ranges + part for part, width in enumerate(row["bits"])]
+        axes.plot(places, [number] * ranges, linestyle="", marker="o", markersize=3, color=COLOURS[1])
+    for edge in range(1, len(widths)):
+        axes.axvline(edge * ranges - 0.5, color="white", linewidth=3)
+    axes.set_yticks(range(len(rows)), [_shorten(row["site"], 34) for row in rows], fontsize=6)
+    labels = [f"{width} bits\n{part + 1}" if part == 0 else str(part + 1) for width in widths for part in range(ranges)]
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlabel("range of timesteps, noisiest first; dots: chosen")
+    _finish(axes, title, legend=False)
+    return _save(figure, path)
+
+
 def timestep_chart(curves: Mapping[str, Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
     """Draw curves over the timestep in the order of sampling: noise on the left, image on the right.
 

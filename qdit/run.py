@@ -159,7 +159,7 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
         log.info("%s: %s", config["name"], where.path)
         if config["overwrite"]:
             where.clear()
-            store.remove(cached(config), "**/*.safetensors")
+            store.remove(cached(config), "**/*.safetensors", "**/*.jsonl")
         opened = build(config["logger"]).open(config, config["study"], config["name"], run_id(config), where.path)
         with opened as tracker:
             result = measure(config, parts, where, tracker)

@@ -196,7 +196,9 @@ def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder:
     if (allocation := quantized.allocation) is not None:
         found["curves"] |= allocation.curves
         found["search"] = allocation.details
-        figures.group_map(allocation.details["groups"], folder / "groups.png", title=config["name"])
+        for key, draw in (("groups", figures.group_map), ("bits", figures.bit_map)):
+            if key in allocation.details:
+                draw(allocation.details[key], folder / f"{key}.png", title=config["name"])
     return found
 
 

@@ -26,11 +26,12 @@ def overrides_of(option: str) -> list[str]:
     """The command line that chooses an option: those inside a group need the option that has them."""
     group, name = option.split("=")
     hosts = {f"activation/{part}": ["activation=tensor"] for part in ("range", "time")}  # dynamic options have none
-    hosts |= {"attention/probabilities": ["attention=multi_region"]}
+    hosts |= {"attention/probabilities": ["attention=multi_region"], "transform/range": ["transform=reparam"]}
     hosts |= {"transform/statistic": ["transform=salience"], "attention/range": ["attention=uniform"]}
     hosts |= {"weight/range/target": ["weight/range=hessian"]}
     hosts |= {"activation/range/target": ["activation=tensor", "activation/range=hessian"]}
     hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}
+    hosts |= {f"search/{part}": ["search=mixed_precision"] for part in ("bit_budget", "allocator", "split", "groups")}
     if group.startswith("experiment/"):
         return [f"experiment={group.removeprefix('experiment/')}/{name}"]
     if option == "quantizer=load":

@@ -1,10 +1,11 @@
-"""How group sizes are allocated to layers, within a budget."""
+"""How group sizes, or bits, are allocated to layers, within a budget."""
 
 from qdit.search.base import Search, Setting
 from qdit.search.evolution import Evolution
 from qdit.search.fixed import Fixed
 from qdit.search.hessian import Hessian
 from qdit.search.ilp import ILP
+from qdit.search.mixed_precision import MixedPrecision
 from qdit.search.random import RandomSearch
 
-__all__ = ["ILP", "Evolution", "Fixed", "Hessian", "RandomSearch", "Search", "Setting"]
+__all__ = ["ILP", "Evolution", "Fixed", "Hessian", "MixedPrecision", "RandomSearch", "Search", "Setting"]

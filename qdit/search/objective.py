@@ -65,7 +65,7 @@ class Objective:
         return score.value if self.metric.higher_is_better else -score.value
 
 
-@dataclass
+@dataclass(eq=False)  # metrics remember what they found of a set, which is itself and no other
 class Drawn:
     """Samples in memory; see `qdit.eval.base.Samples`."""
 

@@ -1,0 +1,266 @@
+"""What an allocation of bits may cost: mean weight bits, bytes or BitOps, over the quantized layers or the whole model.
+
+Published budgets are means over the quantized layers; what stays in full precision is then free. Over the whole model
+it counts, with everything that the cost ledger counts. A budget is a hard bound (MixDQ's released programme allows two
+percent more).
+
+Mean bits and BitOps are means over sampling steps. Bytes are what must be kept: a site that changes its bits over time
+keeps a weight for each.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+from qdit.cost import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
+from qdit.errors import UserError
+from qdit.policy import Policy
+from qdit.search.bit_space import BitSpace, Pattern, Plan
+from qdit.search.budget import Table
+from qdit.search.space import Gene
+
+if TYPE_CHECKING:
+    from qdit.model.base import DiffusionModel, Site
+    from qdit.quantize import Recipe
+
+Losses = Sequence[Sequence[dict[int, float]]]
+"""For each gene and range, the loss by bits."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What the model has besides the searched layers."""
+
+    numel: int
+    """Parameters."""
+    storage_bits: float
+    bops: float
+    """Of a forward pass of one sample."""
+
+    @classmethod
+    def of(cls, model: "DiffusionModel", recipe: "Recipe") -> "Rest":
+        """Everything else of a model, attentions with their operands' bits and a transform's run time included."""
+        sites, left = model.sites(), recipe.run_time(model)
+        whole = ledger(model.denoiser, sites, recipe.with_attention(Policy(), model), model.attentions(), left)
+        searched = recipe.scope.select(sites)
+        numel = sum(s.in_features * s.out_features for s in searched)
+        stored = 8 * (whole.model_bytes + 1) - numel * FULL_BITS  # the ledger drops part of a byte
+        bops = whole.bops - sum(s.macs for s in searched) * FULL_BITS**2
+        return cls(sum(p.numel() for p in model.denoiser.parameters()) - numel, stored, bops)
+
+    @classmethod
+    def least(cls, sites: "Sequence[Site]", recipe: "Recipe") -> "Rest":
+        """What is there at least, as far as a list of the sites tells."""
+        others = [s for s in sites if recipe.scope.why_not(s) is not None]
+        numel = sum(s.in_features * s.out_features for s in others)
+        return cls(numel, numel * FULL_BITS, float(sum(s.macs for s in others) * FULL_BITS**2))
+
+
+@dataclass(frozen=True)
+class Menu:
+    """A multiple-choice knapsack: one option of each item, least total error, total cost within the table's limit."""
+
+    items: Sequence[tuple[int, int | None]]
+    """Gene, and range or (None) all ranges at once."""
+    errors: Sequence[dict[Any, float]]
+    """By option: bits, or a pattern where an item is a gene in all ranges."""
+    table: Table
+
+    def fill(self, plan: list[list[int]], chosen: Sequence[Any]) -> None:
+        """Write the chosen options into a plan, as lists of bits by gene and range."""
+        for (gene, number), option in zip(self.items, chosen, strict=True):
+            if number is None:
+                plan[gene][:] = option
+            else:
+                plan[gene][number] = option
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitBudget(ABC):
+    """A bound on what a plan costs.
+
+    Args:
+        over: whether the searched layers alone count, or the whole model.
+    """
+
+    over: Literal["quantized", "model"] = "quantized"
+
+    @abstractmethod
+    def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
+        """What a gene costs at so many bits (in a step, or kept)."""
+
+    @abstractmethod
+    def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
+        """What an allocator may choose for some of the genes, within a limit in the unit of `cost`."""
+
+    @abstractmethod
+    def cost(self, space: BitSpace, gene: Gene, pattern: Pattern) -> float:
+        """What a gene costs with bits that change over time."""
+
+    @abstractmethod
+    def limit(self, space: BitSpace, rest: Rest) -> float:
+        """The most that the searched layers may cost together."""
+
+    @abstractmethod
+    def text(self, space: BitSpace, amount: float, rest: Rest) -> str:
+        """A cost of the searched layers, in words."""
+
+    def spent(self, space: BitSpace, plan: Plan) -> float:
+        """What a plan costs."""
+        return sum(self.cost(space, gene, pattern) for gene, pattern in zip(space.genes, plan, strict=True))
+
+    def bounds(self, space: BitSpace, genes: Sequence[int]) -> tuple[float, float]:
+        """The cost of some of the genes at the fewest and at the most bits."""
+        few, many = (
+            sum(self.cost(space, space.genes[g], (bits,) * len(space.steps)) for g in genes)
+            for bits in (space.widths[0], space.widths[-1])
+        )
+        return few, many
+
+    def problems(self, space: BitSpace, rest: Rest) -> list[str]:
+        """That no plan is legal, in a sentence."""
+        least, _ = self.bounds(space, range(len(space.genes)))
+        limit = self.limit(space, rest)
+        if least <= limit + 1e-9 * abs(limit):
+            return []
+        wanted, found = self.text(space, limit, rest), self.text(space, least, rest)
+        return [f"search.budget cannot be met: {wanted} is asked, and {space.widths[0]} bits everywhere are {found}"]
+
+    def place(self) -> str:
+        """Where it counts, in words."""
+        return "the searched layers" if self.over == "quantized" else "the whole model"
+
+
+class _EachStep(BitBudget):
+    """Costs are sums over sampling steps: of the weight that a step uses."""
+
+    def cost(self, space: BitSpace, gene: Gene, pattern: Pattern) -> float:
+        """See `BitBudget`."""
+        return sum(n * self.price(space, gene, bits) for n, bits in zip(space.steps, pattern, strict=True))
+
+    def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
+        """Every gene chooses in every range by itself."""
+        items = [(g, r) for g in genes for r in range(len(space.steps))]
+        costs = [{b: space.steps[r] * self.price(space, space.genes[g], b) for b in space.widths} for g, r in items]
+        return Menu(items, [losses[g][r] for g, r in items], Table(costs, limit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanBits(_EachStep):
+    """At most so many bits a weight, averaged over weights and steps.
+
+    Args:
+        at_most: bits.
+        counted: `codes` alone, as papers do, or `storage`, with scales and zero points.
+    """
+
+    at_most: float = 5.0
+    counted: Literal["codes", "storage"] = "codes"
+
+    def __post_init__(self) -> None:
+        if self.at_most <= 0:
+            raise UserError(f"search.budget: at_most={self.at_most}; a number of bits above 0 is needed")
+
+    def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
+        """Bits of the weights."""
+        if self.counted == "codes":
+            return space.numel(gene) * bits
+        grid, weight = activation_storage_bits(space.at(bits).activation), space.at(bits).weight
+        return sum(grid + weight_storage_bits(site, weight) for site in gene.sites)
+
+    def _weights(self, space: BitSpace, rest: Rest) -> int:
+        return sum(map(space.numel, space.genes)) + rest.numel * (self.over == "model")
+
+    def _others(self, rest: Rest) -> float:
+        return (rest.numel * FULL_BITS if self.counted == "codes" else rest.storage_bits) * (self.over == "model")
+
+    def limit(self, space: BitSpace, rest: Rest) -> float:
+        """See `BitBudget`."""
+        return (self.at_most * self._weights(space, rest) - self._others(rest)) * sum(space.steps)
+
+    def text(self, space: BitSpace, amount: float, rest: Rest) -> str:
+        """See `BitBudget`."""
+        bits = (amount / sum(space.steps) + self._others(rest)) / self._weights(space, rest)
+        return f"{bits:.4g} mean bits a weight in {self.place()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AsUniform(BitBudget):
+    """A cost bounded by an absolute number, or by what one bit-width everywhere costs.
+
+    Args:
+        uniform: bits.
+        at_most: in the budget's unit; None takes `uniform`.
+    """
+
+    uniform: int = 4
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.uniform < 1 or (self.at_most is not None and self.at_most <= 0):
+            raise UserError(f"search.budget: uniform={self.uniform}, at_most={self.at_most}; both must be above 0")
+
+    def limit(self, space: BitSpace, rest: Rest) -> float:
+        """See `BitBudget`."""
+        if self.at_most is not None:
+            return self.absolute(space, self.at_most, rest)
+        return self.spent(space, space.uniform(self.uniform))
+
+    @abstractmethod
+    def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
+        """A bound in the budget's unit as one on the searched layers, in the unit of `cost`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitBitOps(_EachStep, _AsUniform):
+    """BitOps of a forward pass, averaged over steps; `at_most` in 1e9 a sample."""
+
+    def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
+        """BitOps of a sample and forward pass."""
+        layer = space.at(bits)
+        return sum(s.macs for s in gene.sites) * layer.weight_bits * layer.activation_bits
+
+    def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
+        """See `_AsUniform`."""
+        return (amount * 1e9 - rest.bops * (self.over == "model")) * sum(space.steps)
+
+    def text(self, space: BitSpace, amount: float, rest: Rest) -> str:
+        """See `BitBudget`."""
+        bops = amount / sum(space.steps) + rest.bops * (self.over == "model")
+        return f"{bops / 1e9:.4g} GBitOps in {self.place()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitBytes(_AsUniform):
+    """Stored size, scales and zero points included, as the cost ledger counts; `at_most` in MB."""
+
+    def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
+        """Bytes of the weights."""
+        return sum(weight_storage_bits(site, space.at(bits).weight) for site in gene.sites) / 8
+
+    def cost(self, space: BitSpace, gene: Gene, pattern: Pattern) -> float:
+        """Bytes of all weights that are kept, and of the input's grid."""
+        grid = activation_storage_bits(space.at(pattern[0]).activation) * len(gene.sites) / 8
+        return grid + sum(self.price(space, gene, bits) for bits in set(pattern))
+
+    def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
+        """A gene chooses which weights to keep; with those, each range has the one of least loss, of ties the first."""
+        errors, costs = [], []
+        for g in genes:
+            kept = [set_ for n in range(1, len(space.widths) + 1) for set_ in combinations(space.widths, n)]
+            patterns = {tuple(min(widths, key=loss.__getitem__) for loss in losses[g]) for widths in kept}
+            found = sorted(patterns, key=lambda pattern: self.cost(space, space.genes[g], pattern))
+            costs.append({pattern: self.cost(space, space.genes[g], pattern) for pattern in found})
+            errors.append({p: sum(loss[b] for loss, b in zip(losses[g], p, strict=True)) for p in found})
+        return Menu([(g, None) for g in genes], errors, Table(costs, limit))
+
+    def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
+        """See `_AsUniform`."""
+        return amount * 1e6 - rest.storage_bits / 8 * (self.over == "model")
+
+    def text(self, space: BitSpace, amount: float, rest: Rest) -> str:
+        """See `BitBudget`."""
+        size = amount + rest.storage_bits / 8 * (self.over == "model")
+        return f"{size / 1e6:.4g} MB in {self.place()}"

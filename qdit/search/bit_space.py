@@ -1,0 +1,127 @@
+"""What an allocation of bits chooses from: genes (sites that read one input), bit-widths, and ranges of the trajectory.
+
+The sampling steps are split into ranges of equal length, noisiest first: step i of S is in range ⌊ranges · i / S⌋
+(ViDiT-Q, arXiv 2406.02540, has four). Weights have the bits that are chosen; inputs keep those of the recipe, whatever
+the weight's. Left out: a choice of the inputs' bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from qdit.errors import UserError
+from qdit.model.base import Site
+from qdit.policy import LayerSpec, Policy, Span
+from qdit.quant.time_groups import Groups
+from qdit.search.space import Gene
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+Pattern = tuple[int, ...]
+"""Bits of a gene in each range."""
+Plan = tuple[Pattern, ...]
+"""A pattern for each gene."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of a sampler's timesteps, noisiest first; the weights of these spans say nothing."""
+
+    parts: tuple[Span, ...]
+
+    @classmethod
+    def of(cls, timesteps: Sequence[int], count: int) -> "Ranges":
+        """Split a sampler's timesteps, in sampling order; lengths differ by one at most.
+
+        >>> [(part.first, part.last, part.steps) for part in Ranges.of([70, 60, 50, 40, 30, 20, 10, 0], 3).parts]
+        [(70, 50, 3), (40, 20, 3), (10, 0, 2)]
+
+        Raises:
+            UserError: there are fewer steps than ranges.
+        """
+        if len(timesteps) < count:
+            raise UserError(
+                f"search.ranges={count}, and the sampler has {len(timesteps)} steps; at most so many ranges, or more "
+                "of sampler.steps"
+            )
+        steps = groupby(enumerate(timesteps), key=lambda step: count * step[0] // len(timesteps))
+        parts = [[t for _, t in part] for _, part in steps]
+        return cls(tuple(Span(first=max(p), last=min(p), steps=len(p), weight=None) for p in parts))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many steps each range has."""
+        return tuple(part.steps for part in self.parts)
+
+    @property
+    def groups(self) -> Groups:
+        """The ranges as groups of timesteps, which are numbered upwards in time."""
+        return Groups(tuple(part.last for part in reversed(self.parts[:-1])))
+
+    def spans(self, layers: Sequence[LayerSpec]) -> tuple[Span, ...]:
+        """The ranges with the weight of each."""
+        return tuple(replace(part, weight=layer.weight) for part, layer in zip(self.parts, layers, strict=True))
+
+
+@dataclass(frozen=True)
+class BitSpace:
+    """Genes in forward order, whose `sizes` are bit-widths, and what a site has at each of them."""
+
+    genes: tuple[Gene, ...]
+    layers: dict[int, LayerSpec]
+    steps: tuple[int, ...]
+    """Sampling steps of each range, noisiest first."""
+
+    @classmethod
+    def of(cls, recipe: "Recipe", sites: Sequence[Site], widths: Sequence[int], steps: Sequence[int]) -> "BitSpace":
+        """The space of a recipe on a model."""
+        groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
+        offered = tuple(sorted(set(widths)))
+        layers = {width: replace(recipe, weight_bits=width).layer for width in offered}
+        return cls(tuple(Gene(tuple(readers), offered) for _, readers in groups), layers, tuple(steps))
+
+    @property
+    def widths(self) -> Pattern:
+        """The bit-widths on offer, ascending."""
+        return tuple(self.layers)
+
+    def at(self, bits: int) -> LayerSpec:
+        """The specs at any bits, on offer or not."""
+        if bits in self.layers:
+            return self.layers[bits]
+        layer = min(self.layers.items())[1]
+        return replace(layer, weight=replace(layer.weight, bits=bits)) if layer.weight is not None else layer
+
+    def numel(self, gene: Gene) -> int:
+        """Weights of a gene."""
+        return sum(site.in_features * site.out_features for site in gene.sites)
+
+    def uniform(self, bits: int) -> Plan:
+        """The same bits everywhere."""
+        return ((bits,) * len(self.steps),) * len(self.genes)
+
+    def mean_bits(self, plan: Plan) -> float:
+        """Bits of a weight, codes alone, averaged over weights and steps."""
+        weights = [self.numel(gene) for gene in self.genes]
+        total = sum(
+            n * bits * steps
+            for n, pattern in zip(weights, plan, strict=True)
+            for bits, steps in zip(pattern, self.steps, strict=True)
+        )
+        return total / (sum(weights) * sum(self.steps))
+
+    def layer(self, pattern: Pattern, ranges: Ranges | None) -> LayerSpec:
+        """The specs of a site; patterns that change need to know the ranges."""
+        if len(set(pattern)) == 1:
+            return self.layers[pattern[0]]
+        assert ranges is not None
+        spans = ranges.spans([self.layers[bits] for bits in pattern])
+        return replace(self.layers[min(pattern)], spans=spans)
+
+    def policy(self, plan: Plan, ranges: Ranges | None = None) -> Policy:
+        """The policy of a plan."""
+        layers = [self.layer(pattern, ranges) for pattern in plan]
+        pairs = zip(self.genes, layers, strict=True)
+        return Policy({site.name: layer for gene, layer in pairs for site in gene.sites})

@@ -1,0 +1,80 @@
+"""Quantized layers of every bit-width, made once; a plan is put together from them, with several weights a site.
+
+The layers of b bits come from one fit of the recipe with b bits everywhere, so that a plan of b bits everywhere is that
+fit, and a plan's layers are those whose sensitivity was measured.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from qdit.calibration import CalibrationData
+from qdit.model.base import DiffusionModel
+from qdit.policy import Policy
+from qdit.quantize import Quantized, fit_policy
+from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
+from qdit.timed import Now, TimedLinear
+from qdit.transform import Rewrite, rewritten
+
+if TYPE_CHECKING:
+    from qdit.quantize import Recipe
+
+log = logging.getLogger("qdit")
+
+
+@dataclass
+class BitVariants:
+    """The fits of a recipe by bits of the weights, made when first asked for.
+
+    Args:
+        model: the full-precision model.
+        recipe: whose weight bits vary.
+        collect: makes the calibration data.
+        folder: where fits save finished blocks, a subfolder a bit-width; None saves nothing.
+    """
+
+    model: DiffusionModel
+    recipe: "Recipe"
+    collect: Callable[[], CalibrationData]
+    folder: Path | None = None
+    made: dict[int, Quantized] = field(default_factory=dict)
+
+    @cached_property
+    def rewrite(self) -> Rewrite:
+        """What the recipe's transform makes of the model: one for all bits."""
+        sites = self.recipe.scope.select(self.model.sites())
+        return rewritten(self.recipe.transform, self.model, sites, self.collect, self.folder)
+
+    def at(self, bits: int) -> Quantized:
+        """The fit with so many bits everywhere."""
+        if bits not in self.made:
+            log.info("search: weights of %d bits", bits)
+            folder = self.folder / f"bits_{bits:02d}" if self.folder else None
+            recipe = replace(self.recipe, weight_bits=bits)
+            layers = dict.fromkeys((s.name for s in recipe.scope.select(self.model.sites())), recipe.layer)
+            made = fit_policy(self.model, recipe, Policy(layers), self.collect, folder, self.rewrite)
+            self.made[bits] = made
+        return self.made[bits]
+
+    def layer(self, site: str, pattern: Pattern, now: Now) -> nn.Module:
+        """The layer of a site whose bits follow a pattern over ranges, noisiest first."""
+        kept = sorted(set(pattern), reverse=True)
+        layers = [self.at(bits).layers[site] for bits in kept]
+        if len(layers) == 1:
+            return layers[0]
+        return TimedLinear(layers, [kept.index(bits) for bits in reversed(pattern)], now)
+
+    def assembled(self, space: BitSpace, plan: Plan, ranges: Ranges) -> Quantized:
+        """The model in which each gene has the weights of its pattern."""
+        now = Now(self.model.clock, ranges.groups)
+        pairs = list(zip(space.genes, plan, strict=True))
+        layers = {s.name: self.layer(s.name, pattern, now) for gene, pattern in pairs for s in gene.sites}
+        # Bits are of linear layers; all fits calibrate the attentions alike, and any one's will do.
+        attention = self.at(plan[0][0]).attention
+        policy = self.recipe.completed(space.policy(plan, ranges), self.model)
+        return Quantized(policy, layers, attention, rewrite=self.rewrite)

@@ -1,0 +1,55 @@
+"""Which sites are judged by which metric (ViDiT-Q, arXiv 2406.02540: metric-decoupled analysis).
+
+Errors of cross-attention harm the agreement with the condition, those of self-attention and feed-forward layers the
+quality of images, those of temporal attention their consistency in time: one metric does not rank them all. Sites
+compete for bits within their group only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from qdit.eval.paired import PairedMetric
+from qdit.model.base import ROLES
+from qdit.search.space import Gene
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricGroup:
+    """Sites and the metric that measures the harm of quantizing them.
+
+    Args:
+        metric: compares samples with those of full precision on the same noise.
+        roles: of its sites (see `qdit.model.base.ROLES`); a model without such sites does not have the group.
+        sites: name patterns (`fnmatch`) that belong to the group whatever their role.
+    """
+
+    metric: PairedMetric
+    roles: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+
+
+def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[str, list[int]]:
+    """The numbers of the genes of each group that has some; patterns come before roles, earlier groups before later."""
+    found: dict[str, list[int]] = {name: [] for name in groups}
+    for number, gene in enumerate(genes):
+        named = [name for name, group in groups.items() if any(fnmatch(gene.name, p) for p in group.sites)]
+        played = [name for name, group in groups.items() if gene.sites[0].role in group.roles]
+        for name in (named + played)[:1]:
+            found[name].append(number)
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def problems(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> list[str]:
+    """Sites without a group and unknown roles, a sentence each."""
+    unknown = sorted({role for group in groups.values() for role in group.roles} - set(ROLES))
+    found = [f"search.groups has roles {', '.join(unknown)}; choose from {', '.join(ROLES)}"] if unknown else []
+    taken = {number for numbers in partition(groups, genes).values() for number in numbers}
+    left = [gene for number, gene in enumerate(genes) if number not in taken]
+    if left:
+        roles = sorted({gene.sites[0].role for gene in left})
+        found.append(
+            f"search.groups says no metric for {left[0].name}{' and others' * (len(left) > 1)}; give a group the roles "
+            f"{', '.join(roles)}"
+        )
+    return found

@@ -1,0 +1,282 @@
+"""Mixed precision (ViDiT-Q, arXiv 2406.02540, and MixDQ, arXiv 2405.17873): bits for each site and range of timesteps.
+
+1. The sampling steps are split into ranges, the sites into groups, each with the metric that its errors harm.
+2. The sensitivity of (site, bits, range) is the metric's loss when that site alone is quantized in that range alone,
+   on paired noise, with its standard error; what two standard errors do not tell apart is a tie (`qdit.search.ties`).
+3. The budget is split between groups, and allocated within each.
+4. A site whose bits change over time keeps a weight for each of its bit-widths; the clock picks.
+
+Sensitivities are kept in the cache of the recipe and do not depend on budget, allocator or split: every further budget
+costs no sampling. Losses of single sites are added up, as both papers do. Left out: the bits of inputs.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError, from_problems
+from qdit.eval.paired import LatentMSE
+from qdit.model.base import DiffusionModel, Site
+from qdit.policy import Policy
+from qdit.quant.spec import divisors
+from qdit.search import metric_groups
+from qdit.search.allocate import Allocator
+from qdit.search.base import Allocation, Search, Setting
+from qdit.search.bit_budget import BitBudget, Rest
+from qdit.search.bit_space import BitSpace, Plan, Ranges
+from qdit.search.bit_variants import BitVariants
+from qdit.search.journal import Journal
+from qdit.search.metric_groups import MetricGroup, partition
+from qdit.search.sensitivity import Meter, Paired, whole
+from qdit.search.space import Gene
+from qdit.search.split import Share, Split
+from qdit.search.ties import standard_error, tied
+from qdit.store import RunDir, digest
+from qdit.timed import Now, TimedLinear
+
+if TYPE_CHECKING:
+    from qdit.quantize import Quantized, Recipe
+
+log = logging.getLogger("qdit")
+FORMAT = 1
+FOLDER = "sensitivity"
+Cells = list[list[dict[int, NDArray[np.float64]]]]
+"""For each gene and range, by bits: the loss of each sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision(Search):
+    """Chooses the bits of weights.
+
+    Args:
+        widths: bits among which a site chooses in each range; 16 is full precision.
+        ranges: of the sampling steps, of equal length.
+        groups: sites and metrics by name.
+        samples: behind each sensitivity.
+        budget: what the plan may cost.
+        allocator: chooses within a group.
+        split: of the budget between groups.
+    """
+
+    widths: list[int]
+    groups: dict[str, MetricGroup]
+    samples: Paired
+    budget: BitBudget
+    allocator: Allocator
+    split: Split
+    ranges: int = 4
+
+    def __post_init__(self) -> None:
+        wrong = [bits for bits in self.widths if bits not in (*range(2, 9), 16)]
+        if not self.widths or wrong or self.ranges < 1:
+            raise UserError(
+                f"search.widths={self.widths}, search.ranges={self.ranges}; widths from 2 to 8 or 16, and at least one "
+                "range, are needed"
+            )
+
+    def space(self, recipe: "Recipe", sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
+        """What there is to choose; steps are those of each range, if a sampler is known."""
+        return BitSpace.of(recipe, sites, self.widths, steps or (1,) * self.ranges)
+
+    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+        """See `Search`."""
+        space = self.space(recipe, sites)
+        found = metric_groups.problems(self.groups, space.genes)
+        layer = space.layers[space.widths[0]]
+        sizes = {spec.group_size for spec in (layer.weight, layer.activation) if spec is not None and spec.group_size}
+        bad = {(g, gene.sites[0].in_features): gene.name for gene in space.genes for g in sizes}
+        found += [
+            f"group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
+            for (size, channels), name in bad.items()
+            if channels % size
+        ]
+        return found or self.budget.problems(space, Rest.least(sites, recipe))
+
+    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+        """The cheapest policy: the fewest bits everywhere."""
+        space = self.space(recipe, sites)
+        return space.policy(space.uniform(space.widths[0]))
+
+    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+        """See `Search`."""
+        space = self.space(recipe, sites)
+        rest = Rest.least(sites, recipe)
+        parts = partition(self.groups, space.genes)
+        count = len(space.genes) * self.ranges * len(space.widths)
+        return (
+            f"the bits of {len(space.genes)} inputs' weights in {self.ranges} ranges of timesteps are chosen among "
+            f"{', '.join(map(str, space.widths))}, by {count} sensitivities of {self.samples.num_samples} samples in "
+            f"the group{'s' * (len(parts) > 1)} {', '.join(parts)}, with a budget of "
+            f"{self.budget.text(space, self.budget.limit(space, rest), rest)}; shown is the cheapest choice"
+        )
+
+    def quantize(
+        self,
+        model: DiffusionModel,
+        recipe: "Recipe",
+        collect: Callable[[], CalibrationData],
+        folder: Path | None,
+        setting: Setting,
+    ) -> "Quantized":
+        """See `Search`."""
+        ranges = Ranges.of(setting.sampler.timesteps(model), self.ranges)
+        space, rest = self.space(recipe, model.sites(), ranges.steps), Rest.of(model, recipe)
+        parts = partition(self.groups, space.genes)
+        found = self.budget.problems(space, rest)
+        for name in parts:
+            metric = self.groups[name].metric
+            found += metric.preflight(image_size=model.image_size)
+            if model.modality not in metric.modalities:
+                found.append(f"search.groups.{name}: its metric is for {metric.modalities}, not for {model.modality}s")
+        if found:
+            raise from_problems(found, "this search")
+        variants = BitVariants(model, recipe, cache(collect), folder)
+        with variants.rewrite.installed(model), self.meter(variants, ranges, setting, folder) as meter:
+            cells = Measurement(self, space, ranges, variants, meter).cells(parts)
+            losses = [[{} for _ in ranges.parts] for _ in space.genes]
+            for numbers in parts.values():
+                for number, loss in zip(numbers, tied([cells[n] for n in numbers]), strict=True):
+                    losses[number] = [dict(each) for each in loss]
+            plan = self.choose(Case(space, ranges, rest, parts, losses, variants, meter))
+        quantized = variants.assembled(space, plan, ranges)
+        return replace(quantized, allocation=self.allocation(space, rest, parts, cells, plan))
+
+    @contextmanager
+    def meter(self, variants: BitVariants, ranges: Ranges, setting: Setting, folder: Path | None) -> Iterator[Meter]:
+        """What measures, alone in the cache of this recipe; another process that measures the same waits."""
+        recipe = variants.recipe
+        about = {"recipe": [repr(recipe.layer), repr(recipe.rounding), repr(recipe.transform)]}
+        about |= {"samples": repr(self.samples), "seed": setting.seed, "sampler": setting.sampler.protocol()}
+        about |= {"ranges": [[part.first, part.last, part.steps] for part in ranges.parts]}
+        place = folder / FOLDER if folder is not None else None
+        with RunDir(place).lock(wait=True) if place is not None else nullcontext():
+            path = place / f"{digest(about)}.jsonl" if place is not None else None
+            header = {"ledger": FORMAT, "sensitivity": digest(about), **about}
+            yield Meter(variants.model, setting, self.samples, Journal(path, header, whole))
+
+    def choose(self, case: "Case") -> Plan:
+        """The plan of the best split."""
+        space, shares = case.space, case.shares(self.budget)
+        limit = self.budget.limit(space, case.rest)
+        plans = []
+        for limits in self.split.limits(shares, limit, case.error):
+            bits = [[0] * len(space.steps) for _ in space.genes]
+            for share, most in zip(shares, limits, strict=True):
+                menu = self.budget.menu(space, case.losses, share.genes, most)
+                menu.fill(bits, self.allocator.choose(menu))
+            plans.append(tuple(map(tuple, bits)))
+        plans = list(dict.fromkeys(plans))
+        best = plans[0] if len(plans) == 1 else min(plans, key=case.plan_error)
+        spent = self.budget.spent(space, best)
+        if spent > limit + 1e-9 * abs(limit):
+            raise RuntimeError(f"the plan costs {spent}, and the limit is {limit}")
+        log.info("search: %s", self.budget.text(space, spent, case.rest))
+        return best
+
+    def allocation(
+        self, space: BitSpace, rest: Rest, parts: Mapping[str, Sequence[int]], cells: Cells, plan: Plan
+    ) -> Allocation:
+        """What is recorded: for each gene its bits, and the sensitivities by bits and range."""
+        group = {number: name for name, numbers in parts.items() for number in numbers}
+        bits = []
+        for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
+            site: Site = gene.sites[0]
+            place = {"site": site.name, "role": site.role, "block": site.block, "stage": site.stage}
+            measured: dict[str, Any] = {"loss": {}, "stderr": {}}
+            for width in space.widths:
+                values = np.stack([cell[width] for cell in cells[number]])
+                measured["loss"][str(width)] = values.mean(-1).tolist()
+                measured["stderr"][str(width)] = standard_error(values).tolist()
+            bits.append(place | {"group": group[number], "bits": list(pattern)} | measured)
+        details = {
+            "budget": self.budget.text(space, self.budget.limit(space, rest), rest),
+            "spent": self.budget.text(space, self.budget.spent(space, plan), rest),
+            "mean_bits": space.mean_bits(plan),
+            "steps": list(space.steps),
+            "bits": bits,
+        }
+        return Allocation(choice=(), details=details)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every sensitivity of a search."""
+
+    search: MixedPrecision
+    space: BitSpace
+    ranges: Ranges
+    variants: BitVariants
+    meter: Meter
+
+    def alone(self, gene: Gene, bits: int, number: int) -> dict[str, nn.Module]:
+        """The layers of a gene, quantized in one range and in full precision in the others."""
+        model, quantized = self.variants.model, self.variants.at(bits).layers
+        now, last = Now(model.clock, self.ranges.groups), len(self.ranges.parts) - 1
+        order = [int(group == last - number) for group in range(last + 1)]
+        return {
+            s.name: TimedLinear([model.denoiser.get_submodule(s.name), quantized[s.name]], order, now)
+            for s in gene.sites
+        }
+
+    def cells(self, parts: Mapping[str, Sequence[int]]) -> Cells:
+        """The losses of every gene, range and width, measured or read back."""
+        space, starts = self.space, [sum(self.space.steps[:n]) for n in range(len(self.space.steps))]
+        found: Cells = [[{} for _ in space.steps] for _ in space.genes]
+        group = {number: name for name, numbers in parts.items() for number in numbers}
+        total = len(space.genes) * len(space.steps) * len(space.widths)
+        with tqdm(total=total, desc="sensitivities", disable=None) as bar:
+            for number, gene in enumerate(space.genes):
+                metric = self.search.groups[group[number]].metric
+                for part, first in enumerate(starts):
+                    for bits in space.widths:
+                        what = f"{gene.name} at {bits} bits in range {part + 1} of {len(starts)}"
+                        make = lambda g=gene, b=bits, p=part: self.alone(g, b, p)  # noqa: E731
+                        found[number][part][bits] = self.meter.losses(metric, what, make, first)
+                        bar.update()
+                self.meter.setting.tracker.log({"measured": bar.n}, number, "sensitivities")
+        return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a split and an allocation work on."""
+
+    space: BitSpace
+    ranges: Ranges
+    rest: Rest
+    parts: Mapping[str, Sequence[int]]
+    losses: Sequence[Sequence[dict[int, float]]]
+    variants: BitVariants
+    meter: Meter
+
+    def shares(self, budget: BitBudget) -> list[Share]:
+        """The groups with their costs."""
+        space, found = self.space, []
+        for name, numbers in self.parts.items():
+            patterns = {bits: (bits,) * len(space.steps) for bits in space.widths}
+            costs = {b: sum(budget.cost(space, space.genes[n], p) for n in numbers) for b, p in patterns.items()}
+            found.append(Share(name, numbers, costs))
+        return found
+
+    def error(self, share: Share, bits: int) -> float:
+        """Mean squared error of the final latent with a whole group at the same bits all the time."""
+        layers = self.variants.at(bits).layers
+        names = [site.name for number in share.genes for site in self.space.genes[number].sites]
+        what = f"group {digest(names)} at {bits} bits"
+        return float(self.meter.losses(LatentMSE(), what, lambda: {name: layers[name] for name in names}).mean())
+
+    def plan_error(self, plan: Plan) -> float:
+        """Mean squared error of the final latent under a plan."""
+        genes = [gene.name for gene in self.space.genes]
+        make = lambda: self.variants.assembled(self.space, plan, self.ranges).layers  # noqa: E731
+        return float(self.meter.losses(LatentMSE(), f"plan {digest([genes, plan])}", make).mean())

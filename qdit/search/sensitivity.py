@@ -1,0 +1,157 @@
+"""How much harm a few quantized layers do, by paired samples with and without them; each measurement is kept on disk.
+
+ViDiT-Q (arXiv 2406.02540): the sensitivity of layer, bits and range of timesteps is the loss of its group's metric when
+that layer alone is quantized, in that range alone. All measurements have the same noise and labels, which are neither
+those that a run is evaluated on nor those of the calibration. The loss of each sample is kept, so that differences have
+the standard error of paired differences.
+
+What comes before the first quantized step is full precision's: it is drawn once and played back, not computed again.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.eval.paired import PairedMetric
+from qdit.layers import replaced
+from qdit.model.base import DiffusionModel
+from qdit.search.base import Setting
+from qdit.search.journal import Entry, Journal
+from qdit.search.objective import OFFSET, Drawn
+
+log = logging.getLogger("qdit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """The samples behind a measurement.
+
+    Args:
+        num_samples: at least 2, for a standard error.
+        batch_size: samples drawn at a time.
+        seed: of their noise and labels, added to the run's.
+    """
+
+    num_samples: int = 16
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2 or self.batch_size < 1:
+            raise UserError(
+                f"search.samples: num_samples={self.num_samples}, batch_size={self.batch_size}; at least 2 samples are "
+                "needed for a standard error, and 1 a batch"
+            )
+
+
+class Tape:
+    """A model whose first outputs are played back; others are computed, and recorded if a list is given."""
+
+    def __init__(self, model: DiffusionModel, played: list[Tensor], recorded: list[Tensor] | None = None) -> None:
+        self.model, self.played, self.recorded, self.calls = model, played, recorded, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def denoise(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """See `DiffusionModel`."""
+        number, self.calls = self.calls, self.calls + 1
+        if number < len(self.played):
+            return self.played[number]
+        output = self.model.denoise(x, t, y)
+        if self.recorded is not None:
+            self.recorded.append(output)
+        return output
+
+
+@dataclass
+class Meter:
+    """Measures layers; the transformed network must be installed meanwhile.
+
+    Args:
+        model: in full precision.
+        setting: the run around.
+        samples: which ones are drawn.
+        journal: what was measured before, and is now.
+    """
+
+    model: DiffusionModel
+    setting: Setting
+    samples: Paired
+    journal: Journal
+    known: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    tapes: list[list[Tensor]] = field(default_factory=list)
+    """The outputs of full precision, by batch and step."""
+
+    def __post_init__(self) -> None:
+        for entry in self.journal.entries:
+            self.known[entry["what"], entry["metric"]] = np.array(entry["values"], dtype=np.float64)
+        self.seed = self.setting.seed + self.samples.seed
+        self.steps = len(self.setting.sampler.timesteps(self.model))
+
+    def draw(self, first: int = 0) -> Drawn:
+        """The samples of the network as it is now, which is full precision before step `first`."""
+        chunks, sampler = [], self.setting.sampler
+        indices = torch.arange(OFFSET, OFFSET + self.samples.num_samples).split(self.samples.batch_size)
+        for number, chunk in enumerate(indices):
+            labels = self.setting.dataset.labels(chunk.tolist(), self.seed)
+            if number < len(self.tapes):
+                usable = len(self.tapes[number]) == self.steps  # one call a step
+                tape = Tape(self.model, self.tapes[number][:first] if usable else [])
+            else:
+                self.tapes.append([])
+                tape = Tape(self.model, [], self.tapes[-1])
+            drawn = sampler.sample(cast(DiffusionModel, tape), chunk.tolist(), labels, self.seed)
+            chunks.append(drawn.float().cpu())
+        return Drawn(chunks, self.model.decode, _no_extractor)
+
+    @cached_property
+    def full_precision(self) -> Drawn:
+        """The samples of full precision, drawn once."""
+        return self.draw()
+
+    def losses(
+        self, metric: PairedMetric, what: str, layers: Callable[[], Mapping[str, nn.Module]], first: int = 0
+    ) -> NDArray[np.float64]:
+        """What each sample loses by some layers, in the metric's unit; 0 is as good as full precision.
+
+        Args:
+            metric: compares the samples.
+            what: names the layers, for the journal.
+            layers: makes them; they must be full precision before step `first`.
+            first: see `draw`.
+
+        Raises:
+            UserError: samples diverged.
+        """
+        key = what, repr(metric)
+        if key not in self.known:
+            reference, start = self.full_precision, perf_counter()
+            with replaced(self.model.denoiser, layers()):
+                samples = self.draw(first)
+            if not samples.latents().isfinite().all():
+                raise UserError(f"search: the samples diverge with {what} alone; leave such bits out of search.widths")
+            sign = -1.0 if metric.higher_is_better else 1.0
+            found = sign * (metric.each(samples, reference).double() - metric.each(reference, reference).double())
+            self.known[key] = found.cpu().numpy()
+            entry = {"what": what, "metric": key[1], "values": self.known[key].tolist()}
+            self.journal.append(entry | {"seconds": round(perf_counter() - start, 3)})
+        return self.known[key]
+
+
+def whole(entry: Entry) -> bool:
+    """Whether a line of the journal has all it must have."""
+    return bool(entry["values"]) and isinstance(entry["what"], str) and isinstance(entry["metric"], str)
+
+
+def _no_extractor(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+    raise UserError(f"search.groups: metrics of features ({name}) have no value a sample; use a paired metric")

@@ -1,0 +1,128 @@
+"""How a budget is split between groups of sites whose metrics cannot be compared.
+
+ViDiT-Q (arXiv 2406.02540) says that groups get budgets by their overall squared error against full precision, without
+a formula; `ByError` is ours. MixDQ (arXiv 2405.17873) tries ratios between the mean bits of its two groups and keeps
+the best whole model; its range of ratios is the default of `ByRatio`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+
+import numpy as np
+
+from qdit.errors import UserError
+from qdit.search.budget import Table
+from qdit.search.programme import solve
+
+PIECES = 200  # of the room between a group's cheapest and dearest plan
+LEAST_ERROR = 1e-30
+
+
+@dataclass(frozen=True)
+class Share:
+    """A group of sites.
+
+    Args:
+        name: of the group.
+        genes: their numbers.
+        costs: by bits, of the same bits everywhere in the group.
+    """
+
+    name: str
+    genes: Sequence[int]
+    costs: dict[int, float]
+
+    @property
+    def least(self) -> float:
+        """The cost of the fewest bits."""
+        return min(self.costs.values())
+
+    @property
+    def most(self) -> float:
+        """The cost of the most bits."""
+        return max(self.costs.values())
+
+
+class Split(ABC):
+    """Limits for groups that keep a limit together; the least costs of all groups are within it."""
+
+    @abstractmethod
+    def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
+        """Splits to try, a limit for each group; of several the best whole model is kept.
+
+        Args:
+            shares: the groups.
+            limit: for all together.
+            error: measures a group with so many bits everywhere: the mean squared error of the final latent.
+        """
+
+
+def even(shares: Sequence[Share], limit: float) -> list[float]:
+    """Limits that lie equally far between the least and the most of each group."""
+    least, most = sum(s.least for s in shares), sum(s.most for s in shares)
+    part = min(1.0, max(0.0, (limit - least) / (most - least))) if most > least else 0.0
+    return [s.least + part * (s.most - s.least) for s in shares]
+
+
+def fitted(wanted: Sequence[float], shares: Sequence[Share], limit: float) -> list[float]:
+    """Limits as near to the wanted ones as the groups and the whole limit allow."""
+    inside = [min(max(w, s.least), s.most) for w, s in zip(wanted, shares, strict=True)]
+    least = sum(s.least for s in shares)
+    part = min(1.0, (limit - least) / max(sum(inside) - least, LEAST_ERROR))
+    return [s.least + part * (x - s.least) for x, s in zip(inside, shares, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Even(Split):
+    """The same mean bits for all groups."""
+
+    def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
+        """See `Split`."""
+        return [even(shares, limit)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByError(Split):
+    """The split of least total error, each group's measured as a whole at the bits on offer, and log-linear between."""
+
+    def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
+        """See `Split`."""
+        if len(shares) == 1:
+            return [even(shares, limit)]
+        errors, costs = [], []
+        for share in shares:
+            bits = sorted(share.costs)
+            known = [log(max(error(share, b), LEAST_ERROR)) for b in bits]
+            places = np.linspace(share.least, share.most, PIECES + 1)
+            between = np.interp(places, [share.costs[b] for b in bits], known)
+            errors.append({n: exp(value) for n, value in enumerate(between.tolist())})
+            costs.append(dict(enumerate(places.tolist())))
+        chosen = solve(errors, Table(costs, limit))
+        return [[cost[n] for cost, n in zip(costs, chosen, strict=True)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByRatio(Split):
+    """The first group gets several multiples of the others' mean bits, and the best whole model is kept.
+
+    Args:
+        ratios: the multiples.
+    """
+
+    ratios: list[float] = field(default_factory=lambda: np.linspace(0.46, 1.36, 10).round(2).tolist())
+
+    def __post_init__(self) -> None:
+        if not self.ratios or min(self.ratios) <= 0:
+            raise UserError(f"search.split: ratios={self.ratios}; numbers above 0 are needed")
+
+    def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
+        """See `Split`."""
+        if len(shares) == 1:
+            return [even(shares, limit)]
+        found = []
+        for ratio in self.ratios:
+            weights = [share.most * (ratio if n == 0 else 1.0) for n, share in enumerate(shares)]
+            found.append(fitted([limit * weight / sum(weights) for weight in weights], shares, limit))
+        return [split for n, split in enumerate(found) if split not in found[:n]]
