@@ -18,7 +18,7 @@ from qdit.search.bit_budget import Menu
 from qdit.search.programme import solve
 
 SLACK = 1e-9  # relative; of sums of floats
-MOST_CELLS = 2**20  # of a dynamic programme's table of costs, if costs have no large common divisor
+MOST_CELLS = 2**17  # of a dynamic programme, if costs have a common step
 
 
 class Allocator(ABC):
