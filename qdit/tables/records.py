@@ -20,6 +20,7 @@ METRIC_FIELDS = {"value": "", "stderr": "_stderr", "n": "_n", "delta": "_delta",
 COSTS = {  # column of the frame: (field of the record's cost, unit of the column)
     "weight_bits": ("weight_bits_model", 1.0),
     "weight_bits_quantized": ("weight_bits_quantized", 1.0),
+    "weight_bits_used": ("weight_bits_used", 1.0),
     "model_mb": ("model_bytes", 1e6),
     "gbops": ("bops", 1e9),
     "samples_per_second": ("samples_per_second", 1.0),
