@@ -140,8 +140,8 @@ def group_map(groups: Sequence[Mapping[str, Any]], path: Path, title: str | None
 def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
     """Draw what a search for bits measured and chose: a row a site, a column a bit-width and range, darker for harm.
 
-    Shades are of the logarithm of the loss within each group of sites, because groups have different metrics. A dot
-    marks what was chosen.
+    Shades are of the logarithm of the loss within each group of sites, because groups have different metrics;
+    a line parts them. A dot marks what was chosen.
 
     Args:
         bits: the record's `search.bits`: site, group, bits in each range, and loss by bit-width and range.
@@ -166,7 +166,10 @@ def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = N
         axes.plot(places, [number] * ranges, linestyle="", marker="o", markersize=3, color=COLOURS[1])
     for edge in range(1, len(widths)):
         axes.axvline(edge * ranges - 0.5, color="white", linewidth=3)
-    axes.set_yticks(range(len(rows)), [_shorten(row["site"], 34) for row in rows], fontsize=6)
+    for edge in range(1, len(rows)):
+        if groups[edge] != groups[edge - 1]:
+            axes.axhline(edge - 0.5, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [_shorten(row["site"], 44) for row in rows], fontsize=6)
     labels = [f"{width} bits\n{part + 1}" if part == 0 else str(part + 1) for width in widths for part in range(ranges)]
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_xlabel("range of timesteps, noisiest first; dots: chosen")

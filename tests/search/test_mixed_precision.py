@@ -12,6 +12,7 @@ from qdit.activation import DynamicActivation
 from qdit.cost import ledger
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
+from qdit.figures import bit_map
 from qdit.policy import LayerSpec, Policy, Span
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
@@ -124,7 +125,7 @@ def test_no_9_eight_bits_everywhere_are_w8a8(parts, recipe, tiny_model, rounding
     assert torch.equal(output(tiny_model, found), output(tiny_model, plain))
 
 
-def test_five_mean_bits_change_the_weights_that_the_policy_names(parts, recipe, tiny_model, rounding):
+def test_five_mean_bits_change_the_weights_that_the_policy_names(parts, recipe, tiny_model, rounding, tmp_path):
     found = quantize(tiny_model, recipe(rounding=rounding, search=search()), parts.data, None, setting(parts))
     fits = {b: quantize(tiny_model, recipe(rounding=rounding, weight_bits=b), parts.data) for b in WIDTHS}
     changing = 0
@@ -143,6 +144,8 @@ def test_five_mean_bits_change_the_weights_that_the_policy_names(parts, recipe, 
     details = found.allocation.details
     assert details["mean_bits"] <= 5
     assert details["mean_bits"] == pytest.approx(4.9, abs=0.2)
+    assert json.loads(json.dumps(details, allow_nan=False)) == details
+    assert bit_map(details["bits"], tmp_path / "bits.png").stat().st_size > 1000
     assert not any(torch.equal(output(tiny_model, found), output(tiny_model, other)) for other in fits.values())
 
 
