@@ -210,6 +210,8 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
         *("weight/range=hessian transform=hadamard", "activation=tensor activation/range=hessian weight=tensor"),
         "scope=all weight/range=hessian weight/range/target=diffusion_loss rounding=gptq dtype=bfloat16",
+        "activation=time_grouped activation.time.groups=2 activation/regions=gelu activation/range=hessian "
+        "weight/range=hessian weight=group weight.group_size=16 attention=multi_region rounding=gptq",
         "weight/range=percentile_mse weight.grid=asymmetric_free activation=tensor activation/range=percentile_mse",
         *(
             "attention=uniform",
@@ -219,6 +221,8 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         "activation=multi_region activation/time=ranges activation.time.groups=2 attention=uniform rounding=gptq",
         "attention=multi_region attention/probabilities=released_sum activation/regions=gelu dtype=bfloat16",
         "quantizer=q_dit weight.group_size=16 activation.group_size=16 attention=multi_region activation/regions=gelu",
+        *(f"quantizer=tq_dit activation.time.groups=3 {more}" for more in ("bits=w8a8", "weight=row rounding=gptq")),
+        *("quantizer=ptq4vit bits=w6a6", "quantizer=repq_vit", "quantizer=repq_vit transform/range=minmax bits=w8a8"),
         *("activation=tensor calibration=normal", "activation=tensor calibration=paired"),
         *(f"quantizer={name} rounding.iterations=3" for name in ("ptq4dit", "q_diffusion", "ptq4dm")),
         *("quantizer=ptq4dit rounding=nearest dtype=bfloat16", "quantizer=ptq4dit rounding=gptq bits=w8a8"),

@@ -2,7 +2,8 @@
 
 from qdit.transform.base import Rewrite, RunTime, Transform, rewritten
 from qdit.transform.chain import Chain
+from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import ChannelScaling
 
-__all__ = ["Chain", "ChannelScaling", "Hadamard", "Rewrite", "RunTime", "Transform", "rewritten"]
+__all__ = ["Chain", "ChannelScaling", "Hadamard", "Reparameterization", "Rewrite", "RunTime", "Transform", "rewritten"]

@@ -8,6 +8,8 @@ With r the factor of the input channels of a layer W and b = 1 / r:
 * rows that enter as 1 + output (adaLN's scale) take the same, and b - 1 more in the bias, because
   b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
 
+With d added to the input's channels, the layer's bias loses W d, and plain rows that make the input get d in theirs.
+
 With R orthogonal on the input channels, the layer takes W R, and plain rows P whose channels may mix take Rᵀ P.
 
 The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
@@ -46,6 +48,25 @@ class Scale(nn.Module):
         return x * self.by
 
 
+class Shift(nn.Module):
+    """Add a vector to an input [..., channels] at run time.
+
+    Args:
+        by: what is added, [channels].
+        dtype: of the inputs.
+    """
+
+    by: Tensor
+
+    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("by", by.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x + self.by
+
+
 class Draft:
     """Float32 copies of a model's weights and biases, to be changed from both sides; the model stays as it is."""
 
@@ -68,6 +89,12 @@ class Draft:
     def scale_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
         """Multiply a layer's input channels: W diag(by)."""
         self.weight(name).mul_(by)
+
+    def shift_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
+        """Let a layer be given x + by, and make of it what it made of x."""
+        weight, bias = self.weight(name), self.biases[name]
+        change = weight @ by
+        self.biases[name] = -change if bias is None else bias - change
 
     def rotate_columns(self, name: str, rotate: Callable[[Tensor], Tensor]) -> None:
         """Change a layer's rows as its input will be: W R, where `rotate` makes x R of rows x."""
@@ -99,6 +126,14 @@ class Draft:
             bias[rows] *= by
         for start in producer.one_plus:
             bias[start : start + len(by)] += by - 1
+
+    def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
+        """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
+        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
+        if bias is None:
+            bias = self.biases[producer.layer] = weight.new_zeros(len(weight))
+        start = producer.linear[0]
+        bias[start : start + len(by)] += by
 
     def rewrite(self) -> Rewrite:
         """The layers, in the model's dtypes; a draft is used once, and gives its copies up one by one."""

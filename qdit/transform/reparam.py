@@ -1,0 +1,133 @@
+"""Scale reparameterization: all channels of an input get one range, so that one grid serves them (RepQ-ViT).
+
+Inputs behind a LayerNorm vary from channel to channel. RepQ-ViT (arXiv 2212.08254, eq. 5-11) gives each channel a grid
+(s, z) of its own, and then rewrites the network so that the mean grid (s̃, z̃) gives the very same codes:
+
+    r₁ = s / s̃,   r₂ = z - z̃,   x' = (x + s r₂) / r₁,   W' = W diag(r₁),   b' = b - W (s r₂)
+
+Here the same is written in ranges, without bits or rounded zero points: x' = (x + d) / r maps every channel's range to
+one of the mean width, in which 0 has the mean place (`aligned`). In a DiT the LayerNorm has no affine of its own; adaLN
+makes it, of each sample, and absorbs the scale in 1 + γ and both in β. The grid is calibrated behind the rewrite as any
+other; RepQ-ViT takes over (s̃, z̃), which can be a fraction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import ValueReservoir, site_input, watching
+from qdit.model.base import DiffusionModel, Site
+from qdit.quant.ranges import Range
+from qdit.quant.spec import QuantSpec
+from qdit.transform.base import RunTime, Transform
+from qdit.transform.draft import Draft, Drafted, Scale, Shift
+from qdit.transform.inputs import Input, chosen_inputs, role_problems
+
+CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel does not change
+VALUES = 2**20  # kept of an input, for the rule
+
+
+def aligned(
+    lo: Float[Tensor, " channels"], hi: Float[Tensor, " channels"]
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """(r, d), such that (x + d) / r has the same range in every channel: mean width, 0 at the mean place.
+
+    A channel that is constant becomes 0. If 0 is outside of most channels' ranges, it becomes an end.
+
+    >>> lo, hi = torch.tensor([-1.0, -2.0, 0.0]), torch.tensor([1.0, 4.0, 1.0])
+    >>> r, d = aligned(lo, hi)
+    >>> (lo + d) / r, (hi + d) / r
+    (tensor([-0.8333, -0.8333, -0.8333]), tensor([2.1667, 2.1667, 2.1667]))
+    """
+    width = hi - lo
+    constant = width <= CONSTANT * width.amax()
+    if constant.all():
+        return torch.ones_like(lo), -lo
+    place = (-lo[~constant] / width[~constant]).mean().clamp(0, 1)
+    r = torch.where(constant, 1.0, width / width[~constant].mean())
+    return r, torch.where(constant, -lo, -lo - place * width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reparameterization(Drafted):
+    """Give all channels of inputs one range.
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        range: the rule that finds each channel's range.
+        bits: of inputs; for rules that depend on them.
+    """
+
+    name: str
+    roles: list[str]
+    range: Range
+    bits: int
+    needs_calibration = True
+
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        return role_problems(self.roles, sites)
+
+    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
+        """The inputs that are aligned, in forward order."""
+        return chosen_inputs(model, sites, self.roles)
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`."""
+        producers = model.producers()
+        found: dict[str, str | None] = {}
+        for each in self.inputs(model, sites):
+            producer = producers.get(each.name)
+            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
+        return found
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: two 16-bit numbers, an addition and a multiplication a channel."""
+        producers = model.producers()
+        left = [each for each in self.inputs(model, sites) if each.name not in producers]
+        return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+    ) -> dict[str, Tensor]:
+        """The range (lo, hi) [2, channels] of every input, by its name, from one pass of the calibration data."""
+        first = [each.quantized[0] for each in self.inputs(model, sites)]
+        spec = QuantSpec(bits=self.bits, granularity="row", grid="asymmetric", dynamic=False)
+        seen = {site.name: ValueReservoir(VALUES, rows=site.in_features) for site in first}
+
+        def see(site: Site, layer: torch.nn.Module, x: Tensor, _: Tensor) -> None:
+            rows = site_input(layer, x)
+            seen[site.name].add(rows.reshape(-1, rows.shape[-1]).T)
+
+        with torch.no_grad(), watching(model, first, see):
+            for x, t, y in collect().batches(model):
+                model.denoise(x, t, y)
+        return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`. What is absorbed reaches all readers of an input, the quantized ones and the others."""
+        model = draft.model
+        producers = model.producers()
+        for each in self.inputs(model, sites):
+            r, d = (part.to(model.device) for part in aligned(*measured[each.name]))
+            producer = producers.get(each.name)
+            for site in each.readers if producer else each.quantized:
+                draft.shift_columns(site.name, d)
+                draft.scale_columns(site.name, r)
+            if producer is not None:
+                draft.shift_output(producer, d)
+                draft.scale_output(producer, 1 / r)
+                continue
+            changes = torch.nn.Sequential(Shift(d, model.dtype), Scale(1 / r, model.dtype))
+            for site in each.quantized:
+                draft.at_run_time(site.name, changes)
