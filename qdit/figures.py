@@ -158,7 +158,7 @@ def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = N
         own = np.array([name == group for name in groups])
         low, high = shades[own].min(), shades[own].max()
         shades[own] = (shades[own] - low) / (high - low or 1.0)
-    figure, axes = _axes(2.6 + 0.34 * losses.shape[1], 1.1 + 0.17 * len(rows))
+    figure, axes = _axes(2.6 + 0.34 * max(losses.shape[1], 9), 1.1 + 0.17 * len(rows))
     axes.grid(visible=False)
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     for number, row in enumerate(rows):
