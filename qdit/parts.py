@@ -16,7 +16,7 @@ from qdit.eval.preflight import Prepared, prepare
 from qdit.manifest import Manifest, is_loaded
 from qdit.model.base import DiffusionModel, Site
 from qdit.policy import Policy
-from qdit.quantize import Recipe
+from qdit.recipe import Recipe
 from qdit.sampler.sampler import Sampler
 from qdit.search.base import Setting
 from qdit.store import RECIPE_KEYS, is_full_precision

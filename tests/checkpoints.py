@@ -5,7 +5,8 @@ import torch
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Quantized, Recipe, quantize
+from qdit.quantize import Quantized, quantize
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.transform import ChannelScaling

@@ -18,7 +18,8 @@ from qdit.errors import UserError
 from qdit.manifest import MANIFEST, TENSORS, Manifest
 from qdit.model.dit import DiT
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Quantized, Recipe, quantize
+from qdit.quantize import Quantized, quantize
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid

@@ -14,7 +14,8 @@ from qdit.model.base import OPERANDS
 from qdit.model.dit import list_attentions, list_producers, list_sites
 from qdit.policy import Policy
 from qdit.quant.ranges import PercentileMSE
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.rounding.adaround import AdaRound
 from qdit.scope import Scope

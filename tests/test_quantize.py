@@ -14,7 +14,8 @@ from qdit.policy import LayerSpec, Policy
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.transform import RunTime

@@ -23,7 +23,8 @@ from qdit.calibration import CalibrationData
 from qdit.model.dit import list_sites
 from qdit.quant.affine import round_to_grid
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import GPTQ
 from qdit.rounding.columns import Curvature, round_columns
 from qdit.sampler.clock import Clock

@@ -20,7 +20,8 @@ from torch import nn
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import AdaRound, session
 from qdit.rounding.lanes import Lanes, Task
 from qdit.scope import Scope

@@ -27,7 +27,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 
 class AttentionPart(Protocol):

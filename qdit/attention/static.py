@@ -25,7 +25,7 @@ from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from qdit.quant.ranges import Range
 from qdit.quant.spec import Grid, QuantSpec
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from qdit.quant.affine import Affine, round_to_grid
 from qdit.quant.spec import QuantSpec, as_rows
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 Factors = dict[str, Tensor]
 """What steps are multiplied by: `<site>.weight` [rows, 1], `<first reader>.input` [groups of timesteps]."""

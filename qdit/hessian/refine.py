@@ -33,7 +33,7 @@ from qdit.sampler.noise import generator
 from qdit.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 log = logging.getLogger("qdit")
 

@@ -18,7 +18,7 @@ from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 SHARED = ("target", "rounds", "tokens", "seed")
 """What the rules of weights and inputs must agree on: they are searched in turn, under one objective."""

@@ -20,7 +20,7 @@ from qdit.rounding.reconstruction import Learning
 from qdit.rounding.session import Session
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 Inputs = Literal["quantized", "full_precision"]
 Weighting = Literal["uniform", "fisher"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 from qdit.quant.affine import Rounded
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 
 class Rounding(Protocol):

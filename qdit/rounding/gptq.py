@@ -20,7 +20,7 @@ from qdit.rounding.columns import Hessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 Order = Literal["together", "sequential"]
 Inputs = Literal["quantized", "full_precision"]

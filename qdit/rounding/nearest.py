@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from qdit.quant.affine import Rounded
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from qdit.rounding.blocks import Segment, Walk, segments
 from qdit.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from qdit.quantize import Fit
+    from qdit.fit import Fit
 
 Weights = dict[str, Rounded]
 FORMAT = 2  # of the files; part of their folder's name

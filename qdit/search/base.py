@@ -26,7 +26,8 @@ from qdit.search.variants import Variants
 from qdit.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized, Recipe
+    from qdit.quantize import Quantized
+    from qdit.recipe import Recipe
 
 log = logging.getLogger("qdit")
 

@@ -23,7 +23,7 @@ from qdit.search.space import Gene
 
 if TYPE_CHECKING:
     from qdit.model.base import DiffusionModel, Site
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 Losses = Sequence[Sequence[dict[int, float]]]
 """For each gene and range, the loss by bits."""

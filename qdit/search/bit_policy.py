@@ -9,7 +9,7 @@ from qdit.policy import LayerSpec, Policy, Span
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 
 def pattern_of(layer: LayerSpec, ranges: int) -> Pattern:

@@ -17,7 +17,7 @@ from qdit.quant.time_groups import Groups
 from qdit.search.space import Gene
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 Pattern = tuple[int, ...]
 """Bits of a gene in each range."""

@@ -22,7 +22,7 @@ from qdit.timed import Now, TimedLinear
 from qdit.transform import Rewrite, rewritten
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 log = logging.getLogger("qdit")
 

@@ -16,7 +16,8 @@ from qdit.search.bit_variants import BitVariants
 from qdit.search.space import Gene, Space, resized
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized, Recipe
+    from qdit.quantize import Quantized
+    from qdit.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

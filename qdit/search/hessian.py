@@ -24,7 +24,7 @@ from qdit.search.programme import Errors, LeastError
 from qdit.search.variants import Variants
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ from qdit.store import RunDir, digest
 from qdit.timed import Now, TimedLinear
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized, Recipe
+    from qdit.quantize import Quantized
+    from qdit.recipe import Recipe
 
 log = logging.getLogger("qdit")
 FORMAT = 1

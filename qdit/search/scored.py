@@ -21,7 +21,7 @@ from qdit.search.variants import Variants
 from qdit.store import digest
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 LEDGER = "search.jsonl"
 

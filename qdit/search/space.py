@@ -14,7 +14,7 @@ from qdit.policy import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec, divisors
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 Choice = tuple[int, ...]
 """A group size for each gene."""

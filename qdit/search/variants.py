@@ -19,7 +19,7 @@ from qdit.search.space import Choice, Space, uniform_policy
 from qdit.transform import Rewrite, rewritten
 
 if TYPE_CHECKING:
-    from qdit.quantize import Recipe
+    from qdit.recipe import Recipe
 
 log = logging.getLogger("qdit")
 

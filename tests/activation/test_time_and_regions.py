@@ -28,7 +28,8 @@ from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.regions import GELU_MINIMUM
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.sampler.clock import Clock
 from qdit.scope import Scope

@@ -18,7 +18,8 @@ from qdit.model.base import OPERANDS
 from qdit.policy import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.time_groups import ALL
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import GPTQ, Nearest
 from qdit.scope import Scope
 from qdit.search import ILP, Fixed, Setting

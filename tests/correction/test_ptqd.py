@@ -16,7 +16,8 @@ from qdit.correction.ptqd import Moments
 from qdit.diagnose import timestep_curve, trajectory
 from qdit.errors import UserError
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM

@@ -12,7 +12,8 @@ from qdit.hessian import Hessian, LegacyKL, Probe, refine
 from qdit.layers import Shared
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import as_rows
-from qdit.quantize import Recipe, quantize
+from qdit.quantize import quantize
+from qdit.recipe import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.scope import Scope
 from qdit.transform import Hadamard

@@ -9,7 +9,7 @@ from qdit.activation.static import StaticQuantizer
 from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Recipe
+from qdit.recipe import Recipe
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

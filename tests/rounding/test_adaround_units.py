@@ -6,8 +6,9 @@ from adaround_parts import BLOCKS, OPERANDS, QUICK, TOKEN, points, recipe, steps
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.fit import Fit
 from qdit.model.dit import list_sites
-from qdit.quantize import Fit, quantize
+from qdit.quantize import quantize
 from qdit.rounding import AdaRound, Nearest
 from qdit.rounding.blocks import segments
 from qdit.rounding.fisher import importances

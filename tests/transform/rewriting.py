@@ -5,7 +5,7 @@ import torch
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData
 from qdit.quant.ranges import MinMax
-from qdit.quantize import Recipe
+from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.transform import ChannelScaling

@@ -1,0 +1,132 @@
+"""A fit in progress: what its parts see of the model, the policy and the data.
+
+Order, always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.quantize`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from qdit.attention.base import processors
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import input_values
+from qdit.layers import Shared, matrix
+from qdit.model.base import DiffusionModel, Site
+from qdit.policy import Policy
+from qdit.quant.affine import Affine
+from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import ALL, Groups
+from qdit.recipe import Recipe
+from qdit.transform import Rewrite
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Fit:
+    """What the parts see of a fit in progress: the full-precision model, the policy, and data on demand.
+
+    The model is the rewritten one for as long as the fit lasts, so that every part works in the transformed basis.
+    """
+
+    model: DiffusionModel
+    recipe: Recipe
+    policy: Policy
+    collect: Callable[[], CalibrationData]
+    folder: Path | None = None
+    """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
+    rewrite: Rewrite = field(default_factory=Rewrite)
+    """What the transform made of the model."""
+    searched: dict[str, Affine] = field(default_factory=dict)
+    """The grids of weights, by site, that were found from more than the weights themselves."""
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """The quantized sites in forward order."""
+        return [s for s in self.model.sites() if s.name in self.policy]
+
+    @cached_property
+    def data(self) -> CalibrationData:
+        """The calibration data, collected when first asked for."""
+        return self.collect()
+
+    def layer(self, site: Site) -> nn.Module:
+        """The full-precision layer of a site."""
+        return self.model.denoiser.get_submodule(site.name)
+
+    def weight_of(self, site: Site) -> Tensor:
+        """The full-precision weight [out, in] of a site."""
+        return matrix(self.layer(site))
+
+    def rounds(self, site: Site) -> bool:
+        """Whether the site's weight is quantized."""
+        return self.policy[site.name].weight is not None
+
+    def weight_spec(self, site: Site) -> QuantSpec:
+        """How a site's weight is quantized, which it must be."""
+        spec = self.policy[site.name].weight
+        assert spec is not None, f"the weight of {site.name} is not quantized"
+        return spec
+
+    def grid(self, site: Site) -> Affine:
+        """The grid of a site's weight."""
+        if site.name in self.searched:
+            return self.searched[site.name]
+        return self.recipe.weight.fit(self.weight_of(site), self.weight_spec(site))
+
+    def by_input(self, sites: list[Site]) -> list[list[Site]]:
+        """Sites, in forward order, grouped by the one quantized input that they read: q, k and v are a group."""
+        groups = groupby(sites, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation))
+        return [list(readers) for _, readers in groups]
+
+    @property
+    def static(self) -> list[Site]:
+        """The sites whose inputs have calibrated ranges."""
+        return [s for s in self.sites if (spec := self.policy[s.name].activation) is not None and not spec.dynamic]
+
+    @cached_property
+    def time(self) -> Groups:
+        """The groups of timesteps with grids of their own."""
+        return self.recipe.activation.time.split(self.model, self.static, self.data)
+
+    def groups(self, place: str) -> Groups:
+        """The groups of timesteps of one of the places of `qdit.activation.time`; where there are none, all."""
+        return self.time if self.recipe.activation.time.count(place) else ALL
+
+    @cached_property
+    def attention(self) -> dict[str, nn.Module]:
+        """What rounds the operands of attentions, by site; `processors` holds these very modules."""
+        part = self.recipe.attention
+        return part.quantizers(self, self.model.attentions()) if part is not None else {}
+
+    def processors(self, block: str = "") -> dict[str, nn.Module]:
+        """The attentions with quantized operands inside the module of path `block`, by where `replaced` puts them."""
+        if not self.attention:
+            return {}
+        chosen = [a for a in self.model.attentions() if not block or a.name.startswith(f"{block}.")]
+        return processors(chosen, self.attention)
+
+    @cached_property
+    def quantizers(self) -> dict[str, nn.Module]:
+        """What is done to the input of a site: the transform's part at run time, then rounding; q, k and v share it."""
+        values: dict[str, list[Tensor]] = {}
+        if self.static:
+            values = input_values(self.model, self.static, self.data, self.rewrite.inputs, self.groups("inputs"))
+        made: dict[str, nn.Module] = {}
+        for readers in self.by_input(self.sites):
+            name = readers[0].name
+            steps = [self.rewrite.inputs[name]] if name in self.rewrite.inputs else []
+            if (spec := self.policy[name].activation) is not None:
+                found = values.get(name), self.groups("inputs"), self.model.clock
+                steps.append(self.recipe.activation.quantizer(spec, *found).to(self.model.device))
+            if steps:
+                step = nn.Sequential(*steps) if len(steps) > 1 else steps[0]
+                shared = Shared(step, len(readers)) if len(readers) > 1 else step
+                made |= {reader.name: shared for reader in readers}
+        return made
