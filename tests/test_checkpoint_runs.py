@@ -6,6 +6,7 @@ import pytest
 from checkpoints import refuse
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from qdit import run as running
 from qdit.cli import CONF
@@ -18,7 +19,10 @@ PROTOCOL = [
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
     *("eval=smoke", "device=cpu", "sampler.steps=3", "num_samples=4", "batch_size=2"),
 ]
-SMALL = {"weight.group_size": 16, "activation.group_size": 16, "rounding.iterations": 3, "correction.num_samples": 2}
+SMALL = {
+    **{"weight.group_size": 16, "activation.group_size": 16, "rounding.iterations": 3, "correction.num_samples": 2},
+    "activation.time.groups": 2,
+}
 
 
 def composed(*words: str):
@@ -39,8 +43,8 @@ def run(pipeline: Path, root: Path, *words: str) -> tuple[dict, Path]:
 
 def small(*words: str) -> list[str]:
     """The words, with what makes their recipe small."""
-    config = resolved(composed(*words))
-    wanted = [f"{key}={value}" for key, value in SMALL.items() if config[key.split(".")[0]].get(key.split(".")[1])]
+    config = composed(*words)
+    wanted = [f"{key}={value}" for key, value in SMALL.items() if (OmegaConf.select(config, key) or 0) > value]
     return [*words, "calibration.num_samples=8", *wanted]
 
 

@@ -32,7 +32,7 @@ def test_the_command_line_imports_no_torch():
 def test_help_lists_groups(tmp_path):
     result = qdit("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert "weight/range: minmax, mse, percentile" in result.stdout
+    assert "weight/range: hessian, minmax, mse, percentile" in result.stdout
     assert not list(tmp_path.iterdir())
 
 

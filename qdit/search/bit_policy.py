@@ -19,12 +19,12 @@ def pattern_of(layer: LayerSpec, ranges: int) -> Pattern:
     return tuple(span.weight.bits if span.weight else 16 for span in layer.spans)
 
 
-def chooses_bits(policy: Policy, recipe: "Recipe") -> bool:
-    """Whether a policy differs from a recipe in the bits of weights, or has no group sizes that it could differ in."""
+def chooses_bits(policy: Policy) -> bool:
+    """Whether a policy gives its weights several bit-widths, or has no group sizes to choose."""
     layers = [layer for name, layer in policy.items() if name.split(".")[-1] not in OPERANDS]
     specs = [spec for layer in layers for spec in (layer.weight, layer.activation)]
     grouped = any(spec is not None and spec.group_size for spec in specs)
-    return not grouped or any(layer.spans or layer.weight_bits != recipe.weight_bits for layer in layers)
+    return not grouped or any(layer.spans for layer in layers) or len({layer.weight_bits for layer in layers}) > 1
 
 
 def plan_of(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> tuple[BitSpace, Plan, Ranges]:

@@ -60,7 +60,7 @@ class Fixed(GroupSearch):
             return list(error.problems)
         if found:
             return [f"search.policy={self.policy} does not fit: {'; '.join(found)}"]
-        if chooses_bits(self.load(), recipe):
+        if chooses_bits(self.load()):
             return []  # the budget is one of group sizes
         space = self.space(recipe, sites)
         table = self.budget.table(space)
@@ -71,11 +71,11 @@ class Fixed(GroupSearch):
 
     def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
         """See `Search`."""
-        return f"{'bits' if chooses_bits(self.load(), recipe) else 'the group sizes'} are those of {self.policy}"
+        return f"{'bits' if chooses_bits(self.load()) else 'the group sizes'} are those of {self.policy}"
 
     def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
         """The policy itself."""
-        if not chooses_bits(policy := self.load(), recipe):
+        if not chooses_bits(policy := self.load()):
             return super().plan(recipe, sites)
         names = [site.name for site in recipe.scope.select(list(sites))]
         return Policy({name: policy[name] for name in names})
@@ -89,7 +89,7 @@ class Fixed(GroupSearch):
         setting: Setting,
     ) -> "Quantized":
         """See `Search`."""
-        if not chooses_bits(policy := self.load(), recipe):
+        if not chooses_bits(policy := self.load()):
             return super().quantize(model, recipe, collect, folder, setting)
         space, plan, ranges = plan_of(policy, recipe, model.sites())
         return BitVariants(model, recipe, cache(collect), folder).assembled(space, plan, ranges)
@@ -134,7 +134,7 @@ def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str
             found.append(f"{what}: {', '.join(sorted(strange)[:3])}{', …' if len(strange) > 3 else ''}")
     if found:
         return found
-    if chooses_bits(policy, recipe):
+    if chooses_bits(policy):
         return bit_misfits(policy, recipe, sites)
     for gene in Space.of(recipe, sites, []).genes:
         layer = policy[gene.name]
