@@ -247,6 +247,9 @@ def export(args) -> None:
     """Write the fp16 pipeline folder that qdit ships."""
     for part, kind in {"vae": AutoencoderKL, "transformer": DiTTransformer2DModel}.items():
         kind.from_pretrained(args.work / part).half().save_pretrained(ASSETS / "model" / part)
+        config = ASSETS / "model" / part / "config.json"
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}  # the machine's folder
+        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     scheduler().save_pretrained(ASSETS / "model" / "scheduler")
     names = [str(c) for c in np.load(ASSETS / "emoji32.npz")["classes"]]
     index = {
