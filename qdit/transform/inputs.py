@@ -33,6 +33,16 @@ def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) ->
     return [each for each in found if each.quantized]
 
 
+def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | None]:
+    """The layer that makes each input and so absorbs what is done to its channels, by quantized reader; or None."""
+    producers = model.producers()
+    found: dict[str, str | None] = {}
+    for each in inputs:
+        producer = producers.get(each.name)
+        found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
+    return found
+
+
 def role_problems(roles: list[str], sites: list[Site]) -> list[str]:
     """Roles that the model does not have, one sentence each."""
     known = sorted({s.role for s in sites})

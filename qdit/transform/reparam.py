@@ -25,7 +25,7 @@ from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted, Scale, Shift
-from qdit.transform.inputs import Input, chosen_inputs, role_problems
+from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel does not change
 VALUES = 2**20  # kept of an input, for the rule
@@ -84,12 +84,7 @@ class Reparameterization(Drafted):
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`."""
-        producers = model.producers()
-        found: dict[str, str | None] = {}
-        for each in self.inputs(model, sites):
-            producer = producers.get(each.name)
-            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
-        return found
+        return folded_into(model, self.inputs(model, sites))
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: two 16-bit numbers, an addition and a multiplication a channel."""

@@ -29,7 +29,7 @@ from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted, Scale
-from qdit.transform.inputs import Input, chosen_inputs, role_problems
+from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 from qdit.transform.statistics import Statistic
 
 DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
@@ -85,12 +85,7 @@ class ChannelScaling(Drafted):
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`."""
-        producers = model.producers()
-        found: dict[str, str | None] = {}
-        for each in self.inputs(model, sites):
-            producer = producers.get(each.name)
-            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
-        return found
+        return folded_into(model, self.inputs(model, sites))
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: a 16-bit factor and a multiplication a channel."""
