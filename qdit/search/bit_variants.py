@@ -5,50 +5,25 @@ fit, and a plan's layers are those whose sensitivity was measured.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qdit.calibration import CalibrationData
-from qdit.model.base import DiffusionModel
 from qdit.policy import Policy
 from qdit.quantize import Quantized, fit_policy
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
+from qdit.search.variants import Fits
 from qdit.timed import Now, TimedLinear
-from qdit.transform import Rewrite, rewritten
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    pass
 
 log = logging.getLogger("qdit")
 
 
-@dataclass
-class BitVariants:
-    """The fits of a recipe by bits of the weights, made when first asked for.
-
-    Args:
-        model: the full-precision model.
-        recipe: whose weight bits vary.
-        collect: makes the calibration data.
-        folder: where fits save finished blocks, a subfolder a bit-width; None saves nothing.
-    """
-
-    model: DiffusionModel
-    recipe: "Recipe"
-    collect: Callable[[], CalibrationData]
-    folder: Path | None = None
-    made: dict[int, Quantized] = field(default_factory=dict)
-
-    @cached_property
-    def rewrite(self) -> Rewrite:
-        """What the recipe's transform makes of the model: one for all bits."""
-        sites = self.recipe.scope.select(self.model.sites())
-        return rewritten(self.recipe.transform, self.model, sites, self.collect, self.folder)
+class BitVariants(Fits):
+    """The fits of a recipe by bits of the weights."""
 
     def at(self, bits: int) -> Quantized:
         """The fit with so many bits everywhere."""

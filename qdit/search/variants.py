@@ -25,14 +25,14 @@ log = logging.getLogger("qdit")
 
 
 @dataclass
-class Variants:
-    """The fits of a recipe by group size, made when first asked for.
+class Fits:
+    """Fits of one recipe that differ in one number, made when first asked for, in one basis.
 
     Args:
         model: the full-precision model.
-        recipe: whose group sizes vary.
+        recipe: of which something varies.
         collect: makes the calibration data.
-        folder: where fits save finished blocks, a subfolder a group size; None saves nothing.
+        folder: where fits save finished blocks, a subfolder each; None saves nothing.
     """
 
     model: DiffusionModel
@@ -43,9 +43,13 @@ class Variants:
 
     @cached_property
     def rewrite(self) -> Rewrite:
-        """What the recipe's transform makes of the model: one for all group sizes."""
+        """What the recipe's transform makes of the model: one for all fits."""
         sites = self.recipe.scope.select(self.model.sites())
         return rewritten(self.recipe.transform, self.model, sites, self.collect, self.folder)
+
+
+class Variants(Fits):
+    """The fits of a recipe by group size."""
 
     def of_size(self, size: int) -> Quantized:
         """The fit with groups of `size` everywhere."""
