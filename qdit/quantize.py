@@ -21,7 +21,7 @@ from qdit.layers import QuantLinear, replaced
 from qdit.model.base import DiffusionModel
 from qdit.policy import Policy
 from qdit.recipe import Recipe
-from qdit.transform import Rewrite, rewritten
+from qdit.transform import Rewrite, Trial, rewritten
 
 if TYPE_CHECKING:
     from qdit.search.base import Allocation, Setting
@@ -96,7 +96,8 @@ def fit_policy(
     `rewrite` is what the recipe's transform makes of the model, None to have it made here.
     """
     if rewrite is None:
-        rewrite = rewritten(recipe.transform, model, recipe.scope.select(model.sites()), collect, folder)
+        sites = recipe.scope.select(model.sites())
+        rewrite = rewritten(recipe.transform, model, sites, collect, Trial(recipe), folder)
     with rewrite.installed(model):
         fit = Fit(model, recipe, recipe.completed(policy, model), collect, folder, rewrite)
         fit.searched = refine(fit)

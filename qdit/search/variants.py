@@ -16,7 +16,7 @@ from qdit.calibration import CalibrationData
 from qdit.model.base import DiffusionModel
 from qdit.quantize import Quantized, fit_policy
 from qdit.search.space import Choice, Space, uniform_policy
-from qdit.transform import Rewrite, rewritten
+from qdit.transform import Rewrite, Trial, rewritten
 
 if TYPE_CHECKING:
     from qdit.recipe import Recipe
@@ -45,7 +45,7 @@ class Fits:
     def rewrite(self) -> Rewrite:
         """What the recipe's transform makes of the model: one for all fits."""
         sites = self.recipe.scope.select(self.model.sites())
-        return rewritten(self.recipe.transform, self.model, sites, self.collect, self.folder)
+        return rewritten(self.recipe.transform, self.model, sites, self.collect, Trial(self.recipe), self.folder)
 
 
 class Variants(Fits):

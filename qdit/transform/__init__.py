@@ -5,5 +5,16 @@ from qdit.transform.chain import Chain
 from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import ChannelScaling
+from qdit.transform.trial import Trial
 
-__all__ = ["Chain", "ChannelScaling", "Hadamard", "Reparameterization", "Rewrite", "RunTime", "Transform", "rewritten"]
+__all__ = [
+    "Chain",
+    "ChannelScaling",
+    "Hadamard",
+    "Reparameterization",
+    "Rewrite",
+    "RunTime",
+    "Transform",
+    "Trial",
+    "rewritten",
+]

@@ -24,6 +24,7 @@ from qdit.errors import UserError
 from qdit.layers import replaced
 from qdit.model.base import DiffusionModel, Site
 from qdit.tensors import load_tensors, save_tensors
+from qdit.transform.trial import Trial
 
 if TYPE_CHECKING:
     from qdit.transform.draft import Draft
@@ -87,7 +88,7 @@ class Transform(Protocol):
         ...
 
     def measure(
-        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """Everything that the rewrite takes from data, by name; what is worth keeping for a resumed fit.
 
@@ -95,6 +96,7 @@ class Transform(Protocol):
             model: the full-precision model.
             sites: the quantized sites.
             collect: makes the calibration data.
+            trial: rounds weights and inputs as the recipe would, for factors chosen by what rounding does.
         """
         ...
 
@@ -128,13 +130,14 @@ def rewritten(
     model: DiffusionModel,
     sites: list[Site],
     collect: Callable[[], CalibrationData],
+    trial: Trial,
     folder: Path | None,
 ) -> Rewrite:
     """Measure, or read what an earlier run of the same fit measured, and rewrite.
 
     Args:
         transform: None leaves the network as it is.
-        model, sites, collect: see `Transform.measure`.
+        model, sites, collect, trial: see `Transform.measure`.
         folder: where measurements are kept; None keeps none.
 
     Raises:
@@ -149,7 +152,7 @@ def rewritten(
         if not {key.rpartition("/")[2] for key in measured} <= expected:
             raise UserError(f"{path} is of another model or transform; delete it, and it is made again")
     else:
-        measured = transform.measure(model, sites, collect)
+        measured = transform.measure(model, sites, collect, trial)
         if path is not None:
             save_tensors(path, measured)
     return Origin(transform, [site.name for site in sites], measured).rewrite(model)

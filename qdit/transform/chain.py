@@ -17,6 +17,7 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
+from qdit.transform.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Chain(Drafted):
         return [left for step in self.steps.values() for left in step.run_time(model, sites)]
 
     def measure(
-        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """Each step's measurements, on the network as the steps before rewrite it; keys are `step/input`."""
         collected, found = cache(collect), {}
@@ -77,7 +78,7 @@ class Chain(Drafted):
             if step.needs_calibration:
                 data = collected()  # on the original network
                 with self._drafted(model, sites, found, number).rewrite().installed(model):
-                    measured = step.measure(model, sites, lambda data=data: data)
+                    measured = step.measure(model, sites, lambda data=data: data, trial)
                 found |= {f"{name}/{key}": value for key, value in measured.items()}
         return found
 

@@ -26,6 +26,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted, Scale, Shift
 from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
+from qdit.transform.trial import Trial
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel does not change
 VALUES = 2**20  # kept of an input, for the rule
@@ -93,7 +94,7 @@ class Reparameterization(Drafted):
         return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
 
     def measure(
-        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """The range (lo, hi) [2, channels] of every input, by its name, from one pass of the calibration data."""
         first = [each.quantized[0] for each in self.inputs(model, sites)]

@@ -27,6 +27,7 @@ from qdit.sampler.noise import generator
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
 from qdit.transform.inputs import Input, chosen_inputs, role_problems
+from qdit.transform.trial import Trial
 
 
 class Rotation(nn.Module):
@@ -112,7 +113,7 @@ class Hadamard(Drafted):
         return [RunTime(e.quantized[0], e.channels, operations(e.channels, self.block)) for e in left]
 
     def measure(
-        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """See `Transform`: nothing is measured."""
         return {}

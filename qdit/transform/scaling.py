@@ -31,6 +31,7 @@ from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted, Scale
 from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 from qdit.transform.statistics import Statistic
+from qdit.transform.trial import Trial
 
 DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
 
@@ -98,7 +99,7 @@ class ChannelScaling(Drafted):
         return chosen_inputs(model, sites, self.roles)
 
     def measure(
-        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData]
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """The factor r [channels] of every input, by its name, from one pass of the calibration data."""
         inputs = self.inputs(model, sites)

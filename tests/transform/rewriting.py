@@ -8,7 +8,7 @@ from qdit.quant.ranges import MinMax
 from qdit.recipe import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
-from qdit.transform import ChannelScaling
+from qdit.transform import ChannelScaling, Trial
 from qdit.transform.statistics import Maximum, MiddleTimestep, PerRow, PerTimestep
 from qdit.weight import WeightGrid
 
@@ -41,6 +41,9 @@ def recipe(bits=(4, 8), roles=BLOCKS, **changes):
         "calibration": None,
     }
     return Recipe(**given | changes, weight_bits=bits[0], activation_bits=bits[1])
+
+
+TRIAL = Trial(recipe())
 
 
 @torch.no_grad()

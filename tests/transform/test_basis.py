@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rewriting import BLOCKS, EVERYTHING, assert_same, calibration, output, points, recipe, scaling
+from rewriting import BLOCKS, EVERYTHING, TRIAL, assert_same, calibration, output, points, recipe, scaling
 
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import NoCalibration
@@ -91,7 +91,7 @@ def test_measurements_are_kept_for_a_resumed_fit(tiny_model, tmp_path):
     assert all(torch.equal(again.layers[n].weight, layer.weight) for n, layer in first.layers.items())
     assert all(torch.equal(again.rewrite.layers[n].bias, m.bias) for n, m in first.rewrite.layers.items())
     with pytest.raises(UserError, match="is of another model or transform"):
-        rewritten(scaling(["qkv"]), tiny_model, tiny_model.sites(), calibration, tmp_path)
+        rewritten(scaling(["qkv"]), tiny_model, tiny_model.sites(), calibration, TRIAL, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [ILP, Hessian])

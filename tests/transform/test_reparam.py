@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rewriting import assert_same, calibration, output, points, recipe, unable_to_fold
+from rewriting import TRIAL, assert_same, calibration, output, points, recipe, unable_to_fold
 from torch import nn
 
 from qdit.activation import StaticActivation
@@ -66,18 +66,20 @@ def test_constant_channels_become_zero_and_far_ones_keep_zero_in_the_range():
 @pytest.mark.parametrize("rule", [MinMax(), PercentileMSE()], ids=lambda r: type(r).__name__)
 def test_folded_and_unfolded_and_original_networks_are_equal(rule, tiny_model, monkeypatch):
     original, sites = output(tiny_model), tiny_model.sites()
-    folded = rewritten(reparam([*ROLES, "attn_out"], rule), tiny_model, sites, calibration, None)
+    folded = rewritten(reparam([*ROLES, "attn_out"], rule), tiny_model, sites, calibration, TRIAL, None)
     assert_same(output(tiny_model, folded), original)
     assert folded.inputs == {}
     assert all(type(layer) is nn.Linear for layer in folded.layers.values())
     everywhere = [*ROLES, "attn_out", "ffn_down", "final"]
-    unfolded = rewritten(reparam(everywhere, rule), unable_to_fold(tiny_model, monkeypatch), sites, calibration, None)
+    unfolded = rewritten(
+        reparam(everywhere, rule), unable_to_fold(tiny_model, monkeypatch), sites, calibration, TRIAL, None
+    )
     assert_same(output(tiny_model, unfolded), original)
     assert unfolded.inputs
 
 
 def test_all_channels_have_one_range_afterwards(tiny_model):
-    rewrite = rewritten(reparam(), tiny_model, tiny_model.sites(), calibration, None)
+    rewrite = rewritten(reparam(), tiny_model, tiny_model.sites(), calibration, TRIAL, None)
     ends = {}
     with rewrite.installed(tiny_model):
         layer = tiny_model.denoiser.get_submodule("transformer_blocks.1.ff.net.0.proj")
@@ -110,13 +112,13 @@ def test_a_static_grid_a_tensor_is_better_behind_it(tiny_model):
 def test_it_chains_with_a_rotation(tiny_model):
     rotation = Hadamard(name="hadamard", roles=ROLES, block=None, seed=0)
     chain = Chain(name="both", steps={"reparam": reparam(), "hadamard": rotation})
-    rewrite = rewritten(chain, tiny_model, tiny_model.sites(), calibration, None)
+    rewrite = rewritten(chain, tiny_model, tiny_model.sites(), calibration, TRIAL, None)
     assert_same(output(tiny_model, rewrite), output(tiny_model))
 
 
 def test_what_is_measured_is_kept_and_read_again(tiny_model, tmp_path):
-    first = rewritten(reparam(), tiny_model, tiny_model.sites(), calibration, tmp_path)
-    again = rewritten(reparam(), tiny_model, tiny_model.sites(), lambda: pytest.fail("measured again"), tmp_path)
+    first = rewritten(reparam(), tiny_model, tiny_model.sites(), calibration, TRIAL, tmp_path)
+    again = rewritten(reparam(), tiny_model, tiny_model.sites(), lambda: pytest.fail("measured again"), TRIAL, tmp_path)
     for name, layer in first.layers.items():
         assert torch.equal(layer.weight, again.layers[name].weight)
     site = next(s for s in tiny_model.sites() if s.role == "ffn_up")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rewriting import (
     STATISTICS,
+    TRIAL,
     assert_same,
     calibration,
     output,
@@ -24,9 +25,9 @@ from qdit.transform import rewritten
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda s: type(s).__name__)
 def test_folded_and_unfolded_and_original_networks_are_equal(tiny_model, monkeypatch, statistic):
     transform, sites, original = scaling(statistic=statistic), tiny_model.sites(), output(tiny_model)
-    folded = rewritten(transform, tiny_model, sites, calibration, None)
+    folded = rewritten(transform, tiny_model, sites, calibration, TRIAL, None)
     assert_same(output(tiny_model, folded), original)
-    unfolded = rewritten(transform, unable_to_fold(tiny_model, monkeypatch), sites, calibration, None)
+    unfolded = rewritten(transform, unable_to_fold(tiny_model, monkeypatch), sites, calibration, TRIAL, None)
     assert_same(output(tiny_model, unfolded), original)
     assert folded.inputs.keys() < unfolded.inputs.keys() == {s.name for s in sites}
 
@@ -71,11 +72,11 @@ def test_dead_channels_stay_finite_and_exact(tiny_model):
         for block in tiny_model.denoiser.transformer_blocks:
             block.attn1.to_v.weight[3] = block.attn1.to_v.bias[3] = 0  # the attention's output is 0 there
             block.ff.net[0].proj.weight[:, 5] = 0  # nobody reads this channel
-    rewrite = rewritten(scaling(), tiny_model, tiny_model.sites(), calibration, None)
+    rewrite = rewritten(scaling(), tiny_model, tiny_model.sites(), calibration, TRIAL, None)
     assert_same(output(tiny_model, rewrite), output(tiny_model))
     with torch.no_grad():
         tiny_model.denoiser.transformer_blocks[0].ff.net[0].proj.weight.zero_()
-    rewrite = rewritten(scaling(), tiny_model, tiny_model.sites(), calibration, None)
+    rewrite = rewritten(scaling(), tiny_model, tiny_model.sites(), calibration, TRIAL, None)
     assert_same(output(tiny_model, rewrite), output(tiny_model))
 
 

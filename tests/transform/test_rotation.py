@@ -5,6 +5,7 @@ import torch
 from rewriting import (
     BLOCKS,
     EVERYTHING,
+    TRIAL,
     assert_same,
     calibration,
     output,
@@ -43,9 +44,9 @@ def both(roles=BLOCKS, **changes):
 @pytest.mark.parametrize(("roles", "block"), [(BLOCKS, None), (BLOCKS, 8), (EVERYTHING, None)])
 def test_folded_and_unfolded_and_original_networks_are_equal(tiny_model, monkeypatch, make, roles, block):
     transform, sites, original = make(roles, block=block), tiny_model.sites(), output(tiny_model)
-    folded = rewritten(transform, tiny_model, sites, calibration, None)
+    folded = rewritten(transform, tiny_model, sites, calibration, TRIAL, None)
     assert_same(output(tiny_model, folded), original)
-    unfolded = rewritten(transform, unable_to_fold(tiny_model, monkeypatch), sites, calibration, None)
+    unfolded = rewritten(transform, unable_to_fold(tiny_model, monkeypatch), sites, calibration, TRIAL, None)
     assert_same(output(tiny_model, unfolded), original)
     wanted = {s.name for s in sites if s.role in roles}
     assert unfolded.inputs.keys() == wanted
@@ -108,7 +109,7 @@ def test_a_later_step_measures_behind_the_earlier_ones(tiny_model):
     turn, scale = rotation(["ffn_down"]), scaling(["ffn_down"], Maximum())
     chain = Chain(name="chain", steps={"hadamard": turn, "smooth": scale})
     sites, original, name = tiny_model.sites(), output(tiny_model), f"{BLOCK}.ff.net.2"
-    measured = chain.measure(tiny_model, sites, calibration)
+    measured = chain.measure(tiny_model, sites, calibration, TRIAL)
     assert_same(output(tiny_model, chain.rewrite(tiny_model, sites, measured)), original)
     seen = []
     layer = tiny_model.denoiser.get_submodule(name)
@@ -216,7 +217,7 @@ def test_measurements_of_a_chain_are_kept_for_a_resumed_fit(tiny_model, tmp_path
     again = quantize(tiny_model, parts, lambda: pytest.fail("data was collected again"), tmp_path)
     assert all(torch.equal(again.layers[n].weight, layer.weight) for n, layer in first.layers.items())
     with pytest.raises(UserError, match="is of another model or transform"):
-        rewritten(both(["qkv"]), tiny_model, tiny_model.sites(), calibration, tmp_path)
+        rewritten(both(["qkv"]), tiny_model, tiny_model.sites(), calibration, TRIAL, tmp_path)
 
 
 def test_a_width_of_dit_xl_has_its_matrix():
