@@ -1,7 +1,8 @@
 """A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
 
-A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. Images are
-never stored: the decoder is deterministic, and 50,000 PNG files are not (specs/evaluation.md §5.3).
+A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. Processes
+that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder is
+deterministic, and 50,000 PNG files are not (specs/evaluation.md §5.3).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qdit.locks import exclusive
 from qdit.tensors import load_tensors, save_tensors
 
 
@@ -50,13 +52,19 @@ class SampleSet:
 
     def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a chunk, from disk or made and stored."""
+        if (stored := self._found(kind, number)) is not None:
+            return stored
+        with exclusive(self.folder / ".lock"):
+            stored = self._found(kind, number)
+            return save_tensors(self._path(kind, number), make()) if stored is None else stored
+
+    def _found(self, kind: str, number: int) -> dict[str, Tensor] | None:
+        """The tensors of a chunk that is on disk, and whole."""
         path = self._path(kind, number)
-        size = len(self.indices()[number])
-        if path.exists():
-            stored = load_tensors(path)
-            if len(next(iter(stored.values()))) == size:
-                return stored
-        return save_tensors(path, make())
+        if not path.exists():
+            return None
+        stored = load_tensors(path)
+        return stored if len(next(iter(stored.values()))) == len(self.indices()[number]) else None
 
     def _latent_chunk(self, number: int) -> Tensor:
         def make() -> dict[str, Tensor]:

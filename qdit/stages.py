@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from qdit import checkpoint, figures
 from qdit.calibration import CalibrationData
 from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
+from qdit.locks import exclusive, once
 from qdit.manifest import FOLDER, is_loaded
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
@@ -41,12 +43,14 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     source = parts.recipe.calibration
     key = digest({"calibration": config["calibration"], "path": path_id(config)})
     path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
-    if not path.exists():
+
+    def make() -> None:
         log.info("calibrating: %d points", source.num_samples)
         data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
         kept = {"x": data.x, "t": data.t, "y": data.y, "origin": data.origin}
         save_tensors(path, {key: tensor for key, tensor in kept.items() if tensor is not None})
-    stored = load_tensors(path)
+
+    stored = load_tensors(once(path, make))
     told = parts.sampler.timesteps(parts.model)
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"), told)
 
@@ -64,8 +68,10 @@ def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) ->
     if parts.loaded is not None:
         return checkpoint.load(parts.loaded.folder, parts.model)
     assert parts.recipe is not None
-    setting = parts.setting(config["seed"], folder, tracker)
-    return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), rounding_folder(config), setting)
+    setting, shared = parts.setting(config["seed"], folder, tracker), rounding_folder(config)
+    # Runs that round alike do it once. Those that search, too, share fits, but not hours of scoring.
+    with exclusive(shared / ".lock") if parts.recipe.search is None else nullcontext():
+        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), shared, setting)
 
 
 def save(
@@ -177,10 +183,12 @@ def evaluate(
 def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
     """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
     path = Path(config["cache_dir"]) / "trajectory" / f"{path_id(config)}-{DIAGNOSED}.safetensors"
-    if not path.exists():
+
+    def make() -> None:
         made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
         save_tensors(path, vars(made) | {"timesteps": torch.tensor(made.timesteps)})
-    stored = load_tensors(path)
+
+    stored = load_tensors(once(path, make))
     timesteps = stored.pop("timesteps").tolist()
     return Trajectory(**stored, timesteps=timesteps)
 

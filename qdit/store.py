@@ -1,13 +1,11 @@
-"""Run directories, atomic files, hashes of the science, and locks. Imports no torch: a finished run is skipped at once.
+"""Run directories, atomic files, and hashes of the science. Imports no torch: a finished run is skipped at once.
 
 runs/<study>/<name>-<run_id>/   result.json config.yaml policy.yaml samples.png layers.png timesteps.png samples/
 cache/<stage>/<hash>            what runs share: calibration data, full-precision samples
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qdit.errors import UserError
+from qdit.locks import exclusive
 
-log = logging.getLogger("qdit")
 SCHEMA = 1  # of result.json
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
@@ -146,10 +144,6 @@ def remove(folder: Path, *patterns: str) -> None:
             file.unlink(missing_ok=True)
 
 
-class Busy(UserError):
-    """Another process works on the same run."""
-
-
 @dataclass(frozen=True)
 class RunDir:
     """The directory of one run."""
@@ -208,19 +202,6 @@ class RunDir:
             Busy: another process holds it and `wait` is false.
             UserError: the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; try runs_dir=<another folder>") from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    raise Busy(
-                        f"{self.path} is in use by another qdit process; wait for it, or change study or seed"
-                    ) from None
-                log.info("%s: waiting for another qdit process that makes it", self.path)
-                fcntl.flock(stream, fcntl.LOCK_EX)
+        busy = f"{self.path} is in use by another qdit process; wait for it, or change study or seed"
+        with exclusive(self.path / ".lock", busy=None if wait else busy):
             yield
