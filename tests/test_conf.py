@@ -78,8 +78,8 @@ def test_every_row_of_a_grid_is_a_run_of_its_own(path):
     params = node["hydra"]["sweeper"]["params"]
     cells = itertools.product(*([f"{key}={value}" for value in values.split(",")] for key, values in params.items()))
     configs = [resolved(compose("config", [f"grid={path.stem}", *cell])) for cell in cells]
-    assert all(config["study"] == path.stem for config in configs)
-    assert len({config["name"] for config in configs}) == len(configs)
+    assert all(config["study"] == path.stem.removesuffix("_seeds") for config in configs)
+    assert len({(config["name"], config["calibration"]["seed"]) for config in configs}) == len(configs)
     assert len({digest(science(config)) for config in configs}) == len(configs)
     for config in configs:
         check(config)
