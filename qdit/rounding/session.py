@@ -59,7 +59,8 @@ class Session:
         self.units = list_units(self.parts, self.alike)
         self.weights: dict[str, Rounded] = {}
         self.done: set[str] = set()
-        self.exact = {part for module in fit.rewrite.inputs.values() for part in module.modules()}
+        branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
+        self.exact = {part for module in (*fit.rewrite.inputs.values(), *branches) for part in module.modules()}
         self.seed: int = getattr(fit.recipe.calibration, "seed", 0)
 
     def run(self) -> dict[str, Rounded]:
@@ -154,6 +155,8 @@ class Session:
         if fit.policy[one.name] != fit.policy[other.name] or one.name in inputs or other.name in inputs:
             return False
         pair = fit.layer(one), fit.layer(other)
+        if any(getattr(layer, "branch", None) is not None for layer in pair):
+            return False
         return all(_equal(*(getattr(layer, key) for layer in pair)) for key in ("weight", "bias"))
 
     def restore(self, unit: Unit) -> bool:

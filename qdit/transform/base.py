@@ -57,9 +57,11 @@ class RunTime:
     site: Site
     """The first layer that reads the input; the others share what is done."""
     storage_bits: int
-    """Of factors or signs."""
+    """Of factors, signs or branches."""
     operations: int
     """Multiplications and additions for one row of the input."""
+    weight_bits: int = 0
+    """Of `storage_bits`, what holds a part of the site's own weight: a branch."""
 
 
 class Transform(Protocol):

@@ -12,6 +12,9 @@ With d added to the input's channels, the layer's bias loses W d, and plain rows
 
 With R orthogonal on the input channels, the layer takes W R, and plain rows P whose channels may mix take Rᵀ P.
 
+A layer that was split, W = R + L₁ L₂ with a low-rank branch L₁ L₂, is changed in both terms: L₂ as the columns of W, L₁
+as its rows.
+
 The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
 b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
 """
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from qdit.layers import QuantLinear, matrix
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.transform.base import Rewrite
+from qdit.transform.branch import Branch
 
 
 class Scale(nn.Module):
@@ -75,6 +79,8 @@ class Draft:
         self.weights: dict[str, Tensor] = {}
         self.biases: dict[str, Tensor | None] = {}
         self.inputs: dict[str, nn.Module] = {}
+        self.branches: dict[str, tuple[Tensor, Tensor]] = {}
+        """L₁ [out, rank] and L₂ [rank, channels] of the layers that were split; `weight` has the rest."""
 
     def weight(self, name: str) -> Float[Tensor, "out channels"]:
         """The copy of a layer's weight, made when first asked for."""
@@ -86,19 +92,38 @@ class Draft:
             self.biases[name] = None if bias is None else bias.detach().float().clone()
         return self.weights[name]
 
+    def split(self, name: str, up: Float[Tensor, "out rank"], down: Float[Tensor, "rank channels"]) -> None:
+        """Move `up` @ `down` from a layer's weight to its branch, beside what is there; what is cast stays exact."""
+        up, down = (part.to(self.model.device, self.model.dtype, copy=True).float() for part in (up, down))
+        self.weight(name).sub_(up @ down)
+        if name in self.branches:
+            own_up, own_down = self.branches[name]
+            up, down = torch.cat([own_up, up], 1), torch.cat([own_down, down])
+        self.branches[name] = up, down
+
     def scale_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
         """Multiply a layer's input channels: W diag(by)."""
-        self.weight(name).mul_(by)
+        self._each_row(name, lambda rows: rows * by)
 
     def shift_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
         """Let a layer be given x + by, and make of it what it made of x."""
         weight, bias = self.weight(name), self.biases[name]
         change = weight @ by
+        if name in self.branches:
+            up, down = self.branches[name]
+            change += up @ (down @ by)
         self.biases[name] = -change if bias is None else bias - change
 
     def rotate_columns(self, name: str, rotate: Callable[[Tensor], Tensor]) -> None:
         """Change a layer's rows as its input will be: W R, where `rotate` makes x R of rows x."""
-        self.weights[name] = rotate(self.weight(name))
+        self._each_row(name, rotate)
+
+    def _each_row(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the rows of a layer's weight, and those of its branch that read the same input."""
+        self.weights[name] = change(self.weight(name))
+        if name in self.branches:
+            up, down = self.branches[name]
+            self.branches[name] = up, change(down)
 
     def rotate_output(self, producer: Producer, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
         """Let a producer make x R where it made x, of `width` channels; all its rows must enter as they are."""
@@ -106,7 +131,8 @@ class Draft:
         weight, bias = self.weight(producer.layer), self.biases[producer.layer]
         for start in producer.linear:
             rows = slice(start, start + width)
-            weight[rows] = rotate(weight[rows].T).T
+            for part in (weight, *self._outer(producer.layer)):
+                part[rows] = rotate(part[rows].T).T
             if bias is not None:
                 bias[rows] = rotate(bias[rows])
 
@@ -122,10 +148,15 @@ class Draft:
             bias = self.biases[producer.layer] = weight.new_zeros(len(weight))
         for start in (*producer.linear, *producer.one_plus):
             rows = slice(start, start + len(by))
-            weight[rows] *= by[:, None]
+            for part in (weight, *self._outer(producer.layer)):
+                part[rows] *= by[:, None]
             bias[rows] *= by
         for start in producer.one_plus:
             bias[start : start + len(by)] += by - 1
+
+    def _outer(self, name: str) -> tuple[Tensor, ...]:
+        """What has a row an output channel in a layer's branch, if it has one."""
+        return self.branches[name][:1] if name in self.branches else ()
 
     def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
         """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
@@ -148,9 +179,11 @@ class Draft:
         layer.weight = nn.Parameter(made, requires_grad=False)
         if bias is not None:
             layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
-        if name in self.inputs:
-            return QuantLinear(layer, None, self.inputs[name]).eval()
-        return layer
+        if name in self.branches:
+            layer.branch = Branch(*self.branches.pop(name), self.inputs.get(name), weight.dtype)
+        elif name not in self.inputs:
+            return layer
+        return QuantLinear(layer, None, self.inputs.get(name)).eval()
 
 
 class Drafted(ABC):

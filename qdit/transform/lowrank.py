@@ -1,0 +1,204 @@
+"""A low-rank branch in full precision takes the weight's largest singular parts; the rest is rounded (SVDQuant).
+
+    W = R + L₁ L₂        y = Q(x) Q(R)ᵀ + x L₂ᵀ L₁ᵀ        L₁ L₂ = SVD_r(W)
+
+Li et al., "SVDQuant" (arXiv 2411.05007): a scaling before (`smooth_lowrank`) moves the inputs' outliers into the
+weight, where few singular values hold them, so that what is left of the weight is small and even. What rounding does to
+the rest is given to the branch in turn,
+
+    L₁ L₂ ← SVD_r(W - Q(R))
+
+for as long as the error of the layer's output falls, |x Rᵀ - Q(x) Q(R)ᵀ|² over rows of its full-precision input; Q
+rounds as the recipe does, weights to nearest. The residual R then goes through the recipe's own rounding as any weight
+does. The branch reads the input behind all changes that a chain makes to it at run time, so that later steps may scale
+and rotate what was split (but the error was then measured in another basis: as a chain's last step it is measured in
+the one that is rounded).
+
+Left out: unsigned codes behind GELU, whose inputs the release shifts to be positive; a branch for several layers that
+read one input (the release joins q, k and v, and their singular parts); kernels that fuse the branch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.layers import matrix
+from qdit.model.base import DiffusionModel, Site
+from qdit.transform.base import RunTime, Transform
+from qdit.transform.draft import Draft, Drafted
+from qdit.transform.inputs import chosen_inputs, role_problems, sample_rows
+from qdit.transform.trial import Trial
+
+EXACT = 512  # rows or columns up to which the decomposition is exact
+OVERSAMPLING = 8  # singular vectors beyond the rank that the randomized decomposition follows
+POWER = 4  # of its iterations
+ROWS = 512  # of an input, on which output errors are measured
+
+Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank channels"]]
+
+
+def truncated(weight: Float[Tensor, "out channels"], rank: int) -> Factors:
+    """The two factors of the best approximation of a rank, each with the square roots of the singular values.
+
+    Large matrices are decomposed from random projections (Halko et al., arXiv 0909.4061), always the same ones; the
+    global random stream is as before.
+
+    >>> up, down = truncated(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), 1)
+    >>> (up @ down).round(decimals=4) + 0.0
+    tensor([[3., 0.],
+            [0., 0.]])
+    """
+    if min(weight.shape) <= EXACT or 2 * (rank + OVERSAMPLING) >= min(weight.shape):
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            torch.manual_seed(0)
+            left, values, right = torch.svd_lowrank(weight, rank + OVERSAMPLING, POWER)
+            right = right.T
+    roots = values[:rank].sqrt()
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
+
+
+def alternated(
+    weight: Float[Tensor, "out channels"],
+    rank: int,
+    iterations: int,
+    rounded: Callable[[Tensor], Tensor],
+    error: Callable[[Tensor, Tensor], float],
+) -> tuple[Factors, list[float]]:
+    """The factors of least error, and the errors of all that were tried: falling, but for the last.
+
+    Args:
+        weight: W.
+        rank: of the branch.
+        iterations: at most so often the branch takes over what rounding has done.
+        rounded: Q(R) of a residual.
+        error: of a residual R and Q(R).
+    """
+    target, best = weight, None
+    errors: list[float] = []
+    for _ in range(iterations + 1):
+        found = truncated(target, rank)
+        rest = weight - found[0] @ found[1]
+        codes = rounded(rest)
+        errors.append(error(rest, codes))
+        if best is not None and not errors[-1] < errors[-2]:
+            break
+        target, best = weight - codes, found
+    assert best is not None
+    return best, errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Drafted):
+    """Split a branch off the weights.
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are split, if they are quantized (see `qdit.model.base.ROLES`).
+        rank: of the branch; 0 splits nothing.
+        iterations: at most so often the branch takes over what rounding does to the rest; 0 needs no data.
+        seed: of the rows of inputs on which errors are measured.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    name: str
+    roles: list[str]
+    rank: int
+    iterations: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.iterations < 0:
+            raise UserError(
+                f"rank={self.rank}, iterations={self.iterations}; neither can be below 0 (the paper has ranks of 32 in "
+                "layers 1,152 to 3,072 wide, and up to 100 iterations)"
+            )
+
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `Transform`."""
+        return self.rank > 0 and self.iterations > 0
+
+    def chosen(self, sites: list[Site]) -> list[Site]:
+        """The sites that are split."""
+        return [site for site in sites if site.role in self.roles and self.rank]
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        found = role_problems(self.roles, sites)
+        least = min(self.chosen(sites), key=_most, default=None)
+        if least is not None and self.rank > _most(least):
+            found.append(
+                f"transform.rank={self.rank} is more than {least.name} has ({least.in_features} inputs, "
+                f"{least.out_features} outputs); at most {_most(least)} is possible, and a few percent of it usual"
+            )
+        return found
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`: branches are nobody else's."""
+        return {site.name: None for site in self.chosen(sites)}
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: two 16-bit factors of each layer, and the products with them."""
+        values = {site: self.rank * (site.in_features + site.out_features) for site in self.chosen(sites)}
+        return [RunTime(site, 16 * count, count, weight_bits=16 * count) for site, count in values.items()]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
+    ) -> dict[str, Tensor]:
+        """The factors `up/<site>` [out, rank] and `down/<site>` [rank, in] of every layer, float32, on the CPU."""
+        chosen = self.chosen(sites)
+        if not self.needs_calibration:
+            return _named({site.name: truncated(_weight(model, site), self.rank) for site in chosen})
+        inputs = chosen_inputs(model, chosen, self.roles)
+        rows = sample_rows(model, inputs, collect(), ROWS, self.seed)
+        found: dict[str, Factors] = {}
+        for each in tqdm(inputs, desc="branches", unit="input", disable=None):
+            x = rows.pop(each.name).to(model.device)
+            rounded = trial.input(each.quantized[0], x)
+            found |= {site.name: self.factors(model, site, x, rounded, trial) for site in each.quantized}
+        return _named(found)
+
+    def factors(self, model: DiffusionModel, site: Site, x: Tensor, rounded: Tensor, trial: Trial) -> Factors:
+        """The factors of a layer, for rows of its input and what the recipe makes of them [n, channels]."""
+
+        def error(rest: Tensor, codes: Tensor) -> float:
+            return float((x @ rest.T - rounded @ codes.T).square().mean())
+
+        weight = _weight(model, site)
+        return alternated(weight, self.rank, self.iterations, lambda rest: trial.weight(site, rest), error)[0]
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`."""
+        for site in self.chosen(sites):
+            draft.split(site.name, measured[f"up/{site.name}"], measured[f"down/{site.name}"])
+
+
+def _most(site: Site) -> int:
+    """The rank of a layer's weight."""
+    return min(site.in_features, site.out_features)
+
+
+def _weight(model: DiffusionModel, site: Site) -> Float[Tensor, "out channels"]:
+    """A layer's weight, float32."""
+    return matrix(model.denoiser.get_submodule(site.name)).float()
+
+
+def _named(found: dict[str, Factors]) -> dict[str, Tensor]:
+    """The factors by the names under which they are kept."""
+    ups = {f"up/{name}": up.contiguous().cpu() for name, (up, _) in found.items()}
+    return ups | {f"down/{name}": down.contiguous().cpu() for name, (_, down) in found.items()}
