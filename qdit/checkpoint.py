@@ -176,12 +176,20 @@ def transform_of(manifest: Manifest) -> tuple[Transform, list[str]] | None:
 
 def _loaded(reader: Reader, name: str, node: dict[str, Any], model: DiffusionModel) -> nn.Module:
     """The inverse of `_layer`, with the rewritten network in `model`."""
+    return _layer_of(reader, node, model.denoiser.get_submodule(name))
+
+
+def _layer_of(reader: Reader, node: dict[str, Any], full: nn.Module) -> nn.Module:
+    """The quantized layer of one in full precision; of one with several bases over time, a layer for each."""
     if "variants" in node:
-        variants = [_loaded(reader, name, variant, model) for variant in node["variants"]]
+        parts, bases = node["variants"], [full] * len(node["variants"])
+        if isinstance(full, TimedLinear) and not any("variants" in part for part in parts):
+            bases = list(full.variants)
+        variants = [_layer_of(reader, part, basis) for part, basis in zip(parts, bases, strict=True)]
         return TimedLinear(variants, reader.value(node["order"]), reader.value(node["now"])).eval()
     if "rounded" not in node:
         return reader.value(node)
     rounded, bias, quantizer = (reader.value(node[part]) for part in ("rounded", "bias", "quantizer"))
-    layer = QuantLinear(model.denoiser.get_submodule(name), rounded, quantizer).eval()
+    layer = QuantLinear(full, rounded, quantizer).eval()
     layer.bias = bias
     return layer

@@ -2,7 +2,7 @@
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
-asymmetric, everything else at 16 bits; a weight whose bits change over time once for each. BitOps: multiply-
+asymmetric, everything else at 16 bits; a weight whose bits or basis change over time once for each. BitOps: multiply-
 accumulates of one forward pass of one sample times the bits of both factors: weight and input, queries and keys,
 probabilities and values (no dequantization is counted). What a transform leaves to be done to inputs at run time
 counts with both: factors and signs, and its multiplications and additions, each as a multiply-accumulate of 16 x 16
@@ -95,9 +95,13 @@ def ledger(
     quantized_bits = sum(weight_storage_bits(s, spec) for s in quantized for spec in policy[s.name].weights)
     used_bits = sum(s.in_features * s.out_features * policy[s.name].weight_bits for s in quantized)
     heads = {name: attention.heads for attention in attentions for name in attention.sites.values()}
-    grids = sum(activation_storage_bits(layer.activation, heads.get(name, 1)) for name, layer in policy.items())
+    grids = sum(
+        activation_storage_bits(layer.activation, heads.get(name, 1)) * layer.bases for name, layer in policy.items()
+    )
+    full = [s for s in sites if not any(policy.get(s.name, none).weights)]
+    again = sum(s.in_features * s.out_features * (policy.get(s.name, none).bases - 1) for s in full) * FULL_BITS
     changes = sum(left.storage_bits for left in run_time)
-    total = quantized_bits + grids + changes + (parameters - quantized_numel) * FULL_BITS
+    total = quantized_bits + grids + changes + again + (parameters - quantized_numel) * FULL_BITS
     bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
     for site in sites:
         layer = policy.get(site.name, none)

@@ -138,12 +138,14 @@ def transform_text(carriers: dict[str, str | None]) -> str:
 
 
 def weight_text(layer: LayerSpec) -> str:
-    """A weight's spec in a few words, with its bits in each range of timesteps, noisiest first, if they change."""
+    """A weight's spec in a few words, with what changes over time: its bits, noisiest range first, or its basis."""
     text = spec_text(layer.weight)
     if layer.spans:
         text = (
             f"{'/'.join(str(span.weight.bits if span.weight else 16) for span in layer.spans)} bits over time, {text}"
         )
+    if layer.bases > 1:
+        text = f"{layer.bases} bases over time, {text}"
     return text
 
 

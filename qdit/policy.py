@@ -37,12 +37,14 @@ class LayerSpec:
     activation: QuantSpec | None
     spans: tuple[Span, ...] = ()
     """Ranges of timesteps with weights of their own, noisiest first; empty where one weight serves all the time."""
+    bases: int = 1
+    """In how many bases the weight is kept: a transform that changes over time has one a range of timesteps."""
 
     @property
     def weights(self) -> list[QuantSpec | None]:
-        """The different weights that are kept, by falling bits."""
+        """The different weights that are kept, by falling bits; those of several bases differ."""
         found = {span.weight for span in self.spans} or {self.weight}
-        return sorted(found, key=lambda spec: -_bits(spec))
+        return sorted([*found] * self.bases, key=lambda spec: -_bits(spec))
 
     @property
     def weight_bits(self) -> float:
@@ -60,6 +62,8 @@ class LayerSpec:
         weight = str(self.weight or "in 16 bits")
         if self.spans:
             weight += f" at most, with {', '.join(str(_bits(span.weight)) for span in self.spans)} bits over time"
+        if self.bases > 1:
+            weight += f" in {self.bases} bases over time"
         return f"weight {weight}, activation {self.activation or 'in 16 bits'}"
 
     def tree(self) -> dict[str, Any]:
@@ -67,14 +71,14 @@ class LayerSpec:
         found: dict[str, Any] = {"weight": _plain(self.weight), "activation": _plain(self.activation)}
         if self.spans:
             found["spans"] = [vars(span) | {"weight": _plain(span.weight)} for span in self.spans]
-        return found
+        return found if self.bases == 1 else found | {"bases": self.bases}
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "LayerSpec":
         """The specs of plain values."""
         specs = {key: _spec(tree[key]) for key in ("weight", "activation")}
         spans = tuple(Span(**{**span, "weight": _spec(span["weight"])}) for span in tree.get("spans", ()))
-        return cls(**specs, spans=spans)
+        return cls(**specs, spans=spans, bases=tree.get("bases", 1))
 
 
 def _bits(spec: QuantSpec | None) -> int:

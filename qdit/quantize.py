@@ -5,7 +5,8 @@ Order, always: statistics, transform, policy, ranges, rounding, layers, correcti
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,16 @@ from torch import nn
 from qdit.calibration import CalibrationData
 from qdit.correction import NoiseCorrection, corrected
 from qdit.errors import UserError
+from qdit.execution import int8
 from qdit.fit import Fit
 from qdit.hessian.refine import refine
 from qdit.layers import QuantLinear, replaced
 from qdit.model.base import DiffusionModel
 from qdit.policy import Policy
 from qdit.recipe import Recipe
+from qdit.timed import Now, TimedLinear
 from qdit.transform import Rewrite, Trial, rewritten
+from qdit.transform.timestep_aware import RewriteByRange, points_within
 
 if TYPE_CHECKING:
     from qdit.search.base import Allocation, Setting
@@ -42,6 +46,17 @@ class Quantized:
     """The full-precision network whose sites the layers replace."""
     correction: NoiseCorrection | None = None
     """What the sampler does to the guided output (its `hook`); `installed` does not."""
+
+    @property
+    def executed(self) -> str:
+        """What multiplies in the layers now: `int8`, `simulated`, or `int8, simulated` where it is mixed.
+
+        Attentions that round their operands are simulated; a layer that is not a `QuantLinear` is told by its parts.
+        """
+        linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
+        integers = [int8() and layer.has_integers for layer in linear]
+        kinds = ["int8"] * any(integers) + ["simulated"] * (not all(integers) or bool(self.attention) or not integers)
+        return ", ".join(kinds)
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
@@ -98,6 +113,8 @@ def fit_policy(
     if rewrite is None:
         sites = recipe.scope.select(model.sites())
         rewrite = rewritten(recipe.transform, model, sites, collect, Trial(recipe), folder)
+    if isinstance(rewrite, RewriteByRange):
+        return _fit_ranges(model, recipe, policy, cache(collect), folder, rewrite)
     with rewrite.installed(model):
         fit = Fit(model, recipe, recipe.completed(policy, model), collect, folder, rewrite)
         fit.searched = refine(fit)
@@ -108,3 +125,31 @@ def fit_policy(
         }
         attention = fit.processors()
     return Quantized(fit.policy, layers, attention, rewrite=rewrite)
+
+
+def _fit_ranges(
+    model: DiffusionModel,
+    recipe: Recipe,
+    policy: Policy,
+    collect: Callable[[], CalibrationData],
+    folder: Path | None,
+    rewrite: RewriteByRange,
+) -> Quantized:
+    """A fit for each range of timesteps, on its points and in its basis; the clock picks among their layers.
+
+    What the transform leaves alone (other sites, attentions) has one basis, and is fitted once, on all points. While a
+    range is fitted, it is in full precision.
+    """
+    timed = Policy({name: layer for name, layer in policy.items() if name in rewrite.layers})
+    linear = replace(recipe, attention=None)
+    fits = []
+    for number, part in enumerate(rewrite.parts):
+        within = lambda n=number: points_within(collect(), rewrite.groups, n)  # noqa: E731
+        place = folder / f"range_{number}" if folder else None
+        fits.append(fit_policy(model, linear, timed, within, place, part))
+    others = Policy({name: layer for name, layer in policy.items() if name not in timed})
+    rest = fit_policy(model, recipe, others, collect, folder, Rewrite(rewrite.layers))
+    now, order = Now(model.clock, rewrite.groups), range(len(fits))
+    layers = {name: TimedLinear([fit.layers[name] for fit in fits], order, now).eval() for name in timed}
+    layers = {name: layers[name] if name in timed else rest.layers[name] for name in policy}
+    return Quantized(recipe.completed(policy, model), layers, rest.attention, rewrite=rewrite)

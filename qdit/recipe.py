@@ -14,6 +14,7 @@ from qdit.quant.spec import divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.transform import RunTime, Transform
+from qdit.transform.timestep_aware import TimestepAware
 from qdit.weight import WeightGrid
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Recipe:
     def particular(self, layer: LayerSpec, role: str) -> LayerSpec:
         """The specs of a site with a role, where others have those of `layer`."""
         part = self.activation
-        return replace(layer, activation=part.regions.at(role, layer.activation, part.time))
+        bases = self.transform.bases(role) if isinstance(self.transform, TimestepAware) else 1
+        return replace(layer, activation=part.regions.at(role, layer.activation, part.time), bases=bases)
 
     def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
         """`policy` with the quantized operands of the model's attentions as further sites."""

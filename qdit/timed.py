@@ -1,7 +1,8 @@
-"""A layer with several weights, of which the clock picks one: mixed precision over ranges of timesteps.
+"""A layer with several weights, of which the clock picks one: bits, or bases, of ranges of timesteps.
 
 ViDiT-Q (arXiv 2406.02540) allocates bits apart in four ranges of the sampling trajectory. Each distinct bit-width is a
-layer of its own, so that nothing is rounded twice and a range of 8 bits has the very weights of a model in 8 bits.
+layer of its own, so that nothing is rounded twice and a range of 8 bits has the very weights of a model in 8 bits. Its
+first version balances channels apart in each range; each basis is a layer of its own (`qdit.transform.timestep_aware`).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from qdit.layers import patch_size
 from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
 
@@ -57,6 +59,11 @@ class TimedLinear(nn.Module):
         super().__init__()
         self.variants = nn.ModuleList(variants)
         self.order, self.now = tuple(order), now
+
+    @property
+    def patch(self) -> int | None:
+        """The side of the patches that a patch embedding multiplies (see `qdit.layers.patch_size`)."""
+        return patch_size(self.variants[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """What the variant of the time puts out; samples of a batch may be at different times."""

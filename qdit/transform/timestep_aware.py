@@ -1,0 +1,185 @@
+"""A transform for each range of timesteps: what it takes from data, it takes from the range's own points.
+
+ViDiT-Q's first version (arXiv 2406.02540v1, and its release until August 2024) balances channels so, because a DiT's
+imbalance moves with the timestep:
+
+    r_j = s(X⁽ᵍ⁾)_j^α / s(W)_j^(1-α)     x ← x / r⁽ᵍ⁾     W⁽ᵍ⁾ = W diag(r⁽ᵍ⁾)     in range g
+
+The released code scales and rounds W anew in every forward pass, and, by mistake, with the first range's steps in all
+of them. Here each range is a fit of its own: it has its basis and its data, and each weight is rounded once for it
+(`qdit.quantize`). At run time the clock picks.
+
+Nothing is folded: a modulation that absorbed the factors would itself be different from range to range, and would have
+to be kept, in full precision, for each. The inputs take their factors at run time. Left out: bases that are not taken
+from data, which are the same at all times.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.quant.time_groups import ALL, Groups, equal_starts, split
+from qdit.timed import Now, TimedLinear
+from qdit.transform.base import Rewrite, RunTime, Transform
+from qdit.transform.draft import Draft
+from qdit.transform.trial import Trial
+
+
+@dataclass(frozen=True)
+class RewriteByRange(Rewrite):
+    """A rewrite whose layers are those of the range that the clock shows; computes the original at every time."""
+
+    groups: Groups = ALL
+    """The ranges."""
+    parts: tuple[Rewrite, ...] = ()
+    """The rewrite of each, ascending in time; any of them computes the original at every time, too."""
+
+
+class Unabsorbing:
+    """A model none of whose layers absorbs what happens to an input, so that a transform does all at run time."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def producers(self) -> dict[str, Producer]:
+        """See `DiffusionModel`."""
+        return {}
+
+
+def unabsorbing(model: DiffusionModel) -> DiffusionModel:
+    """`model` without producers."""
+    return cast(DiffusionModel, Unabsorbing(model))
+
+
+def points_within(data: CalibrationData, groups: Groups, number: int) -> CalibrationData:
+    """The calibration points of one range of timesteps, in their order; the sampler's steps are the range's, too."""
+    chosen = groups.of(data.t) == number
+    visited = [t for t in data.timesteps if number == sum(t >= edge for edge in groups.edges)]
+    origin = None if data.origin is None else data.origin[chosen]
+    return replace(data, x=data.x[chosen], t=data.t[chosen], y=data.y[chosen], origin=origin, visited=visited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepAware:
+    """A transform that is measured, and done, in each range of timesteps apart.
+
+    Args:
+        name: what tables call it.
+        ranges: of the sampling steps, of equal length; 1 is the transform itself, all at run time.
+        each: the transform.
+
+    Raises:
+        UserError: fewer than one range, or a transform that has ranges itself or takes nothing from data.
+    """
+
+    name: str
+    ranges: int
+    each: Transform
+
+    def __post_init__(self) -> None:
+        if self.ranges < 1:
+            raise UserError(f"transform.ranges={self.ranges}; at least 1 is needed, which is one basis for all steps")
+        if isinstance(self.each, TimestepAware) or not self.each.needs_calibration:
+            raise UserError(
+                "transform.each must be a transform that takes something from data, which may differ from range to "
+                "range, such as smooth or smooth_hadamard (transform=by_range transform@transform.each=smooth_hadamard)"
+            )
+
+    @property
+    def parts(self) -> dict[str, Transform]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `Transform`."""
+        return True
+
+    def bases(self, role: str) -> int:
+        """In how many bases a site with a role has its weight."""
+        # Every transform has roles; that they are attributes is no part of the protocol.
+        return self.ranges if any(role in getattr(part, "roles", ()) for part in self.each.parts.values()) else 1
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        return [problem.replace("transform.", "transform.each.", 1) for problem in self.each.problems(sites)]
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`: nothing is absorbed."""
+        return self.each.carriers(unabsorbing(model), sites)
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: what is stored is stored for each range."""
+        left = self.each.run_time(unabsorbing(model), sites)
+        return [replace(each, storage_bits=each.storage_bits * self.ranges) for each in left]
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
+    ) -> dict[str, Tensor]:
+        """What the transform measures on the points of each range; keys are `first-last timestep/key`.
+
+        Raises:
+            UserError: there are fewer sampling steps than ranges, or a range without points.
+        """
+        data = collect()
+        groups, found = self.groups(data), {}
+        for number in range(groups.count):
+            part = points_within(data, groups, number)
+            measured = self.each.measure(unabsorbing(model), sites, lambda part=part: part, trial)
+            place = f"{part.timesteps[0]}-{part.timesteps[-1]}"
+            found |= {f"{place}/{key}": value for key, value in measured.items()}
+        return found
+
+    def groups(self, data: CalibrationData) -> Groups:
+        """The ranges of the sampler behind the calibration data, as groups of timesteps; errors as in `measure`."""
+        steps = len(data.timesteps)
+        if steps < self.ranges:
+            raise UserError(
+                f"transform.ranges={self.ranges}, and the sampler has {steps} steps; at most so many ranges, or more "
+                "of sampler.steps"
+            )
+        groups = split(data.timesteps, equal_starts(steps, self.ranges))
+        points = groups.of(data.t).bincount(minlength=groups.count)
+        if empty := int(points.eq(0).sum()):
+            raise UserError(
+                f"{empty} of {groups.count} ranges of timesteps have no calibration points; use more of "
+                f"calibration.num_samples (now {len(data.t)}) or calibration.per_trajectory, or fewer transform.ranges"
+            )
+        return groups
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Transform`: a draft has one weight a layer, and cannot hold this.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{self.name} changes with time and cannot be a step of a chain; let it hold the chain instead "
+            "(transform=by_range transform@transform.each=smooth_hadamard)"
+        )
+
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """See `Transform`; the one of a single range has plain layers."""
+        by_range: dict[int, dict[str, Tensor]] = {}
+        for key, value in measured.items():
+            place, _, own = key.partition("/")
+            by_range.setdefault(int(place.partition("-")[0]), {})[own] = value
+        firsts = sorted(by_range)
+        parts = tuple(self.each.rewrite(unabsorbing(model), sites, by_range[first]) for first in firsts)
+        if len(parts) == 1:
+            return parts[0]
+        groups = Groups(tuple(firsts[1:]))
+        now = Now(model.clock, groups)
+        layers = {
+            name: TimedLinear([part.layers[name] for part in parts], range(len(parts)), now).eval()
+            for name in parts[0].layers
+        }
+        return RewriteByRange(layers, groups=groups, parts=parts)
