@@ -4,9 +4,9 @@ Published labels such as "W4A4" leave out scales, zero points and the layers tha
 does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
 asymmetric, everything else at 16 bits; a weight whose bits or basis change over time once for each. BitOps: multiply-
 accumulates of one forward pass of one sample times the bits of both factors: weight and input, queries and keys,
-probabilities and values (no dequantization is counted). What a transform leaves to be done to inputs at run time
-counts with both: factors and signs, and its multiplications and additions, each as a multiply-accumulate of 16 x 16
-bits.
+probabilities and values (no dequantization is counted). What a transform leaves to be done at run time counts with
+both: factors, signs and branches at 16 bits a value (a bit a sign), and its multiplications and additions, each as a
+multiply-accumulate of 16 x 16 bits. A low-rank branch is a part of its layer's weight, and counts in its mean bits.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Ledger:
     """Costs of a model under a policy."""
 
     weight_bits_quantized: float | None
-    """Mean stored bits a weight over the quantized layers; None if there are none."""
+    """Mean stored bits a weight over the quantized layers, with their branches; None if there are none."""
     weight_bits_used: float | None
     """Mean bits of the codes of quantized weights that a sampling step uses; None if there are none."""
     weight_bits_model: float
@@ -61,9 +61,9 @@ class Ledger:
     quantized_share: float
     """Share of the denoiser's parameters that are quantized weights."""
     run_time_bytes: int
-    """Of `model_bytes`: what a transform stores to change inputs at run time."""
+    """Of `model_bytes`: what a transform stores to change inputs, or to add branches, at run time."""
     run_time_bops: float
-    """Of `bops`: changing inputs at run time."""
+    """Of `bops`: changing inputs, and branches, at run time."""
 
 
 def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def ledger(
         denoiser: in full precision.
         sites, attentions: the model's, all of them.
         policy: how they are quantized.
-        run_time: what a transform leaves to be done to inputs.
+        run_time: what a transform leaves to be done at run time.
     """
     none = LayerSpec(weight=None, activation=None)
     parameters = sum(p.numel() for p in denoiser.parameters())
@@ -100,6 +100,8 @@ def ledger(
     )
     full = [s for s in sites if not any(policy.get(s.name, none).weights)]
     again = sum(s.in_features * s.out_features * (policy.get(s.name, none).bases - 1) for s in full) * FULL_BITS
+    names = {site.name for site in quantized}
+    branches = sum(left.weight_bits for left in run_time if left.site.name in names)
     changes = sum(left.storage_bits for left in run_time)
     total = quantized_bits + grids + changes + again + (parameters - quantized_numel) * FULL_BITS
     bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
@@ -108,7 +110,7 @@ def ledger(
         bops += site.macs * layer.weight_bits * layer.activation_bits
     changing = float(sum(left.site.tokens * left.operations for left in run_time)) * FULL_BITS**2
     return Ledger(
-        weight_bits_quantized=quantized_bits / quantized_numel if quantized_numel else None,
+        weight_bits_quantized=(quantized_bits + branches) / quantized_numel if quantized_numel else None,
         weight_bits_used=used_bits / quantized_numel if quantized_numel else None,
         weight_bits_model=total / parameters,
         model_bytes=total // 8,

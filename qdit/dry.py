@@ -64,7 +64,7 @@ def describe(config: dict[str, Any]) -> None:
     console.print(
         f"{sum(s.name in policy for s in sites)} of {len(sites)} sites quantized, "
         f"{costs.quantized_share:.1%} of the parameters; "
-        f"bits a weight with scales and zero points: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
+        f"bits a weight, all counted: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
         f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
@@ -76,8 +76,8 @@ def describe(config: dict[str, Any]) -> None:
             carriers = part.carriers(parts.model, parts.recipe.scope.select(sites))
             console.print(f"transform {name}: {transform_text(carriers)}", highlight=False)
         console.print(
-            f"  of all that is counted above, at run time: {costs.run_time_bytes / 1e3:.1f} kB of factors and signs, "
-            f"{costs.run_time_bops / 1e9:.2f} GBitOps for {len({each.site.name for each in left})} inputs",
+            f"  of all that is counted above, at run time: {costs.run_time_bytes / 1e3:.1f} kB of factors, signs and "
+            f"branches, {costs.run_time_bops / 1e9:.2f} GBitOps at {len({each.site.name for each in left})} layers",
             highlight=False,
         )
     if parts.recipe and parts.recipe.search:
