@@ -1,17 +1,22 @@
-"""Simulated quantized layers, and the context manager that puts them into a model and takes them out again.
+"""Quantized layers, and the context manager that puts them into a model and takes them out again.
 
 A `QuantLinear` holds a weight on its grid, with the codes that it stands for, and a module that rounds the input to its
-grid; the product runs in floating point. The full-precision modules are replaced, never edited, so that the model is
-bit-identical after.
+grid. The product runs on integers where both are codes and `qdit.execution` allows it, else in floating point. The
+full-precision modules are replaced, never edited, so that the model is bit-identical after.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdit.execution import int8
 from qdit.quant.affine import Rounded
+from qdit.quant.integers import Codes, multiplies, product, weight_codes
 
 
 class Shared(nn.Module):
@@ -21,18 +26,41 @@ class Shared(nn.Module):
         super().__init__()
         self.quantizer, self.readers = quantizer, readers
         self._input: Tensor | None = None
-        self._output: Tensor | None = None
+        self._made: dict[str, Any] = {}
         self._left = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """The quantized `x`; the last reader's call drops the copy."""
+        """The quantized `x`."""
+        return self._once("values", x, self.quantizer)
+
+    def codes(self, x: Tensor) -> Codes | None:
+        """The codes of `x`, if it has any."""
+        return self._once("codes", x, lambda x: codes_of(self.quantizer, x))
+
+    def _once(self, kind: str, x: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """What `make` makes of `x`; the last reader's call drops the copy."""
         if x is not self._input:
-            self._input, self._output, self._left = x, self.quantizer(x), self.readers
-        output, self._left = self._output, self._left - 1
+            self._input, self._made, self._left = x, {}, self.readers
+        if kind not in self._made:
+            self._made[kind] = make(x)
+        made, self._left = self._made[kind], self._left - 1
         if self._left == 0:
-            self._input = self._output = None
-        assert output is not None
-        return output
+            self._input, self._made = None, {}
+        return made
+
+
+def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | None:
+    """The integers that a quantizer makes of its input; None if it makes none."""
+    if isinstance(quantizer, nn.Sequential):
+        return codes_of(quantizer[-1], quantizer[:-1](x)) if has_codes(quantizer) else None
+    return quantizer.codes(x) if has_codes(quantizer) else None  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+
+
+def has_codes(quantizer: nn.Module | None) -> bool:
+    """Whether a quantizer's values are integers times scales."""
+    while isinstance(quantizer, nn.Sequential | Shared):
+        quantizer = quantizer[-1] if isinstance(quantizer, nn.Sequential) else quantizer.quantizer
+    return bool(getattr(quantizer, "has_codes", False))
 
 
 class QuantLinear(nn.Module):
@@ -64,10 +92,28 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; images [B, C, H, W] -> [B, out, H/p, W/p] for a patch embedding."""
         if self.patch is None:
-            return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
-        tokens = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
-        tokens = F.linear(self.quantizer(tokens) if self.quantizer else tokens, self.weight, self.bias)
+            return self.product(x)
+        tokens = self.product(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
+
+    def product(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        learning = torch.is_grad_enabled() and x.requires_grad
+        if int8() and self.integers is not None and not learning:
+            codes = codes_of(self.quantizer, x)
+            if codes is not None and multiplies(len(codes.integers), self.integers, codes.groups):
+                return product(codes, self.integers, self.bias).to(x.dtype).view(*x.shape[:-1], -1)
+        return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
+
+    @cached_property
+    def integers(self) -> Codes | None:
+        """The weight as an operand of integer products; None if it is none."""
+        return weight_codes(self.rounded) if self.rounded is not None else None
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether weight and input are both integers times scales."""
+        return has_codes(self.quantizer) and self.integers is not None
 
 
 def patch_size(layer: nn.Module) -> int | None:

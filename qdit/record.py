@@ -15,7 +15,7 @@ from typing import Any
 
 from qdit.config import flatten
 from qdit.cost import Ledger
-from qdit.store import SCHEMA, is_full_precision
+from qdit.store import SCHEMA
 
 PACKAGES = ("qdit", "torch", "diffusers", "hydra-core", "torch-fidelity", "timm", "numpy")
 
@@ -114,22 +114,21 @@ def footer(started: str) -> dict[str, Any]:
     }
 
 
-def cost(
-    ledger: Ledger, config: dict[str, Any], stopwatch: Stopwatch, samples_per_second: float | None
-) -> dict[str, Any]:
+def cost(ledger: Ledger, executed: str, stopwatch: Stopwatch, samples_per_second: float | None) -> dict[str, Any]:
     """The cost block: the ledger, seconds a stage, memory, and what really ran."""
     return asdict(ledger) | {
         "seconds": {k: round(v, 3) for k, v in stopwatch.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         "samples_per_second": samples_per_second,
-        "executed": "full precision" if is_full_precision(config) else "simulated",
+        "executed": executed,
     }
 
 
 def keep_earlier(costs: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """The costs of a run that was continued: the rate when the samples were made, the longest of each stage."""
+    """The costs of a run that was continued: rate and execution when the samples were made, a stage's longest time."""
     if earlier:
-        costs["samples_per_second"] = costs["samples_per_second"] or earlier.get("samples_per_second")
+        if costs["samples_per_second"] is None:
+            costs |= {key: earlier.get(key, costs[key]) for key in ("samples_per_second", "executed")}
         before = earlier.get("seconds", {})
         costs["seconds"] |= {k: max(v, costs["seconds"].get(k, 0.0)) for k, v in before.items()}
     return costs

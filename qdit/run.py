@@ -43,13 +43,16 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
+    from qdit.execution import executing, keep_freed_memory
     from qdit.parts import assemble
 
     parts = assemble(config)
     for key in ("runs_dir", "cache_dir"):
         store.writable(Path(config[key]), key)
+    keep_freed_memory()
     try:
-        return [execute(each, parts) for each in configs][-1]
+        with executing(config["execution"], parts.model.device):
+            return [execute(each, parts) for each in configs][-1]
     finally:
         del parts
         gc.collect()  # a multirun holds one model at a time
@@ -191,16 +194,16 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     known = where.result() or {}
     store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     samples = reference = stages.sample_set(reference_config, parts, cached(reference_config), None, tracker)
-    policy, diagnosis = Policy(), {}
+    policy, diagnosis, executed = Policy(), {}, "full precision"
     if not is_full_precision(config):
         fit = cache(partial(stages.fit, config, parts, where.path, tracker))
         samples = stages.sample_set(config, parts, where.path / "samples", fit, tracker)
         if known.get("status") == "done" and samples.complete() and not unsaved(known, config):
-            policy = Policy.load(where.path / "policy.yaml")
+            policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
             diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
         else:
             with watch.stage("quantize"):
-                policy = fit().policy
+                policy, executed = fit().policy, fit().executed
             policy.save(where.path / "policy.yaml")
             with watch.stage("save"):
                 diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
@@ -219,7 +222,7 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
     left = parts.run_time() if policy else []
     spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)
-    costs = record.cost(spent, config, watch, rate)
+    costs = record.cost(spent, executed, watch, rate)
     return record.header(config, run_id(config)) | {
         "protocol": stages.protocol(config, parts),
         "protocol_id": run_id(reference_config),

@@ -124,7 +124,7 @@ def test_queries_keys_and_values_quantize_their_input_once(tiny_model, batch, mo
     output(tiny_model, quantized, batch)
     assert len(calls) == 1
     assert quantizer._input is None
-    assert quantizer._output is None
+    assert not quantizer._made
 
 
 def test_static_ranges_come_from_the_calibration_data(tiny_model):

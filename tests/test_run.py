@@ -17,6 +17,7 @@ from qdit import run as running
 from qdit import store
 from qdit.cli import CONF
 from qdit.errors import UserError
+from qdit.execution import has_int8
 from qdit.sampler.sampler import Sampler
 
 N = 40  # the least that a jackknife of 20 groups takes
@@ -56,7 +57,7 @@ def test_record_and_files(finished):
     }
     assert record["metrics"].keys() == {"sqnr", "psnr", "ssim", "fid_lite0", "sfid_lite0", "is_lite0", "kid_lite0"}
     assert all(m["stderr"] > 0 and m["n"] == N for m in record["metrics"].values())
-    assert record["cost"]["executed"] == "simulated"
+    assert record["cost"]["executed"] == ("int8" if has_int8(torch.device("cpu")) else "simulated")
     assert record["cost"]["weight_bits_quantized"] > 4
     assert len(record["layers"]) == 12
     assert len(record["curves"]["sqnr_per_timestep"]["y"]) == 3

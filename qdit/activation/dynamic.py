@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups
 from qdit.errors import UserError
-from qdit.quant.affine import fake_quantize
+from qdit.quant.affine import affine, fake_quantize
+from qdit.quant.integers import Codes, encoded
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import Granularity, Grid, QuantSpec
+from qdit.quant.spec import Granularity, Grid, QuantSpec, as_rows
 from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
 
@@ -29,6 +30,20 @@ class DynamicQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
         return fake_quantize(x, self.spec)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether `codes` has some: int8 integers, which a zero point out of their range is not."""
+        return not self.spec.is_identity and self.spec.grid != "asymmetric_free"
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integers, of rows [tokens, channels]."""
+        rows = as_rows(x, self.spec).float()
+        grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
+        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high)
+        tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
+        offset = offset.view(tokens, -1) if offset is not None else None
+        return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)
 
 
 @dataclass(frozen=True, kw_only=True)

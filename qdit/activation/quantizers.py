@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qdit.quant.affine import Affine, fake_quantize
 from qdit.quant.books import Book, Uniform
+from qdit.quant.integers import Codes, encoded
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups, group_of
 from qdit.sampler.clock import Clock
@@ -28,6 +29,17 @@ class StaticQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
         return fake_quantize(x, self.spec, Affine(self.scale, self.zero_point, self.low, self.high))
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the grid is one of a whole tensor, whose zero point is a code."""
+        return self.spec.granularity == "tensor" and self.spec.grid != "asymmetric_free"
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integers, of rows [tokens, channels]."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high)
+        return Codes(integers, self.scale, offset)
 
 
 class BookQuantizer(nn.Module):
@@ -54,11 +66,30 @@ class BookQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
+        numbers = self.now(len(x))
+        return self.book(x.float(), *numbers.reshape(*numbers.shape, *[1] * (x.ndim - 2))).to(x.dtype)
+
+    def now(self, batch: int) -> Float[Tensor, "numbers samples heads"]:
+        """The numbers at the time of each of `batch` samples, or of all."""
         numbers = self.numbers
         if len(self.edges):
-            numbers = numbers[group_of(self.clock.read(len(x)), self.edges)]
-        numbers = numbers.permute(2, 0, 1)  # [numbers, B or 1, heads]
-        return self.book(x.float(), *numbers.reshape(*numbers.shape, *[1] * (x.ndim - 2))).to(x.dtype)
+            numbers = numbers[group_of(self.clock.read(batch), self.edges)]
+        return numbers.permute(2, 0, 1)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the book is a uniform grid of all channels, whose zero point is a code."""
+        return isinstance(self.book, Uniform) and self.numbers.shape[1] == 1 and self.spec.grid != "asymmetric_free"
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integers, of rows [tokens, channels]."""
+        assert isinstance(self.book, Uniform)
+        rows = x.reshape(-1, x.shape[-1]).float()
+        scale, zero_point = self.now(len(x))
+        if len(scale) > 1:  # a grid a sample, for all its tokens
+            scale, zero_point = (t.repeat_interleave(len(rows) // len(x), 0) for t in (scale, zero_point))
+        integers, offset = encoded(rows, scale, zero_point, self.book.low, self.book.high)
+        return Codes(integers, scale, offset)
 
 
 def static_quantizer(

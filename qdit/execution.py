@@ -1,0 +1,65 @@
+"""What multiplies: the machine's int8 instructions where it has them, else floating point on rounded values.
+
+Both give the same numbers but for the last bits; a record says which ran (`cost.executed`). A switch of the process, as
+torch's own for reduced precision are, because layers are run by code that knows nothing of qdit.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal, get_args
+
+import torch
+
+from qdit.errors import UserError
+
+Execution = Literal["auto", "int8", "simulated"]
+CUDA_CAPABILITY = (7, 5)  # the first with int8 tensor cores
+# glibc's malloc.h; a block of up to 32 MiB, the largest threshold, is then taken from what was freed before
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST, NEVER = -1, -3, 32 << 20, 2**31 - 1
+
+_int8 = False
+
+
+def has_int8(device: torch.device) -> bool:
+    """Whether a device multiplies int8 in hardware."""
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY
+
+
+def int8() -> bool:
+    """Whether layers multiply integers now."""
+    return _int8
+
+
+@contextmanager
+def executing(choice: Execution, device: torch.device) -> Iterator[None]:
+    """Multiply as `choice` says while the context lasts; `auto` takes int8 where the device has it.
+
+    Raises:
+        UserError: the choice is unknown, or the device cannot do it.
+    """
+    global _int8
+    if choice not in get_args(Execution):
+        raise UserError(f"execution={choice} is unknown; choose from {', '.join(get_args(Execution))}")
+    able = has_int8(device)
+    if choice == "int8" and not able:
+        raise UserError(f"execution=int8: {device.type} has no int8 product here; use execution=auto or simulated")
+    before, _int8 = _int8, able and choice != "simulated"
+    try:
+        yield
+    finally:
+        _int8 = before
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep an activation's memory for the next one, where it would hand every large block back.
+
+    Fresh pages cost more than the arithmetic on them: sampling on a CPU is a fifth faster so. Other C libraries have no
+    `mallopt` and stay as they are.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -1,0 +1,130 @@
+"""Products of integer codes: operands of 8 bits, sums of 32, scales and zero points after.
+
+A row of a tensor in groups of channels holds the values s (a - d): int8 integers a, a scale s and an offset d a group.
+With the weight's t (b - e), a group of n channels contributes
+
+    s t (Σ a b  -  d Σ b  -  e Σ a  +  n d e)
+
+to an output, of which Σ b is known beforehand. The products Σ a b run in the machine's int8 instructions; all that
+follows is exact in float32 while sums stay below 2²⁴ (1,024 channels of 8 bits always do), so that the result differs
+from the simulated one, which rounds every product, in the last bits only.
+
+Source: Jacob et al., arXiv 1712.05877, §2.3. Left out: packed 4-bit products, which torch has no kernel for; codes of
+fewer than 8 bits are multiplied as int8.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from qdit.quant.affine import Affine, Rounded
+
+SIDE = 128  # int8 holds -128 to 127
+CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch's int8 product on CUDA asks of the shapes
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Rows of values s (a - d), in groups of channels."""
+
+    integers: Int8[Tensor, "rows channels"]
+    scale: Float[Tensor, "rows groups"]
+    """Or [1, groups] for all rows."""
+    offset: Float[Tensor, "rows groups"] | None
+    """Whole numbers, of as many rows; None is 0."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.scale.shape[1]
+
+    @cached_property
+    def sums(self) -> Float[Tensor, "rows groups"]:
+        """Σ a of each group."""
+        return self.integers.unflatten(1, (self.groups, -1)).sum(-1, dtype=torch.int32).float()
+
+    def group(self, number: int, of: int) -> Int8[Tensor, "rows part"]:
+        """The integers of one of so many equal parts of the channels."""
+        part = self.integers.shape[1] // of
+        return self.integers[:, number * part : (number + 1) * part]
+
+
+def fit_int8(grid: Affine) -> bool:
+    """Whether all codes of a grid, moved by one number, are int8."""
+    return grid.high - grid.low < 2 * SIDE
+
+
+def encoded(
+    x: Float[Tensor, "rows channels"], scale: Tensor, zero_point: Tensor, low: int, high: int
+) -> tuple[Int8[Tensor, "rows channels"], Tensor | None]:
+    """The integers a and the offset d of values on a grid; scale and zero point broadcast against `x`.
+
+    >>> a, d = encoded(torch.tensor([[-0.3, 0.2, 9.0]]), torch.tensor(0.1), torch.tensor(3.0), 0, 15)
+    >>> a, d
+    (tensor([[-3,  2, 12]], dtype=torch.int8), None)
+    """
+    centred = high - low < SIDE or low < 0  # code - zero point is int8, or the zero point is 0
+    y = x / scale
+    y.round_().add_(zero_point).clamp_(low, high)
+    if centred:
+        return y.sub_(zero_point).to(torch.int8), None
+    return y.sub_(SIDE).to(torch.int8), zero_point - SIDE
+
+
+def weight_codes(rounded: Rounded) -> Codes | None:
+    """A weight [out, channels] as operand; None if codes or zero points are not int8.
+
+    Codes less their zero point are taken where they fit, so that no correction is left for run time.
+    """
+    grid, out = rounded.grid, len(rounded.codes)
+    if not fit_int8(grid):
+        return None
+    groups = max(1, len(grid.scale) // out)
+    scale, zero_point = (t.float().expand(out * groups, 1).reshape(out, groups) for t in (grid.scale, grid.zero_point))
+    codes = rounded.codes.unflatten(1, (groups, -1)).float()
+    centred = codes - zero_point.unsqueeze(-1)
+    if centred.amin() >= -SIDE and centred.amax() < SIDE:
+        return Codes(centred.flatten(1).to(torch.int8), scale, None)
+    if grid.low < 0 or zero_point.amin() < grid.low or zero_point.amax() > grid.high:
+        return None  # a zero point far off the codes would need longer sums
+    return Codes((codes - SIDE).flatten(1).to(torch.int8), scale, zero_point - SIDE)
+
+
+def multiplies(rows: int, weight: Codes, groups: int) -> bool:
+    """Whether the device has a product of integers for these shapes."""
+    out, channels = weight.integers.shape
+    if weight.integers.device.type == "cpu":
+        return True
+    part = channels // max(groups, weight.groups)
+    return rows >= CUDA_ROWS and part % CUDA_MULTIPLE == 0 and out % CUDA_MULTIPLE == 0
+
+
+def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
+    """x̂ Ŵᵀ + bias in float32; the loop is over groups of channels, whose scales differ."""
+    groups = max(x.groups, weight.groups)
+    part = weight.integers.shape[1] // groups
+    start, y = bias.float() if bias is not None else x.scale.new_zeros(()), None
+    for number in range(groups):
+        mine, its = min(number, x.groups - 1), min(number, weight.groups - 1)
+        sums = torch._int_mm(x.group(number, groups), weight.group(number, groups).t()).float()
+        if x.offset is not None:
+            sums.addcmul_(x.offset[:, mine, None], _sums(weight, number, groups), value=-1)
+        if weight.offset is not None:
+            theirs = _sums(x, number, groups).unsqueeze(1)
+            if x.offset is not None:
+                theirs = theirs - part * x.offset[:, mine, None]
+            sums.addcmul_(theirs, weight.offset[:, its], value=-1)
+        sums.mul_(x.scale[:, mine, None])
+        y = torch.addcmul(start, sums, weight.scale[:, its]) if y is None else y.addcmul_(sums, weight.scale[:, its])
+    assert y is not None
+    return y
+
+
+def _sums(codes: Codes, number: int, groups: int) -> Float[Tensor, " rows"]:
+    """Σ a of one of so many parts of the channels."""
+    if codes.groups == groups:
+        return codes.sums[:, number]
+    return codes.group(number, groups).sum(-1, dtype=torch.int32).float()
