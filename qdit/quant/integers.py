@@ -109,7 +109,8 @@ def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Floa
     start, y = bias.float() if bias is not None else x.scale.new_zeros(()), None
     for number in range(groups):
         mine, its = min(number, x.groups - 1), min(number, weight.groups - 1)
-        sums = torch._int_mm(x.group(number, groups), weight.group(number, groups).t()).float()
+        operands = x.group(number, groups), weight.group(number, groups).t()
+        sums = torch._int_mm(*operands).float()  # pyright: ignore[reportPrivateImportUsage]
         if x.offset is not None:
             sums.addcmul_(x.offset[:, mine, None], _sums(weight, number, groups), value=-1)
         if weight.offset is not None:
