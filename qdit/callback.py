@@ -6,6 +6,7 @@ sweep go on, so the exit code is decided here. Imports no torch; pandas only whe
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,25 @@ from omegaconf import DictConfig
 from qdit.errors import UserError
 from qdit.store import writable
 
-unrecorded: set[str] = set()
-"""Kinds of failures, of cells run in this process, that no record could hold."""
+UNRECORDED = ".unrecorded"
+"""File of a study: a line for each failure of its sweep that no record could hold, from whichever process."""
+
+
+def note_unrecorded(study_dir: Path, kind: str) -> None:
+    """Note a failure ("user" or "internal") of a cell that has no record; the exit code of the sweep tells of it."""
+    with suppress(OSError):
+        study_dir.mkdir(parents=True, exist_ok=True)
+        with (study_dir / UNRECORDED).open("a") as stream:
+            stream.write(f"{kind}\n")
+
+
+def _unrecorded(study_dir: Path) -> set[str]:
+    """The kinds of failures that were noted; they are forgotten with this."""
+    found: set[str] = set()
+    with suppress(OSError):
+        found = set((study_dir / UNRECORDED).read_text().split())
+        (study_dir / UNRECORDED).unlink()
+    return found
 
 
 class TableCallback(Callback):
@@ -33,7 +51,9 @@ class TableCallback(Callback):
         except UserError as error:
             print(error, file=sys.stderr)
             raise SystemExit(2) from None
-        self.before = _records(Path(str(config.runs_dir)) / str(config.study))
+        study_dir = Path(str(config.runs_dir)) / str(config.study)
+        self.before = _records(study_dir)
+        _unrecorded(study_dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; leave with code 1 or 2 if a run that this sweep made has failed."""
@@ -41,7 +61,7 @@ class TableCallback(Callback):
         print_table(runs_dir, study)
         after = _records(runs_dir / study)
         made = [path for path, time in after.items() if self.before.get(path) != time]
-        kinds = {kind for path in made if (kind := _failure(path)) is not None} | unrecorded
+        kinds = {kind for path in made if (kind := _failure(path)) is not None} | _unrecorded(runs_dir / study)
         if kinds:
             raise SystemExit(2 if kinds == {"user"} else 1)
 

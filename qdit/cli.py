@@ -53,7 +53,7 @@ def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
     from qdit import callback, run
 
     if not run.record_failure(cfg, error, kind):
-        callback.unrecorded.add(kind)
+        callback.note_unrecorded(Path(str(cfg.runs_dir)) / str(cfg.study), kind)
 
 
 if __name__ == "__main__":
