@@ -28,6 +28,7 @@ def overrides_of(option: str) -> list[str]:
     hosts = {f"activation/{part}": ["activation=tensor"] for part in ("range", "time")}  # dynamic options have none
     hosts |= {"attention/probabilities": ["attention=multi_region"], "transform/range": ["transform=reparam"]}
     hosts |= {"transform/statistic": ["transform=salience"], "attention/range": ["attention=uniform"]}
+    hosts |= {"transform/alpha": ["transform=smooth"]}
     hosts |= {"weight/range/target": ["weight/range=hessian"]}
     hosts |= {"activation/range/target": ["activation=tensor", "activation/range=hessian"]}
     hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}

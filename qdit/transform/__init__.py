@@ -1,19 +1,28 @@
 """Function-preserving rewrites that make a network easier to quantize."""
 
+from qdit.transform.alpha import FixedAlpha, GridAlpha
+from qdit.transform.awq import ActivationAware
 from qdit.transform.base import Rewrite, RunTime, Transform, rewritten
 from qdit.transform.chain import Chain
+from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import ChannelScaling
+from qdit.transform.selective import SelectiveHadamard
 from qdit.transform.trial import Trial
 
 __all__ = [
+    "ActivationAware",
     "Chain",
     "ChannelScaling",
+    "FixedAlpha",
+    "GridAlpha",
     "Hadamard",
+    "LowRank",
     "Reparameterization",
     "Rewrite",
     "RunTime",
+    "SelectiveHadamard",
     "Transform",
     "Trial",
     "rewritten",

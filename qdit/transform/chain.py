@@ -4,11 +4,15 @@ The layers take W T₁ T₂ …, and the input, where nothing absorbs it, T₁�
 chain: scaling takes out what is static in the imbalance of channels, rotation spreads what moves with the timestep. The
 weight is rounded once, behind all of them; ViDiT-Q's release rounds it after the scaling and again after the rotation,
 which costs several decibels.
+
+A step that chooses by the error of outputs sees that error behind the steps that follow, where these can be foreseen: a
+scaling's α is the best behind the rotation, and behind the better of rotation and none where the rotation is a choice.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,7 +21,16 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
-from qdit.transform.trial import Trial
+from qdit.transform.trial import Trial, Way
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """A transform of which earlier steps can know, without data, what it may do to the rows that they leave."""
+
+    def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
+        """The orthogonal changes among which it will choose, by site; readers of one input have as many."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +89,14 @@ class Chain(Drafted):
         collected, found = cache(collect), {}
         for number, (name, step) in enumerate(self.steps.items()):
             if step.needs_calibration:
-                data = collected()  # on the original network
-                with self._drafted(model, sites, found, number).rewrite().installed(model):
-                    measured = step.measure(model, sites, lambda data=data: data, trial)
-                found |= {f"{name}/{key}": value for key, value in measured.items()}
+                collected()  # on the original network
+            ahead = trial
+            for later in reversed(list(self.steps.values())[number + 1 :]):
+                if isinstance(later, Foreseen):
+                    ahead = ahead.before(later.ways(model, sites))
+            with self._drafted(model, sites, found, number).rewrite().installed(model):
+                measured = step.measure(model, sites, collected, ahead)
+            found |= {f"{name}/{key}": value for key, value in measured.items()}
         return found
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:

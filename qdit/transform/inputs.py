@@ -1,9 +1,18 @@
 """The inputs that a transform changes: each is made once, and read by one layer or by several (q, k and v)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.statistics import site_input, watching
+from qdit.layers import QuantLinear
 from qdit.model.base import DiffusionModel, Site
+from qdit.sampler.noise import generator
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,58 @@ def role_problems(roles: list[str], sites: list[Site]) -> list[str]:
     """Roles that the model does not have, one sentence each."""
     known = sorted({s.role for s in sites})
     return [f"transform.roles has {r!r}; this model has {', '.join(known)}" for r in roles if r not in known]
+
+
+@torch.no_grad()
+def watch_rows(
+    model: DiffusionModel,
+    inputs: list[Input],
+    data: CalibrationData,
+    see: Callable[[Input, Float[Tensor, "rows channels"]], None],
+) -> None:
+    """Call `see(input, rows)` for every batch and input, behind what a rewritten layer does to its input first."""
+    by_site = {each.name: each for each in inputs}
+
+    def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        rows = site_input(layer, x)
+        rows = layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
+        see(by_site[site.name], rows.reshape(-1, rows.shape[-1]))
+
+    with watching(model, [each.quantized[0] for each in inputs], reduce):
+        for x, t, y in data.batches(model):
+            model.denoise(x, t, y)
+
+
+class RowSample:
+    """A sample of the rows of one input, of all calibration points alike, on the CPU.
+
+    Args:
+        read: the input.
+        points: of the calibration data.
+        rows: that are kept, if there are as many.
+        seed: of the choice; the same rows for the same seed and number of rows.
+    """
+
+    def __init__(self, read: Input, points: int, rows: int, seed: int) -> None:
+        order = torch.randperm(points * read.quantized[0].tokens, generator=generator(seed, "rows", 0))
+        self.chosen, self.first = order[:rows].sort().values, 0
+        self.kept: list[Tensor] = []
+
+    def add(self, rows: Float[Tensor, "rows channels"]) -> None:
+        """Take in the rows of the next batch."""
+        here = self.chosen[(self.chosen >= self.first) & (self.chosen < self.first + len(rows))] - self.first
+        self.kept.append(rows[here.to(rows.device)].float().cpu())
+        self.first += len(rows)
+
+    def value(self) -> Float[Tensor, "rows channels"]:
+        """The sample, float32."""
+        return torch.cat(self.kept)
+
+
+def sample_rows(
+    model: DiffusionModel, inputs: list[Input], data: CalibrationData, rows: int, seed: int
+) -> dict[str, Float[Tensor, "rows channels"]]:
+    """A seeded sample of the rows of each input in full precision, by the input's name; arguments as `RowSample`."""
+    samples = {each.name: RowSample(each, len(data.x), rows, seed) for each in inputs}
+    watch_rows(model, inputs, data, lambda read, x: samples[read.name].add(x))
+    return {name: sample.value() for name, sample in samples.items()}

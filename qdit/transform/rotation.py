@@ -27,7 +27,7 @@ from qdit.sampler.noise import generator
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
 from qdit.transform.inputs import Input, chosen_inputs, role_problems
-from qdit.transform.trial import Trial
+from qdit.transform.trial import Trial, Way
 
 
 class Rotation(nn.Module):
@@ -118,19 +118,27 @@ class Hadamard(Drafted):
         """See `Transform`: nothing is measured."""
         return {}
 
+    def turn(self, model: DiffusionModel, read: Input) -> "partial[Tensor]":
+        """What makes x R of rows x of an input."""
+        signs = random_signs(self.seed, read.name, read.channels).to(model.device)
+        producer = _mixing(model, read)
+        return partial(rotate, signs=signs, block=producer.mixing if producer else self.block)
+
+    def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
+        """See `qdit.transform.chain.Foreseen`: each input is rotated."""
+        return {s.name: (self.turn(model, e),) for e in self.inputs(model, sites) for s in e.quantized}
+
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Transform`. What the values absorb reaches all readers, the quantized ones and the others."""
         model = draft.model
         for each in self.inputs(model, sites):
-            signs = random_signs(self.seed, each.name, each.channels).to(model.device)
-            producer = _mixing(model, each)
-            turn = partial(rotate, signs=signs, block=producer.mixing if producer else self.block)
+            producer, turn = _mixing(model, each), self.turn(model, each)
             for site in each.readers if producer else each.quantized:
                 draft.rotate_columns(site.name, turn)
             if producer is not None:
                 draft.rotate_output(producer, each.channels, turn)
                 continue
-            rotation = Rotation(signs, self.block)
+            rotation = Rotation(turn.keywords["signs"], self.block)
             for site in each.quantized:
                 draft.at_run_time(site.name, rotation)
 

@@ -7,6 +7,7 @@ quantized layers that read the input (q, k and v together).
 
 * SmoothQuant (arXiv 2211.10438, eq. 4): the maximum over all data; α is the activations' share of the difficulty that
   the weights take over. Some later code writes the complement.
+* ViDiT-Q (arXiv 2406.02540): the first sampling step's, behind which comes a rotation; its release has the maximum.
 * PTQ4DiT (arXiv 2405.16005, eq. 3-11): α = 0.5 makes both saliences √(s(X) s(W)), "channel-wise salience balancing";
   the statistic is Spearman's salience calibration.
 
@@ -15,7 +16,8 @@ All factors come from the original weights. A value row that absorbs a factor ke
 salience is next to nothing on either side, keep their scale: the released code divides by zero there.
 """
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,56 +26,28 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.statistics import input_maxima
-from qdit.errors import UserError
 from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
+from qdit.transform.alpha import Alpha, FixedAlpha
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted, Scale
-from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
+from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems, sample_rows
 from qdit.transform.statistics import Statistic
-from qdit.transform.trial import Trial
-
-DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
-
-
-def factors(
-    activation: Float[Tensor, " channels"], weight: Float[Tensor, " channels"], alpha: float
-) -> Float[Tensor, " channels"]:
-    """r = s(X)^α / s(W)^(1-α), 1 for dead channels.
-
-    >>> factors(torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]), 0.5)
-    tensor([2., 3., 1.])
-    """
-    dead = torch.zeros_like(activation, dtype=torch.bool)
-    for salience in (activation, weight):
-        dead |= salience <= DEAD * salience.amax()
-    r = activation.double() ** alpha / weight.double() ** (1 - alpha)
-    return torch.where(dead, 1.0, r).float()
+from qdit.transform.trial import OutputError, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelScaling(Drafted):
-    """Scale the channels of inputs and weights.
+class Scaling(Drafted):
+    """What transforms share that scale the channels of inputs and weights: where factors go.
 
     Args:
         name: what tables call it.
         roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
-        alpha: exponent of the activations' salience, 0 to 1; the weights' is 1 - alpha.
-        statistic: takes the activations' salience.
-
-    Raises:
-        UserError: alpha is out of range.
     """
 
     name: str
     roles: list[str]
-    alpha: float
-    statistic: Statistic
     needs_calibration = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"transform.alpha={self.alpha} is not possible; a share from 0 to 1 is, such as 0.5")
 
     @property
     def parts(self) -> dict[str, Transform]:
@@ -98,16 +72,11 @@ class ChannelScaling(Drafted):
         """The inputs that are scaled, in forward order."""
         return chosen_inputs(model, sites, self.roles)
 
+    @abstractmethod
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
-        """The factor r [channels] of every input, by its name, from one pass of the calibration data."""
-        inputs = self.inputs(model, sites)
-        weights = {each.name: weight_salience(model, each) for each in inputs}
-        gathering = {name: self.statistic.start(weight) for name, weight in weights.items()}
-        first = [each.quantized[0] for each in inputs]
-        input_maxima(model, first, collect(), lambda site, maxima, t: gathering[site.name].add(maxima, t))
-        return {name: factors(made.value(), weights[name], self.alpha).cpu() for name, made in gathering.items()}
+        """The factor r [channels] of every input, by its name."""
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Transform`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
@@ -121,9 +90,53 @@ class ChannelScaling(Drafted):
             if producer is not None:
                 draft.scale_output(producer, 1 / r)
                 continue
+            if (r == 1).all():
+                continue  # not scaled
             scale = Scale(1 / r, model.dtype)
             for site in each.quantized:
                 draft.at_run_time(site.name, scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelScaling(Scaling):
+    """Scale by a power of the saliences.
+
+    Args:
+        name, roles: see `Scaling`.
+        alpha: exponent of the activations' salience, 0 to 1, the weights' is 1 - alpha; or the rule that chooses it.
+        statistic: takes the activations' salience.
+
+    Raises:
+        UserError: alpha is out of range.
+    """
+
+    alpha: float | Alpha
+    statistic: Statistic
+
+    def __post_init__(self) -> None:
+        self.rule  # noqa: B018  it refuses what is no share
+
+    @property
+    def rule(self) -> Alpha:
+        """How factors are found."""
+        return self.alpha if hasattr(self.alpha, "choose") else FixedAlpha(value=self.alpha)
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
+    ) -> dict[str, Tensor]:
+        """See `Scaling`: from one pass of the calibration data, and one more for the rows that some rules ask for."""
+        inputs, data = self.inputs(model, sites), collect()
+        weights = {each.name: weight_salience(model, each) for each in inputs}
+        gathering = {name: self.statistic.start(weight) for name, weight in weights.items()}
+        first = [each.quantized[0] for each in inputs]
+        input_maxima(model, first, data, lambda site, maxima, t: gathering[site.name].add(maxima, t))
+        saliences = {name: (made.value(), weights[name]) for name, made in gathering.items()}
+
+        def errors(rows: int, seed: int) -> Iterator[tuple[str, OutputError]]:
+            sampled = sample_rows(model, inputs, data, rows, seed)
+            return ((each.name, OutputError(trial, model, each, sampled[each.name])) for each in inputs)
+
+        return self.rule.choose(saliences, errors)
 
 
 def weight_salience(model: DiffusionModel, read: Input) -> Float[Tensor, " channels"]:

@@ -115,6 +115,20 @@ class _Middle(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstTimestep:
+    """Over the samples at the noisiest of the timesteps seen (ViDiT-Q's paper: what is static shows there)."""
+
+    def start(self, weight: Tensor) -> Gathering:
+        """See `Statistic`."""
+        return _First(weight)
+
+
+class _First(_Table):
+    def value(self) -> Float[Tensor, " channels"]:
+        return self.rows[max(self.rows)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PerTimestep:
     """SSC over timesteps, each with the maximum over its samples (PTQ4DiT's paper)."""
 

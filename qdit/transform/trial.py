@@ -1,4 +1,4 @@
-"""What a recipe's rounding would do to a weight and to an input, tried before anything is fitted.
+"""What a recipe's rounding would do to a weight, to an input and to an output, tried before anything is fitted.
 
 Transforms that choose their factors by the error of a layer's output (AWQ, SVDQuant, grids of α) round candidates as
 the recipe will: weights to nearest on its grid and range rule, inputs on dynamic ranges of their own, or on the minimum
@@ -10,20 +10,35 @@ have one asymmetric grid. Where a search has group sizes of its own and the reci
 the largest size that divides both stands for it.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import TYPE_CHECKING, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.model.base import Site
+from qdit.errors import UserError
+from qdit.layers import matrix
+from qdit.model.base import DiffusionModel, Site
 from qdit.quant.affine import affine, round_to_grid
 from qdit.quant.ranges import MinMax, Range
 from qdit.quant.spec import Grid, QuantSpec
+from qdit.transform.inputs import Input
 
 if TYPE_CHECKING:
     from qdit.recipe import Recipe
+
+CANDIDATE_VALUES = 2**24  # of the inputs, weights and outputs of candidates held at once: 64 MiB
+
+Way = Callable[[Tensor], Tensor]
+"""An orthogonal change R of the channels: x R of rows x, be they of an input or of a weight."""
+
+
+def unchanged(rows: Tensor) -> Tensor:
+    """The way that does nothing."""
+    return rows
 
 
 @dataclass(frozen=True)
@@ -32,9 +47,12 @@ class Trial:
 
     Args:
         recipe: whose grids and bits are used; its rounding and its transform are not.
+        later: by site, the ways in which later steps of a chain may still change its rows before they are rounded.
+            They will choose the best, and `OutputError` takes the best; `weight` and `input` round what they are given.
     """
 
     recipe: "Recipe"
+    later: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
 
     def weight_spec(self, site: Site) -> QuantSpec:
         """How a site's weight is rounded."""
@@ -57,6 +75,21 @@ class Trial:
         """Rows of an input, or several in a batch, rounded; unchanged at 16 bits. One grid a tensor spans all rows."""
         return _rounded(x, self.input_spec(site), MinMax())
 
+    def ways(self, site: Site) -> tuple[Way, ...]:
+        """What may happen to a site's rows later."""
+        return self.later.get(site.name, (unchanged,))
+
+    def before(self, step: Mapping[str, tuple[Way, ...]]) -> "Trial":
+        """The trial of what comes before a step that changes rows in one of these ways, by site."""
+        own = {name: self.later.get(name, (unchanged,)) for name in step}
+        composed = {name: tuple(_one_after_the_other(a, b) for a in step[name] for b in own[name]) for name in step}
+        return replace(self, later={**self.later, **composed})
+
+    @property
+    def of_weights(self) -> "Trial":
+        """The same with inputs in full precision."""
+        return replace(self, recipe=replace(self.recipe, activation_bits=16))
+
 
 def _dividing(spec: QuantSpec, site: Site) -> QuantSpec:
     """The spec with groups that fit a site."""
@@ -69,3 +102,52 @@ def _rounded(x: Float[Tensor, "*many rows channels"], spec: QuantSpec, rule: Ran
         return x
     rows = x.reshape(-1, spec.row_length(x.shape[-1], x.shape[-2] * x.shape[-1])).float()
     return round_to_grid(rows, affine(*rule(rows, spec), spec)).to(x.dtype).reshape(x.shape)
+
+
+def _one_after_the_other(first: Way, then: Way) -> Way:
+    return lambda rows: then(first(rows))
+
+
+class OutputError:
+    """The error of the outputs of all quantized layers that read one input, as factors of its channels make it.
+
+        Σ ‖ Q(x / r) Q(W diag(r))ᵀ - x Wᵀ ‖²        the sum is over the layers
+
+    and with a way R that a later step has, of Q(x / r R) Q(W diag(r) R)ᵀ; the least of several counts.
+
+    Args:
+        trial: rounds.
+        model: has the weights.
+        read: the input.
+        x: rows of it in full precision, float32.
+
+    Raises:
+        UserError: the rows are not finite.
+    """
+
+    def __init__(self, trial: Trial, model: DiffusionModel, read: Input, x: Float[Tensor, "rows channels"]) -> None:
+        if not x.isfinite().all():
+            raise UserError(f"transform: the inputs of {read.name} are not finite; try dtype=float32")
+        self.trial, self.sites = trial, read.quantized
+        self.x = x.to(model.device)
+        self.weights = [matrix(model.denoiser.get_submodule(site.name)).float() for site in self.sites]
+        self.exact = [self.x @ weight.T for weight in self.weights]
+
+    def __call__(self, factors: Float[Tensor, "candidates channels"]) -> Float[Tensor, " candidates"]:
+        """The error of each candidate r, float64."""
+        rows, channels = self.x.shape
+        largest = max(len(weight) for weight in self.weights)
+        held = max(1, CANDIDATE_VALUES // (rows * channels + largest * (rows + channels)))
+        return torch.cat([self._errors(part) for part in factors.to(self.x).split(held)])
+
+    def _errors(self, factors: Float[Tensor, "candidates channels"]) -> Float[Tensor, " candidates"]:
+        ways = zip(*(self.trial.ways(site) for site in self.sites), strict=True)
+        return torch.stack([self._of_way(factors.unsqueeze(1), way) for way in ways]).amin(0)
+
+    def _of_way(self, factors: Float[Tensor, "candidates 1 channels"], way: tuple[Way, ...]) -> Tensor:
+        x = self.trial.input(self.sites[0], way[0](self.x / factors))
+        total = torch.zeros(len(factors), dtype=torch.float64, device=self.x.device)
+        for site, change, weight, exact in zip(self.sites, way, self.weights, self.exact, strict=True):
+            made = x @ self.trial.weight(site, change(weight * factors)).mT
+            total += made.sub_(exact).square_().sum((1, 2), dtype=torch.float64)
+        return total

@@ -8,7 +8,7 @@ from qdit.errors import UserError
 from qdit.quant.affine import fake_quantize
 from qdit.quant.spec import QuantSpec
 from qdit.transform import ChannelScaling
-from qdit.transform.scaling import factors
+from qdit.transform.alpha import factors
 from qdit.transform.statistics import Maximum, MiddleTimestep, PerRow, PerTimestep, spearman
 
 WEIGHT = torch.tensor([1.0, 2, 4, 8])

@@ -1,0 +1,116 @@
+"""Which α does an input get? The exponent of SmoothQuant's factors r = s(X)^α / s(W)^(1-α), fixed or by output error.
+
+Papers set α by hand, differently at every bit-width (ViDiT-Q's configs have 0.3, 0.5665, 0.75 and 0.99 in a convention
+that is the complement of this one). The grid takes it from what the rounding of the recipe does to the outputs of the
+layers that read an input, with "no scaling" among the candidates.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.transform.trial import OutputError
+
+DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
+CHOSEN = "alpha/"  # before the input's name: the key of a chosen α; an input without one is not scaled
+
+Saliences = tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]
+"""Of an input and of the weights that read it."""
+
+
+def factors(
+    activation: Float[Tensor, " channels"], weight: Float[Tensor, " channels"], alpha: float
+) -> Float[Tensor, " channels"]:
+    """r = s(X)^α / s(W)^(1-α), 1 for dead channels.
+
+    >>> factors(torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]), 0.5)
+    tensor([2., 3., 1.])
+    """
+    dead = torch.zeros_like(activation, dtype=torch.bool)
+    for salience in (activation, weight):
+        dead |= salience <= DEAD * salience.amax()
+    r = activation.double() ** alpha / weight.double() ** (1 - alpha)
+    return torch.where(dead, 1.0, r).float()
+
+
+class Alpha(Protocol):
+    """A rule that finds the factors of all inputs."""
+
+    def choose(
+        self, saliences: Mapping[str, Saliences], errors: Callable[[int, int], Iterable[tuple[str, OutputError]]]
+    ) -> dict[str, Tensor]:
+        """The factor r [channels] of every input, by its name, and what else is worth keeping.
+
+        Args:
+            saliences: by the name of the input.
+            errors: gives each input's name with its output error, on so many rows chosen with such a seed.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedAlpha:
+    """One α for all inputs.
+
+    Args:
+        value: the activations' share of the difficulty, 0 to 1; in a config the number alone says the same.
+
+    Raises:
+        UserError: it is out of range, or no number.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not number or not 0 <= self.value <= 1:
+            raise UserError(f"transform.alpha={self.value} is not possible; a share from 0 to 1 is, such as 0.5")
+
+    def choose(
+        self, saliences: Mapping[str, Saliences], errors: Callable[[int, int], Iterable[tuple[str, OutputError]]]
+    ) -> dict[str, Tensor]:
+        """See `Alpha`."""
+        return {name: factors(*pair, self.value).cpu() for name, pair in saliences.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridAlpha:
+    """For each input the α = 0, 1 / steps, … 1 of least output error, or no scaling; the first of equals wins.
+
+    Args:
+        steps: of the grid.
+        rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
+            are held at once, on the CPU: 4 bytes a channel.
+        seed: of that choice.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    steps: int = 20
+    rows: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.rows) < 1:
+            raise UserError(f"transform.alpha: steps={self.steps}, rows={self.rows}; both must be at least 1")
+
+    def choose(
+        self, saliences: Mapping[str, Saliences], errors: Callable[[int, int], Iterable[tuple[str, OutputError]]]
+    ) -> dict[str, Tensor]:
+        """See `Alpha`; a chosen α is kept under `CHOSEN` and the input's name."""
+        alphas = [step / self.steps for step in range(self.steps + 1)]
+        found: dict[str, Tensor] = {}
+        for name, error in errors(self.rows, self.seed):
+            activation, weight = saliences[name]
+            candidates = torch.stack([torch.ones_like(weight), *(factors(activation, weight, a) for a in alphas)])
+            best = int(error(candidates).argmin())
+            found[name] = candidates[best].cpu()
+            if best > 0:
+                found[f"{CHOSEN}{name}"] = torch.tensor(alphas[best - 1], dtype=torch.float64)
+        return found

@@ -1,0 +1,86 @@
+"""Activation-aware weight quantization (AWQ, arXiv 2306.00978): input channels that are large get finer weights.
+
+    a_j = mean |X_:j|        s = max(a, 1e-4)^(i / 20), i = 0 … 19        s ← s / √(max s · min s)
+    s* = argmin ‖ x / s Q(W diag(s))ᵀ - x Wᵀ ‖²
+
+Only weights are rounded in the search, as only weights are in the paper: scaling up a channel makes its rounding error
+smaller in proportion, as long as the range of the row or group that it shares does not grow. i = 0 is no scaling, so
+that the error on the sample is never more than rounding to nearest has. Where the input's producer cannot absorb s, x
+is divided at run time (the release wraps the activation function in the same way).
+
+Simpler than the release: the error is that of the layers that read an input, all together, where the release takes the
+output of the attention, or of the whole block, that they belong to. Left out: its search for clipped ranges, which are
+a rule of ranges here (`weight/range=hessian`, conf/quantizer/awq.yaml).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.calibration import CalibrationData
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel, Site
+from qdit.transform.inputs import Input, RowSample, watch_rows
+from qdit.transform.scaling import Scaling
+from qdit.transform.trial import OutputError, Trial
+
+LEAST = 1e-4  # of a mean magnitude, as released
+
+
+def candidates(mean: Float[Tensor, " channels"], steps: int) -> Float[Tensor, "steps channels"]:
+    """The factors s of all exponents 0, 1 / steps, … 1 - 1 / steps, with √(max s · min s) = 1.
+
+    >>> candidates(torch.tensor([1.0, 4.0, 16.0]), 2)
+    tensor([[1.0000, 1.0000, 1.0000],
+            [0.5000, 1.0000, 2.0000]])
+    """
+    exponents = torch.arange(steps, dtype=torch.float64, device=mean.device) / steps
+    s = mean.double().clamp(min=LEAST) ** exponents[:, None]
+    return (s / (s.amax(1, keepdim=True) * s.amin(1, keepdim=True)).sqrt()).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationAware(Scaling):
+    """Scale by a power of the inputs' mean magnitudes, each input's chosen by the error of its layers' outputs.
+
+    Args:
+        name, roles: see `qdit.transform.scaling.Scaling`.
+        steps: exponents that are tried.
+        rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
+            are held at once, on the CPU: 4 bytes a channel.
+        seed: of that choice.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    steps: int = 20
+    rows: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.rows) < 1:
+            raise UserError(f"transform: steps={self.steps}, rows={self.rows}; both must be at least 1")
+
+    def measure(
+        self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
+    ) -> dict[str, Tensor]:
+        """The factor s [channels] of every input, by its name, from one pass of the calibration data."""
+        inputs, data = self.inputs(model, sites), collect()
+        sums = {each.name: torch.zeros(each.channels, dtype=torch.float64) for each in inputs}
+        samples = {each.name: RowSample(each, len(data.x), self.rows, self.seed) for each in inputs}
+
+        def see(read: Input, x: Float[Tensor, "rows channels"]) -> None:
+            sums[read.name] += x.abs().sum(0, dtype=torch.float64).cpu()
+            samples[read.name].add(x)
+
+        watch_rows(model, inputs, data, see)
+        found: dict[str, Tensor] = {}
+        for each in inputs:
+            tried = candidates(sums[each.name] / samples[each.name].first, self.steps)
+            error = OutputError(trial.of_weights, model, each, samples[each.name].value())
+            found[each.name] = tried[int(error(tried).argmin())]
+        return found
