@@ -7,7 +7,7 @@ layers that read an input, with "no scaling" among the candidates.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ def factors(
     return torch.where(dead, 1.0, r).float()
 
 
+@runtime_checkable
 class Alpha(Protocol):
     """A rule that finds the factors of all inputs."""
 

@@ -119,7 +119,7 @@ class ChannelScaling(Scaling):
     @property
     def rule(self) -> Alpha:
         """How factors are found."""
-        return self.alpha if hasattr(self.alpha, "choose") else FixedAlpha(value=self.alpha)
+        return self.alpha if isinstance(self.alpha, Alpha) else FixedAlpha(value=self.alpha)
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
