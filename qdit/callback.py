@@ -83,9 +83,11 @@ def _failure(path: Path) -> str | None:
 
 def print_table(runs_dir: Path, study: str) -> None:
     """Print a study's table as Markdown; runs of several protocols stand apart in it."""
-    from qdit.tables import build_table, load_results, render
+    from qdit.tables import build_table, compare, is_comparison, load_results, render
 
     try:
-        print(render(build_table(load_results(runs_dir, study), mix_protocols=True), "markdown"), end="")
+        frame = load_results(runs_dir, study)
+        table = (compare if is_comparison(frame) else build_table)(frame, mix_protocols=True)
+        print(render(table, "markdown"), end="")
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,5 +1,6 @@
 """The stages that `qdit.run.execute` composes: calibration data, sample sets, metrics, diagnosis, pictures."""
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm import tqdm
 
 from qdit import checkpoint, figures
 from qdit.calibration import CalibrationData
 from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
+from qdit.eval.paired import PairedMetric
 from qdit.locks import exclusive, once
 from qdit.manifest import FOLDER, is_loaded
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.rounding.resume import FORMAT
 from qdit.samples import SampleSet
-from qdit.store import RECIPE_KEYS, SCIENCE, digest, weights
+from qdit.store import IMAGES, RECIPE_KEYS, SCIENCE, VALUES, atomic_write, digest, weights
 from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
 
@@ -174,10 +177,18 @@ def evaluate(
         metric = parts.metrics[name]
         result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
         found[name] = asdict(result) | {"settings": settings}
+        if isinstance(metric, PairedMetric):
+            keep_values(samples.folder / Path(VALUES).name, f"{name}@{settings}", metric.each(samples, reference))
         save(found)
         error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
         log.info("  %-16s %.4g%s", name, result.value, error)
     return found
+
+
+def keep_values(path: Path, key: str, values: Tensor) -> None:
+    """Add a metric of each sample, [n], to the file of a run; tables compare methods sample by sample."""
+    kept = load_tensors(path) if path.exists() else {}
+    save_tensors(path, kept | {key: values.double()})
 
 
 def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
@@ -211,14 +222,20 @@ def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder:
 
 
 def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet, path: Path) -> None:
-    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names."""
-    first = next(reference.images())[:SHOWN]
+    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names.
+
+    The run's images in it are kept beside it, with their captions, for pictures of several runs.
+    """
+    first = own = next(reference.images())[:SHOWN]
     rows = [("full precision", first)]
     if samples is not reference:
-        rows.append((config["name"], next(samples.images())[:SHOWN]))
+        own = next(samples.images())[:SHOWN]
+        rows.append((config["name"], own))
     names = parts.dataset.class_names()
     labels = parts.dataset.labels(list(range(len(first))), config["seed"])
-    figures.sample_grid(rows, path, [names[int(label)] for label in labels])
+    captions = [names[int(label)] for label in labels]
+    figures.sample_grid(rows, path, captions)
+    atomic_write(path.parent / IMAGES, to_bytes({"images": own.contiguous().cpu()}, {"captions": json.dumps(captions)}))
 
 
 def protocol(config: dict[str, Any], parts: Parts) -> str:

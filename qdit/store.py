@@ -21,6 +21,10 @@ from qdit.locks import exclusive
 SCHEMA = 1  # of result.json
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
+VALUES = "samples/values.safetensors"
+"""In a run's folder: paired metrics of each sample, by `<metric>@<digest of its settings>`."""
+IMAGES = "samples/images.safetensors"
+"""In a run's folder: the images of samples.png, uint8 `images` [n, 3, H, W], for pictures of several runs."""
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 RECIPE_KEYS = (

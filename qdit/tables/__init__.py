@@ -11,8 +11,9 @@ The layout follows lm-evaluation-harness's `make_table`: `higher_is_better` trav
 
 from qdit.tables.build import Table, build_table
 from qdit.tables.cli import main
+from qdit.tables.compare import compare, is_comparison
 from qdit.tables.records import load_results
 from qdit.tables.render import render, to_csv
 from qdit.tables.select import where
 
-__all__ = ["Table", "build_table", "load_results", "main", "render", "to_csv", "where"]
+__all__ = ["Table", "build_table", "compare", "is_comparison", "load_results", "main", "render", "to_csv", "where"]

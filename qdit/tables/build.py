@@ -1,22 +1,24 @@
 """A table for people: rows of cells with text and marks, and the notes that belong below it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import pandas as pd
 
 from qdit.errors import UserError
-from qdit.tables import select
+from qdit.tables import families, select
 from qdit.tables.floor import LABEL, floor
-from qdit.tables.marks import Marks, judge
+from qdit.tables.marks import Mark, judge
 from qdit.tables.notes import lines_below
 from qdit.tables.quantity import STEMS, Quantity, cost_quantity, delta_quantity, metric_quantity, plain, show, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
 MISSING = "—"
+FULL = "full precision"
 HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
 _LEDGER = ("weight_bits", "model_mb", "executed")
 _KEY_LABELS = {"quantizer": "quantizer", "bits": "bits", "seed": "seed", PROTOCOL: "protocol"}
@@ -40,9 +42,14 @@ class Table:
     n_keys: int
     footnotes: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    sections: dict[int, str] = field(default_factory=dict)
+    """Titles by the number of the row that they stand above."""
+    spans: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Of a spread table: what is shown, and the values of the column key under it."""
 
 
 Column = tuple[Quantity, str | None]  # what is shown, and for which value of the column key
+Lines = dict[tuple[str, ...], list[select.Row]]
 
 
 def build_table(
@@ -53,6 +60,7 @@ def build_table(
     metrics: Sequence[str] | None = None,
     seeds: Seeds = "mean",
     mix_protocols: bool = False,
+    group_by: str | None = None,
 ) -> Table:
     """Lay out runs: one row a quantizer and bits, or, with `cols`, one column a metric and value of that key.
 
@@ -64,6 +72,7 @@ def build_table(
             ledger; None for sqnr, psnr, fid, kid as far as they were measured; `["all"]` for every metric.
         seeds: "mean" averages the seeds of a row (mean ± std), "all" gives each its own row.
         mix_protocols: show runs of several protocols, each labelled and with its own full precision.
+        group_by: "family" puts the rows of a family together, under its title.
 
     Raises:
         UserError: the runs mix protocols, or a name is unknown.
@@ -76,23 +85,53 @@ def build_table(
     column_key = select.resolve(cols, frame.columns) if cols else None
     columns = _columns(summary, quantities, column_key)
     labels = [key for key in summary.keys if key != column_key]
-    marks = judge(summary, quantities, column_key)
+    verdict = judge(summary, quantities, column_key)
     footnotes: list[str] = []
     body: list[list[Cell]] = []
-    n_full = 0
-    for label, members in _lines(summary, labels).items():
-        cells = [_cell(summary, members, column, column_key, marks, footnotes) for column in columns]
-        body.append([*(Cell(text) for text in label), *cells])
-        n_full += members[0]["quantizer"] == select.FULL_PRECISION
+    sections: dict[int, str] = {}
     real = _floor_rows(summary, labels, columns, column_key)
-    body[n_full:n_full] = real
+    previous = FULL
+    by_family = group_by if PROTOCOL not in summary.keys else None  # protocols come before families
+    for label, members, title in _grouped(_lines(summary, labels), by_family):
+        if previous == FULL != title:
+            body += real
+        if title not in (previous, FULL, None):
+            sections[len(body)] = title
+        previous = title
+        cells = [_cell(summary, members, column, column_key, verdict.marks, footnotes) for column in columns]
+        body.append([*(Cell(text) for text in label), *cells])
+    if previous == FULL:
+        body += real
     header = [_key_label(key) for key in labels] + [
         quantity.label if value is None else f"{quantity.label} {value}" for quantity, value in columns
     ]
-    lines = lines_below(summary, quantities, {cell.mark for line in body for cell in line}, bool(real))
+    lines = lines_below(summary, quantities, verdict, bool(real))
     if metrics is None:
         lines[:0] = _unshown(summary, quantities)
-    return Table(header, body, len(labels), footnotes, lines)
+    return Table(header, body, len(labels), footnotes, lines, sections, _spans(columns))
+
+
+def _grouped(lines: Lines, group_by: str | None) -> Iterator[tuple[tuple[str, ...], list[select.Row], str | None]]:
+    """The printed lines with the title of their group: full precision, then the families, or None for no group."""
+    whole = {label: members for label, members in lines.items() if members[0]["quantizer"] == select.FULL_PRECISION}
+    yield from ((label, members, FULL) for label, members in whole.items())
+    rest = {label: members for label, members in lines.items() if label not in whole}
+    family = {label: next((row["family"] for row in members if row["family"]), None) for label, members in rest.items()}
+    if group_by is None or not any(family.values()):
+        yield from ((label, members, None) for label, members in rest.items())
+        return
+    for label in sorted(rest, key=lambda label: families.rank(family[label])):
+        yield label, rest[label], families.title(family[label])
+
+
+def _spans(columns: list[Column]) -> list[tuple[str, list[str]]]:
+    """What each run of neighbouring columns shows, and for which values; nothing in a long table."""
+    if any(value is None for _, value in columns):
+        return []
+    return [
+        (quantity.label, [value for _, value in group if value is not None])
+        for quantity, group in groupby(columns, key=lambda column: column[0])
+    ]
 
 
 def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Quantity]:
@@ -136,12 +175,12 @@ def _columns(summary: Summary, quantities: list[Quantity], column_key: str | Non
     return [(quantity, value) for quantity in [*quantities, *ledger] for value in order]
 
 
-def _lines(summary: Summary, labels: Sequence[str]) -> dict[tuple[str, ...], list[select.Row]]:
+def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
     """Group the rows of the summary into printed lines; full precision is one line a protocol."""
-    lines: dict[tuple[str, ...], list[select.Row]] = defaultdict(list)
+    lines: Lines = defaultdict(list)
     for row in summary.rows:
         text = (select.shown(row[key]) if row[key] is not None else "" for key in labels)
-        lines[tuple("full precision" if t == select.FULL_PRECISION else t for t in text)].append(row)
+        lines[tuple(FULL if t == select.FULL_PRECISION else t for t in text)].append(row)
     return lines
 
 
@@ -150,7 +189,7 @@ def _cell(
     members: list[select.Row],
     column: Column,
     column_key: str | None,
-    marks: Marks,
+    marks: Mapping[tuple[int, str], Mark],
     footnotes: list[str],
 ) -> Cell:
     quantity, value = column

@@ -4,10 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from qdit.errors import UserError
 from qdit.store import atomic_write
-from qdit.tables.build import build_table
+from qdit.tables.build import Table, build_table
+from qdit.tables.compare import compare, is_comparison
 from qdit.tables.expect import differences
 from qdit.tables.records import load_results
 from qdit.tables.render import FORMATS, render, to_csv
@@ -16,6 +20,7 @@ from qdit.tables.summary import summarise
 
 _EXAMPLES = """examples:
   qdit-table                                              every run below runs/, a row a quantizer and bits
+  qdit-table --study methods                              families and bits: a row a method, bits side by side
   qdit-table --study table1 --cols bits --metrics sqnr fid_lite0
   qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
   qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
@@ -35,13 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     frame = where(load_results(options.runs_dir, options.study), options.where)
-    keys = list(dict.fromkeys([*options.rows, *filter(None, [options.cols]), "bits"]))
+    keys = list(dict.fromkeys([*(options.rows or ["quantizer"]), *filter(None, [options.cols]), "bits"]))
     choices = {"seeds": options.seeds, "mix_protocols": options.mix_protocols}
     if options.format == "csv":
         text = to_csv(summarise(frame, keys, **choices))
     else:
-        table = build_table(frame, rows=options.rows, cols=options.cols, metrics=options.metrics, **choices)
-        text = render(table, options.format)
+        text = render(_table(frame, options, choices), options.format)
     _write(text, options.out)
     if options.expect is None:
         return 0
@@ -49,6 +53,14 @@ def _run(options: argparse.Namespace) -> int:
     for line in found:
         print(f"qdit-table: {line}", file=sys.stderr)
     return int(bool(found))
+
+
+def _table(frame: pd.DataFrame, options: argparse.Namespace, choices: dict[str, Any]) -> Table:
+    """Lay out the runs: as a comparison if they are one, and rows and columns are left to us."""
+    if options.rows is None and options.cols is None and is_comparison(frame):
+        return compare(frame, metrics=options.metrics, **choices)
+    rows = options.rows or ["quantizer"]
+    return build_table(frame, rows=rows, cols=options.cols, metrics=options.metrics, **choices)
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -67,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
     parser.add_argument("--study", help="one study of it (default: all)")
-    parser.add_argument("--rows", nargs="+", default=["quantizer"], metavar="KEY", help="config keys of the rows")
+    parser.add_argument("--rows", nargs="+", metavar="KEY", help="config keys of the rows (default: quantizer)")
     parser.add_argument("--cols", metavar="KEY", help="spread this key over the columns, e.g. bits")
     parser.add_argument("--metrics", nargs="+", metavar="M", help="metrics, <metric>_delta, ledger columns, or all")
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")

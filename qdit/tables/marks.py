@@ -2,26 +2,49 @@
 
 Best means best among the quantized runs of the same bits, protocol and (with seeds "all") seed: that is the comparison
 a reader makes. A value is marked as tied when its difference to the best is below two standard errors of that
-difference. Where both have a paired difference to full precision, these are compared: what the two share cancels in
-them, and so does the luck of a seed that only one of them was run with. Where an error is missing nothing is tied.
+difference, by the sharpest comparison that both allow (`BASES`):
+
+samples     paired metrics whose values of single samples were kept: the mean difference sample by sample;
+differences both have a paired difference to full precision: these are compared, as if independent. What the two share
+            cancels in them, and so does the luck of a seed that only one of them was run with;
+values      the values themselves, as if independent.
+
+Where an error is missing nothing is tied.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import hypot
 from typing import Literal
 
 from qdit.tables import select
+from qdit.tables.paired import difference
 from qdit.tables.quantity import Quantity
 from qdit.tables.summary import Summary
 
 Mark = Literal["best", "tied"]
-Marks = dict[tuple[int, str], Mark]
+Basis = Literal["samples", "differences", "values"]
+BASES: dict[Basis, str] = {
+    "samples": "of the difference sample by sample",
+    "differences": "of the differences to full precision, as if independent",
+    "values": "of the values, as if independent",
+}
 
 
-def judge(summary: Summary, quantities: Iterable[Quantity], column_key: str | None) -> Marks:
-    """Return the marks of the rows (by `id`) and columns; a value without a rival gets none."""
-    marks: Marks = {}
+@dataclass(frozen=True)
+class Verdict:
+    """What was judged of a table."""
+
+    marks: dict[tuple[int, str], Mark] = field(default_factory=dict)
+    """By `id` of the row, and column; a value without a rival has none."""
+    bases: dict[Basis, set[str]] = field(default_factory=dict)
+    """The columns in which values were compared with the best on each basis."""
+
+
+def judge(summary: Summary, quantities: Iterable[Quantity], column_key: str | None) -> Verdict:
+    """Return the marks of the rows and columns, and how they were found."""
+    verdict = Verdict()
     for quantity in quantities:
         if quantity.higher_is_better is None:
             continue
@@ -33,26 +56,32 @@ def judge(summary: Summary, quantities: Iterable[Quantity], column_key: str | No
                 contests[(row["protocol_key"], row["bits"], column, seed)].append(row)
         for contest in contests.values():
             if len(contest) > 1:
-                marks |= {(id(row), quantity.column): mark for row, mark in _contest(contest, quantity)}
-    return marks
+                _contest(contest, quantity, verdict)
+    return verdict
 
 
-def _contest(contest: list[select.Row], quantity: Quantity) -> list[tuple[select.Row, Mark]]:
+def _contest(contest: list[select.Row], quantity: Quantity, verdict: Verdict) -> None:
     sign = 1 if quantity.higher_is_better else -1
     best = max(contest, key=lambda row: sign * row[quantity.column])
-    judged: list[tuple[select.Row, Mark]] = []
     for row in contest:
         if row[quantity.column] == best[quantity.column]:
-            judged.append((row, "best"))
-        elif _indistinguishable(row, best, quantity.column):
-            judged.append((row, "tied"))
-    return judged
+            verdict.marks[(id(row), quantity.column)] = "best"
+        elif (compared := _compare(row, best, quantity)) is not None:
+            basis, gap, error = compared
+            verdict.bases.setdefault(basis, set()).add(quantity.column)
+            if abs(gap) < 2 * error:
+                verdict.marks[(id(row), quantity.column)] = "tied"
 
 
-def _indistinguishable(row: select.Row, best: select.Row, column: str) -> bool:
-    """Say whether the difference, paired if it can be, is below two of its standard errors."""
-    for value in (f"{column}_delta", column):
+def _compare(row: select.Row, best: select.Row, quantity: Quantity) -> tuple[Basis, float, float] | None:
+    """Return how two values were compared, their difference and its standard error; None where an error is missing."""
+    column = quantity.column
+    if not quantity.is_delta and (found := difference(row["runs"], best["runs"], column)) is not None:
+        return "samples", *found
+    bases: list[tuple[Basis, str]] = [("differences", column if quantity.is_delta else f"{column}_delta")]
+    bases += [] if quantity.is_delta else [("values", column)]
+    for basis, value in bases:
         error = f"{value}_stderr"
         if all(each.get(key) is not None for each in (row, best) for key in (value, error)):
-            return abs(row[value] - best[value]) < 2 * hypot(row[error], best[error])
-    return False
+            return basis, row[value] - best[value], hypot(row[error], best[error])
+    return None

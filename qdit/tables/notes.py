@@ -1,26 +1,28 @@
 """The lines below a table: how to read its marks, and the protocol under which every number of it was made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from qdit.tables import select
+from qdit.tables.marks import BASES, Verdict
 from qdit.tables.quantity import APART, Quantity, plain
 from qdit.tables.summary import Summary
 
 
-def lines_below(summary: Summary, quantities: Sequence[Quantity], marks: Iterable[str], has_floor: bool) -> list[str]:
+def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdict, has_floor: bool) -> list[str]:
     """Return one line that explains whatever the table uses, then a line for each protocol."""
-    marks = set(marks)
+    marks = set(verdict.marks.values())
     counts = sorted({row["seeds"] for row in summary.rows if row["seeds"]})
     shown = [quantity.column for quantity in quantities]
     lines = []
     if "best" in marks:
         lines.append("Bold: the best quantized value at the same bits.")
     if "tied" in marks:
-        lines.append("≈: differs from the best by less than two standard errors.")
+        lines.append(f"≈: differs from the best by less than two standard errors {_bases(verdict)}.")
     if any(quantity.is_delta for quantity in quantities):
         lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
     if counts and counts[-1] > 1:
-        lines.append(f"Mean ± standard deviation over seeds ({' or '.join(map(str, counts))} seeds a row).")
+        single = "; a row of one has its standard error" if counts[0] == 1 else ""
+        lines.append(f"Mean ± standard deviation over seeds ({' or '.join(map(str, counts))} seeds a row){single}.")
     elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
         lines.append("± is one standard error.")
     if several := sorted({plain(column) for column in shown if APART in column}):
@@ -31,6 +33,16 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], marks: Iterabl
     if has_floor:
         lines.append("Real data: as many real images against the same reference, ± standard deviation.")
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
+
+
+def _bases(verdict: Verdict) -> str:
+    """How ties were found: the basis, and its columns where there are several."""
+    parts = [
+        f"{text} ({', '.join(sorted(map(plain, verdict.bases[basis])))})" if len(verdict.bases) > 1 else text
+        for basis, text in BASES.items()
+        if basis in verdict.bases
+    ]
+    return ", or ".join(parts)
 
 
 def _protocols(summary: Summary) -> list[str]:

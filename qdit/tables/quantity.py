@@ -25,6 +25,7 @@ _COSTS = {  # column: (label, decimals)
     "model_mb": ("MB", 2),
     "gbops": ("GBOPs", 1),
     "samples_per_second": ("samples/s", 1),
+    "seconds_quantize": ("quantization (s)", 1),
     "peak_memory_mb": ("peak MB", 0),
     "executed": ("executed", 0),
 }

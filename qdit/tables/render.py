@@ -8,21 +8,13 @@ from collections.abc import Callable
 from tabulate import tabulate
 
 from qdit.tables.build import Cell, Table
+from qdit.tables.latex import latex
+from qdit.tables.layout import notes, spans
 from qdit.tables.records import COSTS, METRIC_FIELDS
 from qdit.tables.select import shown
 from qdit.tables.summary import Summary
 
-_LATEX = {"\\": r"\textbackslash{}", "—": "---", "±": r"$\pm$", "≈": r"$\approx$", "↑": r"$\uparrow$"}
-_LATEX |= {
-    "↓": r"$\downarrow$",
-    "Δ": r"$\Delta$",
-    "·": r"$\cdot$",
-    "³": r"$^3$",
-    "∞": r"$\infty$",
-    "×": r"$\times$",
-    "…": r"\dots{}",
-}
-_LATEX |= {character: f"\\{character}" for character in "_%&#${}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
+NARROW = 9  # columns of numbers that still read well side by side; a wider Markdown table is one table a quantity
 
 
 def render(table: Table, format: str) -> str:
@@ -56,34 +48,29 @@ def _plain(value: object) -> str:
 
 
 def _markdown(table: Table) -> str:
+    if table.spans and len(table.header) - table.n_keys > NARROW:
+        grids = [_grid(table, [label], values, range(first, last)) for label, values, first, last in spans(table)]
+    else:
+        keys, names = table.header[: table.n_keys], table.header[table.n_keys :]
+        grids = [_grid(table, keys, names, range(table.n_keys, len(table.header)))]
+    return "\n\n".join([*grids, *notes(table)]) + "\n"
+
+
+def _grid(table: Table, keys: list[str], names: list[str], columns: range) -> str:
+    """Return a pipe table of some columns; a title of keys that are missing is empty, and a section is a row."""
+
     def text(cell: Cell) -> str:
         marked = {"": "{}", "best": "**{}**", "tied": "{} ≈"}[cell.mark].format(cell.text.replace("|", "\\|"))
         return marked + "".join(f" [{note}]" for note in cell.notes)
 
-    body = [[text(cell) for cell in line] for line in table.rows]
-    align = ["left"] * table.n_keys + ["right"] * (len(table.header) - table.n_keys)
-    grid = tabulate(body, table.header, tablefmt="pipe", disable_numparse=True, colalign=align)
-    return "\n".join([grid, *(f"\n{line}" for line in _notes(table))]) + "\n"
-
-
-def _latex(table: Table) -> str:
-    def text(cell: Cell) -> str:
-        marked = {"": "{}", "best": r"\textbf{{{}}}", "tied": r"{} $\approx$"}[cell.mark].format(_tex(cell.text))
-        return marked + "".join(f"$^{{{note}}}$" for note in cell.notes)
-
-    spec = "l" * table.n_keys + "r" * (len(table.header) - table.n_keys)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{spec}}}  % needs \usepackage{{booktabs}}",
-            r"\toprule",
-            " & ".join(map(_tex, table.header)) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(text, line)) + r" \\" for line in table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par{{\footnotesize {_tex(line)}}}" for line in _notes(table)),
-        ]
-    ) + "\n"  # fmt: skip
+    body: list[list[str]] = []
+    for number, line in enumerate(table.rows):
+        if number in table.sections:
+            body.append([f"*{table.sections[number]}*", *[""] * (table.n_keys - 1 + len(columns))])
+        body.append([text(line[at]) for at in (*range(table.n_keys), *columns)])
+    head = [*keys, *[""] * (table.n_keys - len(keys)), *names]
+    align = ["left"] * table.n_keys + ["right"] * len(columns)
+    return tabulate(body, head, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def _html(table: Table) -> str:
@@ -94,21 +81,32 @@ def _html(table: Table) -> str:
 
     def line(cells: list[str], tag: str) -> str:
         align = ["left" if i < table.n_keys else "right" for i in range(len(cells))]
-        inner = (f'<{tag} style="text-align:{a}">{c}</{tag}>' for a, c in zip(align, cells, strict=True))
+        inner = (
+            f'<{tag} style="text-align:{a};white-space:nowrap">{c}</{tag}>' for a, c in zip(align, cells, strict=True)
+        )
         return f"<tr>{''.join(inner)}</tr>"
 
-    head = line([html.escape(name) for name in table.header], "th")
-    body = "\n".join(line([text(cell) for cell in row], "td") for row in table.rows)
-    notes = "".join(f"\n<p>{html.escape(note)}</p>" for note in _notes(table))
-    return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}\n"
+    body = []
+    for number, row in enumerate(table.rows):
+        if number in table.sections:
+            title = html.escape(table.sections[number])
+            body.append(f'<tr><th colspan="{len(table.header)}" style="text-align:left">{title}</th></tr>')
+        body.append(line([text(cell) for cell in row], "td"))
+    below = "".join(f"\n<p>{html.escape(note)}</p>" for note in notes(table))
+    inner = "\n".join(body)
+    return f"<table>\n<thead>{_html_head(table, line)}</thead>\n<tbody>\n{inner}\n</tbody>\n</table>{below}\n"
 
 
-def _notes(table: Table) -> list[str]:
-    return [*(f"[{i}] {note}" for i, note in enumerate(table.footnotes, 1)), *table.lines]
+def _html_head(table: Table, line: Callable[[list[str], str], str]) -> str:
+    """Return one row of titles, or two: what is shown, and for which value of the column key."""
+    if not table.spans:
+        return line([html.escape(name) for name in table.header], "th")
+    keys = "".join(
+        f'<th rowspan="2" style="text-align:left">{html.escape(k)}</th>' for k in table.header[: table.n_keys]
+    )
+    over = "".join(f'<th colspan="{len(v)}" style="text-align:center">{html.escape(k)}</th>' for k, v in table.spans)
+    under = "".join(f'<th style="text-align:right">{html.escape(v)}</th>' for _, values in table.spans for v in values)
+    return f"<tr>{keys}{over}</tr>\n<tr>{under}</tr>"
 
 
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": _markdown, "latex": _latex, "html": _html}
+FORMATS: dict[str, Callable[[Table], str]] = {"markdown": _markdown, "latex": latex, "html": _html}

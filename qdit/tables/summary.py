@@ -1,12 +1,14 @@
 """Runs → rows of a table: settles the key columns, then averages the seeds of each row.
 
 The standard error of a mean over k seeds is the larger of std/√k and the runs' own error/√k: two seeds that happen to
-agree must not look exact.
+agree must not look exact. Calibration seeds share the evaluated noise, and so their own error, which no number of them
+makes smaller: it is added to std/√k.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import hypot
 from textwrap import shorten
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import pandas as pd
 
 from qdit.errors import UserError
 from qdit.tables import select
+from qdit.tables.families import KEY
 from qdit.tables.records import COSTS, metric_names, settings_apart
 
 Seeds = Literal["mean", "all"]
@@ -24,6 +27,8 @@ PROTOCOL = "protocol difference"  # the key column of a table that mixes protoco
 @dataclass(frozen=True)
 class Summary:
     """Rows of a table, told apart by `keys`, with metrics, costs and status; `runs` are what they came from.
+
+    A row has its `family` and its own finished `runs`.
 
     A metric X has X (mean over seeds), `X_std` (over seeds, None for one), `X_stderr` (of the mean), `X_n`, `X_delta`,
     `X_delta_stderr`. `metrics` maps each metric to its higher_is_better.
@@ -96,6 +101,8 @@ def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool 
         "seed": ", ".join(sorted({select.shown(run["seed"]) for run in group})) if len(group) > 1 else first["seed"],
         **{key: first[key] for key in ("protocol", "protocol_id", "protocol_key")},
         "executed": (done or group)[0]["executed"],
+        "family": next((run[KEY] for run in group if run.get(KEY) is not None), None),
+        "runs": done,
     }
     for name in metrics:
         row |= _metric(done, name)
@@ -108,22 +115,26 @@ def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool 
 
 def _metric(runs: list[select.Row], name: str) -> dict[str, float | None]:
     values, deltas = _values(runs, name), _values(runs, f"{name}_delta")
-    counts = _values(runs, f"{name}_n")
+    counts, noises = _values(runs, f"{name}_n"), len({run["seed"] for run in runs})
     return {
         name: float(np.mean(values)) if values else None,
-        f"{name}_stderr": _error_of_mean(values, _values(runs, f"{name}_stderr")),
+        f"{name}_stderr": _error_of_mean(values, _values(runs, f"{name}_stderr"), noises),
         f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         f"{name}_n": counts[0] if counts else None,
         f"{name}_delta": float(np.mean(deltas)) if deltas else None,
-        f"{name}_delta_stderr": _error_of_mean(deltas, _values(runs, f"{name}_delta_stderr")),
+        f"{name}_delta_stderr": _error_of_mean(deltas, _values(runs, f"{name}_delta_stderr"), noises),
     }
 
 
-def _error_of_mean(values: list[float], errors: list[float]) -> float | None:
+def _error_of_mean(values: list[float], errors: list[float], noises: int) -> float | None:
+    """Return the standard error of the mean of runs, each with its own; `noises`: seeds of the evaluated noise."""
     if len(values) < 2:
         return errors[0] if errors else None
     own = float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
-    return max(float(np.std(values, ddof=1)), own) / len(values) ** 0.5
+    spread = float(np.std(values, ddof=1))
+    if noises < len(values):
+        return hypot(own / noises**0.5, spread / len(values) ** 0.5)
+    return max(spread, own) / len(values) ** 0.5
 
 
 def _values(runs: list[select.Row], column: str) -> list[float]:
