@@ -70,7 +70,8 @@ class QuantLinear(nn.Module):
 
     Args:
         layer: the full-precision layer, a linear or a patch-embedding convolution (kernel equal to stride), or one of
-            this class, whose quantizer is not taken over.
+            this class, whose quantizer is not taken over. If it has a `branch`, a module, what that makes of the input
+            is added.
         rounded: the weight [out, in] as codes on its grid; None keeps the layer's own.
         quantizer: rounds the input; None passes it.
     """
@@ -88,13 +89,19 @@ class QuantLinear(nn.Module):
         self.register_buffer("bias", bias)
         self.quantizer = quantizer
         self.patch = patch_size(layer)
+        self.branch: nn.Module | None = getattr(layer, "branch", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; images [B, C, H, W] -> [B, out, H/p, W/p] for a patch embedding."""
         if self.patch is None:
-            return self.product(x)
-        tokens = self.product(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
+            return self.whole(x)
+        tokens = self.whole(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
+
+    def whole(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]: the product, and what the branch adds, which sees the input before it is rounded."""
+        product = self.product(x)
+        return product if self.branch is None else product + self.branch(x)
 
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
