@@ -5,6 +5,9 @@ chain: scaling takes out what is static in the imbalance of channels, rotation s
 weight is rounded once, behind all of them; ViDiT-Q's release rounds it after the scaling and again after the rotation,
 which costs several decibels.
 
+What a step does to an input at run time it does behind the layer that makes it, so that this layer absorbs nothing of
+what the steps after it do to that input: they are done at run time, too.
+
 A step that chooses by the error of outputs sees that error behind the steps that follow, where these can be foreseen: a
 scaling's α is the best behind the rotation, and behind the better of rotation and none where the rotation is a choice.
 """
@@ -12,15 +15,16 @@ scaling's α is the best behind the rotation, and behind the better of rotation 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.model.base import DiffusionModel, Site
+from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
+from qdit.transform.timestep_aware import Unabsorbing
 from qdit.transform.trial import Trial, Way
 
 
@@ -73,29 +77,29 @@ class Chain(Drafted):
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`: a layer only where all that happens to the input is absorbed, the last absorber's name."""
         found: dict[str, str | None] = {}
-        for step in self.steps.values():
-            for site, carrier in step.carriers(model, sites).items():
+        for _, step, here in self._in_order(model, sites):
+            for site, carrier in step.carriers(here, sites).items():
                 found[site] = carrier if found.get(site, carrier) is not None else None
         return found
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`."""
-        return [left for step in self.steps.values() for left in step.run_time(model, sites)]
+        return [left for _, step, here in self._in_order(model, sites) for left in step.run_time(here, sites)]
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """Each step's measurements, on the network as the steps before rewrite it; keys are `step/input`."""
-        collected, found = cache(collect), {}
-        for number, (name, step) in enumerate(self.steps.items()):
+        collected, found, steps = cache(collect), {}, self._in_order(model, sites)
+        for number, (name, step, here) in enumerate(steps):
             if step.needs_calibration:
                 collected()  # on the original network
             ahead = trial
-            for later in reversed(list(self.steps.values())[number + 1 :]):
+            for _, later, there in reversed(steps[number + 1 :]):
                 if isinstance(later, Foreseen):
-                    ahead = ahead.before(later.ways(model, sites))
+                    ahead = ahead.before(later.ways(there, sites))
             with self._drafted(model, sites, found, number).rewrite().installed(model):
-                measured = step.measure(model, sites, collected, ahead)
+                measured = step.measure(here, sites, collected, ahead)
             found |= {f"{name}/{key}": value for key, value in measured.items()}
         return found
 
@@ -109,6 +113,31 @@ class Chain(Drafted):
         return draft
 
     def _edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor], steps: int) -> None:
-        for name, step in list(self.steps.items())[:steps]:
+        whole = draft.model
+        for name, step, here in self._in_order(whole, sites)[:steps]:
             own = {k.removeprefix(f"{name}/"): v for k, v in measured.items() if k.startswith(f"{name}/")}
+            draft.model = here
             step.edit(draft, sites, own)
+        draft.model = whole
+
+    def _in_order(self, model: DiffusionModel, sites: list[Site]) -> list[tuple[str, Transform, DiffusionModel]]:
+        """The steps by name, each with the model as the steps before it leave it."""
+        found: list[tuple[str, Transform, DiffusionModel]] = []
+        changed: frozenset[str] = frozenset()
+        for name, step in self.steps.items():
+            here = cast(DiffusionModel, _Changed(model, changed)) if changed else model
+            found.append((name, step, here))
+            changed |= {left.site.name for left in step.run_time(here, sites) if not left.weight_bits}
+        return found
+
+
+class _Changed(Unabsorbing):
+    """A model some of whose inputs are changed at run time, and are no longer what a layer makes."""
+
+    def __init__(self, model: DiffusionModel, inputs: frozenset[str]) -> None:
+        super().__init__(model)
+        self._inputs = inputs
+
+    def producers(self) -> dict[str, Producer]:
+        """See `DiffusionModel`."""
+        return {name: producer for name, producer in self._model.producers().items() if name not in self._inputs}

@@ -11,8 +11,7 @@ the rest is given to the branch in turn,
 for as long as the error of the layer's output falls, |x Rᵀ - Q(x) Q(R)ᵀ|² over rows of its full-precision input; Q
 rounds as the recipe does, weights to nearest. The residual R then goes through the recipe's own rounding as any weight
 does. The branch reads the input behind all changes that a chain makes to it at run time, so that later steps may scale
-and rotate what was split (but the error was then measured in another basis: as a chain's last step it is measured in
-the one that is rounded).
+and rotate what was split; a rotation to come is foreseen, a scaling is not.
 
 Left out: unsigned codes behind GELU, whose inputs the release shifts to be positive; a branch for several layers that
 read one input (the release joins q, k and v, and their singular parts); kernels that fuse the branch.
@@ -20,6 +19,7 @@ read one input (the release joins q, k and v, and their singular parts); kernels
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ from qdit.model.base import DiffusionModel, Site
 from qdit.transform.base import RunTime, Transform
 from qdit.transform.draft import Draft, Drafted
 from qdit.transform.inputs import chosen_inputs, role_problems, sample_rows
-from qdit.transform.trial import Trial
+from qdit.transform.trial import Trial, unchanged
 
 EXACT = 512  # rows or columns up to which the decomposition is exact
 OVERSAMPLING = 8  # singular vectors beyond the rank that the randomized decomposition follows
@@ -169,18 +169,24 @@ class LowRank(Drafted):
         found: dict[str, Factors] = {}
         for each in tqdm(inputs, desc="branches", unit="input", disable=None):
             x = rows.pop(each.name).to(model.device)
-            rounded = trial.input(each.quantized[0], x)
-            found |= {site.name: self.factors(model, site, x, rounded, trial) for site in each.quantized}
+            found |= {site.name: self.factors(_weight(model, site), site, x, trial) for site in each.quantized}
         return _named(found)
 
-    def factors(self, model: DiffusionModel, site: Site, x: Tensor, rounded: Tensor, trial: Trial) -> Factors:
-        """The factors of a layer, for rows of its input and what the recipe makes of them [n, channels]."""
+    def factors(self, weight: Tensor, site: Site, x: Float[Tensor, "rows channels"], trial: Trial) -> Factors:
+        """The factors of a layer's weight, for rows of its input; of the ways that a later step has, the best's."""
+        least, best = float("inf"), truncated(weight, self.rank)
+        for way in trial.ways(site):
+            exact, turned = way(x), way(weight)
+            inputs = trial.input(site, exact)
 
-        def error(rest: Tensor, codes: Tensor) -> float:
-            return float((x @ rest.T - rounded @ codes.T).square().mean())
+            def error(rest: Tensor, codes: Tensor, exact: Tensor = exact, inputs: Tensor = inputs) -> float:
+                return float((exact @ rest.T - inputs @ codes.T).square().mean())
 
-        weight = _weight(model, site)
-        return alternated(weight, self.rank, self.iterations, lambda rest: trial.weight(site, rest), error)[0]
+            (up, down), errors = alternated(turned, self.rank, self.iterations, partial(trial.weight, site), error)
+            if min(errors) < least:
+                back = way(torch.eye(len(x.T)).to(x)).T  # a way is a product with an orthogonal matrix
+                least, best = min(errors), (up, down if way is unchanged else down @ back)
+        return best
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Transform`."""
