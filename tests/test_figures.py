@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_tables import PROTOCOL, metric, record, write
+from fake_records import PROTOCOL, metric, record, write
 
 from qdit import figures
 from qdit.errors import UserError

@@ -1,0 +1,48 @@
+"""The table and the exit code at the end of a multirun."""
+
+import pytest
+from fake_records import PROTOCOL, failed, metric, record, write
+from hydra._internal.callbacks import Callbacks
+from omegaconf import OmegaConf
+
+from qdit.callback import TableCallback
+
+
+def sweep(runs_dir, made) -> int:
+    """Go through Hydra's own dispatcher, which swallows exceptions but not SystemExit."""
+    config = OmegaConf.create({"runs_dir": str(runs_dir), "cache_dir": str(runs_dir / "cache"), "study": "s"})
+    callbacks = Callbacks()
+    callbacks.callbacks = [TableCallback()]
+    try:
+        callbacks.on_multirun_start(config=config)
+        write(runs_dir, *made)
+        callbacks.on_multirun_end(config=config)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"), [((), 0), (("user",), 2), (("user", "user"), 2), (("user", "internal"), 1), ((None,), 1)]
+)
+def test_exit_code_of_a_sweep(tmp_path, capsys, kinds, code):
+    earlier = failed("rtn", "w3a8", "an earlier sweep's failure", error_kind="internal")
+    write(tmp_path, earlier)
+    made = [record("rtn", "w8a8", {"sqnr": metric(40.0)})]
+    made += [failed(f"bad{i}", "w8a8", "no", error_kind=kind) for i, kind in enumerate(kinds)]
+    assert sweep(tmp_path, made) == code
+    assert "| rtn" in capsys.readouterr().out
+
+
+def test_a_sweep_over_protocols_still_gets_its_table(tmp_path, capsys):
+    made = [
+        record("rtn", "w8a8", {"sqnr": metric(40.0)}, protocol=PROTOCOL.replace("N=256", n)) for n in ("N=1", "N=2")
+    ]
+    assert sweep(tmp_path, made) == 0
+    assert "| protocol" in capsys.readouterr().out
+
+
+def test_runs_dir_that_cannot_be_written_stops_a_sweep(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert sweep(tmp_path / "file", []) == 2
+    assert "cannot write runs_dir=" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""The command: files, mistakes, expectations."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qdit.tables import main
+
+
+def test_command_writes_a_file(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "table.md"
+    assert main(["--runs-dir", str(runs), "--study", "s", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    assert out.read_text().startswith("| quantizer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--study", "nope"], "studies of"),
+        (["--metrics", "sqrn"], "did you mean sqnr"),
+        (["--where", "bits"], "write key=value"),
+        (["--rows", "bits", "--cols", "bits"], "one key twice"),
+        (["--expect", "missing.csv"], "cannot be read"),
+    ],
+)
+def test_mistakes_of_the_user_are_one_message_and_code_2(runs, capsys, arguments, message):
+    assert main(["--runs-dir", str(runs), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_expect_a_number_of_finished_runs(runs, capsys):
+    assert main(["--runs-dir", str(runs), "--expect", "6"]) == 0
+    assert main(["--runs-dir", str(runs), "--expect", "7"]) == 1
+    assert "expected 7 finished runs, found 6" in capsys.readouterr().err
+
+
+def test_expect_an_earlier_table(runs, tmp_path, capsys):
+    old = tmp_path / "old.csv"
+    base = ["--runs-dir", str(runs)]
+    assert main([*base, "--format", "csv", "--out", str(old)]) == 0
+    assert main([*base, "--expect", str(old)]) == 0
+    [path] = runs.glob("s/rtn-w4a8-*/result.json")
+    changed = json.loads(path.read_text())
+    changed["metrics"]["sqnr"]["value"] = 22.0  # within 2·√(0.4² + 0.4²) = 1.13
+    path.write_text(json.dumps(changed))
+    assert main([*base, "--expect", str(old)]) == 0
+    assert main([*base, "--expect", str(old), "--tolerance", "0.01"]) == 1
+    assert "rtn w4a8: sqnr is 22, expected 21" in capsys.readouterr().err
+    changed["metrics"]["sqnr"]["value"] = 23.0
+    changed["metrics"]["fid_lite0"]["value"] = None
+    changed["cost"]["model_bytes"] += 1000
+    path.write_text(json.dumps(changed))
+    assert main([*base, "--expect", str(old)]) == 1
+    errors = capsys.readouterr().err
+    for text in ("sqnr is 23", "fid_lite0 is missing, expected 74", "model_mb is 4.001"):
+        assert text in errors
+    for other in runs.glob("s/q_dit-w8a8-*/result.json"):
+        other.unlink()
+    assert main([*base, "--expect", str(old)]) == 1
+    assert "q_dit w8a8: the row is missing" in capsys.readouterr().err
+    assert main([*base, "--rows", "sampler.steps", "quantizer", "--expect", str(old)]) == 2
+
+
+def test_expect_does_not_compare_protocols(runs, tmp_path, capsys):
+    old = tmp_path / "old.csv"
+    assert main(["--runs-dir", str(runs), "--format", "csv", "--out", str(old)]) == 0
+    old.write_text(old.read_text().replace("N=256", "N=1024"))
+    assert main(["--runs-dir", str(runs), "--expect", str(old)]) == 1
+    assert "expected emoji_dit|emoji|ddim20|cfg=2.0|N=1024" in capsys.readouterr().err
+
+
+def test_no_torch_is_imported():
+    code = "import sys, qdit.tables, qdit.callback; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

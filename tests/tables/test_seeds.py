@@ -1,0 +1,41 @@
+"""Several seeds of a row: mean, spread, standard error."""
+
+import pytest
+from fake_records import column, failed, metric, record, write
+
+from qdit.tables import build_table, load_results
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    records = [record("rtn", "w8a8", {"sqnr": metric(v, 0.1)}, seed=s) for s, v in enumerate((39.0, 40.0, 41.0))]
+    records += [record("fp", "w16a16", {"is_lite0": metric(9.0)}, seed=s) for s in range(3)]
+    records.append(failed("q_dit", "w8a8", "out of memory", seed=1))
+    records.append(record("q_dit", "w8a8", {"sqnr": metric(43.0, 0.1)}, seed=0))
+    return write(tmp_path / "runs", *records)
+
+
+def test_seeds_become_mean_and_deviation(seeded):
+    table = build_table(load_results(seeded), metrics=["sqnr"])
+    assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 1.0"
+    assert "(1 or 3 seeds a row)" in " ".join(table.lines)
+    assert "seeds 0, 1, 2" in table.lines[-1]
+    partly = next(row for row in table.rows if row[0].text == "q_dit")
+    assert (partly[2].text, partly[2].notes) == ("43.0 ± 0.1", (1,))
+    assert table.footnotes == ["q_dit-w8a8, seed 1: out of memory"]
+
+
+def test_seeds_all_is_a_row_each(seeded):
+    table = build_table(load_results(seeded), metrics=["sqnr"], seeds="all")
+    assert table.header[:3] == ["quantizer", "bits", "seed"]
+    values = column(table, "SQNR")
+    assert [values[("rtn", "w8a8", str(seed))] for seed in range(3)] == ["39.0 ± 0.1", "40.0 ± 0.1", "41.0 ± 0.1"]
+    assert values[("q_dit", "w8a8", "1")] == "—"
+
+
+def test_calibration_seeds_are_seeds(tmp_path):
+    for seed, value in enumerate((20.0, 22.0)):
+        write(tmp_path, record("q_dit", "w4a8", {"sqnr": metric(value)}, config={"calibration.seed": seed}))
+    assert column(build_table(load_results(tmp_path)), "SQNR") == {("q_dit", "w4a8"): "21.0 ± 1.4"}
+    split = build_table(load_results(tmp_path), seeds="all")
+    assert split.header[:4] == ["quantizer", "bits", "seed", "calibration.seed"]
