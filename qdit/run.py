@@ -43,13 +43,13 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
-    from qdit.execution import executing, keep_freed_memory
+    from qdit.execution import executing, tune_cpu
     from qdit.parts import assemble
 
     parts = assemble(config)
     for key in ("runs_dir", "cache_dir"):
         store.writable(Path(config[key]), key)
-    keep_freed_memory()
+    tune_cpu()
     try:
         with executing(config["execution"], parts.model.device):
             return [execute(each, parts) for each in configs][-1]

@@ -10,7 +10,7 @@ from torch import nn
 from qdit.activation.dynamic import DynamicQuantizer
 from qdit.activation.quantizers import StaticQuantizer, uniform_quantizer
 from qdit.errors import UserError
-from qdit.execution import executing, has_int8, int8
+from qdit.execution import executing, has_int8, int8, tune_cpu
 from qdit.layers import QuantLinear, Shared
 from qdit.quant.affine import Rounded, affine, fake_quantize
 from qdit.quant.integers import weight_codes
@@ -135,3 +135,14 @@ def test_the_switch_goes_back_and_refuses_what_is_unknown():
         pass
     with pytest.raises(UserError, match="execution=int8: meta"), executing("int8", torch.device("meta")):
         pass
+
+
+def test_a_tuned_process_keeps_float32():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        tune_cpu()
+        x, y = torch.randn(2, 300, 256, dtype=torch.float64)
+        error = ((x.float() @ y.float().T) - x @ y.T).abs().amax() / (x @ y.T).abs().amax()
+        assert error < 1e-5  # bfloat16 products have 1e-3
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
