@@ -70,7 +70,12 @@ class TimedLinear(nn.Module):
         group = self.now.group()
         if isinstance(group, int):
             return self.variants[self.order[group]](x)
-        due = torch.tensor(self.order, device=group.device)[group].repeat_interleave(len(x) // len(group))
-        rows = [(due == number).nonzero().flatten() for number in range(len(self.variants))]
-        parts = [variant(x[which]) for variant, which in zip(self.variants, rows, strict=True) if len(which)]
+        clock, each = self.now.clock, len(x) // len(group)
+        timesteps, due = clock.read(len(group)), torch.tensor(self.order, device=group.device)[group]
+        parts, rows = [], []
+        for number, variant in enumerate(self.variants):
+            if (chosen := due == number).any():
+                rows.append(chosen.repeat_interleave(each).nonzero().flatten())
+                with clock.showing(timesteps[chosen]):  # what is inside may depend on time, too
+                    parts.append(variant(x[rows[-1]]))
         return torch.cat(parts)[torch.cat(rows).argsort()]

@@ -5,7 +5,7 @@ it counts, with everything that the cost ledger counts. A budget is a hard bound
 percent more).
 
 Mean bits and BitOps are means over sampling steps. Bytes are what must be kept: a site that changes its bits over time
-keeps a weight for each.
+keeps a weight for each, and one in several bases over time a weight for each of these.
 """
 
 from abc import ABC, abstractmethod
@@ -168,7 +168,7 @@ class MeanBits(_EachStep):
         if self.counted == "codes":
             return space.numel(gene) * bits
         grid, weight = activation_storage_bits(space.at(bits).activation), space.at(bits).weight
-        return sum(grid + weight_storage_bits(site, weight) for site in gene.sites)
+        return gene.bases * sum(grid + weight_storage_bits(site, weight) for site in gene.sites)
 
     def _weights(self, space: BitSpace, rest: Rest) -> int:
         return sum(map(space.numel, space.genes)) + rest.numel * (self.over == "model")
@@ -238,11 +238,11 @@ class BitBytes(_AsUniform):
 
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
         """Bytes of the weights."""
-        return sum(weight_storage_bits(site, space.at(bits).weight) for site in gene.sites) / 8
+        return gene.bases * sum(weight_storage_bits(site, space.at(bits).weight) for site in gene.sites) / 8
 
     def cost(self, space: BitSpace, gene: Gene, pattern: Pattern) -> float:
         """Bytes of all weights that are kept, and of the input's grid."""
-        grid = activation_storage_bits(space.at(pattern[0]).activation) * len(gene.sites) / 8
+        grid = gene.bases * activation_storage_bits(space.at(pattern[0]).activation) * len(gene.sites) / 8
         return grid + sum(self.price(space, gene, bits) for bits in set(pattern))
 
     def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:

@@ -80,7 +80,11 @@ class BitSpace:
         groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
         offered = tuple(sorted(set(widths)))
         layers = {width: replace(recipe, weight_bits=width).layer for width in offered}
-        return cls(tuple(Gene(tuple(readers), offered) for _, readers in groups), layers, tuple(steps))
+        genes = [
+            Gene(tuple(readers), offered, recipe.particular(recipe.layer, role).bases)
+            for (_, role, _), readers in groups
+        ]
+        return cls(tuple(genes), layers, tuple(steps))
 
     @property
     def widths(self) -> Pattern:

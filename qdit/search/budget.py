@@ -163,7 +163,7 @@ class Bytes(_AsUniform):
         stored = sum(
             weight_storage_bits(s, layer.weight) + activation_storage_bits(layer.activation) for s in gene.sites
         )
-        return stored / 8
+        return gene.bases * stored / 8
 
     def text(self, space: Space, amount: float) -> str:
         """See `Budget`."""

@@ -26,6 +26,8 @@ class Gene:
 
     sites: tuple[Site, ...]
     sizes: tuple[int, ...]
+    bases: int = 1
+    """Weights that are kept where one is chosen: one a basis (see `LayerSpec.bases`)."""
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Space:
         for _, group in groups:
             readers = tuple(group)
             fitting = sorted({g for g in sizes if readers[0].in_features % g == 0})
-            genes.append(Gene(readers, tuple(fitting)))
+            genes.append(Gene(readers, tuple(fitting), recipe.particular(recipe.layer, readers[0].role).bases))
         return cls(tuple(genes), recipe.layer)
 
     def problems(self) -> list[str]:
