@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
@@ -178,7 +178,7 @@ class TimestepAware:
             return parts[0]
         groups = Groups(tuple(firsts[1:]))
         now = Now(model.clock, groups)
-        layers = {
+        layers: dict[str, nn.Module] = {
             name: TimedLinear([part.layers[name] for part in parts], range(len(parts)), now).eval()
             for name in parts[0].layers
         }
