@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from fake_records import PROTOCOL, metric, record, write
 
 from qdit import figures
-from qdit.errors import UserError
-from qdit.tables import load_results
 
 
 def pixels(path) -> np.ndarray:
@@ -69,26 +66,6 @@ def test_charts_are_drawn(tmp_path):
     ]
     for path in drawn:
         assert pixels(path).std() > 5
-
-
-def test_front_of_both_directions():
-    points = np.array([(4.0, 20.0), (8.0, 40.0), (6.0, 15.0), (4.0, 25.0)])
-    assert figures._front(points, higher=True).tolist() == [[4.0, 25.0], [8.0, 40.0]]
-    assert figures._front(points, higher=False).tolist() == [[4.0, 20.0], [6.0, 15.0]]
-
-
-def test_pareto_is_of_one_protocol(tmp_path):
-    runs = write(
-        tmp_path,
-        record("fp", "w16a16", {"is": metric(9.0)}),
-        record("rtn", "w8a8", {"is": metric(8.5, 0.1)}),
-        record("rtn", "w4a8", {"is": metric(6.0, 0.1)}),
-        record("q_dit", "w4a8", {"is": metric(7.0, None)}),
-    )
-    assert pixels(figures.pareto(load_results(runs), "weight_bits", "is", tmp_path / "p.png")).std() > 5
-    write(tmp_path, record("q_dit", "w8a8", {"is": metric(7.0)}, protocol=PROTOCOL.replace("N=256", "N=9")))
-    with pytest.raises(UserError, match="N=9"):
-        figures.pareto(load_results(runs), "weight_bits", "is", tmp_path / "p.png")
 
 
 def test_group_map_has_a_cell_a_gene_and_leaves_others_blank(tmp_path):

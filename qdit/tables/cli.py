@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   qdit-table --study table1 --cols bits --metrics sqnr fid_lite0
   qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
   qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
+  qdit-table --study methods --figures figures --at w4a8  its figures, too
   qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
 """
 
@@ -47,6 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     else:
         text = render(_table(frame, options, choices), options.format)
     _write(text, options.out)
+    if options.figures is not None:
+        _draw(frame, options)
     if options.expect is None:
         return 0
     found = differences(summarise(frame, keys, **choices), options.expect, options.tolerance)
@@ -70,6 +73,13 @@ def _write(text: str, out: Path | None) -> None:
     atomic_write(out, text)
 
 
+def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
+    from qdit.plots import draw  # matplotlib takes longer to come than most tables to make
+
+    for path in draw(frame, options.figures, options.metrics, options.at):
+        print(path, file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qdit-table",
@@ -88,5 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mix-protocols", action="store_true", help="show several protocols, each labelled")
     parser.add_argument("--expect", metavar="FILE_OR_N", help="exit 1 unless it agrees with this CSV or number of runs")
     parser.add_argument("--tolerance", type=float, metavar="SHARE", help="for --expect: relative, instead of 2 SE")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="also draw: metrics, Pareto fronts, curves, samples"
+    )
+    parser.add_argument("--at", metavar="BITS", help="for --figures: the bits of curves and samples, e.g. w4a8")
     parser.add_argument("--out", type=Path, help="write the table to this file")
     return parser

@@ -21,8 +21,7 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
     if any(quantity.is_delta for quantity in quantities):
         lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
     if counts and counts[-1] > 1:
-        single = "; a row of one has its standard error" if counts[0] == 1 else ""
-        lines.append(f"Mean ± standard deviation over seeds ({' or '.join(map(str, counts))} seeds a row){single}.")
+        lines.append(_seeds(summary))
     elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
         lines.append("± is one standard error.")
     if several := sorted({plain(column) for column in shown if APART in column}):
@@ -33,6 +32,22 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
     if has_floor:
         lines.append("Real data: as many real images against the same reference, ± standard deviation.")
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
+
+
+def _seeds(summary: Summary) -> str:
+    """Which rows are means over seeds, and what their ± is."""
+    names: dict[int, list[str]] = {}
+    for row in summary.rows:
+        if row["seeds"] and row["quantizer"] != select.FULL_PRECISION:
+            names.setdefault(row["seeds"], []).append(row["quantizer"])
+    several = {count: sorted(set(found)) for count, found in sorted(names.items()) if count > 1}
+    counts = " or ".join(map(str, several)) or "several"
+    if len(names) < 2:
+        return f"Mean ± standard deviation over {counts} seeds."
+    return (
+        f"Mean ± standard deviation over {counts} seeds: {', '.join(n for found in several.values() for n in found)}; "
+        "other rows: ± one standard error."
+    )
 
 
 def _bases(verdict: Verdict) -> str:

@@ -18,7 +18,7 @@ def seeded(tmp_path):
 def test_seeds_become_mean_and_deviation(seeded):
     table = build_table(load_results(seeded), metrics=["sqnr"])
     assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 1.0"
-    assert "(1 or 3 seeds a row)" in " ".join(table.lines)
+    assert "over 3 seeds: rtn; other rows: ± one standard error." in " ".join(table.lines)
     assert "seeds 0, 1, 2" in table.lines[-1]
     partly = next(row for row in table.rows if row[0].text == "q_dit")
     assert (partly[2].text, partly[2].notes) == ("43.0 ± 0.1", (1,))

@@ -1,0 +1,135 @@
+"""Charts of a study: quality at each bit-width, quality against cost with its Pareto front, error over timesteps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from qdit.plots.study import Study, colour, curve
+from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of, save
+from qdit.tables.quantity import Quantity, cost_quantity, metric_quantity, stem
+
+CURVE = "sqnr_per_timestep"
+_LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
+_BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
+
+
+def by_bits(study: Study, metric: str, path: Path) -> Path:
+    """Draw a metric at each bit-width: a panel with a scale of its own, a row a method, in its family's colour.
+
+    Bars are two standard errors; the dashed line is full precision.
+    """
+    quantity = metric_quantity(metric, study.summary.metrics[metric])
+    methods, bits = study.methods(), study.bits
+    names = list(methods)
+    figure, panels = panels_of(len(bits), 1.2 + 1.75 * len(bits), _height(len(names)))
+    for axes, width in zip(panels, bits, strict=True):
+        for place, rows in enumerate(methods.values()):
+            row = next((row for row in rows if row["bits"] == width and row[metric] is not None), None)
+            if row is not None:
+                bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
+                axes.errorbar(row[metric] * quantity.factor, place, xerr=bar, color=colour(row), fmt="o", markersize=4)
+        axes.set_title(width, fontsize=9)
+        axes.set_xlabel(quantity.label)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        if study.full is not None and (value := study.full.get(metric)) is not None:
+            axes.axvline(value * quantity.factor, color="#555555", linestyle="--", linewidth=0.9)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    for label, rows in zip(panels[0].get_yticklabels(), methods.values(), strict=True):
+        label.set_color(colour(rows[0]))
+    handles = family_handles([row["family"] for row in study.rows])
+    if study.full is not None and study.full.get(metric) is not None:
+        handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=0.9, label="full precision"))
+    legend(panels[0], handles)
+    return save(figure, path)
+
+
+def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
+    """Draw a metric against a column of the cost ledger: a point a method and bit-width, the Pareto front as a line.
+
+    Colours are families, markers bit-widths; the points of the front have their names.
+    """
+    quantity = metric_quantity(metric, study.summary.metrics[metric])
+    rows = [row for row in study.rows if None not in (row[cost], row[metric])]
+    figure, axes = axes_of(6.4, 4.4)
+    for row in rows:
+        bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
+        about: dict[str, Any] = {"color": colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
+        axes.errorbar(row[cost], row[metric] * quantity.factor, yerr=bar, markersize=4, elinewidth=0.6, **about)
+    points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
+    chosen = front(points, quantity.higher_is_better is not False)
+    axes.plot(*points[chosen].T, color="black", linewidth=0.9, alpha=0.7, zorder=1, drawstyle="steps-post")
+    axes.set(xlabel=cost_quantity(cost).label, ylabel=quantity.label)
+    axes.margins(x=0.08)
+    _logarithmic(axes, metric)
+    _reference(axes, study, quantity)
+    legend(axes, family_handles([row["family"] for row in rows]))
+    shapes: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markersize": 4.5}
+    kinds = [Line2D([], [], marker=_BY_BITS.get(bits, "D"), label=bits, **shapes) for bits in study.bits]
+    legend(axes, [*kinds, Line2D([], [], color="black", linewidth=0.9, label="Pareto front")], "lower")
+    names = [(study.names[id(row)], *point, colour(row)) for row, point in zip(rows, points.tolist(), strict=True)]
+    label_points(axes, [names[number] for number in chosen], points)
+    return save(figure, path)
+
+
+def over_time(study: Study, bits: str, path: Path) -> Path | None:
+    """Draw the error of every method at one bit-width over the timesteps, in the order of sampling.
+
+    The curves are the records' `sqnr_per_timestep`. None where no run has one.
+    """
+    figure, axes = axes_of(6.0, _height(len(study.at(bits))))
+    ends: dict[str, tuple[float, float, str]] = {}
+    labels: dict[str, str] = {}
+    for number, (name, row) in enumerate(study.at(bits).items()):
+        if (found := curve(row, CURVE)) is None:
+            continue
+        x, y = np.asarray(found["x"], dtype=float), np.asarray(found["y"], dtype=float)
+        about: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markevery": max(1, len(x) // 8)}
+        axes.plot(x, y, color=colour(row), linewidth=1.0, markersize=3.5, alpha=0.85, **about)
+        ends[name] = (float(x[np.argmin(x)]), float(y[np.argmin(x)]), colour(row))
+        labels = {"xlabel": f"{found['xlabel']} (sampling runs to the right)", "ylabel": found["ylabel"]}
+    if not ends:
+        return None
+    axes.invert_xaxis()
+    axes.set(**labels)
+    axes.margins(x=0.02)
+    legend(axes, family_handles([row["family"] for row in study.at(bits).values()]))
+    axes.set_title(bits, fontsize=9, loc="right")
+    label_ends(axes, ends)
+    return save(figure, path)
+
+
+def front(points: NDArray[np.float64], higher: bool) -> list[int]:
+    """Return which points [m, 2] no other beats in both cost and quality, by rising cost."""
+    kept: list[int] = []
+    sign = 1 if higher else -1
+    for number in sorted(range(len(points)), key=lambda n: (points[n, 0], -sign * points[n, 1])):
+        if not kept or sign * points[number, 1] > sign * points[kept[-1], 1]:
+            kept.append(number)
+    return kept
+
+
+def _reference(axes: Axes, study: Study, quantity: Quantity) -> None:
+    """Draw full precision as a dashed line, where the metric has a value of it."""
+    if study.full is not None and (value := study.full.get(quantity.column)) is not None:
+        axes.axhline(value * quantity.factor, color="#555555", linestyle="--", linewidth=0.9)
+        place = axes.get_yaxis_transform()
+        about: dict[str, Any] = {"transform": place, "fontsize": 7, "color": "#555555", "va": "bottom"}
+        axes.text(0.01, value * quantity.factor, "full precision", **about)
+
+
+def _logarithmic(axes: Axes, metric: str) -> None:
+    if stem(metric) in _LOGARITHMIC and axes.get_ylim()[0] > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _height(methods: int) -> float:
+    return max(3.0, 1.3 + 0.17 * methods)

@@ -1,0 +1,104 @@
+"""What a study's figures show: a row a method and bit-width, averaged over seeds, under one protocol."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from qdit.errors import UserError
+from qdit.plots.style import family_colour
+from qdit.store import IMAGES
+from qdit.tables import families, select
+from qdit.tables.records import read_record
+from qdit.tables.summary import Summary, summarise
+
+KEYS = ("quantizer", "bits")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The finished rows of a study, quantized and in full precision."""
+
+    summary: Summary
+    rows: list[select.Row]
+    """Quantized, in the order of the table: by family, then as tables sort methods."""
+    full: select.Row | None
+    names: dict[int, str] = field(default_factory=dict)
+    """What a method is called, by `id` of its row: the quantizer, and whatever else tells it from its namesakes."""
+
+    @property
+    def bits(self) -> list[str]:
+        """The bit-widths, from high to low."""
+        return sorted({row["bits"] for row in self.rows}, key=lambda bits: select.sort_key("bits", bits))
+
+    def at(self, bits: str) -> dict[str, select.Row]:
+        """The rows of a bit-width by the names of their methods."""
+        return {self.names[id(row)]: row for row in self.rows if row["bits"] == bits}
+
+    def methods(self) -> dict[str, list[select.Row]]:
+        """The rows of each method, from high bits to low."""
+        found: dict[str, list[select.Row]] = {}
+        for row in self.rows:
+            found.setdefault(self.names[id(row)], []).append(row)
+        return {
+            name: sorted(rows, key=lambda row: select.sort_key("bits", row["bits"])) for name, rows in found.items()
+        }
+
+    def busiest(self) -> str:
+        """The bit-width with the most methods; of several the lower, where methods differ more."""
+        return max(self.bits, key=lambda bits: (len(self.at(bits)), self.bits.index(bits)))
+
+
+def study_of(frame: pd.DataFrame) -> Study:
+    """Return what the figures of a study draw.
+
+    Raises:
+        UserError: the runs were made under several protocols, or none is finished.
+    """
+    summary = summarise(frame, KEYS)
+    rows = [row for row in summary.rows if row["runs"]]
+    quantized = [row for row in rows if row["quantizer"] != select.FULL_PRECISION]
+    if not quantized:
+        raise UserError("no quantized run is finished, so that there is nothing to draw")
+    quantized.sort(key=lambda row: families.rank(row["family"]))
+    extra = [key for key in summary.keys if key not in KEYS and key.split(".")[0] not in KEYS]
+    names = {
+        id(row): " ".join([row["quantizer"], *(select.shown(row[key]) for key in extra if row[key] is not None)])
+        for row in quantized
+    }
+    full = next((row for row in rows if row["quantizer"] == select.FULL_PRECISION), None)
+    return Study(summary, quantized, full, names)
+
+
+def colour(row: select.Row) -> str:
+    """Return the colour of a row's family."""
+    return family_colour(row["family"])
+
+
+def curve(row: select.Row, name: str) -> dict[str, Any] | None:
+    """Return a curve of the first run of a row, from its record; None where it has none."""
+    record = read_record(Path(_first(row)["folder"]) / "result.json")
+    found = ((record or {}).get("curves") or {}).get(name)
+    return found if found and len(found["x"]) else None
+
+
+def images(row: select.Row) -> tuple[UInt8[NDArray[np.uint8], "n 3 H W"], list[str]] | None:
+    """Return the images that the first run of a row kept, and their captions; None where it kept none."""
+    path = Path(_first(row)["folder"]) / IMAGES
+    try:
+        with safe_open(path, "np") as file:
+            return file.get_tensor("images"), json.loads((file.metadata() or {}).get("captions", "[]"))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _first(row: select.Row) -> select.Row:
+    runs: Sequence[select.Row] = row["runs"]
+    return min(runs, key=lambda run: (run["seed"], run.get("calibration.seed") or 0))

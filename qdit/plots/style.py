@@ -1,0 +1,205 @@
+"""One look for all figures: Okabe and Ito's colours, which readers with any colour vision tell apart; quiet axes.
+
+Families of methods have a colour each; where lines are many, names stand at their ends instead of in a legend. Figures
+are drawn without a display (Agg) and written atomically. Imports no torch.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from qdit.store import atomic_write
+from qdit.tables import families
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FAMILY_COLOURS = {"baseline": "#7A7A7A", "dit": "#0072B2", "hybrid": "#D55E00"}
+_OTHER_COLOUR = "#009E73"
+_DPI = 150
+_STYLE: dict[Any, Any] = {
+    **{"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"},
+    **{"grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.4, "lines.markersize": 4.5},
+}
+
+
+def look(number: int) -> tuple[str, str]:
+    """Return colour and marker of a series; a colour that comes again takes another marker."""
+    turn = number // len(COLOURS)
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + turn) % len(MARKERS)]
+
+
+def family_colour(family: object) -> str:
+    """Return the colour of a family of methods; all that are not known share one."""
+    return FAMILY_COLOURS.get(str(family), _OTHER_COLOUR)
+
+
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of so many inches, and its axes."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+        axes = figure.add_subplot()
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+    return figure, axes
+
+
+def panels_of(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of so many inches, and axes side by side that share their y."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+        return figure, list(np.atleast_1d(figure.subplots(1, count, sharey=True)))
+
+
+def finish(axes: Axes, title: str | None, legend: bool) -> None:
+    """Set a quiet title, and the legend beside the axes, where it covers no data."""
+    axes.set_title(title or "", fontsize=9, loc="left")
+    if legend:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+
+
+def text_at(figure: Figure, x: float, y: float, text: str, **about: Any) -> None:
+    """Write at a place in pixels, from below and from the left."""
+    width, height = figure.get_size_inches() * figure.dpi
+    figure.text(x / width, y / height, text, **about)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text of so many characters at most."""
+    return text if len(text) <= length else text[: max(1, length - 1)] + "…"
+
+
+def save(figure: Figure, path: Path, dpi: int = _DPI) -> Path:
+    """Write a PNG; return its path."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi)
+    atomic_write(path, data.getvalue())
+    return path
+
+
+def spread(wanted: Sequence[float], gap: float) -> NDArray[np.float64]:
+    """Return places at least `gap` apart, in the order of the wanted ones and, in sum of squares, nearest to them."""
+    order = np.argsort(wanted, kind="stable")
+    blocks: list[list[float]] = []  # sum of (wanted - offset in its block), and length
+    for number, value in enumerate(np.asarray(wanted, dtype=float)[order]):
+        blocks.append([value - gap * number, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            last = blocks.pop()
+            blocks[-1][0] += last[0]
+            blocks[-1][1] += last[1]
+    places = np.empty(len(order))
+    flat = [total / count for total, count in blocks for _ in range(int(count))]
+    places[order] = [value + gap * number for number, value in enumerate(flat)]
+    return places
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: float = 7.0) -> None:
+    """Write names right of the axes, at the height where their lines end, apart from each other, in their colours.
+
+    Args:
+        axes: with its final limits.
+        ends: name → x and y of the line's end, and colour.
+        size: of the letters, in points.
+    """
+    _settle(axes)
+    box = axes.get_window_extent()
+    wanted = [(axes.transData.transform((x, y))[1] - box.y0) / box.height for x, y, _ in ends.values()]
+    places = spread(wanted, 1.3 * size * _DPI / 72 / box.height)
+    if len(places):
+        places += max(0.0, -float(places.min()))  # nothing below the axes, where there is room above
+    for (name, (x, y, colour)), place in zip(ends.items(), places, strict=True):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            name, (x, y), xycoords="data", xytext=(1.06, float(place)), textcoords="axes fraction", color=colour,
+            fontsize=size, va="center", annotation_clip=False, arrowprops={**line, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def label_points(
+    axes: Axes, labels: Sequence[tuple[str, float, float, str]], others: NDArray[np.float64], size: float = 7.0
+) -> None:
+    """Write names beside points, where they cover neither each other nor, if that can be, any point.
+
+    Args:
+        axes: with its final limits.
+        labels: name, x, y and colour.
+        others: all points [m, 2] that should stay visible.
+        size: of the letters, in points.
+    """
+    _settle(axes)
+    pixel = _DPI / 72
+    frame, taken = axes.get_window_extent(), [_box(*place, 4 * pixel, 4 * pixel) for place in _pixels(axes, others)]
+    for name, x, y, colour in labels:
+        width, height = 0.58 * size * pixel * len(name), 1.2 * size * pixel
+        at = axes.transData.transform((x, y))
+        best = min(_offsets(width, height, pixel), key=lambda o: _cost(_box(*(at + o), width, height), taken, frame, o))
+        taken += [_box(*(at + best), width, height)] * 20  # another name weighs more than a point
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            name, (x, y), xytext=tuple(best / pixel), textcoords="offset points", fontsize=size, color=colour,
+            ha="center", va="center", arrowprops=line if abs(best[1]) > 1.6 * height else None,
+        )  # fmt: skip
+
+
+def _settle(axes: Axes) -> None:
+    """Let the layout find its place, and then keep it, so that pixels mean something."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+
+
+def _pixels(axes: Axes, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(axes.transData.transform(points)) if len(points) else np.empty((0, 2))
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _offsets(width: float, height: float, pixel: float) -> list[NDArray[np.float64]]:
+    """Places of a label's middle around a point, the nearest first."""
+    found = []
+    for ring in range(1, 9):
+        far = ring * height * 0.9
+        for along in (0.0, 0.5, -0.5, 0.8, -0.8):
+            found += [np.array([along * (width + 6 * pixel), sign * (far + 2 * pixel)]) for sign in (-1, 1)]
+        found += [np.array([sign * (width / 2 + (3 + 5 * (ring - 1)) * pixel), 0.0]) for sign in (-1, 1)]
+    return found
+
+
+def _cost(
+    box: tuple[float, float, float, float], taken: Sequence[tuple[float, ...]], frame: Any, offset: NDArray[np.float64]
+) -> float:
+    """How bad a place is: what it covers, whether it leaves the axes, how far away it is."""
+    covered = sum(
+        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+        for other in taken
+    )
+    outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
+    return covered * 10 + 1e6 * outside + float(np.abs(offset).sum())
+
+
+def family_handles(found: Sequence[object]) -> list[Line2D]:
+    """Return what stands for the families in a legend; nothing where there is only one."""
+    present = sorted({str(family) if family else "" for family in found}, key=families.rank)
+    if len(present) < 2:
+        return []
+    return [Line2D([], [], color=family_colour(f), linewidth=2.5, label=families.title(f)) for f in present]
+
+
+def legend(axes: Axes, handles: Sequence[Line2D], place: str = "upper") -> None:
+    """Add a legend in one row, above ("upper") or below ("lower") everything else; nothing for no handles."""
+    if handles:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        about: dict[str, Any] = {"frameon": False, "fontsize": 8, "ncols": len(handles)}
+        figure.legend(handles=handles, loc=f"outside {place} center", **about)
