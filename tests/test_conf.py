@@ -31,6 +31,7 @@ def overrides_of(option: str) -> list[str]:
     hosts |= {"transform/alpha": ["transform=smooth"]}
     hosts |= {"weight/range/target": ["weight/range=hessian"]}
     hosts |= {"activation/range/target": ["activation=tensor", "activation/range=hessian"]}
+    hosts |= {"attention/range/target": ["attention=multi_region", "attention/range=hessian"]}
     hosts |= {f"search/{part}": ["search=evolution"] for part in ("budget", "objective")}
     hosts |= {f"search/{part}": ["search=mixed_precision"] for part in ("bit_budget", "allocator", "split", "groups")}
     if group.startswith("experiment/"):

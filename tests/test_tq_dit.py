@@ -82,13 +82,19 @@ def test_groups_as_released_are_those_of_probabilities(dit_xl):
 
 
 RECIPES = ["rtn", "smoothquant", "q_dit", "vidit_q", "ptq4dit", "q_diffusion", "repq_vit"]
-PARTS = ["attention=multi_region", "activation/regions=gelu", "activation=time_grouped", "weight/range=hessian"]
+PARTS = [
+    ["attention=multi_region"],
+    ["activation/regions=gelu"],
+    ["activation=time_grouped"],
+    ["weight/range=hessian"],
+    ["attention=multi_region", "attention/range=hessian"],
+]
 
 
 @pytest.mark.parametrize("quantizer", RECIPES)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part[-1])
 def test_each_part_is_one_override_in_any_other_recipe(quantizer, part, dit_xl):
-    assert completed([f"quantizer={quantizer}", part], dit_xl)
+    assert completed([f"quantizer={quantizer}", *part], dit_xl)
 
 
 @pytest.mark.parametrize("row", ["1_none", "2_mrq", "3_tgq", "4_ho", "5_all"])
@@ -99,6 +105,6 @@ def test_rows_of_the_ablation_have_the_parts_of_their_names(row, dit_xl):
     found = {
         "mrq": {i.grid for i in inputs} >= {"two_region", "two_sided"},
         "tgq": {i.time_groups for i in inputs} == {10},
-        "ho": {type(part.range).__name__ for part in (parts.weight, parts.activation)} == {"Hessian"},
+        "ho": {type(part.range).__name__ for part in (parts.weight, parts.activation, parts.attention)} == {"Hessian"},
     }
     assert found == {part: row in (f"{number}_{part}", "5_all") for number, part in enumerate(found, 2)}

@@ -1,8 +1,8 @@
 """What a Hessian-guided search of one layer costs: all candidates at once against one after the other.
 
-    python experiments/benchmarks/hessian.py [--tokens 16384] [--out 1152] [--channels 1152] [--loops 8] [--threads 1]
+    python experiments/benchmarks/hessian.py [--tokens 8192] [--out 1152] [--channels 1152] [--loops 8] [--threads 1]
 
-A layer of DiT-XL/2 with 320 calibration samples, of whose 81,920 rows `--tokens` are looked at (the rule's default).
+A layer of DiT-XL/2 with 320 calibration samples, of whose 81,920 rows `--tokens` are looked at (by default the rule's).
 The loop rounds the weight, or the input, to one candidate, takes the product with all rows, and sums the weighted
 squares. `--loops` of its candidates are timed and the time is scaled to all: each costs the same. One round of both
 sides is searched; both ways run in this process, with as many threads. Processor seconds are reported, so that other
@@ -19,7 +19,10 @@ from gptq import LiveBytes
 from tabulate import tabulate
 
 from qdit.hessian import Hessian, Probe
-from qdit.hessian.scores import InputGrid, Layer, input_errors, moments, scaled, search_input, search_weight
+from qdit.hessian.alternation import reader
+from qdit.hessian.grids import multiples
+from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
+from qdit.hessian.scores import Layer, moments, scaled, search_weight
 from qdit.quant.affine import Affine, round_to_grid
 from qdit.quant.books import Uniform
 from qdit.quant.spec import QuantSpec
@@ -58,16 +61,15 @@ def loop_weight(layer: Layer, outputs, rounded, start: Affine, factors) -> torch
     return torch.stack(errors)
 
 
-def loop_input(layer: Layer, outputs, inputs, weight, grid: InputGrid, factors) -> torch.Tensor:
+def loop_input(layer: Layer, outputs, inputs, weight, book: Uniform, table) -> torch.Tensor:
     """Errors [candidates], one candidate at a time."""
-    errors = []
-    for factor in factors:
+    found = []
+    for scale, zero_point in table[:, 0]:
         total = torch.zeros(len(weight), dtype=torch.float64)
         for z, x, rows in zip(outputs.split(BATCH), inputs.split(BATCH), layer.rows.split(BATCH), strict=True):
-            x_hat = grid.piece(slice(len(x))).rounded(x, factor.view(1, 1))[0]
-            total += weighted(z - x_hat @ weight.T, rows)
-        errors.append(total @ layer.channels.double())
-    return torch.stack(errors)
+            total += weighted(z - book(x, scale, zero_point) @ weight.T, rows)
+        found.append(total @ layer.channels.double())
+    return torch.stack(found)
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
@@ -101,31 +103,34 @@ def main() -> None:
     start = WeightGrid(granularity="row", grid="symmetric_full", range=RULE).fit(layer.weight, spec)
     half = 2 ** (args.bits - 1)
     numbers = torch.tensor([[float(inputs.abs().max()) / (half - 0.5), 0.0]])
-    grid = InputGrid(Uniform(-half, half - 1), numbers, 0, torch.zeros(args.tokens, dtype=torch.long))
-    one = torch.ones(1)
-    rounded = grid.rounded(inputs, one.view(1, 1))[0]
+    moving = Moving(inputs.unsqueeze(1), Uniform(-half, half - 1), torch.zeros(args.tokens, dtype=torch.long))
+    rounded = moving.rounded(numbers.unsqueeze(0))[:, 0, 0]
     outputs = inputs @ layer.weight.T
     some = FACTORS[-60 :: 60 // args.loops]  # from half the range on
     share = len(FACTORS) / len(some)
 
     def weights() -> torch.Tensor:
-        return search_weight(layer, moments(layer, inputs, rounded), start, spec, FACTORS, torch.ones_like(start.scale))
+        known, one = moments(layer, inputs, rounded), torch.ones_like(start.scale)
+        return search_weight(layer, known, start, spec, FACTORS.unsqueeze(1), one)[0].unsqueeze(1)
 
     found, fast = timed(weights)
-    errors, slow = timed(lambda: loop_weight(layer, outputs, rounded, start, some))
+    tried, slow = timed(lambda: loop_weight(layer, outputs, rounded, start, some))
     # Of the candidates that the loop tried, none may be better than the one that was found.
     weight = round_to_grid(layer.weight, scaled(start, found))
     own = weighted(outputs - rounded @ weight.T, layer.rows)
-    worse = f"{float((own / errors.amin(0)).max()):.4f}"
+    worse = f"{float((own / tried.amin(0)).max()):.4f}"
     rows = [row("weights", slow * share, fast, peak(weights), worse)]
 
     def steps() -> torch.Tensor:
-        return search_input([layer], [weight], inputs, grid, FACTORS, one)
+        other = reader(layer, weight)
+        few = shortlist(moving, [summed(other, 0)], multiples(numbers, 0, FACTORS))
+        return best(moving, [reached(other)], few)
 
-    factor, quick = timed(steps)
-    errors, late = timed(lambda: loop_input(layer, outputs, inputs, weight, grid, some))
-    own = input_errors([layer], [weight], inputs, grid, factor.unsqueeze(1))
-    rows += [row("inputs", late * share, quick, peak(steps), f"{float(own / errors.min()):.4f}")]
+    step, quick = timed(steps)
+    table = multiples(numbers, 0, some)
+    tried, late = timed(lambda: loop_input(layer, outputs, inputs, weight, moving.book, table))
+    own = errors(moving, [reader(layer, weight)], step.unsqueeze(0))
+    rows += [row("inputs", late * share, quick, peak(steps), f"{float(own / tried.min()):.4f}")]
     rows += [row("both", (slow + late) * share, fast + quick, "", "")]
     print(f"{args.channels} to {args.out} channels, {args.tokens} rows, {len(FACTORS)} candidates, {args.bits} bits,")
     print(f"{args.threads} threads; inputs have {inputs.nbytes / 2**20:.0f} MiB; the goal for both is {GOAL} times")

@@ -1,6 +1,7 @@
 """The rounds of the search for one input and the layers that read it: weights with the input as it is, then the input.
 
-It ends before its last round when nothing changes any more.
+It ends before its last round when nothing changes any more. Rounds after the first compare the best candidates of the
+first one.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qdit.hessian.inputs import input_grid
+from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched
+from qdit.hessian.products import Moving, Other, best, reached, shortlist, summed
 from qdit.hessian.rule import Hessian, rules
-from qdit.hessian.scores import Layer, moments, scaled, search_input, search_weight
+from qdit.hessian.scores import Layer, moments, scaled, search_weight
 from qdit.model.base import Site
 from qdit.quant.affine import Affine, round_to_grid
 from qdit.quant.spec import QuantSpec, as_rows
@@ -21,8 +23,11 @@ from qdit.quant.spec import QuantSpec, as_rows
 if TYPE_CHECKING:
     from qdit.fit import Fit
 
-Factors = dict[str, Tensor]
-"""What steps are multiplied by: `<site>.weight` [rows, 1], `<first reader>.input` [groups of timesteps]."""
+KEPT = 16  # candidates of a weight that are compared again
+
+Found = dict[str, Tensor]
+"""Of weights what steps are multiplied by: `<site>.weight` [rows, 1]. Numbers of the code-books of static inputs and of
+operands: `<first reader>.input` and `<site>.operand` [cells, numbers]."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,18 @@ class _Weight:
     spec: QuantSpec
     start: Affine
     factors: Float[Tensor, "rows 1"]
+    tried: Float[Tensor, "candidates #rows"]
 
     def rounded(self) -> Float[Tensor, "out channels"]:
         """On its grid as it is now."""
         rows = as_rows(self.layer.weight, self.spec)
         return round_to_grid(rows, scaled(self.start, self.factors)).view(self.layer.weight.shape)
+
+
+def reader(layer: Layer, rounded: Float[Tensor, "out channels"]) -> Other:
+    """A layer as the other operand of its input's product; `rounded` is its weight on its grid."""
+    root = layer.channels.sqrt().unsqueeze(1)
+    return Other((rounded * root).T, ((layer.weight - rounded) * root).T, layer.rows.view(-1, 1, 1))
 
 
 class Alternation:
@@ -62,57 +74,72 @@ class Alternation:
     """
 
     def __init__(self, fit: "Fit", reading: Reading, module: nn.Module | None, rounds: int) -> None:
-        self.reading, self.module, self.rounds = reading, module, rounds
-        self.weight_rule, self.input_rule = rules(fit.recipe)
-        self.grid = input_grid(module, reading.timesteps)
-        self.input_factors = reading.inputs.new_ones(len(self.grid.numbers) if self.grid is not None else 0)
+        self.reading, self.rounds, self.dynamic = reading, rounds, module
+        self.weight_rule, self.input_rule, _ = rules(fit.recipe)
+        self.module = searched(module)
+        self.numbers = torch.empty(0)
+        if self.module is not None:
+            groups = groups_of(self.module, reading.timesteps)
+            self.moving = Moving(reading.inputs.unsqueeze(1), book_of(self.module), groups)
+            self.numbers = numbers_of(self.module)
+            self.tried: Float[Tensor, "candidates cells numbers"] | None = None
         self.weights: dict[str, _Weight] = {}
         for site, layer in zip(reading.readers, reading.layers, strict=True):
             if fit.rounds(site):
                 start = fit.grid(site)
-                self.weights[site.name] = _Weight(layer, fit.weight_spec(site), start, torch.ones_like(start.scale))
+                tried = self.weight_rule.factors() if self.weight_rule is not None else torch.ones(1)
+                spec, one = fit.weight_spec(site), torch.ones_like(start.scale)
+                self.weights[site.name] = _Weight(layer, spec, start, one, tried.to(one).unsqueeze(1))
 
-    def run(self) -> Factors:
-        """The factors after the last round."""
+    def run(self) -> Found:
+        """What is best after the last round."""
         grouped = any(weight.spec.granularity == "group" for weight in self.weights.values())
         for _ in range(self.rounds):
-            before, moved = self.input_factors, False
+            before, moved = self.numbers, False
             if self.weight_rule is not None:
-                moved = self.search_weights(self.weight_rule)
-            if self.input_rule is not None and self.grid is not None:
-                self.input_factors = self.search_input(self.input_rule)
+                moved = self.search_weights()
+            if self.input_rule is not None and self.module is not None:
+                self.numbers = self.search_input(self.input_rule)
             # Rows of a weight do not depend on each other: the same input would give the same weights again.
-            settled = torch.equal(self.input_factors, before) and not (grouped and moved)
+            settled = torch.equal(self.numbers, before) and not (grouped and moved)
             if self.weight_rule is None or settled:
                 break
-        found: Factors = {}
+        found: Found = {}
         if self.weight_rule is not None:
             found |= {f"{name}.weight": weight.factors for name, weight in self.weights.items()}
-        if self.input_rule is not None and self.grid is not None:
-            found[f"{self.reading.readers[0].name}.input"] = self.input_factors
+        if self.input_rule is not None and self.module is not None:
+            found[f"{self.reading.readers[0].name}.input"] = self.numbers
         return found
 
-    def search_weights(self, rule: Hessian) -> bool:
+    def search_weights(self) -> bool:
         """Search all weights; whether one changed."""
         inputs, rounded = self.reading.inputs, self.rounded_inputs()
         moved = False
         for weight in self.weights.values():
-            known, factors = moments(weight.layer, inputs, rounded), rule.factors().to(inputs)
-            found = search_weight(weight.layer, known, weight.start, weight.spec, factors, weight.factors)
+            known = moments(weight.layer, inputs, rounded)
+            ranked = search_weight(weight.layer, known, weight.start, weight.spec, weight.tried, weight.factors)
+            found = ranked[0].unsqueeze(1)
             moved |= not torch.equal(found, weight.factors)
             weight.factors = found
+            if len(weight.tried) > KEPT:
+                weight.tried = ranked[:KEPT]
         return moved
 
-    def search_input(self, rule: Hessian) -> Float[Tensor, " groups"]:
-        """New factors of the input."""
-        assert self.grid is not None
+    def search_input(self, rule: Hessian) -> Float[Tensor, "cells numbers"]:
+        """New numbers of the input's code-book."""
         named = zip(self.reading.readers, self.reading.layers, strict=True)
-        weights = [self.weights[s.name].rounded() if s.name in self.weights else layer.weight for s, layer in named]
-        inputs, factors = self.reading.inputs, rule.factors().to(self.reading.inputs)
-        return search_input(self.reading.layers, weights, inputs, self.grid, factors, self.input_factors)
+        others = [
+            reader(layer, self.weights[site.name].rounded() if site.name in self.weights else layer.weight)
+            for site, layer in named
+        ]
+        if self.tried is None:
+            table = multiples(self.numbers, STEP[type(self.moving.book)], rule.factors())
+            ranking = [summed(other, rule.seed + n) for n, other in enumerate(others)]
+            self.tried = shortlist(self.moving, ranking, table)
+        return best(self.moving, [reached(other) for other in others], self.tried)
 
     def rounded_inputs(self) -> Float[Tensor, "n channels"]:
         """The input on its grid as it is now."""
-        if self.grid is not None:
-            return self.grid.rounded(self.reading.inputs, self.input_factors.unsqueeze(0))[0]
-        return self.module(self.reading.inputs) if self.module is not None else self.reading.inputs
+        if self.module is not None:
+            return self.moving.rounded(self.numbers.unsqueeze(0))[:, 0, 0]
+        return self.dynamic(self.reading.inputs) if self.dynamic is not None else self.reading.inputs

@@ -1,9 +1,9 @@
-"""The fit step of `range=hessian`: search the grids of weights and static inputs, layer by layer, before rounding.
+"""The fit step of `range=hessian`: search the grids of weights, static inputs and operands, before rounding.
 
 Everything is seen in full precision, in the basis of the recipe's transform, as in TQ-DiT (arXiv 2502.04056, algorithm
 1): errors do not propagate, and layers do not depend on each other, but for those that read one input (queries, keys
-and values), which share its grid. Inputs of one layer are held at a time. A finished segment of the network is saved as
-the factors that were found, and read back by the same fit.
+and values), which share its grid. Of inputs no more than `HELD_VALUES` are held at a time, or one layer's, or the
+operands of one attention. A finished segment of the network is saved as what was found, and read back by the same fit.
 """
 
 import logging
@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from qdit.calibration.statistics import site_input, watching
 from qdit.errors import UserError
-from qdit.hessian.alternation import Alternation, Factors, Reading
-from qdit.hessian.inputs import multiply, numbers_of
+from qdit.hessian.alternation import Alternation, Found, Reading
+from qdit.hessian.grids import numbers_of, searched, set_numbers
+from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer, scaled
 from qdit.hessian.target import Importance, importances
 from qdit.layers import Shared
-from qdit.model.base import Site
+from qdit.model.base import Attention, Site
 from qdit.quant.affine import Affine
 from qdit.quant.spec import as_rows
 from qdit.rounding.blocks import Segment, Walk, segments
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from qdit.fit import Fit
 
 log = logging.getLogger("qdit")
+HELD_VALUES = 2**26  # of layers' inputs that are collected in one pass: 256 MiB
 
 
 def refine(fit: "Fit") -> dict[str, Affine]:
-    """The grids of the weights that are searched, by site; the steps of searched inputs are set in place.
+    """The grids of the weights that are searched, by site; the numbers of static quantizers are set in place.
 
     Raises:
         UserError: no calibration data, inputs that are not finite, or a damaged file of a finished segment.
@@ -50,7 +52,7 @@ def refine(fit: "Fit") -> dict[str, Affine]:
 
 @dataclass
 class Refinement:
-    """The search of a fit; `rule` has what the rules of weights and inputs share."""
+    """The search of a fit; `rule` has what the rules of weights, inputs and operands share."""
 
     fit: "Fit"
     rule: Hessian
@@ -59,82 +61,127 @@ class Refinement:
         """See `refine`."""
         parts = segments(self.fit.model.sites(), self.fit.policy)
         found = [self.load(part) for part in parts]
-        last = max((n for n, factors in enumerate(found) if factors is None), default=-1)
+        last = max((n for n, own in enumerate(found) if own is None), default=-1)
         walk = Walk(self.fit.model, self.fit.data, parts) if last >= 0 else None
         for n, part in enumerate(tqdm(parts[: last + 1], desc="ranges", unit="block", disable=None)):
             assert walk is not None
-            if (factors := found[n]) is None:
-                factors = found[n] = self.search_all(walk, part)
+            if found[n] is None:
+                own = found[n] = self.search_all(walk, part)
                 if self.fit.folder is not None:
-                    save_tensors(self.path(self.fit.folder, part), factors)
+                    save_tensors(self.path(self.fit.folder, part), own)
             if n < last:
                 walk.advance(part, {})
-        return self.apply({key: value for factors in found if factors for key, value in factors.items()})
+        return self.apply({key: value for own in found if own for key, value in own.items()})
 
-    def search_all(self, walk: Walk, part: Segment) -> Factors:
-        """The factors of a segment that `walk` has come to."""
-        found: Factors = {}
-        for readers in self.fit.by_input(part.sites):
-            if self.shapes(readers):
-                found |= self.search(walk, part, readers)
+    def search_all(self, walk: Walk, part: Segment) -> Found:
+        """What is found for a segment that `walk` has come to."""
+        found: Found = {}
+        readings = [readers for readers in self.fit.by_input(part.sites) if self.shapes(readers)]
+        for some in self.batches(readings):
+            inputs = self.inputs(walk, part, [readers[0] for readers in some])
+            for readers in some:
+                found |= self.search(readers, inputs.pop(readers[0].name))
+        for attention in self.attentions(part):
+            found |= self.search_operands(walk, part, attention)
         return found
+
+    def batches(self, readings: Sequence[list[Site]]) -> list[list[list[Site]]]:
+        """Readings whose inputs are collected together."""
+        made: list[list[list[Site]]] = []
+        room = 0
+        for readers in readings:
+            values = len(self.chosen(readers[0])) * readers[0].in_features
+            if values > room:
+                made.append([])
+                room = HELD_VALUES
+            made[-1].append(readers)
+            room -= values
+        return made
+
+    def attentions(self, part: Segment) -> list[Attention]:
+        """The attentions of a segment whose operands are searched."""
+        if rules(self.fit.recipe)[2] is None:
+            return []
+        return [a for a in inside(self.fit.model.attentions(), part) if searched_operands(self.fit, a)]
+
+    def search_operands(self, walk: Walk, part: Segment, attention: Attention) -> Found:
+        """The numbers of an attention's operands."""
+        importance = self.importance[attention.name]
+        if importance.rows.mean() == 0:
+            log.warning("range hessian: nothing reaches the prediction from %s, which keeps its ranges", attention.name)
+            quantizers = {site: searched(self.fit.attention[site]) for site in searched_operands(self.fit, attention)}
+            return {f"{site}.operand": numbers_of(q) for site, q in quantizers.items() if q is not None}
+        count = max(1, self.rule.tokens // attention.tokens)
+        points = chosen_points(self.fit.data.t, self.fit.time, count, self.rule.seed)
+        values = operands_of(walk, part, attention, points)
+        found = OperandSearch(self.fit, self.rule, attention, importance, points).run(values)
+        return {f"{site}.operand": numbers for site, numbers in found.items()}
 
     def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:
         """What is searched of the readers of an input, with the shapes of the factors."""
-        weight, inputs = rules(self.fit.recipe)
+        weight, inputs, _ = rules(self.fit.recipe)
         shapes: dict[str, tuple[int, ...]] = {}
         if weight is not None:
             for site in readers:
                 if self.fit.rounds(site):
                     rows = as_rows(self.fit.weight_of(site), self.fit.weight_spec(site)).shape[0]
                     shapes[f"{site.name}.weight"] = (rows, 1)
-        if inputs is not None and (module := self.rounder(readers[0])) is not None:
-            shapes[f"{readers[0].name}.input"] = (len(numbers_of(module)),)
+        if inputs is not None and (module := searched(self.rounder(readers[0]))) is not None:
+            shapes[f"{readers[0].name}.input"] = tuple(numbers_of(module).shape)
         return shapes
 
-    def search(self, walk: Walk, part: Segment, readers: Sequence[Site]) -> Factors:
-        """The factors for the readers of one input."""
+    def search(self, readers: Sequence[Site], inputs: Tensor) -> Found:
+        """What is found for the readers of one input."""
         chosen = self.chosen(readers[0])
-        inputs = self.inputs(walk, part, readers[0], chosen)
         layers = self.layers(readers, chosen)
         if layers is None:
             log.warning("range hessian: nothing reaches the prediction from %s, which keeps its range", readers[0].name)
-            return {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
+            kept = {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
+            if (key := f"{readers[0].name}.input") in kept and (module := searched(self.rounder(readers[0]))):
+                kept[key] = numbers_of(module)
+            return kept
         points = chosen // self.importance[readers[0].name].rows.shape[1]
         reading = Reading(readers, layers, inputs, self.fit.data.t[points].to(inputs.device))
         return Alternation(self.fit, reading, self.rounder(readers[0]), self.rule.rounds).run()
 
     @cached_property
     def importance(self) -> dict[str, Importance]:
-        """How much the prediction minds errors in the outputs of the sites."""
-        return importances(self.fit.model, self.fit.data, self.fit.sites, self.rule.target, self.rule.seed)
+        """How much the prediction minds errors in the outputs of the sites and of the attentions, by name."""
+        weight, inputs, operands = rules(self.fit.recipe)
+        sites = self.fit.sites if weight is not None or inputs is not None else []
+        attentions = self.fit.model.attentions() if operands is not None else []
+        chosen = [a for a in attentions if searched_operands(self.fit, a)]
+        return importances(self.fit.model, self.fit.data, sites, self.rule.target, self.rule.seed, chosen)
 
     def chosen(self, site: Site) -> Tensor:
         """Numbers of the rows of a site's input that are looked at, in random order."""
         total = self.importance[site.name].rows.numel()
         return torch.randperm(total, generator=generator(self.rule.seed, "hessian rows", 0))[: self.rule.tokens]
 
-    def inputs(self, walk: Walk, part: Segment, site: Site, chosen: Tensor) -> Tensor:
-        """The chosen rows [n, channels] of what a site rounds, in full precision, float32."""
-        ordered, place = chosen.sort()
-        rewriting, seen, first = self.fit.rewrite.inputs.get(site.name), [], 0
+    def inputs(self, walk: Walk, part: Segment, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """The chosen rows [n, channels] of what sites round, in full precision, float32, by site."""
+        seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+        chosen = {site.name: self.chosen(site).sort() for site in sites}
+        first = dict.fromkeys(seen, 0)
 
-        def see(_: Site, layer: nn.Module, x: Tensor, __: Tensor) -> None:
-            nonlocal first
-            rows = site_input(layer, x)
+        def see(site: Site, layer: nn.Module, x: Tensor, __: Tensor) -> None:
+            rows, rewriting = site_input(layer, x), self.fit.rewrite.inputs.get(site.name)
             rows = (rewriting(rows) if rewriting is not None else rows).reshape(-1, rows.shape[-1])
-            here = ordered[(ordered >= first) & (ordered < first + len(rows))] - first
-            seen.append(rows[here.to(rows.device)].float())
-            first += len(rows)
+            ordered, start = chosen[site.name].values, first[site.name]
+            here = ordered[(ordered >= start) & (ordered < start + len(rows))] - start
+            seen[site.name].append(rows[here.to(rows.device)].float())
+            first[site.name] += len(rows)
 
-        with watching(self.fit.model, [site], see):
+        with watching(self.fit.model, list(sites), see):
             walk.observe(part, {})
-        collected = torch.cat(seen)
-        if not collected.isfinite().all():
-            raise UserError(f"range hessian: the inputs of {site.name} are not finite; try dtype=float32")
-        inputs = torch.empty_like(collected)
-        inputs[place.to(inputs.device)] = collected
-        return inputs
+        found: dict[str, Tensor] = {}
+        for site in sites:
+            collected = torch.cat(seen.pop(site.name))
+            if not collected.isfinite().all():
+                raise UserError(f"range hessian: the inputs of {site.name} are not finite; try dtype=float32")
+            found[site.name] = torch.empty_like(collected)
+            found[site.name][chosen[site.name].indices.to(collected.device)] = collected
+        return found
 
     def layers(self, readers: Sequence[Site], chosen: Tensor) -> list[Layer] | None:
         """The layers under search, with importances relative to their mean; None if these are all 0."""
@@ -158,8 +205,8 @@ class Refinement:
         module = module.quantizer if isinstance(module, Shared) else module
         return module[-1] if isinstance(module, nn.Sequential) and site.name in self.fit.rewrite.inputs else module
 
-    def load(self, part: Segment) -> Factors | None:
-        """The factors of a segment that an earlier run saved, None if there are none; it may have nothing to search.
+    def load(self, part: Segment) -> Found | None:
+        """What an earlier run saved of a segment, None if there is nothing; it may have nothing to search.
 
         Raises:
             UserError: the file is damaged or of another model.
@@ -167,6 +214,8 @@ class Refinement:
         expected = {
             key: shape for readers in self.fit.by_input(part.sites) for key, shape in self.shapes(readers).items()
         }
+        for attention in self.attentions(part):
+            expected |= {f"{site}.operand": shape for site, shape in searched_operands(self.fit, attention).items()}
         if not expected:
             return {}
         path = self.path(self.fit.folder, part) if self.fit.folder is not None else None
@@ -179,16 +228,21 @@ class Refinement:
 
     @staticmethod
     def path(folder: Path, part: Segment) -> Path:
-        """Where a segment's factors are saved."""
-        return folder / "ranges" / f"{part.name}.safetensors"
+        """Where what was found for a segment is saved."""
+        return folder / "grids" / f"{part.name}.safetensors"
 
-    def apply(self, factors: Mapping[str, Tensor]) -> dict[str, Affine]:
-        """The grids of weights with these factors; those of inputs get theirs."""
+    def apply(self, found: Mapping[str, Tensor]) -> dict[str, Affine]:
+        """The grids of weights; the quantizers of inputs and operands get their numbers."""
         grids: dict[str, Affine] = {}
         for site in self.fit.sites:
-            if (own := factors.get(f"{site.name}.weight")) is not None:
+            if (factors := found.get(f"{site.name}.weight")) is not None:
                 start = self.fit.grid(site)
-                grids[site.name] = scaled(start, own.to(start.scale))
-            if (own := factors.get(f"{site.name}.input")) is not None:
-                multiply(self.rounder(site), own)
+                grids[site.name] = scaled(start, factors.to(start.scale))
+            module = searched(self.rounder(site))
+            if (numbers := found.get(f"{site.name}.input")) is not None and module is not None:
+                set_numbers(module, numbers)
+        for key, numbers in found.items():
+            site, _, kind = key.rpartition(".")
+            if kind == "operand" and (module := searched(self.fit.attention[site])) is not None:
+                set_numbers(module, numbers)
         return grids

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qdit.recipe import Recipe
 
 SHARED = ("target", "rounds", "tokens", "seed")
-"""What the rules of weights and inputs must agree on: they are searched in turn, under one objective."""
+"""What the rules of weights, inputs and operands must agree on: they are searched under one objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,10 @@ class Hessian:
         target: whose gradients weigh the errors of outputs.
         candidates: steps of the grid, both ends of which are tried; the release leaves out the last one.
         alpha, beta: the ends.
-        rounds: of a search that has both sides: weights with inputs as they are, then inputs. It stops when nothing
-            changes any more.
-        tokens: rows of a layer's input that are looked at, chosen at random from all calibration points.
+        rounds: of a search that has both sides: weights with inputs as they are, then inputs; queries, then keys;
+            probabilities, then values. It stops when nothing changes any more.
+        tokens: rows of a layer's input that are looked at, chosen at random from all calibration points, and queries of
+            an attention, of whole points. As many as the release looks at: 32 samples of 256.
         seed: of that choice and of the target.
 
     Raises:
@@ -48,7 +49,7 @@ class Hessian:
     alpha: float = 0.01
     beta: float = 1.2
     rounds: int = 3
-    tokens: int = 16384
+    tokens: int = 8192
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,24 +70,25 @@ class Hessian:
         return torch.cat([torch.ones(1), grid.float()])
 
 
-def rules(recipe: "Recipe") -> tuple[Hessian | None, Hessian | None]:
-    """The rules of weights and of inputs, where they are this one and there is something to quantize."""
-    weight = recipe.weight.range if recipe.weight_bits < 16 else None
-    inputs = getattr(recipe.activation, "range", None) if recipe.activation_bits < 16 else None
-    return weight if isinstance(weight, Hessian) else None, inputs if isinstance(inputs, Hessian) else None
+def rules(recipe: "Recipe") -> tuple[Hessian | None, Hessian | None, Hessian | None]:
+    """The rules of weights, inputs and operands, where they are this one and there is something to quantize."""
+    attention, bits = recipe.attention, recipe.activation_bits
+    operands = attention is not None and attention.specs(bits, recipe.activation.time)
+    found = (
+        recipe.weight.range if recipe.weight_bits < 16 else None,
+        getattr(recipe.activation, "range", None) if bits < 16 else None,
+        getattr(attention, "range", None) if operands else None,
+    )
+    weight, inputs, own = (rule if isinstance(rule, Hessian) else None for rule in found)
+    return weight, inputs, own
 
 
 def problems(recipe: "Recipe") -> list[str]:
-    """What the two rules do not agree on, one sentence."""
-    weight, inputs = rules(recipe)
-    if weight is None or inputs is None:
-        return []
-    different = [key for key in SHARED if getattr(weight, key) != getattr(inputs, key)]
+    """What the rules do not agree on, one sentence."""
+    named = zip(("weight", "activation", "attention"), rules(recipe), strict=True)
+    present = [(group, rule) for group, rule in named if rule is not None]
+    different = [key for key in SHARED if any(getattr(r, key) != getattr(present[0][1], key) for _, r in present)]
     if not different:
         return []
-    values = " and ".join(
-        f"{group}.range.{key}={getattr(rule, key)}"
-        for key in different
-        for group, rule in (("weight", weight), ("activation", inputs))
-    )
-    return [f"the ranges of weights and inputs are searched together, under one objective; {values} must be equal"]
+    values = " and ".join(f"{group}.range.{key}={getattr(rule, key)}" for key in different for group, rule in present)
+    return [f"ranges of weights, inputs and operands are searched under one objective; {values} must be equal"]

@@ -2,31 +2,33 @@
 
 Near full precision a loss grows by ½ Δzᵀ H Δz with the change Δz of a layer's output; the diagonal of H is taken as the
 squared gradient g² of a target (TQ-DiT, arXiv 2502.04056, eq. 13-17). All layers get theirs from one backward pass a
-probe through the full-precision network, `POINTS` points at a time. What is kept of a layer's g² is its mean a row
+probe through the full-precision network, `TOKENS` tokens at a time. What is kept of a layer's g² is its mean a row
 (point and token) and its mean a channel, whose product stands for it as in Adafactor (arXiv 1804.04235): numbers for
 all layers then fit where one layer's g² would. The release stores each entry, and runs the network anew for each layer.
+Of an attention the same is kept for its output before the last linear layer, by head; scores get theirs from it.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.layers import patch_size
-from qdit.model.base import DiffusionModel, Site
-from qdit.rounding.fisher import POINTS, outputs
+from qdit.model.base import Attention, DiffusionModel, Site
+from qdit.rounding.fisher import outputs
 from qdit.sampler.noise import noise
 
 log = logging.getLogger("qdit")
+TOKENS = 1024  # in one backward pass, whose activations are all alive at once: 4 points of DiT-XL/2
 
 
 class Target(Protocol):
@@ -141,18 +143,23 @@ class LegacyKL:
 
 @dataclass(frozen=True)
 class Importance:
-    """The mean squared gradient of a layer's output, on the CPU."""
+    """The mean squared gradient of an output, on the CPU; of an attention's output by head."""
 
-    rows: Float[Tensor, "points tokens"]
+    rows: Float[Tensor, "points *heads tokens"]
     """Over channels."""
-    channels: Float[Tensor, " out"]
+    channels: Float[Tensor, "*heads out"]
     """Over rows."""
 
 
 def importances(
-    model: DiffusionModel, data: CalibrationData, sites: Sequence[Site], target: Target, seed: int
+    model: DiffusionModel,
+    data: CalibrationData,
+    sites: Sequence[Site],
+    target: Target,
+    seed: int,
+    attentions: Sequence[Attention] = (),
 ) -> dict[str, Importance]:
-    """The importance of each site's output; 0 where nothing reaches the prediction.
+    """The importance of each site's output, and of each attention's, by name; 0 where nothing reaches the prediction.
 
     Args:
         model: the network in full precision. Of its output only the predicted noise counts.
@@ -160,14 +167,17 @@ def importances(
         sites: whose outputs; of a site that runs twice, the first time.
         target: whose gradient.
         seed: of its random streams.
+        attentions: whose products probs v, all heads side by side, count as well.
     """
     layers = {site.name: model.denoiser.get_submodule(site.name) for site in sites}
     found = {name: _Squares(images=patch_size(layer) is not None) for name, layer in layers.items()}
-    first, data = 0, replace(target.points(model, data, seed), batch_size=POINTS)
+    found |= {attention.name: _Squares(heads=attention.heads) for attention in attentions}
+    first, data = 0, replace(target.points(model, data, seed), batch_size=points_at_once(model))
     for x, t, y in data.batches(model):
-        with torch.enable_grad(), _repeatable(model), outputs(model.denoiser, list(found)) as seen:
+        both = outputs(model.denoiser, list(layers)), _mixed(model.denoiser, [a.name for a in attentions])
+        with torch.enable_grad(), _repeatable(model), both[0] as seen, both[1] as mixed:
             output = model.denoise(x, t, y)[:, : x.shape[1]].float()
-            nodes = [seen[name] for name in found]
+            nodes = [{**seen, **mixed}[name] for name in found]
             slopes = list(target.slopes(output.detach(), torch.arange(first, first + len(x)), seed))
             for n, slope in enumerate(slopes):
                 keep = n + 1 < len(slopes)
@@ -178,30 +188,65 @@ def importances(
     return {name: squares.value() for name, squares in found.items()}
 
 
-class _Squares:
-    """Means of a site's squared gradients, over probes too."""
+def points_at_once(model: DiffusionModel) -> int:
+    """How many points go through one backward pass."""
+    return max(1, TOKENS // max(site.tokens for site in model.sites()))
 
-    def __init__(self, *, images: bool) -> None:
-        self.images = images
+
+@contextmanager
+def _mixed(network: nn.Module, attentions: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What attentions give to their last linear layers in the pass that follows, by name, as nodes of its graph."""
+    seen: dict[str, Tensor] = {}
+
+    def catch(name: str, x: Tensor) -> Tensor:
+        if name not in seen:
+            x = seen[name] = x if x.requires_grad else x.detach().requires_grad_()
+        return x
+
+    handles = [
+        network.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(
+            lambda _, args, name=name: catch(name, *args)
+        )
+        for name in attentions
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Squares:
+    """Means of squared gradients, over probes too.
+
+    Args:
+        images: gradients are [B, out, h, w], not [B, ..., out].
+        heads: of an attention, whose gradients are [B, tokens, heads * out].
+    """
+
+    def __init__(self, *, images: bool = False, heads: int | None = None) -> None:
+        self.images, self.heads = images, heads
         self.rows: list[Tensor] = []
         self.channels: Tensor | None = None
         self.seen = 0
 
     def add(self, gradient: Tensor, probe: int, probes: int) -> None:
-        """Take in a probe's gradient: [B, ..., out], or that of images [B, out, h, w]."""
-        tokens = gradient.flatten(2).mT if self.images else gradient
-        squares = tokens.float().square().div_(probes).reshape(len(gradient), -1, tokens.shape[-1])
-        rows, channels = squares.mean(-1).cpu(), squares.sum((0, 1), dtype=torch.float64).cpu()
+        """Take in a probe's gradient."""
+        tokens = (gradient.flatten(2).mT if self.images else gradient).float().square().div_(probes)
+        squares = tokens.reshape(len(gradient), -1, self.heads or 1, tokens.shape[-1] // (self.heads or 1))
+        rows, channels = squares.mean(-1).transpose(1, 2).cpu(), squares.sum((0, 1), dtype=torch.float64).cpu()
         if probe:
             self.rows[-1] += rows
         else:
             self.rows.append(rows)
-            self.seen += rows.numel()
+            self.seen += rows[:, 0].numel()
         self.channels = channels if self.channels is None else self.channels + channels
 
     def value(self) -> Importance:
+        """The means."""
         assert self.channels is not None, "no point was seen"
-        return Importance(torch.cat(self.rows), (self.channels / self.seen).float())
+        rows, channels = torch.cat(self.rows), (self.channels / self.seen).float()
+        return Importance(rows, channels) if self.heads is not None else Importance(rows[:, 0], channels[0])
 
 
 def _repeatable(model: DiffusionModel) -> AbstractContextManager[Any]:

@@ -5,9 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from qdit.hessian import scores
+from qdit.hessian import products, scores
+from qdit.hessian.alternation import KEPT, reader
+from qdit.hessian.grids import multiples
+from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
 from qdit.hessian.rule import Hessian
-from qdit.hessian.scores import InputGrid, Layer, input_errors, moments, scaled, search_input, search_weight
+from qdit.hessian.scores import Layer, moments, scaled, search_weight
 from qdit.hessian.target import Probe
 from qdit.quant.affine import affine, round_to_grid
 from qdit.quant.books import Uniform
@@ -34,15 +37,49 @@ def start_of(rows, spec):
     return affine(*MinMax()(rows, spec), spec)
 
 
-def input_grid(inputs, groups=1):
-    """A grid from the minimum to the maximum, the same for each group of rows."""
-    start = start_of(inputs.view(1, -1), INPUT)
-    numbers = torch.cat([start.scale, start.zero_point], 1).repeat(groups, 1)
-    return InputGrid(Uniform(start.low, start.high), numbers, 0, torch.arange(len(inputs)) % groups)
+class Input:
+    """The search of a layer's input from the minimum to the maximum, the same start for each group of rows."""
+
+    def __init__(self, inputs, groups=1, book=None, numbers=None):
+        start = start_of(inputs.view(1, -1), INPUT)
+        book = book or Uniform(start.low, start.high)
+        self.numbers = torch.cat([start.scale, start.zero_point], 1) if numbers is None else numbers
+        self.numbers = self.numbers.repeat(groups, 1)
+        self.step = int(isinstance(book, TwoSided))
+        self.moving = Moving(inputs.unsqueeze(1), book, torch.arange(len(inputs)) % groups)
+        self.table = multiples(self.numbers, self.step, FACTORS)
+
+    def others(self, layers, hats):
+        return [reader(one, hat) for one, hat in zip(layers, hats, strict=True)]
+
+    def errors(self, layers, hats, tried=None):
+        return errors(self.moving, self.others(layers, hats), self.table if tried is None else tried)
+
+    def search(self, layers, hats):
+        """The factor of each group."""
+        others = self.others(layers, hats)
+        found = best(self.moving, others, shortlist(self.moving, others, self.table))
+        return found[:, self.step] / self.numbers[:, self.step]
+
+    def at(self, factors):
+        """The numbers with these factors."""
+        numbers = self.numbers.clone()
+        numbers[:, self.step] *= 1 if factors is None else factors
+        return numbers
+
+    def rounded(self, factors=None):
+        return self.moving.rounded(self.at(factors).unsqueeze(0))[:, 0, 0]
+
+
+def is_factor(found, expected):
+    return torch.allclose(found, torch.as_tensor(expected), rtol=1e-5, atol=0)
+
+
+def best_weight(one, known, start, spec, current, tried=None):
+    return search_weight(one, known, start, spec, COLUMN if tried is None else tried, current)[0].unsqueeze(1)
 
 
 COLUMN = FACTORS.unsqueeze(1)
-ONE = torch.ones(1)
 
 
 def rounded(weight, start, spec, factors):
@@ -82,28 +119,39 @@ def test_weights_get_the_naive_loops_factors(granularity, grid):
     one, inputs, spec, start, current = weight_case(granularity, grid)
     rounded_inputs = round_to_grid(inputs.view(1, -1), start_of(inputs.view(1, -1), INPUT)).view(inputs.shape)
     for known in (inputs, rounded_inputs):
-        found = search_weight(one, moments(one, inputs, known), start, spec, FACTORS, current)
+        found = best_weight(one, moments(one, inputs, known), start, spec, current)
         assert torch.equal(found, naive_weight(one, start, spec, inputs, known, current))
         assert found.unique().numel() > 1 or granularity == "tensor"
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
+def test_weights_are_ranked_and_later_rounds_compare_the_best(granularity):
+    one, inputs, spec, start, current = weight_case(granularity)
+    known = moments(one, inputs, inputs)
+    ranked = search_weight(one, known, start, spec, COLUMN, current)
+    assert ranked.shape == (len(FACTORS), len(current))
+    assert torch.equal(ranked.sort(0).values, FACTORS.sort().values.unsqueeze(1).expand_as(ranked))
+    again = search_weight(one, known, start, spec, ranked[:KEPT], ranked[0].unsqueeze(1))
+    if granularity != "group":  # groups of a row go on where the others are
+        assert torch.equal(again, ranked[:KEPT])
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 2**20])
 @pytest.mark.parametrize("granularity", ["row", "group"])
 def test_chunks_and_pieces_do_not_matter(granularity, chunk, monkeypatch):
     one, inputs, spec, start, current = weight_case(granularity)
-    grid = input_grid(inputs)
+    grid = Input(inputs, 3)
 
     def both():
-        weight = search_weight(one, moments(one, inputs, inputs), start, spec, FACTORS, current)
-        hat = [rounded(one.weight, start, spec, weight)]
-        return weight, input_errors([one], hat, inputs, grid, COLUMN)
+        weight = best_weight(one, moments(one, inputs, inputs), start, spec, current)
+        return weight, grid.errors([one], [rounded(one.weight, start, spec, weight)])
 
     expected = both()
-    monkeypatch.setattr(scores, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(products, "CHUNK_VALUES", {"cpu": chunk})
     monkeypatch.setattr(scores, "PIECE_ROWS", 17 if chunk == 500 else 1024)
     found = both()
     assert torch.equal(found[0], expected[0])
-    assert int(found[1].argmin()) == int(expected[1].argmin())
+    assert torch.equal(found[1].argmin(0), expected[1].argmin(0))
     torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=0)
 
 
@@ -112,66 +160,79 @@ def test_inputs_get_the_naive_loops_factor_summed_over_their_readers():
     other = layer(1)[0]
     start = start_of(inputs.view(1, -1), INPUT)
     hats = [one.weight + 0.01, other.weight]
-    errors = [
+    naive = [
         sum(
             error(each, hat, inputs, round_to_grid(inputs.view(1, -1), scaled(start, factor)).view(inputs.shape))
             for each, hat in zip((one, other), hats, strict=True)
         )
         for factor in FACTORS.view(-1, 1, 1)
     ]
-    naive = torch.tensor(errors, dtype=torch.float64)
-    errors = input_errors([one, other], hats, inputs, input_grid(inputs), COLUMN)
-    torch.testing.assert_close(errors, naive.unsqueeze(1), rtol=1e-4, atol=0)
-    found = search_input([one, other], hats, inputs, input_grid(inputs), FACTORS, ONE)
-    assert found == FACTORS[int(naive.argmin())]
+    naive = torch.tensor(naive, dtype=torch.float64)
+    grid = Input(inputs)
+    torch.testing.assert_close(grid.errors([one, other], hats), naive.unsqueeze(1), rtol=1e-4, atol=0)
+    found = grid.search([one, other], hats)
+    assert is_factor(found, FACTORS[naive.argmin()])
     assert found != 1
+
+
+def test_outputs_that_inputs_cannot_reach_change_no_difference():
+    one, inputs = layer(out=90, channels=8)
+    hat = one.weight + 0.02 * one.weight.roll(1, 0)
+    grid, other = Input(inputs), reader(one, hat)
+    assert reached(other).rounded.shape == (8, 8)
+    whole, fewer = (errors(grid.moving, [each], grid.table) for each in (other, reached(other)))
+    torch.testing.assert_close(fewer - fewer[0], whole - whole[0], rtol=1e-4, atol=1e-4 * float(whole.min()))
+    assert reached(reader(layer()[0], layer()[0].weight)).rounded.shape == (24, 6)
+
+
+def test_random_sums_of_outputs_rank_as_all_do():
+    one, inputs = layer(out=400, rows=600)
+    grid, other = Input(inputs), reader(one, one.weight + 0.01)
+    assert summed(other, 0).rounded.shape == (24, products.SUMS)
+    whole, few = (errors(grid.moving, [each], grid.table)[:, 0] for each in (other, summed(other, 0)))
+    assert whole[few.argmin()] <= 1.01 * whole.min()
+    narrow = reader(layer()[0], layer()[0].weight)
+    assert summed(narrow, 0) is narrow
 
 
 def test_with_many_rows_a_sample_ranks_and_all_rows_decide(monkeypatch):
     one, inputs = layer(rows=3000)
-    start = input_grid(inputs)
-    errors = input_errors([one], [one.weight], inputs, start, COLUMN)[:, 0]
-    monkeypatch.setattr(scores, "SAMPLE_ROWS", 100)
-    found = search_input([one], [one.weight], inputs, start, FACTORS, ONE)
-    assert errors[found == FACTORS].min() <= 1.001 * errors.min()
-    # A sample that ranks wrongly cannot make things worse than they were.
-    monkeypatch.setattr(scores, "SAMPLE_ROWS", 1)
-    monkeypatch.setattr(scores, "SAMPLE_SHARE", 10**6)
-    current = FACTORS[[int(errors.argmin())]]
-    assert search_input([one], [one.weight], inputs, start, FACTORS, current) == current
-
-
-def test_both_ends_are_candidates_and_one_comes_first():
-    factors = Hessian(target=Probe()).factors()
-    assert factors[0] == 1
-    assert len(factors) == 102
-    torch.testing.assert_close(factors[1:].aminmax(), (torch.tensor(0.01), torch.tensor(1.2)))
+    grid = Input(inputs)
+    whole = grid.errors([one], [one.weight])[:, 0]
+    monkeypatch.setattr(products, "SAMPLE_ROWS", 100)
+    seen = []
+    monkeypatch.setattr(
+        products, "errors", lambda moving, *rest: seen.append(len(moving.values)) or errors(moving, *rest)
+    )
+    found = grid.search([one], [one.weight])
+    assert seen == [100, 3000]
+    assert whole[(found - FACTORS).abs().argmin()] <= 1.001 * whole.min()
 
 
 @pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
 def test_ties_keep_the_original_scale(granularity):
     one, inputs, spec, start, current = weight_case(granularity)
     nothing = Layer(one.weight, torch.zeros_like(one.rows), one.channels)
-    found = search_weight(nothing, moments(nothing, inputs, inputs), start, spec, FACTORS, current)
+    found = best_weight(nothing, moments(nothing, inputs, inputs), start, spec, current)
     assert torch.equal(found, torch.ones_like(found))
-    assert search_input([nothing], [one.weight], inputs, input_grid(inputs), FACTORS, ONE) == 1
+    assert Input(inputs).search([nothing], [one.weight]) == 1
 
 
 def test_importance_counts_but_not_its_size():
     one, inputs, spec, start, current = weight_case("row")
     known = moments(one, inputs, inputs)
-    found = search_weight(one, known, start, spec, FACTORS, current)
+    found = best_weight(one, known, start, spec, current)
     larger = Layer(one.weight, 1000 * one.rows, one.channels)
-    assert torch.equal(search_weight(larger, moments(larger, inputs, inputs), start, spec, FACTORS, current), found)
+    assert torch.equal(best_weight(larger, moments(larger, inputs, inputs), start, spec, current), found)
     last_only = Layer(one.weight, torch.eye(len(inputs))[-1], one.channels)
-    alone = search_weight(last_only, moments(last_only, inputs, inputs), start, spec, FACTORS, current)
+    alone = best_weight(last_only, moments(last_only, inputs, inputs), start, spec, current)
     assert not torch.equal(alone, found)
 
 
 def test_equal_importances_are_least_squares():
     one, inputs, spec, start, current = weight_case("row")
     plain = Layer(one.weight, torch.ones_like(one.rows), torch.ones_like(one.channels))
-    found = search_weight(plain, moments(plain, inputs, inputs), start, spec, FACTORS, current)
+    found = best_weight(plain, moments(plain, inputs, inputs), start, spec, current)
     for row in range(len(one.weight)):
         squares = []
         for factor in FACTORS:
@@ -183,19 +244,19 @@ def test_equal_importances_are_least_squares():
 @pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
 def test_the_objective_never_rises_from_half_round_to_half_round(granularity):
     one, inputs, spec, start, weight = weight_case(granularity)
-    grid, factor, path = input_grid(inputs), ONE, []
+    grid, factor, path = Input(inputs), torch.ones(1), []
 
     def state():
-        x_hat = grid.rounded(inputs, factor.unsqueeze(0))[0]
+        x_hat = grid.rounded(factor)
         hat = rounded(one.weight, start, spec, weight)
         path.append(error(one, hat, inputs, x_hat))
         return hat, x_hat
 
     _, x_hat = state()
     for _ in range(3):
-        weight = search_weight(one, moments(one, inputs, x_hat), start, spec, FACTORS, weight)
+        weight = best_weight(one, moments(one, inputs, x_hat), start, spec, weight)
         hat, _ = state()
-        factor = search_input([one], [hat], inputs, grid, FACTORS, factor)
+        factor = grid.search([one], [hat])
         _, x_hat = state()
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(path))
     assert path[-1] < 0.8 * path[0]
@@ -205,13 +266,13 @@ def test_each_group_of_timesteps_gets_its_own_best_factor():
     one, inputs = layer(rows=300)
     group = torch.arange(300) % 3
     inputs = inputs * (1 + group).unsqueeze(1)  # the whole range suits the last group alone
-    grid, hats = input_grid(inputs, 3), [one.weight + 0.01]
-    found = search_input([one], hats, inputs, grid, FACTORS, torch.ones(3))
+    grid, hats = Input(inputs, 3), [one.weight + 0.01]
+    found = grid.search([one], hats)
     for number in range(3):
         own = group == number
         part = Layer(one.weight, one.rows[own], one.channels)
-        alone = InputGrid(grid.book, grid.numbers[:1], 0, torch.zeros(100, dtype=torch.long))
-        assert search_input([part], hats, inputs[own], alone, FACTORS, ONE) == found[number]
+        alone = Input(inputs[own], 1, grid.moving.book, grid.numbers[:1])
+        assert is_factor(alone.search([part], hats), found[number])
     assert found[0] < found[2]
 
 
@@ -219,10 +280,9 @@ def test_of_two_sides_the_positive_step_is_searched():
     one, inputs = layer()
     inputs = torch.nn.functional.gelu(inputs)
     book, numbers = TwoSided(4), torch.tensor([[0.02, 1.0]])
-    grid = InputGrid(book, numbers, 1, torch.zeros(len(inputs), dtype=torch.long))
-    candidates = grid.rounded(inputs, COLUMN)
+    grid = Input(inputs, 1, book, numbers)
+    candidates = grid.moving.rounded(grid.table)[:, :, 0].transpose(0, 1)
     for factor, x_hat in zip(FACTORS, candidates, strict=True):
         assert torch.equal(x_hat, book(inputs, torch.tensor(0.02), factor))
-    errors = [error(one, one.weight, inputs, x_hat) for x_hat in candidates]
-    found = search_input([one], [one.weight], inputs, grid, FACTORS, ONE)
-    assert found == FACTORS[int(torch.tensor(errors).argmin())]
+    naive = [error(one, one.weight, inputs, x_hat) for x_hat in candidates]
+    assert is_factor(grid.search([one], [one.weight]), FACTORS[torch.tensor(naive).argmin()])

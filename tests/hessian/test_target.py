@@ -29,6 +29,9 @@ class Pixels:
     def denoise(self, x, t, y):
         return self.denoiser["down"](self.denoiser["up"](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
+    def sites(self):
+        return [site("up", 5)]
+
     def scheduler_config(self):
         return {"num_train_timesteps": 1000}
 
@@ -82,7 +85,7 @@ def test_neither_batches_nor_other_points_matter(target, tiny_model, monkeypatch
     data = CalibrationData(x, torch.tensor([999, 3, 500, 20, 7]), torch.tensor([0, 3, 10, 1, 10]), 5)
     sites = tiny_model.sites()
     whole = importances(tiny_model, data, sites, target, 3)
-    monkeypatch.setattr(targets, "POINTS", 2)
+    monkeypatch.setattr(targets, "TOKENS", 2 * max(site.tokens for site in sites))
     parts = importances(tiny_model, data, sites, target, 3)
     other_seed = importances(tiny_model, data, sites[:1], target, 4)
     for name, one in whole.items():

@@ -92,7 +92,7 @@ def test_weights_alone_see_inputs_on_the_grids_of_their_time(tiny_model, data):
 def test_a_resumed_search_sets_the_same_steps(tiny_model, data, tmp_path):
     part = recipe(replace(RULE, tokens=50), **GROUPED, **SIDED)
     first = quantize(tiny_model, part, lambda: data, tmp_path)
-    (tmp_path / "ranges" / "block_000.safetensors").unlink()
+    (tmp_path / "grids" / "block_000.safetensors").unlink()
     resumed = quantize(tiny_model, part, lambda: data, tmp_path)
     for name, layer in first.layers.items():
         assert torch.equal(inner(layer).numbers, inner(resumed.layers[name]).numbers)

@@ -1,0 +1,63 @@
+"""What `range=hessian` reads of static quantizers, and sets in them: grids by head and by group of timesteps.
+
+A quantizer's grids are its cells: one, one a group, one a head, or one a group and head, in this order.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qdit.activation.quantizers import BookQuantizer, StaticQuantizer
+from qdit.quant.affine import SMALLEST_SCALE
+from qdit.quant.books import Book, LogSqrt2, Uniform
+from qdit.quant.regions import TwoSided
+from qdit.quant.time_groups import group_of
+
+STEP: dict[type, int] = {Uniform: 0, TwoSided: 1, LogSqrt2: 0}
+"""Which number of a code-book is multiplied; the negative step behind GELU keeps its fixed end (as released)."""
+
+
+def searched(module: nn.Module | None) -> StaticQuantizer | BookQuantizer | None:
+    """The quantizer, if it is one with grids that can be searched; dynamic ones have none."""
+    return module if isinstance(module, StaticQuantizer | BookQuantizer) else None
+
+
+def book_of(module: StaticQuantizer | BookQuantizer) -> Book:
+    """What rounds."""
+    return module.book if isinstance(module, BookQuantizer) else Uniform(module.low, module.high)
+
+
+def numbers_of(module: StaticQuantizer | BookQuantizer) -> Float[Tensor, "cells numbers"]:
+    """The numbers of a quantizer's code-book, for each cell."""
+    if isinstance(module, BookQuantizer):
+        return module.numbers.flatten(0, 1).clone()
+    return torch.cat([module.scale, module.zero_point], 1)
+
+
+def set_numbers(module: StaticQuantizer | BookQuantizer, numbers: Float[Tensor, "cells numbers"]) -> None:
+    """Put numbers in the place of those of a quantizer."""
+    if isinstance(module, BookQuantizer):
+        module.numbers.copy_(numbers.view_as(module.numbers))
+    else:
+        module.scale.copy_(numbers[:, :1])
+
+
+def groups_of(module: StaticQuantizer | BookQuantizer, timesteps: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The group of each timestep: the cell, where heads share their grids."""
+    if isinstance(module, BookQuantizer):
+        return group_of(timesteps, module.edges)
+    return torch.zeros_like(timesteps)
+
+
+def heads_of(module: StaticQuantizer | BookQuantizer) -> int:
+    """How many heads have grids of their own; 1 where they share them."""
+    return module.numbers.shape[1] if isinstance(module, BookQuantizer) else 1
+
+
+def multiples(
+    numbers: Float[Tensor, "cells numbers"], step: int, factors: Float[Tensor, " candidates"]
+) -> Float[Tensor, "candidates cells numbers"]:
+    """The numbers with one of them multiplied, for each factor."""
+    table = numbers.repeat(len(factors), 1, 1)
+    table[..., step] = (table[..., step] * factors.to(numbers).unsqueeze(1)).clamp(min=SMALLEST_SCALE)
+    return table

@@ -1,0 +1,208 @@
+"""The search of an attention's operands: queries and keys of s = q kᵀ, probabilities and values of o = p v.
+
+As in TQ-DiT's release both products are searched by themselves, first the left operand, then the right one, in rounds;
+the release keeps v in full precision while p is searched, here each sees the other as it is. A score of errors in o
+weighs them with the importance of o (`qdit.hessian.target`): a_i of a query i and head times b_d of a channel. Errors
+in s reach o through the softmax, whose derivative is ∂o_i / ∂s_ij = p_ij (v_j - o_i), so that an entry of s has
+
+    p_ij² a_i Σ_d b_d (v_jd - o_id)²
+
+the diagonal of the Hessian of s for that diagonal of o's, without numbers of its own for each pair of tokens.
+
+Whole points are looked at, as many of each group of timesteps as possible; of one attention at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qdit.activation.quantizers import BookQuantizer, StaticQuantizer
+from qdit.attention.base import watching_operands
+from qdit.attention.static import StaticAttention
+from qdit.errors import UserError
+from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched
+from qdit.hessian.products import Moving, Other, best, shortlist
+from qdit.hessian.rule import Hessian
+from qdit.hessian.target import Importance
+from qdit.model.base import OPERANDS, Attention
+from qdit.quant.time_groups import Groups
+from qdit.rounding.blocks import Segment, Walk
+from qdit.sampler.noise import generator
+
+if TYPE_CHECKING:
+    from qdit.fit import Fit
+
+Values = dict[str, Float[Tensor, "points heads tokens inner"]]
+"""Of each operand, in full precision."""
+
+
+def chosen_points(timesteps: Int[Tensor, " n"], groups: Groups, count: int, seed: int) -> Int[Tensor, " count"]:
+    """Numbers of the points that are looked at, in random order; of each group one after the other in turn."""
+    order = torch.randperm(len(timesteps), generator=generator(seed, "hessian points", 0))
+    member = groups.of(timesteps)[order]
+    turns = torch.zeros_like(member)
+    for group in range(groups.count):
+        own = member == group
+        turns[own] = torch.arange(int(own.sum()))
+    return order[turns.argsort(stable=True)[:count]]
+
+
+def operands_of(walk: Walk, part: Segment, attention: Attention, points: Int[Tensor, " n"]) -> Values:
+    """The operands at the points, while the walk is at the block of the attention; float32.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    ordered, place = points.sort()
+    seen: dict[str, list[Tensor]] = {site: [] for site in attention.sites.values()}
+    first = dict.fromkeys(seen, 0)
+
+    def see(site: str, x: Tensor) -> None:
+        here = ordered[(ordered >= first[site]) & (ordered < first[site] + len(x))] - first[site]
+        seen[site].append(x[here.to(x.device)].float())
+        first[site] += len(x)
+
+    with watching_operands(walk.model, [attention], see):
+        walk.observe(part, {})
+    found: Values = {}
+    for operand, site in attention.sites.items():
+        collected = torch.cat(seen.pop(site))
+        if not collected.isfinite().all():
+            raise UserError(f"range hessian: {site} is not finite; try dtype=float32")
+        found[operand] = torch.empty_like(collected).index_copy_(0, place.to(collected.device), collected)
+    return found
+
+
+def output_weights(importance: Importance, points: Int[Tensor, " n"]) -> Float[Tensor, "n heads tokens inner"]:
+    """The importance of the entries of p v."""
+    channels = importance.channels / importance.channels.mean(-1, True).clamp(min=torch.finfo(torch.float32).tiny)
+    return importance.rows[points].unsqueeze(-1) * channels.unsqueeze(1)
+
+
+def score_weights(
+    values: Values, weights: Float[Tensor, "n heads tokens inner"]
+) -> Float[Tensor, "n heads tokens keys"]:
+    """The importance of the entries of q kᵀ, given that of p v: see the module's formula."""
+    probs, v = values["probs"], values["v"]
+    mixed = probs @ v
+    rows = weights.mean(-1, True)
+    root = (weights.sum(2, True) / rows.sum(2, True).clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
+    return torch.cdist(mixed * root, v * root).square_().mul_(probs).mul_(probs).mul_(rows)
+
+
+@dataclass
+class Side:
+    """An operand as the left one of its product: matrices [rows, inner] for each point and head."""
+
+    values: Float[Tensor, "items rows inner"]
+    module: StaticQuantizer | BookQuantizer | None
+    """None if it is not quantized."""
+    cells: Int[Tensor, " items"]
+    tried: Float[Tensor, "candidates cells numbers"] | None
+    """None if it is not searched; from the first time on, the best ones."""
+    numbers: Float[Tensor, "cells numbers"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = numbers_of(self.module) if self.module is not None else torch.empty(0)
+
+    @property
+    def moving(self) -> Moving:
+        """As the operand that moves."""
+        assert self.module is not None
+        return Moving(self.values, book_of(self.module), self.cells)
+
+    def other(self, weights: Float[Tensor, "items columns rows"]) -> Other:
+        """As the operand that stays, on its grid as it is now."""
+        rounded = self.values if self.module is None else self.moving.rounded(self.numbers.unsqueeze(0))[:, 0]
+        return Other(rounded.mT, (self.values - rounded).mT, weights)
+
+    def search(self, other: "Side", weights: Float[Tensor, "items rows columns"]) -> bool:
+        """Search the numbers, given the other operand; whether they changed."""
+        if self.tried is None:
+            return False
+        before, others = self.numbers, [other.other(weights)]
+        self.tried = shortlist(self.moving, others, self.tried)
+        self.numbers = best(self.moving, others, self.tried)
+        return not torch.equal(self.numbers, before)
+
+
+def alternate(left: Side, right: Side, weights: Float[Tensor, "items rows columns"], rounds: int) -> None:
+    """Search both operands of the product left rightᵀ in turn, until nothing changes any more."""
+    for _ in range(rounds):
+        left.search(right, weights)
+        if not right.search(left, weights.mT):
+            break
+
+
+@dataclass(frozen=True)
+class OperandSearch:
+    """The search of one attention.
+
+    Args:
+        fit: whose quantizers.
+        rule: of the search.
+        attention: whose operands.
+        importance: of its output.
+        points: numbers of the points.
+    """
+
+    fit: "Fit"
+    rule: Hessian
+    attention: Attention
+    importance: Importance
+    points: Int[Tensor, " n"]
+
+    def run(self, values: Values) -> dict[str, Float[Tensor, "cells numbers"]]:
+        """The numbers of the operands that are quantized, by site, on the CPU; `values` is emptied."""
+        outputs = output_weights(self.importance, self.points)
+        outputs = (outputs / outputs.mean(dtype=torch.float64)).to(values["v"])
+        scores = score_weights(values, outputs)
+        found = self.product(values, "q", "k", scores / scores.mean(dtype=torch.float64).clamp(min=1e-30))
+        return found | self.product(values, "probs", "v", outputs)
+
+    def product(self, values: Values, left: str, right: str, weights: Tensor) -> dict[str, Tensor]:
+        """The numbers of two operands; the second is multiplied as it is in the sum over its inner dimension."""
+        first, second = values.pop(left), values.pop(right)
+        sides = {left: self.side(left, first), right: self.side(right, second.mT if right == "v" else second)}
+        alternate(sides[left], sides[right], weights.flatten(0, 1), self.rule.rounds)
+        return {self.attention.sites[o]: side.numbers for o, side in sides.items() if side.tried is not None}
+
+    def side(self, operand: str, values: Float[Tensor, "points heads rows inner"]) -> Side:
+        """An operand with its candidates."""
+        module = searched(self.fit.attention.get(self.attention.sites[operand]))
+        heads = torch.arange(values.shape[1], device=values.device)
+        if module is None:
+            return Side(values.flatten(0, 1).contiguous(), None, heads.repeat(len(values)), None)
+        groups = groups_of(module, self.fit.data.t[self.points].to(values.device))
+        cells = groups.unsqueeze(1) * heads_of(module) + (heads if heads_of(module) > 1 else 0 * heads)
+        table = self.table(operand, module, values, groups)
+        return Side(values.flatten(0, 1).contiguous(), module, cells.flatten(), table)
+
+    def table(
+        self, operand: str, module: StaticQuantizer | BookQuantizer, values: Tensor, groups: Tensor
+    ) -> Float[Tensor, "candidates cells numbers"]:
+        """The candidates: multiples of the step, or all ratios of two regions."""
+        start, book = numbers_of(module), book_of(module)
+        if (step := STEP.get(type(book))) is not None:
+            return multiples(start, step, self.rule.factors())
+        part = self.fit.recipe.attention
+        assert operand == "probs", f"{book} is not searched"
+        assert isinstance(part, StaticAttention)
+        own = [values[groups == group].flatten() for group in range(len(start))]
+        tried = [part.probabilities.candidates(some, module.spec) for some in own]
+        return torch.cat([start.unsqueeze(0), torch.tensor(tried).transpose(0, 1).to(start)])
+
+
+def searched_operands(fit: "Fit", attention: Attention) -> dict[str, tuple[int, ...]]:
+    """The sites of an attention whose numbers are searched, with the shapes of these."""
+    found = {attention.sites[o]: searched(fit.attention.get(attention.sites[o])) for o in OPERANDS}
+    return {site: tuple(numbers_of(module).shape) for site, module in found.items() if module is not None}
+
+
+def inside(attentions: Sequence[Attention], part: Segment) -> list[Attention]:
+    """The attentions of a segment's block."""
+    return [a for a in attentions if part.block is not None and a.name.startswith(f"{part.block}.")]

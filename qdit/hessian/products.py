@@ -1,0 +1,168 @@
+"""Scores of candidate grids of one operand of products, all candidates at once: pure functions on tensors.
+
+One of the operands of z = x y moves, the other has its grid. With x̂ and ŷ on their grids, the score is
+
+    Σ w e²        e = x y - x̂ ŷ = x (y - ŷ) - (x̂ - x) ŷ
+
+with the importance w of the entries of z (`qdit.hessian.target`). A linear layer's input is the case of a y that all
+products share, and of several layers that read it; queries, keys, values and probabilities have a product for each
+point and head. To search y instead of x, both and w are transposed.
+
+One candidate after the other costs all products each. So candidates are ranked on a sample of the items, of linear
+layers also with outputs replaced by a few random sums of them, and the best ones and the current one are compared on
+all items, by the score itself. With few items, all candidates are.
+
+Candidates run in chunks that stay in a processor's cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qdit.quant.books import Book
+from qdit.sampler.noise import generator
+
+CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**24}  # of an operand or of its products, held at once: 1 or 64 MiB
+SAMPLE_ROWS = 512  # on which candidates are ranked: so many, or a quarter a cell, or one item in SAMPLE_SHARE
+SAMPLE_SHARE = 32
+SHORTLIST = 4  # candidates that are compared on all items, beside the start
+SUMS = 64  # random sums of outputs with which linear layers are ranked
+
+
+def chunk_values(device: torch.device) -> int:
+    """How many values are held at once."""
+    return CHUNK_VALUES["cpu" if device.type == "cpu" else "cuda"]
+
+
+@dataclass(frozen=True)
+class Moving:
+    """The operand whose grids are searched: for each item a matrix, whose rows are multiplied."""
+
+    values: Float[Tensor, "items rows inner"]
+    """In full precision; items in random order."""
+    book: Book
+    cells: Int[Tensor, " items"]
+    """Which of the grids is an item's: they differ by head and by group of timesteps."""
+
+    def piece(self, items: slice) -> "Moving":
+        """Some of the items."""
+        return replace(self, values=self.values[items], cells=self.cells[items])
+
+    def rounded(
+        self, numbers: Float[Tensor, "candidates cells numbers"]
+    ) -> Float[Tensor, "items candidates rows inner"]:
+        """On the grids of each candidate, whose code-books have these numbers."""
+        own = numbers[:, self.cells].permute(2, 1, 0)
+        return self.book(self.values.unsqueeze(1), *own[..., None, None])
+
+
+@dataclass(frozen=True)
+class Other:
+    """The operand that stays, and how much an error in the product matters."""
+
+    rounded: Float[Tensor, "*items inner columns"]
+    """On its grid; one matrix for all items, or one for each."""
+    change: Float[Tensor, "*items inner columns"]
+    """What was lost on the grid: the full-precision values less `rounded`."""
+    weights: Float[Tensor, "items rows columns"]
+    """Importance of the product's entries; one column if those of a row are equal."""
+
+    def piece(self, items: slice) -> "Other":
+        """For some of the items."""
+        own = (part if part.ndim == 2 else part[items] for part in (self.rounded, self.change))
+        return Other(*own, self.weights[items])
+
+    def onto(self, outputs: Float[Tensor, "columns fewer"]) -> "Other":
+        """With the product's columns replaced by combinations of them."""
+        return replace(self, rounded=self.rounded @ outputs, change=self.change @ outputs)
+
+    def score(
+        self, moved: Float[Tensor, "items candidates rows inner"], base: Float[Tensor, "items rows columns"]
+    ) -> Float[Tensor, "items candidates"]:
+        """The weighted squares, for the change x̂ - x of each candidate and `base` = x (y - ŷ)."""
+        error = (moved.flatten(1, 2) @ self.rounded).unflatten(1, moved.shape[1:3])
+        squares = error.sub_(base.unsqueeze(1)).square_()
+        weights = self.weights.unsqueeze(1)
+        if weights.shape[-1] == 1:
+            return (squares.sum(-1) * weights[..., 0]).sum(-1)
+        return squares.mul_(weights).sum((-1, -2))
+
+
+def reached(other: Other) -> Other:
+    """The same scores up to a constant, from fewer columns, where an operand shared by all items has more than rows.
+
+    What x̂ ŷ can reach is a space of as many dimensions as x has channels; the part of the error beside it is x's alone.
+    """
+    inner, columns = other.rounded.shape[-2:]
+    return other.onto(torch.linalg.qr(other.rounded.T).Q) if columns > inner else other
+
+
+def summed(other: Other, seed: int) -> Other:
+    """Scores of the same mean over random signs, from `SUMS` columns: each is a sum of all, with signs."""
+    columns = other.rounded.shape[-1]
+    if columns <= SUMS:
+        return other
+    signs = torch.randint(0, 2, (columns, SUMS), generator=generator(seed, "hessian sums", columns)) * 2.0 - 1.0
+    return other.onto(signs.to(other.rounded) / SUMS**0.5)
+
+
+def errors(
+    moving: Moving, others: Sequence[Other], tried: Float[Tensor, "candidates cells numbers"]
+) -> Float[Tensor, "candidates cells"]:
+    """The score of each candidate, summed over the items of a cell and over all products; float64.
+
+    Args:
+        moving: the operand.
+        others: of the products that it enters.
+        tried: numbers of the code-book.
+    """
+    totals = torch.zeros(tried.shape[:2], dtype=torch.float64, device=tried.device)
+    items, rows, inner = moving.values.shape
+    width = rows * max(inner, *(other.rounded.shape[-1] for other in others))
+    limit = chunk_values(tried.device)
+    count = max(1, limit // width)
+    for first in range(0, items, count):
+        part = slice(first, first + count)
+        here, there = moving.piece(part), [other.piece(part) for other in others]
+        bases = [here.values @ other.change for other in there]
+        member = F.one_hot(here.cells, tried.shape[1]).double()
+        some = max(1, limit // (len(here.values) * width))
+        for low in range(0, len(tried), some):
+            moved = here.rounded(tried[low : low + some]).sub_(here.values.unsqueeze(1))
+            scores = [other.score(moved, base).double() for other, base in zip(there, bases, strict=True)]
+            totals[low : low + some] += torch.stack(scores).sum(0).T @ member
+    return totals
+
+
+def shortlist(
+    moving: Moving, others: Sequence[Other], table: Float[Tensor, "candidates cells numbers"]
+) -> Float[Tensor, "fewer cells numbers"]:
+    """The first candidate and the best ones on a sample, for each cell by itself; with few items, all.
+
+    Args:
+        moving: the operand.
+        others: of the products that it enters, or cheaper stand-ins.
+        table: the candidates.
+    """
+    items, rows, _ = moving.values.shape
+    cells = table.shape[1]
+    sample = max(ceil(SAMPLE_ROWS * max(1, cells / 4) / rows), 2 * cells, items // SAMPLE_SHARE)
+    if len(table) <= SHORTLIST + 1 or 2 * sample > items:
+        return table
+    few = slice(sample)
+    scores = errors(moving.piece(few), [other.piece(few) for other in others], table)
+    ranked = scores.argsort(stable=True, dim=0)[:SHORTLIST].unsqueeze(-1)
+    return torch.cat([table[:1], table.gather(0, ranked.expand(-1, -1, table.shape[-1]))])
+
+
+def best(
+    moving: Moving, others: Sequence[Other], tried: Float[Tensor, "candidates cells numbers"]
+) -> Float[Tensor, "cells numbers"]:
+    """The candidate of least score, for each cell by itself; the first of equal ones."""
+    found = errors(moving, others, tried).argmin(0)
+    return tried[found, torch.arange(len(found), device=found.device)]
