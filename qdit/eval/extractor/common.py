@@ -112,7 +112,9 @@ class FeatureExtractor(ABC):
         with ExitStack() as exact:
             exact.enter_context(torch.autocast(self.device.type, enabled=False))
             exact.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-            exact.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
+            # By the new names: torch refuses the old ones in a process that has used these (`qdit.execution.tune_cpu`).
+            products = torch.backends.cuda.matmul
+            exact.callback(setattr, products, "fp32_precision", products.fp32_precision)
+            products.fp32_precision = "ieee"
             found = self.network(images.to(self.device))
         return {key: value.float().cpu() for key, value in found.items()}
