@@ -118,6 +118,7 @@ def _fake(name, bits, seed, each, level):
     curve |= {"xlabel": "timestep", "ylabel": "teacher-forced SQNR (dB)"}
     made = record(name, bits, metrics, config=config, curves={"sqnr_per_timestep": curve})
     made["cost"]["weight_bits_model"] = level / 5 + 0.3 * len(name) / 10
+    made["cost"]["bops"] = level * 1e11
     made["cost"]["model_bytes"] = int((1 + level / 5 + 0.1 * len(name)) * 1e6)
     return made, {"sqnr@" + SETTINGS["settings"]: each}
 

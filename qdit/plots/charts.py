@@ -9,11 +9,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from qdit.plots.study import Study, colour, curve
+from qdit.plots.study import Study, curve
 from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of, save
 from qdit.tables.quantity import Quantity, cost_quantity, metric_quantity, stem
 
 CURVE = "sqnr_per_timestep"
+FEW = 12  # points that all have their names
 _LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
 _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
 
@@ -32,7 +33,9 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
             row = next((row for row in rows if row["bits"] == width and row[metric] is not None), None)
             if row is not None:
                 bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
-                axes.errorbar(row[metric] * quantity.factor, place, xerr=bar, color=colour(row), fmt="o", markersize=4)
+                axes.errorbar(
+                    row[metric] * quantity.factor, place, xerr=bar, color=study.colour(row), fmt="o", markersize=4
+                )
         axes.set_title(width, fontsize=9)
         axes.set_xlabel(quantity.label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -41,7 +44,7 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     for label, rows in zip(panels[0].get_yticklabels(), methods.values(), strict=True):
-        label.set_color(colour(rows[0]))
+        label.set_color(study.colour(rows[0]))
     handles = family_handles([row["family"] for row in study.rows])
     if study.full is not None and study.full.get(metric) is not None:
         handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=0.9, label="full precision"))
@@ -52,14 +55,14 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
 def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     """Draw a metric against a column of the cost ledger: a point a method and bit-width, the Pareto front as a line.
 
-    Colours are families, markers bit-widths; the points of the front have their names.
+    Colours are families, markers bit-widths; the points of the front have their names, or all where they are few.
     """
     quantity = metric_quantity(metric, study.summary.metrics[metric])
     rows = [row for row in study.rows if None not in (row[cost], row[metric])]
     figure, axes = axes_of(6.4, 4.4)
     for row in rows:
         bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
-        about: dict[str, Any] = {"color": colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
+        about: dict[str, Any] = {"color": study.colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
         axes.errorbar(row[cost], row[metric] * quantity.factor, yerr=bar, markersize=4, elinewidth=0.6, **about)
     points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
     chosen = front(points, quantity.higher_is_better is not False)
@@ -72,8 +75,13 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     shapes: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markersize": 4.5}
     kinds = [Line2D([], [], marker=_BY_BITS.get(bits, "D"), label=bits, **shapes) for bits in study.bits]
     legend(axes, [*kinds, Line2D([], [], color="black", linewidth=0.9, label="Pareto front")], "lower")
-    names = [(study.names[id(row)], *point, colour(row)) for row, point in zip(rows, points.tolist(), strict=True)]
-    label_points(axes, [names[number] for number in chosen], points)
+    names = [
+        (study.names[id(row)], *point, study.colour(row)) for row, point in zip(rows, points.tolist(), strict=True)
+    ]
+    bars = np.array([2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0) for row in rows])
+    covered = [points + np.stack([0 * bars, share * bars], 1) for share in (-1, -0.5, 0, 0.5, 1)]
+    named = chosen if len(rows) > FEW else range(len(rows))
+    label_points(axes, [names[number] for number in named], np.concatenate(covered))
     return save(figure, path)
 
 
@@ -90,8 +98,8 @@ def over_time(study: Study, bits: str, path: Path) -> Path | None:
             continue
         x, y = np.asarray(found["x"], dtype=float), np.asarray(found["y"], dtype=float)
         about: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markevery": max(1, len(x) // 8)}
-        axes.plot(x, y, color=colour(row), linewidth=1.0, markersize=3.5, alpha=0.85, **about)
-        ends[name] = (float(x[np.argmin(x)]), float(y[np.argmin(x)]), colour(row))
+        axes.plot(x, y, color=study.colour(row), linewidth=1.0, markersize=3.5, alpha=0.85, **about)
+        ends[name] = (float(x[np.argmin(x)]), float(y[np.argmin(x)]), study.colour(row))
         labels = {"xlabel": f"{found['xlabel']} (sampling runs to the right)", "ylabel": found["ylabel"]}
     if not ends:
         return None

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from qdit.plots.study import Study, colour, images
+from qdit.plots.study import Study, images
 from qdit.plots.tiles import tiles
 
 COLUMNS, WIDTH = 8, 64  # samples a method, and pixels of each
@@ -22,7 +22,7 @@ def side_by_side(study: Study, bits: str, path: Path) -> Path | None:
             continue
         shown, texts = found
         captions = captions or texts[:COLUMNS] or None
-        rows.append((name, shown[:COLUMNS], "black" if row is study.full else colour(row)))
+        rows.append((name, shown[:COLUMNS], "black" if row is study.full else study.colour(row)))
     if without:
         print(f"{path.name}: no images of {', '.join(without)}; run these again to have them", file=sys.stderr)
     shapes = [shown.shape for _, shown, _ in rows]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from qdit.errors import UserError
-from qdit.plots.style import family_colour
+from qdit.plots.style import family_colour, look
 from qdit.store import IMAGES
 from qdit.tables import families, select
 from qdit.tables.records import read_record
@@ -51,6 +51,12 @@ class Study:
             name: sorted(rows, key=lambda row: select.sort_key("bits", row["bits"])) for name, rows in found.items()
         }
 
+    def colour(self, row: select.Row) -> str:
+        """The colour of a row: its family's, or, where there is one family only, its method's."""
+        if len({each["family"] for each in self.rows}) > 1:
+            return family_colour(row["family"])
+        return look(list(dict.fromkeys(self.names.values())).index(self.names[id(row)]))[0]
+
     def busiest(self) -> str:
         """The bit-width with the most methods; of several the lower, where methods differ more."""
         return max(self.bits, key=lambda bits: (len(self.at(bits)), self.bits.index(bits)))
@@ -75,11 +81,6 @@ def study_of(frame: pd.DataFrame) -> Study:
     }
     full = next((row for row in rows if row["quantizer"] == select.FULL_PRECISION), None)
     return Study(summary, quantized, full, names)
-
-
-def colour(row: select.Row) -> str:
-    """Return the colour of a row's family."""
-    return family_colour(row["family"])
 
 
 def curve(row: select.Row, name: str) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def label_points(
     pixel = _DPI / 72
     frame, taken = axes.get_window_extent(), [_box(*place, 4 * pixel, 4 * pixel) for place in _pixels(axes, others)]
     for name, x, y, colour in labels:
-        width, height = 0.58 * size * pixel * len(name), 1.2 * size * pixel
+        width, height = 0.62 * size * pixel * len(name), 1.2 * size * pixel
         at = axes.transData.transform((x, y))
         best = min(_offsets(width, height, pixel), key=lambda o: _cost(_box(*(at + o), width, height), taken, frame, o))
         taken += [_box(*(at + best), width, height)] * 20  # another name weighs more than a point
@@ -171,7 +171,7 @@ def _offsets(width: float, height: float, pixel: float) -> list[NDArray[np.float
         far = ring * height * 0.9
         for along in (0.0, 0.5, -0.5, 0.8, -0.8):
             found += [np.array([along * (width + 6 * pixel), sign * (far + 2 * pixel)]) for sign in (-1, 1)]
-        found += [np.array([sign * (width / 2 + (3 + 5 * (ring - 1)) * pixel), 0.0]) for sign in (-1, 1)]
+        found += [np.array([sign * (width / 2 + (6 + 5 * (ring - 1)) * pixel), 0.0]) for sign in (-1, 1)]
     return found
 
 
@@ -185,7 +185,8 @@ def _cost(
         for other in taken
     )
     outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-    return covered * 10 + 1e6 * outside + float(np.abs(offset).sum())
+    away = np.maximum(np.abs(offset) - [(box[2] - box[0]) / 2, (box[3] - box[1]) / 2], 0)
+    return covered * 10 + 1e6 * outside + float(away.sum())
 
 
 def family_handles(found: Sequence[object]) -> list[Line2D]:
