@@ -1,4 +1,4 @@
-"""A low-rank branch beside the rounded weight: exact, in any place of a chain, counted, kept and saved (SVDQuant)."""
+"""A low-rank branch beside a weight: exact at any place of a chain, and alternated with the rounding (SVDQuant)."""
 
 import itertools
 
@@ -15,64 +15,15 @@ from rewriting import (
     scaling,
     unable_to_fold,
 )
+from splitting import BLOCK, FULL, NAME, chain, lowrank, matrix, svdquant
 
-from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import NoCalibration
-from qdit.checkpoint import load, provenance, save
-from qdit.cost import ledger
-from qdit.diagnose import Trajectory, layer_report
 from qdit.errors import UserError
-from qdit.policy import Policy
 from qdit.quant.affine import fake_quantize
-from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
-from qdit.quantize import quantize
-from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.transform import Chain, Hadamard, LowRank, Trial, rewritten
 from qdit.transform.lowrank import EXACT, alternated, truncated
 from qdit.transform.statistics import Maximum
-from qdit.weight import WeightGrid
-
-BLOCK = "transformer_blocks.1"
-NAME = f"{BLOCK}.ff.net.2"
-FULL = 32
-"""The rank of every weight of the tiny model's blocks."""
-STATIC = StaticActivation(granularity="tensor", grid="asymmetric", range=MinMax())
-
-
-def lowrank(rank=4, iterations=3, roles=BLOCKS):
-    return LowRank(name="lowrank", roles=roles, rank=rank, iterations=iterations, seed=0)
-
-
-def chain(*names, roles=BLOCKS, **changes):
-    steps = {
-        "smooth": scaling(roles, Maximum()),
-        "lowrank": lowrank(roles=roles, **changes),
-        "hadamard": Hadamard(name="hadamard", roles=roles, block=None, seed=0),
-    }
-    return Chain(name="chain", steps={name: steps[name] for name in names})
-
-
-def svdquant(rank=4, iterations=3, bits=(4, 4), **changes):
-    transform = chain("smooth", "lowrank", rank=rank, iterations=iterations)
-    symmetric = {"granularity": "group", "group_size": 16, "grid": "symmetric"}
-    parts = {"weight": WeightGrid(**symmetric, range=MinMax()), "activation": DynamicActivation(**symmetric)}
-    return recipe(bits, **parts | {"transform": transform} | changes)
-
-
-def matrix(seed=0, shape=(48, 40)):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def spoiled(model):
-    """The tiny model, each weight of its blocks with a few large singular values."""
-    for n, site in enumerate(s for s in model.sites() if s.role in BLOCKS):
-        layer = model.denoiser.get_submodule(site.name)
-        out, channels = layer.weight.shape
-        with torch.no_grad():
-            layer.weight += matrix(n, (out, 2)) @ matrix(100 + n, (2, channels)) / channels**0.5
-    return model
-
 
 ORDERS = [o for n in (1, 2, 3) for o in itertools.permutations(["smooth", "lowrank", "hadamard"], n) if "lowrank" in o]
 
@@ -177,68 +128,6 @@ def test_alternation_lowers_the_error_where_weights_are_coarse():
     assert min(errors) < 0.8 * errors[0]
 
 
-def weight_errors(model, parts):
-    """The error of each site's weight, branch included, relative to the weight before rounding."""
-    quantized = quantize(model, parts, calibration)
-    found = {}
-    for name, layer in quantized.layers.items():
-        exact, branch = quantized.rewrite.layers[name], getattr(quantized.rewrite.layers[name], "branch", None)
-        whole = exact.weight if branch is None else exact.weight + branch.up @ branch.down
-        found[name] = float((layer.weight - exact.weight).norm() / whole.norm())
-    return found
-
-
-def test_full_rank_is_the_full_precision_weight_and_rank_none_is_the_scaled_one(tiny_model):
-    """Specs of baselines, §11: r = min(O, C) ≡ FP weights; r = 0 ≡ smoothed RTN."""
-    full = svdquant(FULL, 0, bits=(4, 16))
-    assert max(weight_errors(tiny_model, full).values()) < 1e-6
-    assert_same(output(tiny_model, quantize(tiny_model, full, calibration)), output(tiny_model))
-    none, smooth = svdquant(0), svdquant(transform=scaling(BLOCKS, Maximum()))
-    plain, scaled = (quantize(tiny_model, parts, calibration) for parts in (none, smooth))
-    assert torch.equal(output(tiny_model, plain), output(tiny_model, scaled))
-    assert none.transform.run_time(tiny_model, tiny_model.sites()) == smooth.transform.run_time(
-        tiny_model, tiny_model.sites()
-    )
-
-
-def test_weights_lose_less_with_every_rank(tiny_model):
-    model = spoiled(tiny_model)
-    errors = [weight_errors(model, svdquant(rank, 0)) for rank in (0, 2, 8, 24)]
-    for less, more in itertools.pairwise(errors):
-        assert sum(more.values()) < 0.9 * sum(less.values())
-        assert all(more[name] < 1.05 * less[name] for name in less)
-
-
-@pytest.mark.parametrize(
-    "rounding", [Nearest(), GPTQ(), GPTQ(order="sequential", act_order=True), AdaRound(iterations=20, rate=0.05)]
-)
-@pytest.mark.parametrize("activation", [None, STATIC], ids=["dynamic", "static"])
-def test_every_rounding_rounds_the_rest_once_and_a_branch_helps_it(tiny_model, rounding, activation):
-    model = spoiled(tiny_model)
-    before = output(model)
-    changes = {"rounding": rounding, **({} if activation is None else {"activation": activation})}
-    errors = []
-    for rank in (0, 4):
-        quantized = quantize(model, svdquant(rank, bits=(3, 8), **changes), calibration)
-        errors.append(float((output(model, quantized) - before).square().mean()))
-        for name, layer in quantized.layers.items():
-            exact = quantized.rewrite.layers[name]
-            assert layer.rounded.spec.group_size == 16
-            assert layer.branch is getattr(exact, "branch", None)
-            assert (layer.rounded.weight - exact.weight).abs().max() < 2.5 * layer.rounded.grid.scale.max()
-    assert errors[1] < 0.7 * errors[0]
-    assert torch.equal(output(model), before)
-
-
-def test_a_rounding_s_layers_have_the_branch_in_their_output(tiny_model, monkeypatch):
-    """Units reconstruct, and walks pass on, what the whole layer makes: at 8 bits, hardly an error."""
-    model = spoiled(tiny_model)
-    before = output(model)
-    for rounding in (GPTQ(order="sequential"), AdaRound(iterations=4)):
-        quantized = quantize(model, svdquant(8, 0, bits=(8, 8), rounding=rounding), calibration)
-        assert (output(model, quantized) - before).square().mean() < 1e-3 * before.square().mean()
-
-
 def test_the_alternation_uses_the_recipe_s_grid_and_inputs(tiny_model):
     sites = [site for site in tiny_model.sites() if site.role in BLOCKS]
     found = {
@@ -308,59 +197,6 @@ def test_a_rotation_to_come_is_foreseen(tiny_model):
         lowrank(4, 10).measure(tiny_model, sites, calibration, spec.before({NAME: ways})) for ways in [(way, way)]
     )
     assert all(torch.equal(best[key], behind[key]) for key in best)
-
-
-@pytest.mark.parametrize("make", [lowrank, lambda: chain("smooth", "lowrank", "hadamard")], ids=["alone", "chain"])
-@pytest.mark.parametrize("rounding", [Nearest(), GPTQ()])
-def test_a_checkpoint_gives_the_same_outputs_and_needs_no_data(tiny_model, tmp_path, make, rounding):
-    quantized = quantize(tiny_model, recipe(transform=make(), rounding=rounding), calibration)
-    expected = output(tiny_model, quantized)
-    save(quantized, tmp_path, provenance(tiny_model))
-    torch.manual_seed(987)
-    loaded = load(tmp_path, tiny_model)
-    assert torch.equal(output(tiny_model, loaded), expected)
-
-
-def test_factors_are_kept_for_a_resumed_fit(tiny_model, tmp_path):
-    parts = recipe(transform=chain("smooth", "lowrank"), rounding=GPTQ())
-    first = quantize(tiny_model, parts, calibration, tmp_path)
-    again = quantize(tiny_model, parts, lambda: pytest.fail("data was collected again"), tmp_path)
-    assert torch.equal(output(tiny_model, first), output(tiny_model, again))
-    with pytest.raises(UserError, match="is of another model or transform"):
-        rewritten(lowrank(roles=["qkv"]), tiny_model, tiny_model.sites(), calibration, Trial(parts), tmp_path)
-
-
-def test_adaround_resumes_behind_a_branch(tiny_model, tmp_path):
-    parts = recipe(transform=lowrank(), rounding=AdaRound(iterations=3))
-    first = quantize(tiny_model, parts, calibration, tmp_path)
-    again = quantize(tiny_model, parts, lambda: pytest.fail("data was collected again"), tmp_path)
-    assert torch.equal(output(tiny_model, first), output(tiny_model, again))
-
-
-def test_the_ledger_counts_branches(tiny_model):
-    parts, sites = svdquant(4), tiny_model.sites()
-    policy = parts.plan(sites)
-    chosen = [site for site in sites if site.name in policy]
-    values = sum(4 * (site.in_features + site.out_features) for site in chosen)
-    numel = sum(site.in_features * site.out_features for site in chosen)
-    with_branch, without = (
-        ledger(tiny_model.denoiser, sites, policy, tiny_model.attentions(), svdquant(rank).run_time(tiny_model))
-        for rank in (4, 0)
-    )
-    assert with_branch.model_bytes - without.model_bytes == 2 * values
-    assert with_branch.weight_bits_quantized - without.weight_bits_quantized == pytest.approx(16 * values / numel)
-    assert with_branch.weight_bits_used == without.weight_bits_used == 4
-    macs = sum(4 * site.tokens * (site.in_features + site.out_features) for site in chosen)
-    assert with_branch.bops - without.bops == pytest.approx(macs * 16 * 16)
-    assert with_branch.run_time_bytes - without.run_time_bytes == 2 * values
-    assert ledger(tiny_model.denoiser, sites, Policy(), (), parts.run_time(tiny_model)).weight_bits_quantized is None
-
-
-def test_layers_are_reported_with_their_branches(tiny_model):
-    quantized = quantize(tiny_model, svdquant(8, bits=(8, 8)), calibration)
-    unseen = points(1)
-    path = Trajectory(unseen.x[None], [500], unseen.x[None], unseen.y)
-    assert min(row["sqnr"] for row in layer_report(tiny_model, quantized, path)) > 25
 
 
 def test_what_cannot_be_is_named(tiny_model):
