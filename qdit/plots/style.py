@@ -7,7 +7,7 @@ are drawn without a display (Agg) and written atomically. Imports no torch.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
 
 from qdit.store import atomic_write
@@ -23,6 +24,7 @@ from qdit.tables import families
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAMILY_COLOURS = {"baseline": "#7A7A7A", "dit": "#0072B2", "hybrid": "#D55E00"}
+Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _OTHER_COLOUR = "#009E73"
 _DPI = 150
 _STYLE: dict[Any, Any] = {
@@ -136,12 +138,12 @@ def label_points(
     """
     _settle(axes)
     pixel = _DPI / 72
-    frame, taken = axes.get_window_extent(), [_box(*place, 4 * pixel, 4 * pixel) for place in _pixels(axes, others)]
+    frame, taken = axes.get_window_extent(), [_box(place, 4 * pixel, 4 * pixel) for place in _pixels(axes, others)]
     for name, x, y, colour in labels:
         width, height = 0.62 * size * pixel * len(name), 1.2 * size * pixel
         at = axes.transData.transform((x, y))
-        best = min(_offsets(width, height, pixel), key=lambda o: _cost(_box(*(at + o), width, height), taken, frame, o))
-        taken += [_box(*(at + best), width, height)] * 20  # another name weighs more than a point
+        best = min(_offsets(width, height, pixel), key=lambda o: _cost(_box(at + o, width, height), taken, frame, o))
+        taken += [_box(at + best, width, height)] * 20  # another name weighs more than a point
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
             name, (x, y), xytext=tuple(best / pixel), textcoords="offset points", fontsize=size, color=colour,
@@ -160,7 +162,8 @@ def _pixels(axes: Axes, points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(axes.transData.transform(points)) if len(points) else np.empty((0, 2))
 
 
-def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+def _box(middle: NDArray[np.float64], width: float, height: float) -> Box:
+    x, y = map(float, middle)
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
@@ -175,9 +178,7 @@ def _offsets(width: float, height: float, pixel: float) -> list[NDArray[np.float
     return found
 
 
-def _cost(
-    box: tuple[float, float, float, float], taken: Sequence[tuple[float, ...]], frame: Any, offset: NDArray[np.float64]
-) -> float:
+def _cost(box: Box, taken: Sequence[Box], frame: BboxBase, offset: NDArray[np.float64]) -> float:
     """How bad a place is: what it covers, whether it leaves the axes, how far away it is."""
     covered = sum(
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
@@ -197,10 +198,10 @@ def family_handles(found: Sequence[object]) -> list[Line2D]:
     return [Line2D([], [], color=family_colour(f), linewidth=2.5, label=families.title(f)) for f in present]
 
 
-def legend(axes: Axes, handles: Sequence[Line2D], place: str = "upper") -> None:
-    """Add a legend in one row, above ("upper") or below ("lower") everything else; nothing for no handles."""
+def legend(axes: Axes, handles: Sequence[Line2D], place: Literal["upper", "lower"] = "upper") -> None:
+    """Add a legend in one row, above or below everything else; nothing for no handles."""
     if handles:
         figure = axes.get_figure(root=True)
         assert figure is not None
-        about: dict[str, Any] = {"frameon": False, "fontsize": 8, "ncols": len(handles)}
-        figure.legend(handles=handles, loc=f"outside {place} center", **about)
+        about: dict[str, Any] = {"loc": f"outside {place} center", "frameon": False, "fontsize": 8}
+        figure.legend(handles=handles, ncols=len(handles), **about)

@@ -23,8 +23,8 @@ def is_comparison(frame: pd.DataFrame) -> bool:
     """Return whether the quantized runs have several families and several bits."""
     if KEY not in frame:
         return False
-    quantized = frame[frame["quantizer"] != select.FULL_PRECISION]
-    return all(quantized[key].dropna().nunique() > 1 for key in (KEY, "bits"))
+    quantized = [row for row in select.records(frame) if row["quantizer"] != select.FULL_PRECISION]
+    return all(len({row[key] for row in quantized} - {None}) > 1 for key in (KEY, "bits"))
 
 
 def compare(

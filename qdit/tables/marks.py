@@ -78,9 +78,10 @@ def _compare(row: select.Row, best: select.Row, quantity: Quantity) -> tuple[Bas
     column = quantity.column
     if not quantity.is_delta and (found := difference(row["runs"], best["runs"], column)) is not None:
         return "samples", *found
-    bases: list[tuple[Basis, str]] = [("differences", column if quantity.is_delta else f"{column}_delta")]
-    bases += [] if quantity.is_delta else [("values", column)]
-    for basis, value in bases:
+    bases: dict[Basis, str] = {"differences": f"{column}_delta", "values": column}
+    if quantity.is_delta:
+        bases = {"differences": column}
+    for basis, value in bases.items():
         error = f"{value}_stderr"
         if all(each.get(key) is not None for each in (row, best) for key in (value, error)):
             return basis, row[value] - best[value], hypot(row[error], best[error])
