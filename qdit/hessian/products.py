@@ -74,8 +74,9 @@ class Other:
 
     def piece(self, items: slice) -> "Other":
         """For some of the items."""
-        own = (part if part.ndim == 2 else part[items] for part in (self.rounded, self.change))
-        return Other(*own, self.weights[items])
+        if self.rounded.ndim == 2:
+            return replace(self, weights=self.weights[items])
+        return Other(self.rounded[items], self.change[items], self.weights[items])
 
     def onto(self, outputs: Float[Tensor, "columns fewer"]) -> "Other":
         """With the product's columns replaced by combinations of them."""

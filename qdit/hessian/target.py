@@ -205,7 +205,7 @@ def _mixed(network: nn.Module, attentions: Sequence[str]) -> Iterator[dict[str, 
 
     handles = [
         network.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(
-            lambda _, args, name=name: catch(name, *args)
+            lambda _, inputs, name=name: catch(name, inputs[0])
         )
         for name in attentions
     ]

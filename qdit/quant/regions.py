@@ -130,4 +130,6 @@ class TwoSided:
         >>> TwoSided(4)(torch.tensor([-0.17, -0.04, 0.6, 9.0]), torch.tensor(0.02), torch.tensor(1.0))
         tensor([-0.1600, -0.0400,  1.0000,  7.0000])
         """
-        return self.decode(self.encode(x, negative, positive), negative, positive)
+        half = 2 ** (self.bits - 1)  # one of the two is 0; twice as fast as choosing the step of each code
+        below = torch.round(x / negative).clamp_(-half, 0).mul_(negative)
+        return torch.round(x / positive).clamp_(0, half - 1).mul_(positive).add_(below)

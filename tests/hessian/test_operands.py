@@ -237,9 +237,9 @@ def test_all_three_are_searched_together_and_the_same_fit_gives_the_same_bytes(t
     assert all(torch.equal(layer.weight, linear.layers[name].weight) for name, layer in first.layers.items())
 
 
-def test_one_group_is_the_static_search_bit_for_bit(tiny_model, data):
-    one, grouped = (quantize(tiny_model, recipe(attention(), time=count), lambda: data) for count in (1, 1))
-    assert all(torch.equal(own, numbers(grouped)[key]) for key, own in numbers(one).items())
+def test_golden_10_sixteen_bits_are_full_precision(tiny_model, data):
+    part = replace(recipe(attention(), RULE, bits=16), weight_bits=16)
+    assert distance(tiny_model, quantize(tiny_model, part, lambda: data), data) == 0
 
 
 def test_gptq_sees_the_operands_that_were_found(tiny_model, data):

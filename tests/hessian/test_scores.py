@@ -124,6 +124,20 @@ def test_weights_get_the_naive_loops_factors(granularity, grid):
         assert found.unique().numel() > 1 or granularity == "tensor"
 
 
+def test_golden_8_both_ends_and_the_range_itself_are_compared():
+    factors = Hessian(target=Probe()).factors()
+    assert len(factors) == 102
+    assert factors[0] == 1
+    torch.testing.assert_close(torch.stack([factors[1], factors[-1]]), torch.tensor([0.01, 1.2]))
+    one, inputs = layer()
+    for end in (factors[1], factors[-1]):  # an input on the grid of an end has no error there
+        grid = Input(inputs)
+        own = multiples(grid.numbers, 0, end.view(1))
+        grid.moving = Moving(grid.moving.rounded(own)[:, 0], grid.moving.book, grid.moving.cells)
+        grid.table = multiples(grid.numbers, 0, factors)
+        assert is_factor(grid.search([one], [one.weight]), end)
+
+
 @pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
 def test_weights_are_ranked_and_later_rounds_compare_the_best(granularity):
     one, inputs, spec, start, current = weight_case(granularity)
