@@ -59,8 +59,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(frame: pd.DataFrame, options: argparse.Namespace, choices: dict[str, Any]) -> Table:
-    """Lay out the runs: as a comparison if they are one, and rows and columns are left to us."""
-    if options.rows is None and options.cols is None and is_comparison(frame):
+    """Lay out the runs: as a comparison if they are one, and nothing else was asked for."""
+    if options.rows is None and options.cols in (None, "bits") and is_comparison(frame):
         return compare(frame, metrics=options.metrics, **choices)
     rows = options.rows or ["quantizer"]
     return build_table(frame, rows=rows, cols=options.cols, metrics=options.metrics, **choices)

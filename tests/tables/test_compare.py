@@ -56,6 +56,8 @@ def test_neighbours_are_told_apart_sample_by_sample(study):
 def test_it_is_chosen_by_itself_and_only_where_it_fits(study, tmp_path, capsys):
     assert main(["--runs-dir", str(study)]) == 0
     assert capsys.readouterr().out.startswith("| SQNR (dB) ↑")
+    assert main(["--runs-dir", str(study), "--cols", "bits", "--metrics", "sqnr", "fid_lite0"]) == 0
+    assert "| *Hybrids*" in capsys.readouterr().out
     assert main(["--runs-dir", str(study), "--rows", "quantizer"]) == 0
     assert capsys.readouterr().out.startswith("| quantizer")
     ablation = {"quantizer.family": "dit"}
