@@ -13,8 +13,7 @@ rounds as the recipe does, weights to nearest. The residual R then goes through 
 does. The branch reads the input behind all changes that a chain makes to it at run time, so that later steps may scale
 and rotate what was split; a rotation to come is foreseen, a scaling is not.
 
-Left out: unsigned codes behind GELU, whose inputs the release shifts to be positive; a branch for several layers that
-read one input (the release joins q, k and v, and their singular parts); kernels that fuse the branch.
+Left out: the release's unsigned codes behind GELU, where inputs are shifted to be positive; kernels that fuse the branch.
 """
 
 from collections.abc import Callable
