@@ -13,7 +13,7 @@ rounds as the recipe does, weights to nearest. The residual R then goes through 
 does. The branch reads the input behind all changes that a chain makes to it at run time, so that later steps may scale
 and rotate what was split; a rotation to come is foreseen, a scaling is not.
 
-Left out: the release's unsigned codes behind GELU, where inputs are shifted to be positive; kernels that fuse the branch.
+Left out: the unsigned codes that the release has behind GELU, where it shifts inputs to be positive; fused kernels.
 """
 
 from collections.abc import Callable
