@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,22 +97,26 @@ def table(config_dir: Path | None = None) -> str:
     """
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is no folder; one with quantizer/NAME.yaml is needed")
-    folders = [CONF, *([config_dir.resolve()] if config_dir else [])]
+    folders = (CONF, *([config_dir.resolve()] if config_dir else []))
+    search = create_config_search_path(str(CONF))
+    for folder in folders[1:]:
+        search.prepend("own", f"file://{folder}", "schema")  # whose place is the last
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("qdit-design", search)  # hydra.searchpath does not serve options by themselves
         return rendered(recipes(folders))
 
 
-def recipes(folders: list[Path]) -> list[Recipe]:
+def recipes(folders: tuple[Path, ...]) -> list[Recipe]:
     """What there is to say of each recipe, by family, then as published."""
-    path = (f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]",)
     found = []
     for file in sorted(file for folder in folders for file in (folder / "quantizer").glob("*.yaml")):
         if file.stem in NO_METHOD:
             continue
-        config = compose("config", [*path, f"quantizer={file.stem}"], return_hydra_config=True)
+        config = compose("config", [f"quantizer={file.stem}"], return_hydra_config=True)
         about: Any = OmegaConf.to_container(config["quantizer"], resolve=False)
-        cells = [cell(config, group, path) for group in COMPONENTS]
+        cells = [cell(config, group, folders) for group in COMPONENTS]
         found.append(Recipe(file.stem, title(file), about.get("paper"), about.get("family"), cells))
     return sorted(found, key=lambda row: (families.rank(row.family), row.paper or "", row.name))
 
@@ -135,21 +141,21 @@ def values(config: DictConfig, group: str) -> dict[str, Any]:
 
 
 @cache
-def alone(group: str, option: str, path: tuple[str, ...]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The choices inside an option, and its values, as it comes."""
-    config = compose(f"{group}/{option}", list(path), return_hydra_config=True)
+def alone(group: str, option: str, folders: tuple[Path, ...]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The choices inside an option of one of the folders, and its values, as it comes."""
+    config = compose(f"{group}/{option}", return_hydra_config=True)
     return inside(config, group), values(config, group)
 
 
-def cell(config: DictConfig, group: str, path: tuple[str, ...]) -> str:
+def cell(config: DictConfig, group: str, folders: tuple[Path, ...]) -> str:
     """What a composed recipe picks in a group: · where it is the default, as it comes."""
     option = str(config.hydra.runtime.choices[group])
-    usual, own = alone(group, option, path)
+    usual, own = alone(group, option, folders)
     changed: dict[str, str] = {}
     for key, value in sorted(inside(config, group).items()):  # a choice before those inside it
         if usual.get(key) != value:
             changed[key] = value
-            where, (further, new) = node_of(key, group), alone(key.partition("@")[0], value, path)
+            where, (further, new) = node_of(key, group), alone(key.partition("@")[0], value, folders)
             usual = usual | further
             own = {name: kept for name, kept in own.items() if not name.startswith(f"{where}.")}
             own |= {f"{where}.{name}": kept for name, kept in new.items()}
