@@ -103,7 +103,8 @@ def main() -> None:
     start = WeightGrid(granularity="row", grid="symmetric_full", range=RULE).fit(layer.weight, spec)
     half = 2 ** (args.bits - 1)
     numbers = torch.tensor([[float(inputs.abs().max()) / (half - 0.5), 0.0]])
-    moving = Moving(inputs.unsqueeze(1), Uniform(-half, half - 1), torch.zeros(args.tokens, dtype=torch.long))
+    book = Uniform(-half, half - 1)
+    moving = Moving(inputs.unsqueeze(1), book, torch.zeros(args.tokens, dtype=torch.long))
     rounded = moving.rounded(numbers.unsqueeze(0))[:, 0, 0]
     outputs = inputs @ layer.weight.T
     some = FACTORS[-60 :: 60 // args.loops]  # from half the range on
@@ -128,7 +129,7 @@ def main() -> None:
 
     step, quick = timed(steps)
     table = multiples(numbers, 0, some)
-    tried, late = timed(lambda: loop_input(layer, outputs, inputs, weight, moving.book, table))
+    tried, late = timed(lambda: loop_input(layer, outputs, inputs, weight, book, table))
     own = errors(moving, [reader(layer, weight)], step.unsqueeze(0))
     rows += [row("inputs", late * share, quick, peak(steps), f"{float(own / tried.min()):.4f}")]
     rows += [row("both", (slow + late) * share, fast + quick, "", "")]

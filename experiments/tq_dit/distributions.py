@@ -118,7 +118,7 @@ def described(grids: dict[str, nn.Module], values: Tensor, what: str) -> dict[st
 
 def histogram(axes: Axes, values: np.ndarray, edges: np.ndarray) -> None:
     """Counts on a logarithmic scale."""
-    axes.hist(values, edges, log=True, color="#9aa5b1", edgecolor="white", linewidth=0.2)
+    axes.hist(values, edges.tolist(), log=True, color="#9aa5b1", edgecolor="white", linewidth=0.2)
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("values in a bin")
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -198,17 +199,14 @@ def _mixed(network: nn.Module, attentions: Sequence[str]) -> Iterator[dict[str, 
     """What attentions give to their last linear layers in the pass that follows, by name, as nodes of its graph."""
     seen: dict[str, Tensor] = {}
 
-    def catch(name: str, x: Tensor) -> Tensor:
+    def catch(name: str, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        x = inputs[0]
         if name not in seen:
             x = seen[name] = x if x.requires_grad else x.detach().requires_grad_()
         return x
 
-    handles = [
-        network.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(
-            lambda _, inputs, name=name: catch(name, inputs[0])
-        )
-        for name in attentions
-    ]
+    lasts = {name: network.get_submodule(f"{name}.to_out.0") for name in attentions}
+    handles = [last.register_forward_pre_hook(partial(catch, name)) for name, last in lasts.items()]
     try:
         yield seen
     finally:
