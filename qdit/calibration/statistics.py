@@ -86,6 +86,12 @@ def site_input(layer: nn.Module, x: Tensor) -> Tensor:
     return x if patch is None else F.unfold(x, patch, stride=patch).transpose(1, 2)
 
 
+def changed_input(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows that a layer multiplies, behind what a rewritten layer does to its input first."""
+    rows = site_input(layer, x)
+    return layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
+
+
 @contextmanager
 def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
     """Call `see(site, layer, input, output)` whenever a site runs; the hooks are gone afterwards."""
@@ -142,8 +148,7 @@ def input_maxima(
     timesteps: list[Tensor] = []
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        rows = site_input(layer, x)
-        rows = layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
+        rows = changed_input(layer, x)
         see(site, rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float(), timesteps[-1])
 
     with watching(model, sites, reduce):

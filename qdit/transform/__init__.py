@@ -9,6 +9,7 @@ from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import ChannelScaling
 from qdit.transform.selective import SelectiveHadamard
+from qdit.transform.timestep_aware import TimestepAware
 from qdit.transform.trial import Trial
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Rewrite",
     "RunTime",
     "SelectiveHadamard",
+    "TimestepAware",
     "Transform",
     "Trial",
     "rewritten",

@@ -102,12 +102,16 @@ class Transform(Protocol):
         """
         ...
 
-    def edit(self, draft: "Draft", sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """Transform the layers of a draft, in which another transform may have been before."""
-        ...
-
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
         """The rewritten layers; the model is read, not changed."""
+        ...
+
+
+class Step(Transform, Protocol):
+    """A transform that can be one of several: it makes one weight of a layer's weight."""
+
+    def edit(self, draft: "Draft", sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """Transform the layers of a draft, in which another transform may have been before."""
         ...
 
 

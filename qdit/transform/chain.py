@@ -22,7 +22,7 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.transform.base import RunTime, Transform
+from qdit.transform.base import RunTime, Step, Transform
 from qdit.transform.draft import Draft, Drafted
 from qdit.transform.timestep_aware import Unabsorbing
 from qdit.transform.trial import Trial, Way
@@ -46,15 +46,20 @@ class Chain(Drafted):
         steps: the transforms by name, first to last.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one that changes with time.
     """
 
     name: str
-    steps: dict[str, Transform]
+    steps: dict[str, Step]
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise UserError("transform.steps is empty; transform=none is the chain of nothing")
+        if timed := [name for name, step in self.steps.items() if not hasattr(step, "edit")]:
+            raise UserError(
+                f"transform.steps.{timed[0]} changes with time and cannot be a step of a chain; let it hold the chain "
+                "instead (transform=by_range transform@transform.each=smooth_hadamard)"
+            )
 
     @property
     def parts(self) -> dict[str, Transform]:

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import site_input, watching
-from qdit.layers import QuantLinear
+from qdit.calibration.statistics import changed_input, watching
 from qdit.model.base import DiffusionModel, Site
 from qdit.sampler.noise import generator
 
@@ -69,8 +68,7 @@ def watch_rows(
     by_site = {each.name: each for each in inputs}
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        rows = site_input(layer, x)
-        rows = layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
+        rows = changed_input(layer, x)
         see(by_site[site.name], rows.reshape(-1, rows.shape[-1]))
 
     with watching(model, [each.quantized[0] for each in inputs], reduce):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import ValueReservoir, site_input, watching
+from qdit.calibration.statistics import ValueReservoir, changed_input, watching
 from qdit.model.base import DiffusionModel, Site
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
@@ -102,7 +102,7 @@ class Reparameterization(Drafted):
         seen = {site.name: ValueReservoir(VALUES, rows=site.in_features) for site in first}
 
         def see(site: Site, layer: torch.nn.Module, x: Tensor, _: Tensor) -> None:
-            rows = site_input(layer, x)
+            rows = changed_input(layer, x)
             seen[site.name].add(rows.reshape(-1, rows.shape[-1]).T)
 
         with torch.no_grad(), watching(model, first, see):

@@ -26,7 +26,6 @@ from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
 from qdit.timed import Now, TimedLinear
 from qdit.transform.base import Rewrite, RunTime, Transform
-from qdit.transform.draft import Draft
 from qdit.transform.trial import Trial
 
 
@@ -119,7 +118,10 @@ class TimestepAware:
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: what is stored is stored for each range."""
         left = self.each.run_time(unabsorbing(model), sites)
-        return [replace(each, storage_bits=each.storage_bits * self.ranges) for each in left]
+        return [
+            replace(each, storage_bits=each.storage_bits * self.ranges, weight_bits=each.weight_bits * self.ranges)
+            for each in left
+        ]
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
@@ -154,17 +156,6 @@ class TimestepAware:
                 f"calibration.num_samples (now {len(data.t)}) or calibration.per_trajectory, or fewer transform.ranges"
             )
         return groups
-
-    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`: a draft has one weight a layer, and cannot hold this.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"{self.name} changes with time and cannot be a step of a chain; let it hold the chain instead "
-            "(transform=by_range transform@transform.each=smooth_hadamard)"
-        )
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
         """See `Transform`; the one of a single range has plain layers."""
