@@ -1,5 +1,6 @@
 """Charts of a study: quality at each bit-width, quality against cost with its Pareto front, error over timesteps."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     ]
     bars = np.array([2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0) for row in rows])
     covered = [points + np.stack([0 * bars, share * bars], 1) for share in (-1, -0.5, 0, 0.5, 1)]
+    covered += [_between(points[chosen])]
     named = chosen if len(rows) > FEW else range(len(rows))
     label_points(axes, [names[number] for number in named], np.concatenate(covered))
     return save(figure, path)
@@ -88,27 +90,32 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
 def over_time(study: Study, bits: str, path: Path) -> Path | None:
     """Draw the error of every method at one bit-width over the timesteps, in the order of sampling.
 
-    The curves are the records' `sqnr_per_timestep`. None where no run has one.
+    The curves are the records' `sqnr_per_timestep`; on the right they are relative to the median of the methods, whose
+    differences are small beside what all of them lose towards the image. None where no run has a curve.
     """
-    figure, axes = axes_of(6.0, _height(len(study.at(bits))))
-    ends: dict[str, tuple[float, float, str]] = {}
-    labels: dict[str, str] = {}
-    for number, (name, row) in enumerate(study.at(bits).items()):
-        if (found := curve(row, CURVE)) is None:
-            continue
-        x, y = np.asarray(found["x"], dtype=float), np.asarray(found["y"], dtype=float)
-        about: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markevery": max(1, len(x) // 8)}
-        axes.plot(x, y, color=study.colour(row), linewidth=1.0, markersize=3.5, alpha=0.85, **about)
-        ends[name] = (float(x[np.argmin(x)]), float(y[np.argmin(x)]), study.colour(row))
-        labels = {"xlabel": f"{found['xlabel']} (sampling runs to the right)", "ylabel": found["ylabel"]}
-    if not ends:
+    rows = study.at(bits)
+    curves = {name: found for name, row in rows.items() if (found := curve(row, CURVE)) is not None}
+    if not curves:
         return None
-    axes.invert_xaxis()
-    axes.set(**labels)
-    axes.margins(x=0.02)
-    legend(axes, family_handles([row["family"] for row in study.at(bits).values()]))
-    axes.set_title(bits, fontsize=9, loc="right")
-    label_ends(axes, ends)
+    figure, panels = panels_of(2, 8.6, _height(len(curves)), sharey=False)
+    first = next(iter(curves.values()))
+    steps = np.asarray(first["x"], dtype=float)
+    values = {name: np.interp(steps[::-1], found["x"][::-1], found["y"][::-1])[::-1] for name, found in curves.items()}
+    median = np.median(list(values.values()), axis=0)
+    ends: dict[str, tuple[float, float, str]] = {}
+    for number, (name, y) in enumerate(values.items()):
+        colour = study.colour(rows[name])
+        about: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markevery": max(1, len(steps) // 8)}
+        for axes, shown in zip(panels, (y, y - median), strict=True):
+            axes.plot(steps, shown, color=colour, linewidth=1.0, markersize=3.5, alpha=0.85, **about)
+        ends[name] = (float(steps[-1]), float((y - median)[-1]), colour)
+    for axes, label in zip(panels, (first["ylabel"], "difference to the median method (dB)"), strict=True):
+        axes.invert_xaxis()
+        axes.margins(x=0.02)
+        axes.set(xlabel=f"{first['xlabel']} (sampling runs to the right)", ylabel=label)
+    panels[0].set_title(bits, fontsize=9, loc="left")
+    legend(panels[0], family_handles([row["family"] for row in rows.values()]))
+    label_ends(panels[1], ends)
     return save(figure, path)
 
 
@@ -120,6 +127,17 @@ def front(points: NDArray[np.float64], higher: bool) -> list[int]:
         if not kept or sign * points[number, 1] > sign * points[kept[-1], 1]:
             kept.append(number)
     return kept
+
+
+def _between(corners: NDArray[np.float64], count: int = 40) -> NDArray[np.float64]:
+    """Points along the steps of a front, that names should not cover."""
+    shares = np.linspace(0, 1, count)[:, None]
+    legs = [
+        start + shares * (end - start)
+        for (x0, y0), (x1, y1) in pairwise(corners.tolist())
+        for start, end in ((np.array([x0, y0]), np.array([x1, y0])), (np.array([x1, y0]), np.array([x1, y1])))
+    ]
+    return np.concatenate(legs) if legs else np.empty((0, 2))
 
 
 def _reference(axes: Axes, study: Study, quantity: Quantity) -> None:

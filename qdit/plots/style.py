@@ -54,11 +54,11 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def panels_of(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of so many inches, and axes side by side that share their y."""
+def panels_of(count: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of so many inches, and axes side by side, which share their y or not."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
-        return figure, list(np.atleast_1d(figure.subplots(1, count, sharey=True)))
+        return figure, list(np.atleast_1d(figure.subplots(1, count, sharey=sharey)))
 
 
 def finish(axes: Axes, title: str | None, legend: bool) -> None:

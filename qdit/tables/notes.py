@@ -29,6 +29,10 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
             f"{', '.join(several)} was computed with several settings or references, a column for each (@): "
             "repeat the commands of the older runs to compute it anew, from the samples that they keep."
         )
+    if any(column.startswith("seconds") for column in shown):
+        lines.append(
+            "Seconds: of this machine, for what was not in the cache; a run that is first makes it for others."
+        )
     if has_floor:
         lines.append("Real data: as many real images against the same reference, ± standard deviation.")
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
