@@ -14,6 +14,7 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -204,18 +205,27 @@ def run_qdit(words: list[str], reader: Path, monkeypatch) -> None:
 
 
 def run_table(words: list[str], reader: Path) -> None:
-    """On a study of its name, made of copies of one record."""
-    study = reader / "runs" / words[words.index("--study") + 1] if "--study" in words else None
-    record = json.loads(next(reader.glob("runs/default/q_dit-w4a8-*/result.json")).read_text())
-    record["metrics"].setdefault("fid_lite0", record["metrics"]["sqnr"] | {"higher_is_better": False})
-    for quantizer in ("rtn", "q_dit"):
-        for bits in ("w8a8", "w4a8"):
-            if study is not None:
-                config = record["config"] | {"quantizer.name": quantizer, "bits.name": bits}
-                changed = {"study": study.name, "name": f"{quantizer}-{bits}", "config": config}
-                (study / changed["name"]).mkdir(parents=True, exist_ok=True)
-                (study / changed["name"] / "result.json").write_text(json.dumps(record | changed))
+    """On a study of its name, made of copies of one run."""
+    if "--study" in words:
+        study = reader / "runs" / words[words.index("--study") + 1]
+        for quantizer, family in {"rtn": "baseline", "q_dit": "dit"}.items():
+            for bits in ("w8a8", "w4a8"):
+                pretended(reader, study / f"{quantizer}-{bits}", quantizer, family, bits)
     assert tables.main(words) == 0
+
+
+def pretended(reader: Path, folder: Path, quantizer: str, family: str, bits: str) -> None:
+    """The run of the reader's folder, under the name of another."""
+    if folder.exists():
+        return
+    shutil.copytree(next(reader.glob("runs/default/q_dit-w4a8-*")), folder, copy_function=os.link)
+    record = json.loads((folder / "result.json").read_text())
+    record["config"] |= {"quantizer.name": quantizer, "quantizer.family": family, "bits.name": bits}
+    record["config"] |= {"bits.weight": int(bits[1]), "bits.activation": int(bits[3])}
+    record["run_id"] = f"{crc32(folder.name.encode()):08x}"
+    record["metrics"].setdefault("fid_lite0", record["metrics"]["sqnr"] | {"higher_is_better": False})
+    (folder / "result.json").unlink()  # a link
+    (folder / "result.json").write_text(json.dumps(record | {"study": folder.parent.name, "name": folder.name}))
 
 
 def run_make(targets: list[str]) -> None:
