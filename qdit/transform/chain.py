@@ -125,9 +125,9 @@ class Chain(Drafted):
             step.edit(draft, sites, own)
         draft.model = whole
 
-    def _in_order(self, model: DiffusionModel, sites: list[Site]) -> list[tuple[str, Transform, DiffusionModel]]:
+    def _in_order(self, model: DiffusionModel, sites: list[Site]) -> list[tuple[str, Step, DiffusionModel]]:
         """The steps by name, each with the model as the steps before it leave it."""
-        found: list[tuple[str, Transform, DiffusionModel]] = []
+        found: list[tuple[str, Step, DiffusionModel]] = []
         changed: frozenset[str] = frozenset()
         for name, step in self.steps.items():
             here = cast(DiffusionModel, _Changed(model, changed)) if changed else model
