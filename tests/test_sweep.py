@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load
 
 TINY = [
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
@@ -34,7 +35,7 @@ def results(root: Path) -> dict[str, tuple]:
     found = {}
     for path in (root / "runs" / "sweep").glob("*/result.json"):
         record = json.loads(path.read_text())
-        chunks = {p.name: p.read_bytes() for p in path.parent.glob("samples/latents*")}
+        chunks = {p.name: p.read_bytes() for p in path.parent.glob("samples/*.safetensors")}
         found[path.parent.name] = (record["status"], record["metrics"], record.get("layers"), chunks)
     return found
 
@@ -45,6 +46,15 @@ def serial(tiny_pipeline, tmp_path_factory) -> dict[str, tuple]:
     done = sweep(tiny_pipeline, root)
     assert done.returncode == 0, done.stderr
     return results(root)
+
+
+def test_a_run_keeps_what_tables_and_figures_compare(serial):
+    for name, (_, metrics, _, kept) in serial.items():
+        assert load(kept["images.safetensors"])["images"].shape == (4, 3, 16, 16)  # of the first chunk
+        if not name.startswith("fp"):
+            each = load(kept["values.safetensors"])[f"sqnr@{metrics['sqnr']['settings']}"]
+            assert each.shape == (12,)
+            assert each.mean() == pytest.approx(metrics["sqnr"]["value"])
 
 
 def test_joblib_gives_the_serial_results_and_shares_the_work(serial, tiny_pipeline, tmp_path):
