@@ -18,6 +18,7 @@ from qdit.errors import UserError, from_problems
 _NAMES = ("study", "name")
 _COUNTS = ("num_samples", "batch_size")
 _FLAGS = ("save_checkpoint", "overwrite", "dry", "allow_download")
+_EXECUTIONS = ("auto", "int8", "simulated")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,10 +28,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a mandatory value is missing or an interpolation has no target.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"no value for {', '.join(missing)}; give one, as in {missing[0]}=VALUE")
     try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise UserError(f"no value for {', '.join(missing)}; give one, as in {missing[0]}=VALUE")
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(f"the config cannot be resolved: {error}") from error
@@ -102,6 +102,8 @@ def check(config: dict[str, Any]) -> None:
         for k, v in seeds.items()
         if not (isinstance(v, int) and not isinstance(v, bool) and v >= 0)
     ]
+    if config["execution"] not in _EXECUTIONS:
+        problems.append(f"execution={config['execution']!r}; allowed: {', '.join(_EXECUTIONS)}")
     if config["dtype"] not in _DTYPES:
         problems.append(f"dtype={config['dtype']!r}; allowed: {', '.join(_DTYPES)}")
     for key, value in config.items():

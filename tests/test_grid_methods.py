@@ -1,4 +1,4 @@
-"""The comparison's grid: every recipe is in it, its cells are what its name says, and its seeds add to the same study."""
+"""The comparison's grid: every recipe is in it, cells are what their names say, its seeds add to the same study."""
 
 from pathlib import Path
 
