@@ -33,14 +33,14 @@ class DynamicQuantizer(nn.Module):
 
     @property
     def has_codes(self) -> bool:
-        """Whether `codes` has some: int8 integers, which a zero point out of their range is not."""
-        return not self.spec.is_identity and self.spec.grid != "asymmetric_free"
+        """Whether there are codes."""
+        return not self.spec.is_identity
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integers, of rows [tokens, channels]."""
         rows = as_rows(x, self.spec).float()
         grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
-        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high)
+        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)
         tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
         offset = offset.view(tokens, -1) if offset is not None else None
         return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)

@@ -32,13 +32,13 @@ class StaticQuantizer(nn.Module):
 
     @property
     def has_codes(self) -> bool:
-        """Whether the grid is one of a whole tensor, whose zero point is a code."""
-        return self.spec.granularity == "tensor" and self.spec.grid != "asymmetric_free"
+        """Whether the grid is one of a whole tensor."""
+        return self.spec.granularity == "tensor"
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integers, of rows [tokens, channels]."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high)
+        integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high, self.spec.grid)
         return Codes(integers, self.scale, offset)
 
 
@@ -78,8 +78,8 @@ class BookQuantizer(nn.Module):
 
     @property
     def has_codes(self) -> bool:
-        """Whether the book is a uniform grid of all channels, whose zero point is a code."""
-        return isinstance(self.book, Uniform) and self.numbers.shape[1] == 1 and self.spec.grid != "asymmetric_free"
+        """Whether the book is a uniform grid of all channels."""
+        return isinstance(self.book, Uniform) and self.numbers.shape[1] == 1
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integers, of rows [tokens, channels]."""
@@ -88,7 +88,7 @@ class BookQuantizer(nn.Module):
         scale, zero_point = self.now(len(x))
         if len(scale) > 1:  # a grid a sample, for all its tokens
             scale, zero_point = (t.repeat_interleave(len(rows) // len(x), 0) for t in (scale, zero_point))
-        integers, offset = encoded(rows, scale, zero_point, self.book.low, self.book.high)
+        integers, offset = encoded(rows, scale, zero_point, self.book.low, self.book.high, self.spec.grid)
         return Codes(integers, scale, offset)
 
 

@@ -58,24 +58,26 @@ def fit_int8(grid: Affine) -> bool:
 
 
 def encoded(
-    x: Float[Tensor, "rows channels"], scale: Tensor, zero_point: Tensor, low: int, high: int
+    x: Float[Tensor, "rows channels"], scale: Tensor, zero_point: Tensor, low: int, high: int, grid: str
 ) -> tuple[Int8[Tensor, "rows channels"], Tensor | None]:
     """The integers a and the offset d of values on a grid; scale and zero point broadcast against `x`.
 
-    >>> a, d = encoded(torch.tensor([[-0.3, 0.2, 9.0]]), torch.tensor(0.1), torch.tensor(3.0), 0, 15)
+    Codes less their zero point are taken where they fit; zero points of `asymmetric_free` may be any number.
+
+    >>> a, d = encoded(torch.tensor([[-0.3, 0.2, 9.0]]), torch.tensor(0.1), torch.tensor(3.0), 0, 15, "asymmetric")
     >>> a, d
     (tensor([[-3,  2, 12]], dtype=torch.int8), None)
     """
-    centred = high - low < SIDE or low < 0  # code - zero point is int8, or the zero point is 0
     y = x / scale
     y.round_().add_(zero_point).clamp_(low, high)
-    if centred:
+    if low < 0 or (high < SIDE and grid != "asymmetric_free"):  # of signed codes the zero point is 0
         return y.sub_(zero_point).to(torch.int8), None
-    return y.sub_(SIDE).to(torch.int8), zero_point - SIDE
+    shift = SIDE if high >= SIDE else 0
+    return y.sub_(shift).to(torch.int8), zero_point - shift
 
 
 def weight_codes(rounded: Rounded) -> Codes | None:
-    """A weight [out, channels] as operand; None if codes or zero points are not int8.
+    """A weight [out, channels] as operand; None if its codes are not int8.
 
     Codes less their zero point are taken where they fit, so that no correction is left for run time.
     """
@@ -88,8 +90,6 @@ def weight_codes(rounded: Rounded) -> Codes | None:
     centred = codes - zero_point.unsqueeze(-1)
     if centred.amin() >= -SIDE and centred.amax() < SIDE:
         return Codes(centred.flatten(1).to(torch.int8), scale, None)
-    if grid.low < 0 or zero_point.amin() < grid.low or zero_point.amax() > grid.high:
-        return None  # a zero point far off the codes would need longer sums
     return Codes((codes - SIDE).flatten(1).to(torch.int8), scale, zero_point - SIDE)
 
 

@@ -66,7 +66,7 @@ def _bases(verdict: Verdict) -> str:
 
 def _protocols(summary: Summary) -> list[str]:
     quantized = [run for run in summary.runs if run["quantizer"] != select.FULL_PRECISION]
-    executed = ", ".join(sorted({run["executed"] for run in quantized if run["executed"]}))
+    executed = "; ".join(sorted({run["executed"] for run in quantized if run["executed"]}))
     lines = []
     for key in sorted({key for run in summary.runs if (key := run["protocol_key"]) is not None}):
         runs = [run for run in summary.runs if run["protocol_key"] == key]

@@ -13,13 +13,12 @@ from qdit.errors import UserError
 from qdit.execution import executing, has_int8, int8, tune_cpu
 from qdit.layers import QuantLinear, Shared
 from qdit.quant.affine import Rounded, affine, fake_quantize
-from qdit.quant.integers import weight_codes
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
 
 CPU = torch.device("cpu")
-GRIDS = ("asymmetric", "asymmetric_clamped", "symmetric", "symmetric_full")
+GRIDS = ("asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full")
 FINENESS = ({"granularity": "tensor"}, {"granularity": "row"}, {"granularity": "group", "group_size": 16})
 pytestmark = pytest.mark.skipif(not has_int8(CPU), reason="no int8 instructions here")
 
@@ -110,12 +109,16 @@ def test_a_patch_embedding_and_a_shared_input():
         close(expected.detach(), made)
 
 
-def test_what_is_no_integer_stays_simulated():
-    free = DynamicQuantizer(QuantSpec(bits=8, grid="asymmetric_free"))
-    assert not layer(4, FINENESS[1], "asymmetric", free).has_integers
-    assert not layer(4, FINENESS[1], "asymmetric", None).has_integers  # 16-bit inputs
-    far = rounded(torch.rand(8, 64) + 10, QuantSpec(bits=8, grid="asymmetric_free"))  # zero points far off the codes
-    assert weight_codes(far) is None  # zero points far off the codes
+def test_zero_points_far_off_the_codes():
+    """Values far from 0 on a fine grid: 8 bits between 10 and 11 have zero points around -2,550."""
+    spec = QuantSpec(bits=8, grid="asymmetric_free")
+    module = layer(8, FINENESS[1], "asymmetric_free", DynamicQuantizer(spec))
+    module = QuantLinear(module, rounded(torch.rand(24, 64) + 10, spec), module.quantizer)
+    close(*both(module, torch.rand(5, 64) + 10))
+
+
+def test_inputs_of_16_bits_stay_simulated():
+    assert not layer(4, FINENESS[1], "asymmetric", None).has_integers
 
 
 def test_gradients_go_the_simulated_way():
