@@ -1,4 +1,4 @@
-"""Simulated quantization against full precision, and methods against round to nearest: the time of the same sampling.
+"""Quantized sampling against full precision, simulated and on integers, and methods against round to nearest.
 
     python experiments/benchmarks/simulated.py [--batch 32] [--repeats 5] [--tables precision methods]
 
@@ -8,6 +8,7 @@ anything. Ranges are taken by a quick rule; how they were found costs nothing wh
 """
 
 import argparse
+from contextlib import nullcontext
 from time import perf_counter
 
 import torch
@@ -16,7 +17,7 @@ from tabulate import tabulate
 
 from qdit.cli import CONF
 from qdit.config import resolved
-from qdit.execution import executing, keep_freed_memory
+from qdit.execution import executing, has_int8, tune_cpu
 from qdit.parts import assemble
 from qdit.quantize import quantize
 
@@ -30,6 +31,7 @@ METHODS = {
     "weight/range=minmax activation/range=minmax attention/range=minmax",
 }
 STEPS = "sampler.steps=5"
+CPU = torch.device("cpu")
 
 
 def made(words: str):
@@ -41,14 +43,12 @@ def made(words: str):
     return parts, quantize(parts.model, recipe, collect)
 
 
-def seconds(parts, labels, quantized=None) -> float:
-    start = perf_counter()
-    if quantized is None:
+def seconds(parts, labels, quantized=None, execution="simulated") -> float:
+    installed = nullcontext() if quantized is None else quantized.installed(parts.model)
+    with installed, executing(execution, CPU):
+        start = perf_counter()
         parts.sampler.sample(parts.model, list(range(len(labels))), labels, 0)
-    else:
-        with quantized.installed(parts.model):
-            parts.sampler.sample(parts.model, list(range(len(labels))), labels, 0)
-    return perf_counter() - start
+        return perf_counter() - start
 
 
 def precision(batch: int, repeats: int) -> str:
@@ -57,11 +57,13 @@ def precision(batch: int, repeats: int) -> str:
     for setting in SETTINGS:
         parts, quantized = made(f"{setting} quantizer=rtn calibration=none")
         labels = parts.dataset.labels(list(range(batch)), 0)
-        seconds(parts, labels), seconds(parts, labels, quantized)
-        times = [(seconds(parts, labels), seconds(parts, labels, quantized)) for _ in range(repeats)]
-        full, simulated = map(min, zip(*times, strict=True))
-        rows.append([setting, f"{batch / full:.1f}", f"{batch / simulated:.1f}", f"{simulated / full:.2f}"])
-    return tabulate(rows, ["setting", "full precision", "simulated", "time ratio"], "github")
+        ways = [(None, "simulated"), (quantized, "simulated")] + [(quantized, "int8")] * has_int8(CPU)
+        times = [[seconds(parts, labels, *way) for way in ways] for _ in range(repeats + 1)][1:]
+        fastest = [min(taken) for taken in zip(*times, strict=True)]
+        rates = [f"{batch / taken:.1f}" for taken in fastest]
+        rows.append([setting, *rates, *(f"{taken / fastest[0]:.2f}" for taken in fastest[1:])])
+    names = ["setting", "full precision", "simulated", "int8"][: len(rates) + 1]
+    return tabulate(rows, [*names, *(f"time ratio {name}" for name in names[2:])], "github")
 
 
 def methods(batch: int, repeats: int, bits: str = "w8a8") -> str:
@@ -86,11 +88,10 @@ def main() -> None:
     tables = {"precision": precision, "methods": methods}
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     args = parser.parse_args()
-    keep_freed_memory()
+    tune_cpu()
     print(f"images of 5 steps a second, batch {args.batch}, {torch.get_num_threads()} threads")
-    with executing("simulated", torch.device("cpu")):
-        for name in args.tables:
-            print(tables[name](args.batch, args.repeats), end="\n\n")
+    for name in args.tables:
+        print(tables[name](args.batch, args.repeats), end="\n\n")
 
 
 if __name__ == "__main__":
