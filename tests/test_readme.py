@@ -18,9 +18,9 @@ from zlib import crc32
 
 import pytest
 import torch
-from conftest import write_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from pipelines import write_pipeline
 
 from qdit import cli, design, refs, run, tables
 from qdit.errors import UserError
