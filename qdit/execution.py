@@ -63,7 +63,7 @@ def tune_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     if torch.backends.mkldnn.is_available() and not torch.cpu._is_amx_tile_supported():
         matmul.fp32_precision = "bf16"
         if not _full_precision():
