@@ -46,10 +46,10 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     from qdit.execution import executing, tune_cpu
     from qdit.parts import assemble
 
+    tune_cpu()
     parts = assemble(config)
     for key in ("runs_dir", "cache_dir"):
         store.writable(Path(config[key]), key)
-    tune_cpu()
     try:
         with executing(config["execution"], parts.model.device):
             return [execute(each, parts) for each in configs][-1]

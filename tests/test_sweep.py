@@ -68,6 +68,7 @@ def test_joblib_gives_the_serial_results_and_shares_the_work(serial, tiny_pipeli
     assert done.stdout.count("| quarot") == 2
 
 
+@pytest.mark.slow
 def test_killed_on_joblib_and_restarted(serial, tiny_pipeline, tmp_path):
     process = subprocess.Popen(
         command(tiny_pipeline, *JOBLIB),
