@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -23,9 +22,6 @@ from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
 from qdit.recipe import Recipe
 from qdit.transform import Rewrite
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -106,7 +106,7 @@ class QuantLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         learning = torch.is_grad_enabled() and x.requires_grad
-        if int8() and self.integers is not None and not learning:
+        if int8() and not learning and has_codes(self.quantizer) and self.integers is not None:
             codes = codes_of(self.quantizer, x)
             if codes is not None and multiplies(len(codes.integers), self.integers, codes.groups):
                 return product(codes, self.integers, self.bias).to(x.dtype).view(*x.shape[:-1], -1)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from qdit.quant.affine import Affine, Rounded
+from qdit.quant.affine import Rounded
 
 SIDE = 128  # int8 holds -128 to 127
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch's int8 product on CUDA asks of the shapes
@@ -52,11 +52,6 @@ class Codes:
         return self.integers[:, number * part : (number + 1) * part]
 
 
-def fit_int8(grid: Affine) -> bool:
-    """Whether all codes of a grid, moved by one number, are int8."""
-    return grid.high - grid.low < 2 * SIDE
-
-
 def encoded(
     x: Float[Tensor, "rows channels"], scale: Tensor, zero_point: Tensor, low: int, high: int, grid: str
 ) -> tuple[Int8[Tensor, "rows channels"], Tensor | None]:
@@ -76,14 +71,12 @@ def encoded(
     return y.sub_(shift).to(torch.int8), zero_point - shift
 
 
-def weight_codes(rounded: Rounded) -> Codes | None:
-    """A weight [out, channels] as operand; None if its codes are not int8.
+def weight_codes(rounded: Rounded) -> Codes:
+    """A weight [out, channels] as operand.
 
     Codes less their zero point are taken where they fit, so that no correction is left for run time.
     """
     grid, out = rounded.grid, len(rounded.codes)
-    if not fit_int8(grid):
-        return None
     groups = max(1, len(grid.scale) // out)
     scale, zero_point = (t.float().expand(out * groups, 1).reshape(out, groups) for t in (grid.scale, grid.zero_point))
     codes = rounded.codes.unflatten(1, (groups, -1)).float()

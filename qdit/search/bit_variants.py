@@ -6,7 +6,6 @@ fit, and a plan's layers are those whose sensitivity was measured.
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,9 +14,6 @@ from qdit.quantize import Quantized, fit_policy
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 from qdit.search.variants import Fits
 from qdit.timed import Now, TimedLinear
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("qdit")
 
