@@ -83,24 +83,37 @@ def decode(codes: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows 
 
 
 def round_to_grid(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
-    """`decode(encode(x))` with one temporary tensor.
+    """`decode(encode(x))` with one temporary tensor, which is new."""
+    return nearest(x, grid.scale, grid.zero_point, grid.low, grid.high)
+
+
+def nearest(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """The nearest values of a grid, a new tensor; scale and zero point broadcast against `x`.
 
     The passes are in place because an activation is large: a fresh tensor an operation costs several times the
     arithmetic in page faults.
     """
-    y = x / grid.scale
+    y = x / scale
     y.round_()
-    torch.maximum(y, grid.low - grid.zero_point, out=y)  # clamp with tensors is ten times slower
-    torch.minimum(y, grid.high - grid.zero_point, out=y)
-    return y.mul_(grid.scale)
+    torch.maximum(y, low - zero_point, out=y)  # clamp with tensors is ten times slower
+    torch.minimum(y, high - zero_point, out=y)
+    return y.mul_(scale)
 
 
 def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: Affine | None = None) -> Float[Tensor, "*shape"]:
-    """Round `x` to the grid of `spec`, by default the one of each row's own minimum and maximum.
+    """Round `x` to the grid of `spec`, by default the one of each row's own minimum and maximum; in `x`'s dtype.
 
     >>> x = torch.tensor([-0.3, -0.1, 0.0, 0.25, 1.0])
     >>> fake_quantize(x, QuantSpec(bits=4))
     tensor([-0.2600, -0.0867,  0.0000,  0.2600,  1.0400])
+
+    Args:
+        x: [..., channels].
+        spec: of the tensor; at 16 bits `x` itself is returned.
+        grid: of the rows of `as_rows(x, spec)`.
+
+    Raises:
+        UserError: the group size does not divide the channels.
     """
     if spec.is_identity:
         return x
@@ -123,6 +136,8 @@ class Rounded:
     @classmethod
     def of(cls, weight: Float[Tensor, "out channels"], grid: Affine, spec: QuantSpec) -> "Rounded":
         """The codes nearest to a weight; those of a weight that is on the grid already give it back, bit for bit.
+
+        `grid` is that of the rows of `as_rows(weight, spec)`.
 
         >>> weight = torch.tensor([[-0.3, -0.1, 0.25, 1.0]])
         >>> spec = QuantSpec(bits=4)

@@ -6,11 +6,11 @@ one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic charac
     q = 3 mod 4, K = q + 1:      H = I + S,   S = [[0, 1], [-1, Q]]
     q = 1 mod 4, K = 2 (q + 1):  H = C ⊗ [[1, 1], [1, -1]] + I ⊗ [[1, -1], [-1, -1]],   C = [[0, 1], [1, Q]]
 
-which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more: every width of the published diffusion
-transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456) reads them in
-tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied as a small
-matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications a row instead of n². A kernel of its own
-would need no multiplications, and p additions instead of Σ 2^pᵢ, which is what `operations` counts.
+which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more, and with them the widths of published
+diffusion transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456)
+reads them in tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied
+as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications a row instead of n². A kernel of
+its own would need no multiplications for the powers of two, and p additions instead of Σ 2^pᵢ: `operations` counts so.
 
 Left out: half precision inside (16-bit butterflies were seen to flicker in video), and sizes from prime powers (52).
 """
@@ -69,7 +69,7 @@ def _bordered(q: int, column: float) -> Float[Tensor, "q+1 q+1"]:
 
 
 def base_matrix(order: int) -> Float[Tensor, "order order"]:
-    """A Hadamard matrix of ±1 by Paley's constructions, float64; order 1 is [[1]]."""
+    """A Hadamard matrix of ±1 by Paley's constructions, float64, of an order that `split` gives; order 1 is [[1]]."""
     if order == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if _prime(order - 1) and order % 4 == 0:
@@ -102,6 +102,9 @@ def hadamard(x: Float[Tensor, "*rows n"], block: int | None = None) -> Float[Ten
 
     >>> hadamard(torch.tensor([2.0, 0.0, 0.0, 0.0]))
     tensor([1., 1., 1., 1.])
+
+    Raises:
+        ValueError: no Hadamard matrix of that size is known here (see `split`).
     """
     rows = x.double() if x.dtype == torch.float64 else x.float()
     inner = 1

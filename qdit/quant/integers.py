@@ -5,9 +5,9 @@ With the weight's t (b - e), a group of n channels contributes
 
     s t (Σ a b  -  d Σ b  -  e Σ a  +  n d e)
 
-to an output, of which Σ b is known beforehand. The products Σ a b run in the machine's int8 instructions; all that
-follows is exact in float32 while sums stay below 2²⁴ (1,024 channels of 8 bits always do), so that the result differs
-from the simulated one, which rounds every product, in the last bits only.
+to an output, of which Σ b is known beforehand. The products Σ a b run in the machine's int8 instructions; float32 holds
+the sums exactly up to 2²⁴, which 1,024 channels of 8 bits never exceed. So the result differs from the simulated one,
+which rounds every product, in the last bits only.
 
 Source: Jacob et al., arXiv 1712.05877, §2.3. Left out: packed 4-bit products, which torch has no kernel for; codes of
 fewer than 8 bits are multiplied as int8.
@@ -15,6 +15,7 @@ fewer than 8 bits are multiplied as int8.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import lcm
 
 import torch
 from jaxtyping import Float, Int8
@@ -72,7 +73,7 @@ def encoded(
 
 
 def weight_codes(rounded: Rounded) -> Codes:
-    """A weight [out, channels] as operand.
+    """A weight [out, channels] as operand, of as many groups as its rows have scales.
 
     Codes less their zero point are taken where they fit, so that no correction is left for run time.
     """
@@ -91,17 +92,17 @@ def multiplies(rows: int, weight: Codes, groups: int) -> bool:
     out, channels = weight.integers.shape
     if weight.integers.device.type == "cpu":
         return True
-    part = channels // max(groups, weight.groups)
+    part = channels // lcm(groups, weight.groups)
     return rows >= CUDA_ROWS and part % CUDA_MULTIPLE == 0 and out % CUDA_MULTIPLE == 0
 
 
 def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-    """x̂ Ŵᵀ + bias in float32; the loop is over groups of channels, whose scales differ."""
-    groups = max(x.groups, weight.groups)
+    """x̂ Ŵᵀ + bias in float32; the loop is over parts of the channels with one scale on both sides."""
+    groups = lcm(x.groups, weight.groups)
     part = weight.integers.shape[1] // groups
     start, y = bias.float() if bias is not None else x.scale.new_zeros(()), None
     for number in range(groups):
-        mine, its = min(number, x.groups - 1), min(number, weight.groups - 1)
+        mine, its = number * x.groups // groups, number * weight.groups // groups
         operands = x.group(number, groups), weight.group(number, groups).t()
         sums = torch._int_mm(*operands).float()  # pyright: ignore[reportPrivateImportUsage]
         if x.offset is not None:

@@ -20,10 +20,10 @@ PIECE_VALUES = 2**17  # values whose error is taken at once: 512 KiB, which stay
 
 
 class Range(Protocol):
-    """A rule that finds the range of rows."""
+    """A rule that finds the range of each row; config only."""
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        """(lo, hi), both [rows, 1]."""
+        """(lo, hi), both [rows, 1]; `spec` says which grid will cover them."""
         ...
 
 
@@ -38,7 +38,14 @@ class MinMax:
 
 @dataclass(frozen=True, kw_only=True)
 class Percentile:
-    """The row's (1 - p) and p quantiles, by linear interpolation (numpy's default)."""
+    """The row's (1 - p) and p quantiles, by linear interpolation (numpy's default).
+
+    Args:
+        p: share of values up to the upper end, above 0.5.
+
+    Raises:
+        UserError: `p` is out of range.
+    """
 
     p: float = 0.9999
 
@@ -78,6 +85,13 @@ class PercentileMSE:
 
     The first of equal candidates wins. The minimum and maximum are no candidate, as released. With the grid
     `asymmetric_free` the zero point is the released one too: a whole number, which need not be a code.
+
+    Args:
+        shares: p of each candidate (see `Percentile`).
+        power: of the error.
+
+    Raises:
+        UserError: no shares, or a value out of range.
     """
 
     shares: list[float] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
@@ -120,7 +134,15 @@ def rounding_error(rows: Float[Tensor, "rows n"], grid: Affine, power: float) ->
 class MSE:
     """The min-max range times the factor in (1 - `shrink`, 1] with the least mean |x - x̂|^`power`.
 
-    GPTQ and Q-DiT use power 2.4. The first of equal candidates (the widest range) wins.
+    GPTQ (arXiv 2210.17323) and Q-DiT use power 2.4. The first of equal candidates (the widest range) wins.
+
+    Args:
+        candidates: how many factors are tried, evenly spaced from 1 down.
+        shrink: how far down.
+        power: of the error.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     candidates: int = 100

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.errors import UserError
+from qdit.quant.affine import SMALLEST_SCALE
 
 Top = Literal["one_exact", "saturated"]
 GELU_MINIMUM = 0.16997124254703522  # |min GELU|, as released; that of the tanh form is 0.170041
@@ -56,7 +57,7 @@ class TwoRegion:
 
     def uniform(self, greatest: float) -> tuple[float, float, float]:
         """The numbers of the unsigned uniform grid up to `greatest`."""
-        step = max(greatest, 1e-8) / (2 * self.half - 1)
+        step = max(greatest, SMALLEST_SCALE) / (2 * self.half - 1)
         return step, step, 2 * self.half - 1
 
     def encode(self, x: Float[Tensor, "*shape"], fine: Tensor, coarse: Tensor, last: Tensor) -> Float[Tensor, "*shape"]:

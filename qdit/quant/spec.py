@@ -23,7 +23,7 @@ Granularity = Literal["tensor", "row", "group"]
 Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full", "unsigned"]
 """Grids with one step (`qdit.quant.affine`)."""
 CodeBook = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
-"""What has none (`qdit.quant.books`)."""
+"""What has none, or several (`qdit.quant.books`, `qdit.quant.regions`)."""
 MIN_BITS, MAX_BITS = 2, 8
 IDENTITY_BITS = 16
 
@@ -41,7 +41,7 @@ class QuantSpec:
             extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
             `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped), `unsigned` (zero point 0,
             scale max / (2^b - 1): for values that are not negative, such as probabilities); or, for static inputs, one
-            of the code-books of `qdit.quant.books`.
+            of the code-books of `qdit.quant.books` and `qdit.quant.regions`.
         dynamic: ranges are taken from the tensor at hand; otherwise they were calibrated.
         time_groups: groups of sampling steps, each with ranges of its own; None for one. Only static inputs have them.
 

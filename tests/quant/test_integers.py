@@ -62,6 +62,15 @@ def test_dynamic_inputs(bits, grids, finenesses):
     close(*both(module, x))
 
 
+@pytest.mark.parametrize("sizes", [(16, 32), (32, 16), (48, 32), (32, 48)], ids=str)
+@pytest.mark.parametrize("grid", ["asymmetric_free", "symmetric"])
+def test_weights_and_inputs_in_groups_of_other_sizes(sizes, grid):
+    weight, inputs = ({"granularity": "group", "group_size": size} for size in sizes)
+    quantizer = DynamicQuantizer(QuantSpec(bits=8, grid=grid, **inputs))
+    x = torch.randn(5, 96) * torch.logspace(-1, 1, 96)
+    close(*both(layer(8, weight, grid, quantizer, channels=96), x))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("grid", ["asymmetric", "symmetric", "unsigned"])
 def test_static_inputs(bits, grid):
