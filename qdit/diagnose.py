@@ -1,7 +1,7 @@
 """Where does the error come from? SQNR per layer and per timestep, teacher-forced on full-precision trajectories.
 
 Teacher-forced means that every step starts from the full-precision x_t, so that errors do not accumulate: the local
-error of each timestep, the right target for sensitivity (specs/evaluation.md §2.4).
+error of each timestep, the right target for sensitivity.
 """
 
 from collections import defaultdict

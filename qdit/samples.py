@@ -1,8 +1,8 @@
 """A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
 
 A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. Processes
-that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder is
-deterministic, and 50,000 PNG files are not (specs/evaluation.md §5.3).
+that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder, which is
+deterministic, makes them of the latents, which are smaller.
 """
 
 from collections.abc import Callable, Iterator

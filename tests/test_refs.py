@@ -95,6 +95,19 @@ def test_floor_falls_with_n_and_is_repeatable(tiny, npz, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--n", 60, 1), "--n 1 gives no covariance"),
+        (("--seed", -1), "--seed -1; a whole number"),
+        (("--size", 0), "--size 0 is no side of an image"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tiny, npz, tmp_path, capsys, words, said):
+    run("build", npz, "--name", "toy", "--cache-dir", tmp_path)
+    assert said in complaint(capsys, "floor", npz, "--name", "toy", "--cache-dir", tmp_path, *words)
+
+
 def adm_file(path, **changes):
     g = np.random.default_rng(0)
     arrays = {"arr_0": g.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)}

@@ -1,7 +1,7 @@
 """What the parts of an evaluation say to each other: samples in, one `Result` for each metric out.
 
 Everything is ordered by sample index 0..n-1; sample i has the same noise and label in every run of a protocol, which
-is what makes differences to full precision paired (evaluation dossier, sections 2.4 and 5.5).
+is what makes differences to full precision paired.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ class Result:
     higher_is_better: bool
     delta: float | None = None
     delta_stderr: float | None = None
+
+    @classmethod
+    def mean_of(cls, values: Float[Tensor, " n"], higher_is_better: bool) -> "Result":
+        """Mean and standard error over samples; one sample alone has no error."""
+        n = len(values)
+        stderr = float(values.std() / n**0.5) if n > 1 else None
+        return cls(value=float(values.mean()), stderr=stderr, n=n, higher_is_better=higher_is_better)
 
 
 @runtime_checkable
@@ -49,33 +57,16 @@ class Samples(Protocol):
         ...
 
 
-@runtime_checkable
-class Extractor(Protocol):
-    """A fixed network that turns images into features."""
-
-    name: str
-
-    def preflight(self) -> list[str]:
-        """Sentences on what is missing; nothing is loaded or downloaded."""
-        ...
-
-    def load(self, device: str) -> None:
-        """Read the weights onto a device."""
-        ...
-
-    def __call__(self, images: Tensor) -> Features:
-        """Features of uint8 RGB images [b, 3, H, W]; float32, on the CPU."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
     """Configuration of one metric; a `paired` one compares sample i with sample i and is skipped for full precision."""
 
     paired: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    """What a model must make to be measured: "image", "video"."""
     higher_is_better: ClassVar[bool]
     extractor: str | None = None
+    """Name of the extractor whose features it reads (`qdit.eval.extractor`); None reads none."""
 
     def preflight(
         self, n: int | None = None, reference: "Reference | None" = None, image_size: int | None = None

@@ -50,8 +50,10 @@ class Images:
         """Find the images; with `size` each gets ADM's centre crop.
 
         Raises:
-            UserError: there is nothing there, or the npz holds no uint8 RGB images.
+            UserError: there is nothing there, or the npz holds no uint8 RGB images, or the size is below 1 px.
         """
+        if size is not None and size < 1:
+            raise UserError(f"--size {size} is no side of an image; give the pixels of the model's images, such as 256")
         self.path, self.size = path, size
         self.items: np.ndarray | list[Path] = _arrays(path) if path.suffix == ".npz" else _files(path)
 
@@ -163,12 +165,12 @@ def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
         sigma_s=spatial.covariance(),
         pooled=torch.cat(pooled),
         n=n,
-        provenance=_provenance(images.path, extractor) | {"crop": crop},
+        provenance=_provenance(images.path) | {"crop": crop, "extractor_sha256": extractor.weights_sha256},
     )
 
 
-def _provenance(source: Path, extractor: FeatureExtractor) -> dict[str, str]:
-    about = {"source": source.name, "qdit": __version__, "extractor_sha256": extractor.weights_sha256}
+def _provenance(source: Path) -> dict[str, str]:
+    about = {"source": source.name, "qdit": __version__}
     return about | ({"source_sha256": sha256(source)} if source.is_file() else {})
 
 
@@ -186,7 +188,7 @@ def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
         mu, sigma, mu_s, sigma_s = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in keys)
     check_gaussian(f"{path} (mu, sigma)", EXTRACTORS["inception"].sizes["pooled"], mu, sigma)
     check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
-    pooled, provenance = None, {"source": path.name, "source_sha256": sha256(path), "qdit": __version__}
+    pooled, provenance = None, _provenance(path)
     if "arr_0" in found.split(", ") and not extractor.preflight():
         images = Images(path)
         pooled = torch.cat([f["pooled"] for f in extract(images, range(len(images)), extractor)])
@@ -214,13 +216,17 @@ def floor(
     (mean k(x, x) - mean k(x, y)) / (images of the reference), because drawn images also stand in the reference.
 
     Returns:
-        {n: {metric: {"mean", "std"}}} over `draws` draws.
+        {n: {metric: {"mean", "std"}}} over `draws` draws, n as text, metrics under the names they have in results.
 
     Raises:
-        UserError: fewer than two draws.
+        UserError: fewer than two draws or images a draw, or a seed below 0.
     """
     if draws < 2:
         raise UserError(f"--draws {draws} gives no spread; use at least 2")
+    if min(sizes) < 2:
+        raise UserError(f"--n {min(sizes)} gives no covariance; use at least 2")
+    if seed < 0:
+        raise UserError(f"--seed {seed}; a whole number of at least 0 is needed")
     rng = np.random.default_rng(seed)
     drawn = {n: rng.integers(len(images), size=(draws, n)) for n in sizes}
     needed = np.unique(np.concatenate([d.ravel() for d in drawn.values()]))

@@ -1,10 +1,9 @@
 """FID, sFID, Inception score, KID, precision and recall: pure functions of one pass of features, with error bars.
 
-Protocols follow ADM's evaluator (evaluation dossier, 1.1 and 1.3): all samples against the whole reference, unbiased
-covariances, IS in chunks of 5000, k = 3. Each value has a delete-a-group jackknife error, and its difference to full
-precision a paired one. At usual n most of an FID, and nearly all of an sFID, is bias of the estimator: compare equal
-n only, read it beside the real-against-real floor (`qdit-refs floor`), or use `FIDInfinity`, which removes the bias
-of order 1/n.
+Protocols follow ADM's evaluator (guided-diffusion): all samples against the whole reference, unbiased covariances, IS
+in chunks of 5000, k = 3. Each value has a delete-a-group jackknife error, and its difference to full precision a paired
+one. At usual n most of an FID, and nearly all of an sFID, is bias of the estimator: compare equal n only, read it
+beside the real-against-real floor (`qdit-refs floor`), or use `FIDInfinity`, which removes the bias of order 1/n.
 """
 
 from abc import abstractmethod
@@ -100,7 +99,7 @@ class DistributionMetric(Metric):
                 raise UserError(f"{len(x)} {kind} features of {self.extractor} for {samples.n} samples; sample again")
             if not x.isfinite().all():
                 worst = int((~x.isfinite().all(1)).nonzero()[0])
-                raise UserError(f"{kind} features of sample {worst} are not finite: the features are damaged")
+                raise UserError(f"{kind} features of sample {worst} are not finite: they are damaged; sample again")
         return features
 
 
@@ -142,7 +141,7 @@ class SFID(DistributionMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionScore(DistributionMetric):
-    """exp of the mean KL of class probabilities to their mean, in ADM's chunks; needs no reference."""
+    """exp of the mean KL of class probabilities to their mean (arXiv 1606.03498), in ADM's chunks; no reference."""
 
     higher_is_better = True
     needs_reference = False
@@ -154,7 +153,7 @@ class InceptionScore(DistributionMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class KID(DistributionMetric):
-    """Unbiased kernel distance of pooled features, not multiplied by 1000 and never clipped: it may be negative."""
+    """Unbiased kernel distance of pooled features (arXiv 1801.01401), not times 1000; never clipped: may be below 0."""
 
     higher_is_better = False
     needs_images = True
@@ -167,7 +166,7 @@ class KID(DistributionMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(DistributionMetric):
-    """Share of samples inside the reference's manifold, k = 3."""
+    """Share of samples inside the reference's manifold, k = 3 (Kynkäänniemi et al., arXiv 1904.06991)."""
 
     higher_is_better = True
     needs_images = True

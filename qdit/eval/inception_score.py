@@ -1,8 +1,8 @@
-"""Inception score (Salimans et al. 2016) by ADM's convention: consecutive chunks of 5000 in index order, no shuffle.
+"""Inception score (Salimans et al., arXiv 1606.03498) by ADM's convention: chunks of 5000 in index order, no shuffle.
 
 The score is the mean over chunks of exp(mean KL(p_i || mean p)); a last chunk may be shorter, as in ADM's evaluator.
 It depends on the chunks: images sorted by class score lower, and torch-fidelity's ten shuffled chunks are another
-number (dossier, 0.7).
+number.
 """
 
 import torch

@@ -2,9 +2,9 @@
 
 A set's manifold is the union of balls around its points, each reaching to the third nearest other point. Precision is
 the share of generated points inside the reference's manifold; recall the share of reference points inside the
-generated one. Euclidean distances in float32, about the reference's mean, in tiles; ADM's float16 distances differ by
-.001 to .0024 (evaluation dossier, 1.3) and are left out. Both numbers depend on both sizes: compare only equal n
-against the same reference.
+generated one. Euclidean distances in float32, about the reference's mean, in tiles; ADM's float16 distances, which move
+either number by .001 to .0024, are left out. Both numbers depend on both sizes: compare only equal n against the same
+reference.
 """
 
 import torch

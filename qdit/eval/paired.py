@@ -1,8 +1,8 @@
 """Fidelity to full precision, sample by sample, on the same noise and labels: the main instrument at small n.
 
-Per sample, then mean and standard error over samples (evaluation dossier, 2.4); the mean of decibels is not the
-decibel of the pooled error. Not applicable to full precision itself. Left out: LPIPS, whose backbone is in no
-package. PSNR and SSIM share one pass over the images, because decoding costs far more than either.
+Per sample, then mean and standard error over samples; the mean of decibels is not the decibel of the pooled error. Not
+applicable to full precision itself. Left out: LPIPS, whose backbone is in no package. PSNR and SSIM share one pass over
+the images, because decoding costs far more than either.
 """
 
 from abc import abstractmethod
@@ -35,7 +35,9 @@ def psnr(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) ->
 
 
 def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity (Wang et al. 2004) of each image: Gaussian 11 / 1.5, inside the border, mean over channels.
+    """Structural similarity of each image: Gaussian 11 / 1.5, inside the border, mean over channels.
+
+    Wang, Bovik, Sheikh & Simoncelli 2004, doi 10.1109/TIP.2003.819861.
 
     Raises:
         UserError: the images are smaller than the window.
@@ -86,11 +88,9 @@ class PairedMetric(Metric):
         if samples.n != full_precision.n:
             raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
         values = self.each(samples, full_precision)
-        n = len(values)
-        if n != samples.n:
-            raise UserError(f"{n} values for {samples.n} samples; the stored samples are incomplete")
-        stderr = float(values.std() / n**0.5) if n > 1 else None
-        return Result(value=float(values.mean()), stderr=stderr, n=n, higher_is_better=self.higher_is_better)
+        if len(values) != samples.n:
+            raise UserError(f"{len(values)} values for {samples.n} samples; the stored samples are incomplete")
+        return Result.mean_of(values, self.higher_is_better)
 
 
 def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,10 @@ def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]
     for what, x in (("full-precision", r), ("quantized", q)):
         if not x.isfinite().all():
             bad = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise UserError(f"the {what} latent of sample {bad} is not finite: the model diverged")
+            raise UserError(
+                f"the {what} latent of sample {bad} is not finite: the model diverged; try dtype=float32, more bits or "
+                "a narrower scope"
+            )
     return r, q
 
 

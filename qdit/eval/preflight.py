@@ -1,7 +1,7 @@
 """Everything an evaluation needs, checked and gathered before the first sample is drawn.
 
-A missing weight file found after a night of sampling is the classical failure (evaluation dossier, 6.2); here every
-problem of every metric comes in one message, first.
+A missing weight file found after a night of sampling is the classical failure; here every problem of every metric
+comes in one message, first.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,6 @@ def prepare(
     dataset: str,
     cache_dir: Path,
     image_size: int | None = None,
-    explicit: Mapping[str, Path] | None = None,
     group: str = "eval",
 ) -> Prepared:
     """Find weights and references for these metrics.
@@ -45,7 +44,6 @@ def prepare(
         dataset: name of the data set whose reference is wanted.
         cache_dir: where `qdit-refs` keeps references.
         image_size: pixels along a side of the images; None leaves it unchecked.
-        explicit: reference files by extractor name, before any other place.
         group: the config group that the metrics stand in, for messages.
 
     Raises:
@@ -54,7 +52,7 @@ def prepare(
     problems: dict[str, list[str]] = {}
     prepared = Prepared({}, {})
     for name, metric in metrics.items():
-        found = _gather(metric, prepared, dataset, cache_dir, (explicit or {}).get(metric.extractor or ""))
+        found = _gather(metric, prepared, dataset, cache_dir)
         found += metric.preflight(n, prepared.reference_of(metric), image_size)
         for problem in dict.fromkeys(found):
             problems.setdefault(problem, []).append(name)
@@ -64,7 +62,7 @@ def prepare(
     return prepared
 
 
-def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path, explicit: Path | None) -> list[str]:
+def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path) -> list[str]:
     """Add the metric's extractor and reference to `prepared`; sentences where the reference cannot be used."""
     if not isinstance(metric, DistributionMetric):
         return []
@@ -73,7 +71,7 @@ def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path, e
     if not metric.needs_reference or metric.extractor in prepared.references:
         return []
     try:
-        reference = find(dataset, metric.extractor, cache_dir, explicit)
+        reference = find(dataset, metric.extractor, cache_dir)
     except UserError as error:
         return list(error.problems)
     prepared.references[metric.extractor] = reference

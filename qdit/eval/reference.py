@@ -177,13 +177,13 @@ def check_gaussian(where: str, size: int, mu: Tensor, sigma: Tensor) -> None:
         )
 
 
-def find(dataset: str, extractor: str, cache_dir: Path, explicit: Path | None = None) -> Reference:
-    """The reference of a data set: the explicit path, else the shipped file, else the cache.
+def find(dataset: str, extractor: str, cache_dir: Path) -> Reference:
+    """The reference of a data set: the shipped file, else the cache.
 
     Raises:
         UserError: there is none (with the places looked in and the command that makes it), or it is unusable.
     """
-    looked = [explicit] if explicit is not None else places(dataset, extractor, cache_dir)
+    looked = places(dataset, extractor, cache_dir)
     for place in looked:
         if place.is_file():
             reference = load(place)

@@ -1,13 +1,12 @@
 """Moments, the Fréchet distance and the delete-a-group jackknife, in float64.
 
-Fréchet: Dowson & Landau 1982; Heusel et al. 2017 (FID). With R the symmetric root of the reference's covariance and Z
-the centred samples times R / sqrt(n - 1), tr (Σ_r Σ)^(1/2) is the nuclear norm of Z: the roots of the eigenvalues of
-the smaller of Z Zᵀ and Zᵀ Z. So R is found once for a reference, and leaving a group out costs one symmetric
-eigenvalue problem of side min(n, D). No matrix square root of a product (`scipy.linalg.sqrtm`) is ever taken.
+Fréchet: Dowson & Landau 1982; Heusel et al. (FID, arXiv 1706.08500). With R the symmetric root of the reference's
+covariance and Z the centred samples times R / sqrt(n - 1), tr (Σ_r Σ)^(1/2) is the nuclear norm of Z: the roots of the
+eigenvalues of the smaller of Z Zᵀ and Zᵀ Z. So R is found once for a reference, and leaving a group out costs one
+symmetric eigenvalue problem of side min(n, D). No matrix square root of a product (`scipy.linalg.sqrtm`) is ever taken.
 
 Error bars: groups are index mod 20 for every method; the jackknife over groups has the right coverage for a Fréchet
-distance, where a percentile bootstrap has none, because resampling adds a second copy of the estimator's bias
-(evaluation dossier, 5.5).
+distance, where a percentile bootstrap has none, because resampling adds a second copy of the estimator's bias.
 """
 
 import math

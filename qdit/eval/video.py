@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TemporalFlickering(Metric):
-    """(255 - mean |frame t+1 - frame t|) / 255, VBench's weight-free dimension (CVPR 2024).
+    """(255 - mean |frame t+1 - frame t|) / 255, a dimension of VBench without weights (arXiv 2311.17982).
 
     Maximal for frozen video: never read it without a metric of motion or of image quality beside it.
     """
@@ -21,8 +21,5 @@ class TemporalFlickering(Metric):
 
     def compute(self, samples: Samples, full_precision: Samples, reference: "Reference | None") -> Result:
         """Mean and standard error over videos; images are chunks of uint8 [b, T, 3, H, W]."""
-        values = (
-            torch.cat([255 - v.float().diff(dim=1).abs().flatten(1).mean(1) for v in samples.images()]).double() / 255
-        )
-        stderr = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
-        return Result(value=values.mean().item(), stderr=stderr, n=len(values), higher_is_better=True)
+        each = torch.cat([255 - v.float().diff(dim=1).abs().flatten(1).mean(1) for v in samples.images()])
+        return Result.mean_of(each.double() / 255, self.higher_is_better)

@@ -9,6 +9,7 @@ from qdit.eval.distribution import FID, KID, SFID, FIDInfinity, InceptionScore, 
 from qdit.eval.paired import SQNR
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import find
+from qdit.identity import cached
 
 ALL = [FID, FIDInfinity, SFID, InceptionScore, KID, Precision, Recall]
 
@@ -132,12 +133,6 @@ def test_prepare_names_every_problem_once(tmp_path, monkeypatch):
 def test_prepare_refuses_a_reference_of_other_weights(tmp_path):
     other = find("emoji", "lite0", tmp_path)
     other.provenance["extractor_sha256"] = "0" * 64
-    other.save(tmp_path / "other.safetensors")
+    other.save(cached("other", "lite0", tmp_path))
     with pytest.raises(UserError, match="other lite0 weights"):
-        prepare(
-            {"fid_lite0": FID(extractor="lite0")},
-            n=64,
-            dataset="emoji",
-            cache_dir=tmp_path,
-            explicit={"lite0": tmp_path / "other.safetensors"},
-        )
+        prepare({"fid_lite0": FID(extractor="lite0")}, n=64, dataset="other", cache_dir=tmp_path)

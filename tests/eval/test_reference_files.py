@@ -65,16 +65,16 @@ def test_shipped_emoji_reference():
 
 
 def test_search_order(tmp_path):
-    toy, place = lite0_reference(), cached("emoji", "lite0", tmp_path)
-    toy.save(place)
+    toy = lite0_reference()
+    toy.save(cached("emoji", "lite0", tmp_path))
     assert find("emoji", "lite0", tmp_path).name == "emoji"
-    assert find("emoji", "lite0", tmp_path, explicit=place).name == "toy"
     toy.save(cached("mine", "lite0", tmp_path))
     assert find("mine", "lite0", tmp_path).name == "toy"
-    with pytest.raises(UserError, match=r"looked in .*gone"):
-        find("emoji", "lite0", tmp_path, explicit=tmp_path / "gone")
+    with pytest.raises(UserError, match=r"looked in .*gone-lite0"):
+        find("gone", "lite0", tmp_path)
+    toy.save(cached("mine", "inception", tmp_path))
     with pytest.raises(UserError, match="is of extractor lite0, the metric uses inception"):
-        find("emoji", "inception", tmp_path, explicit=place)
+        find("mine", "inception", tmp_path)
 
 
 def bad_asymmetric(reference):

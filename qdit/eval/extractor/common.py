@@ -1,7 +1,7 @@
 """What every extractor guarantees: checked input, evaluation mode, plain float32, float32 features on the CPU.
 
-TF32, autocast and a network left in train() each change features without any other sign (evaluation dossier, 1.4), so
-they are switched off here, around every pass, and not left to the caller.
+TF32, autocast and a network left in train() each change features without any other sign, so they are switched off
+here, around every pass, and not left to the caller.
 """
 
 from abc import ABC, abstractmethod
@@ -62,10 +62,16 @@ def other_file(path: Path, prefix: str) -> list[str]:
 
 
 class FeatureExtractor(ABC):
-    """A network with `pooled`, `spatial` and `logits` outputs; subclasses find the weights and build the network."""
+    """A network with `pooled`, `spatial` and `logits` outputs; subclasses find the weights and build the network.
+
+    Args:
+        weights: path of the weight file; None searches the usual places.
+        allow_download: whether `load` may fetch a missing file.
+    """
 
     name: str
     sizes: dict[str, int]
+    """Width of each output."""
 
     def __init__(self, weights: str | None = None, allow_download: bool = False) -> None:
         self.weights = weights

@@ -1,10 +1,9 @@
 """The 2015 Inception of ADM's evaluator, through torch-fidelity's port; the only extractor behind plain `fid`.
 
-guided-diffusion `evaluations/evaluator.py`; evaluation dossier 1.1, 1.3, 1.4. TF1 bilinear resize to 299 px inside
-the network, pool3 (2048), logits without bias (1008), and ADM's sFID features: the first 7 channels of
-`Mixed_6d.branch1x1`, flattened channels LAST, (17, 17, 7) to 2023. The other order gives sFID 299 instead of 6
-against ADM's statistics, and nothing else shows the mistake. All three come from one pass. Left out: TensorFlow, and
-every download nobody asked for.
+As guided-diffusion's `evaluations/evaluator.py`: TF1 bilinear resize to 299 px inside the network, pool3 (2048), logits
+without bias (1008), and ADM's sFID features: the first 7 channels of `Mixed_6d.branch1x1`, flattened channels LAST,
+(17, 17, 7) to 2023. The other order gives sFID 299 instead of 6 against ADM's statistics, and nothing else shows the
+mistake. All three come from one pass. Left out: TensorFlow, and every download nobody asked for.
 """
 
 import os
