@@ -23,6 +23,7 @@ ROLES = (
     "embedder",
     "final",
 )
+"""What a linear site does; a scope picks sites by it."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,16 @@ class DiffusionModel(Protocol):
 
     denoiser: nn.Module
     latent_shape: tuple[int, ...]
+    """Of one sample: (C, h, w)."""
     num_classes: int
     null_class: int
+    """The label that stands for no class, in guidance."""
     image_size: int
+    """Pixels along a side."""
     modality: str
+    """Either `image` or `video`: which metrics may be taken of it."""
     learned_variance: bool
+    """Whether the network puts out 2C channels: the noise, and the logits of the variance."""
     device: torch.device
     dtype: torch.dtype
     clock: Clock

@@ -66,7 +66,8 @@ class DiT:
         """Read the checkpoint, check it, and move it to `device`; the denoiser in `dtype`, the autoencoder in float32.
 
         Raises:
-            UserError: a file is missing, damaged, foreign, or pickled; or a key of this option is wrong.
+            UserError: a file is missing, damaged, foreign, or pickled; a key of this option is wrong; or the
+                autoencoder is not the transformer's.
         """
         # slow to import
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qdit.errors import UserError
+from qdit.store import EMBEDDED
 
-EMBEDDED = Path(__file__).parents[1] / "assets" / "emoji" / "model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -9,7 +9,7 @@ from qdit.errors import UserError
 from qdit.plots.charts import against_cost, by_bits, over_time
 from qdit.plots.pictures import side_by_side
 from qdit.plots.study import Study, study_of
-from qdit.tables.quantity import STEMS, plain, stem
+from qdit.tables.quantity import plain, rank, stem
 
 COSTS = {"weight_bits": "bits", "model_mb": "bytes", "gbops": "bitops"}  # column of the ledger → name of the file
 _DRAWN = ("sqnr", "fid")  # stems of the metrics that are drawn when none are named
@@ -25,14 +25,14 @@ def draw(
     Args:
         frame: what `qdit.tables.load_results` returned, perhaps narrowed; of one protocol.
         folder: where the PNG files go.
-        metrics: whose figures are wanted; None for sqnr and the FIDs.
+        metrics: whose figures are wanted; None for sqnr and the FIDs. Names of no metric draw nothing.
         bits: of the curves and samples; None for the bit-width with the most methods.
 
     Returns:
         The files, without those for which the runs keep no data.
 
     Raises:
-        UserError: several protocols, an unknown metric or bit-width, nothing to draw.
+        UserError: several protocols, an unknown bit-width, nothing to draw.
     """
     study = study_of(frame)
     chosen = bits or study.busiest()
@@ -51,7 +51,7 @@ def draw(
 
 
 def _metrics(study: Study, wanted: Sequence[str] | None) -> list[str]:
-    known = sorted(study.summary.metrics, key=lambda m: (STEMS.index(stem(m)) if stem(m) in STEMS else len(STEMS), m))
+    known = sorted(study.summary.metrics, key=lambda m: (rank(m), m))
     measured = [m for m in known if any(row[m] is not None for row in study.rows)]
     if wanted is None:
         return [m for m in measured if stem(m) in _DRAWN] or measured

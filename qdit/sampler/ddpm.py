@@ -1,4 +1,4 @@
-"""DDPM (Ho, Jain & Abbeel 2020), with improved DDPM's learned variance (Nichol & Dhariwal 2021) where there is one."""
+"""DDPM (Ho et al., arXiv 2006.11239), with improved DDPM's learned variance (Nichol & Dhariwal, arXiv 2102.09672)."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""From noise to latents: one loop for every diffusers scheduler, with classifier-free guidance (Ho & Salimans 2022).
+"""From noise to latents: one loop for every diffusers scheduler, with classifier-free guidance (arXiv 2207.12598).
 
 Image i depends on (seed, i) and its label only: its initial noise and its ancestral noise come from its own CPU
 generators. Guidance 1 is the plain conditional model and costs one pass; above 1 the conditional and the null batch go

@@ -13,7 +13,7 @@ from qdit.tables import families, select
 from qdit.tables.floor import LABEL, floor
 from qdit.tables.marks import Mark, judge
 from qdit.tables.notes import lines_below
-from qdit.tables.quantity import STEMS, Quantity, cost_quantity, delta_quantity, metric_quantity, plain, show, stem
+from qdit.tables.quantity import Quantity, cost_quantity, delta_quantity, metric_quantity, plain, rank, show, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
@@ -136,7 +136,7 @@ def _spans(columns: list[Column]) -> list[tuple[str, list[str]]]:
 
 def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Quantity]:
     """Return what the names mean, in the order given; a UserError names the unknown ones and their neighbours."""
-    known = sorted(summary.metrics, key=lambda name: (_rank(name), name))
+    known = sorted(summary.metrics, key=lambda name: (rank(name), name))
     if metrics is None:
         metrics = [name for name in known if stem(name) in HEADLINE] or known
     elif list(metrics) == ["all"]:
@@ -157,10 +157,6 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
                 f"the cost ledger has {', '.join(sorted(costs))}"
             )
     return chosen
-
-
-def _rank(metric: str) -> int:
-    return STEMS.index(stem(metric)) if stem(metric) in STEMS else len(STEMS)
 
 
 def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None) -> list[Column]:
@@ -246,5 +242,5 @@ def _key_label(key: str) -> str:
 
 def _unshown(summary: Summary, quantities: list[Quantity]) -> list[str]:
     shown = {quantity.column for quantity in quantities}
-    rest = [name for name in sorted(summary.metrics, key=_rank) if name not in shown]
+    rest = [name for name in sorted(summary.metrics, key=rank) if name not in shown]
     return [f"Also measured: {', '.join(rest)} (--metrics all)."] if rest else []

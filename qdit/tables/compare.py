@@ -11,7 +11,7 @@ import pandas as pd
 from qdit.tables import select
 from qdit.tables.build import Table, build_table
 from qdit.tables.families import KEY
-from qdit.tables.quantity import STEMS, stem
+from qdit.tables.quantity import rank, stem
 from qdit.tables.records import metric_names
 from qdit.tables.summary import Seeds
 
@@ -41,4 +41,4 @@ def compare(
 
 def _compared(frame: pd.DataFrame) -> list[str]:
     names = [name for name in metric_names(frame.columns) if stem(name) in COMPARED]
-    return sorted(names, key=lambda name: (STEMS.index(stem(name)), name))
+    return sorted(names, key=lambda name: (rank(name), name))

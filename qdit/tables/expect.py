@@ -22,7 +22,8 @@ def differences(summary: Summary, expected: str, tolerance: float | None = None)
     A metric agrees within two combined standard errors, or, with `tolerance`, within that share of the old value.
 
     Raises:
-        UserError: the file is missing, is no table of qdit-table, or has other rows than this one could have.
+        UserError: the file is missing, is no table of qdit-table, has other rows than this one could have, or a text
+            where a number belongs.
     """
     if expected.isdigit():
         done = sum(run["status"] == "done" for run in summary.runs)
@@ -83,4 +84,9 @@ def _key(line: Line, keys: list[str]) -> tuple[str, ...]:
 
 
 def _number(line: Line, column: str) -> float | None:
-    return float(line[column]) if line.get(column) else None
+    try:
+        return float(line[column]) if line.get(column) else None
+    except ValueError:
+        raise UserError(
+            f"--expect: {column} is {line[column]!r}, and a number is needed; write the CSV again"
+        ) from None

@@ -6,11 +6,10 @@ The file `qdit/assets/<dataset>/floor-<extractor>.json` is made with the referen
 """
 
 import json
-from pathlib import Path
 
+from qdit.identity import ASSETS
 from qdit.tables.quantity import stem
 
-ASSETS = Path(__file__).parents[1] / "assets"
 LABEL = "real data"
 
 

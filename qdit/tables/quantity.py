@@ -55,6 +55,11 @@ def plain(metric: str) -> str:
     return metric.split(APART)[0]
 
 
+def rank(metric: str) -> int:
+    """Return where a metric stands among others: in the order of the known stems, and behind them otherwise."""
+    return STEMS.index(stem(metric)) if stem(metric) in STEMS else len(STEMS)
+
+
 def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
     """Return how a metric is shown; an unknown one goes by its own name with three decimals."""
     name, unit, factor, decimals = _STEMS.get(stem(metric), (stem(metric), "", 1.0, 3))

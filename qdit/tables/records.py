@@ -33,17 +33,18 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
     """Return one row a run of `<runs_dir>/<study>/<run>/result.json` (every study when none is given).
 
     Columns: `quantizer`, `bits`, `seed`, `study`, `name`, `run_id`, `status`, `error`, `error_kind`, `protocol_id`,
-    `protocol`, `executed`, `folder` (the run's); for a metric X `X`, `X_stderr`, `X_n`, `X_delta`, `X_delta_stderr`,
-    `X_higher_is_better` and `X_settings` (a digest of its config and reference); `weight_bits` and
-    `weight_bits_quantized` (mean bits a weight, whole model and quantized layers), `model_mb` (10⁶ bytes), `gbops` (10⁹
-    bit operations), `samples_per_second`, `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its
-    dotted name. What is missing is NaN or None.
+    `protocol`, `started`, `finished`, `git_commit`, `executed`, `folder` (the run's); for a metric X `X`, `X_stderr`,
+    `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and `X_settings` (a digest of its config and reference);
+    `weight_bits`, `weight_bits_quantized` and `weight_bits_used` (mean bits a weight: whole model, quantized layers,
+    what a step uses of these), `model_mb` (10⁶ bytes), `gbops` (10⁹ bit operations), `samples_per_second`,
+    `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What is missing is NaN or None.
 
     Raises:
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.
     """
     runs_dir = Path(runs_dir)
-    paths = sorted(runs_dir.glob(f"{study or '*'}/*/result.json"))
+    inside = not Path(study or "").is_absolute()  # glob refuses another folder with a traceback
+    paths = sorted(runs_dir.glob(f"{study or '*'}/*/result.json")) if inside else []
     rows = [_row(record) | {"folder": str(path.parent)} for path in paths if (record := read_record(path)) is not None]
     if not rows:
         raise UserError(_nothing_found(runs_dir, study))

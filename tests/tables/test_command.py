@@ -20,6 +20,7 @@ def test_command_writes_a_file(runs, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--study", "nope"], "studies of"),
+        (["--study", "/nope"], "studies of"),
         (["--metrics", "sqrn"], "did you mean sqnr"),
         (["--where", "bits"], "write key=value"),
         (["--rows", "bits", "--cols", "bits"], "one key twice"),
@@ -64,6 +65,14 @@ def test_expect_an_earlier_table(runs, tmp_path, capsys):
     assert main([*base, "--expect", str(old)]) == 1
     assert "q_dit w8a8: the row is missing" in capsys.readouterr().err
     assert main([*base, "--rows", "sampler.steps", "quantizer", "--expect", str(old)]) == 2
+
+
+def test_expect_refuses_what_is_no_number(runs, tmp_path, capsys):
+    old = tmp_path / "old.csv"
+    assert main(["--runs-dir", str(runs), "--format", "csv", "--out", str(old)]) == 0
+    old.write_text(old.read_text().replace("21,", "21 dB,"))
+    assert main(["--runs-dir", str(runs), "--expect", str(old)]) == 2
+    assert "sqnr is '21 dB', and a number is needed" in capsys.readouterr().err
 
 
 def test_expect_does_not_compare_protocols(runs, tmp_path, capsys):
