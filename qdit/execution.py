@@ -6,10 +6,11 @@ torch's own for reduced precision are, because layers are run by code that knows
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qdit.errors import UserError
 
@@ -49,6 +50,11 @@ def executing(choice: Execution, device: torch.device) -> Iterator[None]:
         yield
     finally:
         _int8 = before
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[Any]:
+    """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
+    return nullcontext() if device.type == "cpu" else sdpa_kernel(SDPBackend.MATH)
 
 
 def tune_cpu() -> None:

@@ -49,6 +49,20 @@ class Shared(nn.Module):
         return made
 
 
+class Observed(nn.Module):
+    """An input quantizer (None passes the input) that shows what it gives on."""
+
+    def __init__(self, quantizer: nn.Module | None, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.quantizer, self.see = quantizer, see
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized `x`."""
+        x = self.quantizer(x) if self.quantizer else x
+        self.see(x)
+        return x
+
+
 def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | None:
     """The integers that a quantizer makes of its input; None if it makes none."""
     if isinstance(quantizer, nn.Sequential):

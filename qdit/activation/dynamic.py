@@ -73,7 +73,11 @@ class DynamicActivation:
         )
 
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
-        """The module that quantizes a site's input; `values` are needed for two regions only."""
+        """The module that quantizes a site's input; `values` are needed for two regions only.
+
+        Raises:
+            UserError: there are none, or they do not suit two regions.
+        """
         if spec.dynamic:
             return DynamicQuantizer(spec)
         if values is None:

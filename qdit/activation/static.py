@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from qdit.activation.quantizers import StaticQuantizer, uniform_quantizer
+from qdit.activation.quantizers import uniform_quantizer
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups, TimeGroups
 from qdit.errors import UserError
@@ -18,8 +18,6 @@ from qdit.quant.ranges import Range
 from qdit.quant.spec import Granularity, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
-
-__all__ = ["StaticActivation", "StaticQuantizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,9 @@ class StaticActivation:
         group_size: must be null; here because every option of the group has the same keys.
         regions: inputs with two regions; none by default.
         time: groups of timesteps with ranges of their own; one by default.
+
+    Raises:
+        UserError: another granularity, or a group size.
     """
 
     granularity: Granularity
@@ -55,7 +56,11 @@ class StaticActivation:
         return QuantSpec(bits=bits, granularity="tensor", grid=self.grid, dynamic=False, time_groups=time_groups)
 
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
-        """The module that quantizes a site's input, calibrated on `values`, [n] for each group of timesteps."""
+        """The module that quantizes a site's input, calibrated on `values`, [n] for each group of timesteps.
+
+        Raises:
+            UserError: there are no values, or they do not suit two regions.
+        """
         if values is None:
             raise UserError("activation=tensor has static ranges and needs calibration data; use calibration=uniform")
         if spec.grid == "two_sided":

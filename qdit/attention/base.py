@@ -9,7 +9,7 @@ It takes the place of diffusers' attention processor, through `qdit.layers.repla
 Left out: normalisations of the attention's own input and image-shaped inputs, which transformers do not have.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qdit.activation import TimeGroups
 from qdit.calibration.calibration import CalibrationData
 from qdit.calibration.statistics import GroupedReservoirs
-from qdit.layers import replaced
+from qdit.layers import Observed, replaced
 from qdit.model.base import Attention, DiffusionModel
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
@@ -48,7 +48,7 @@ class AttentionPart(Protocol):
         ...
 
     def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
-        """The module that rounds each operand, by site: those of `attentions` that are in the fit's policy."""
+        """The module that rounds each operand [B, heads, rows, channels], by site: those in the fit's policy."""
         ...
 
 
@@ -111,22 +111,15 @@ class Attend(nn.Module):
         return self.probs(probs) if self.probs is not None else probs
 
 
-class _See(nn.Module):
-    """Shows what passes through."""
-
-    def __init__(self, see: Any) -> None:
-        super().__init__()
-        self.see = see
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.see(x)
-        return x
-
-
 @contextmanager
-def watching_operands(model: DiffusionModel, attentions: Sequence[Attention], see: Any) -> Iterator[None]:
+def watching_operands(
+    model: DiffusionModel, attentions: Sequence[Attention], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
     """Call `see(site, operand's values)` whenever an attention runs, in full precision; it is as it was afterwards."""
-    shown = {a.processor: Attend(**{o: _See(partial(see, site)) for o, site in a.sites.items()}) for a in attentions}
+    shown = {
+        a.processor: Attend(**{o: Observed(None, partial(see, site)) for o, site in a.sites.items()})
+        for a in attentions
+    }
     with replaced(model.denoiser, shown):
         yield
 

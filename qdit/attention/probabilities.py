@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.quant.affine import affine
+from qdit.quant.affine import SMALLEST_SCALE, affine
 from qdit.quant.books import Book, LogSqrt2, Uniform
 from qdit.quant.ranges import Range, outer_quantiles
 from qdit.quant.regions import ReleasedSum, Top, TwoRegion
@@ -118,10 +118,17 @@ class ReleasedSumProbabilities(Probabilities):
 
     Args:
         splits: 2^-i with i below this are tried.
+
+    Raises:
+        UserError: there are none.
     """
 
     grid = "released_sum"
     splits: int = 20
+
+    def __post_init__(self) -> None:
+        if self.splits < 1:
+            raise UserError(f"attention.probabilities.splits={self.splits}; at least 1 is needed")
 
     def book(self, bits: int) -> Book:
         """See `Probabilities`."""
@@ -138,6 +145,9 @@ class LogSqrt2Probabilities(Probabilities):
 
     Args:
         shares: the quantiles.
+
+    Raises:
+        UserError: no shares, or one out of range.
     """
 
     grid = "log_sqrt2"
@@ -156,4 +166,4 @@ class LogSqrt2Probabilities(Probabilities):
     def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
         """See `Probabilities`."""
         quantiles = outer_quantiles(values.reshape(1, -1), self.shares)
-        return [(max(upper.item(), 1e-8),) for _, upper in quantiles]
+        return [(max(upper.item(), SMALLEST_SCALE),) for _, upper in quantiles]

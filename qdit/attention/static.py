@@ -20,7 +20,7 @@ from qdit.errors import UserError
 from qdit.model.base import OPERANDS, Attention
 from qdit.quant.affine import affine
 from qdit.quant.ranges import Range
-from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.spec import IDENTITY_BITS, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
 from qdit.sampler.clock import Clock
 
@@ -57,20 +57,21 @@ class StaticAttention:
         self.spec("q", 8)
 
     def spec(self, operand: str, bits: int, time_groups: int | None = None) -> QuantSpec:
-        """The spec of one operand where inputs have `bits` bits."""
-        own = bits, self.granularity, self.grid
+        """The spec of one operand where inputs have `bits` bits.
+
+        Raises:
+            UserError: bits are out of range.
+        """
+        granularity, grid = self.granularity, self.grid
         if operand == "probs":
-            own = (
-                bits if self.probabilities.bits is None else self.probabilities.bits,
-                "tensor",
-                self.probabilities.grid,
-            )
-        bits, granularity, grid = own
+            probabilities = self.probabilities
+            bits = bits if probabilities.bits is None else probabilities.bits
+            granularity, grid = "tensor", probabilities.grid
         return QuantSpec(bits=bits, granularity=granularity, grid=grid, dynamic=False, time_groups=time_groups)
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
         """See `AttentionPart`; nothing is quantized where inputs are not (16 bits)."""
-        made = {o: self.spec(o, bits, time.count(o)) for o in self.operands} if bits < 16 else {}
+        made = {o: self.spec(o, bits, time.count(o)) for o in self.operands} if bits < IDENTITY_BITS else {}
         return {operand: spec for operand, spec in made.items() if not spec.is_identity}
 
     def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:

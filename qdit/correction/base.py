@@ -98,6 +98,9 @@ class Correction(Protocol):
             model: in full precision; it is read, not changed.
             quantized: what is corrected.
             setting: the run: its sampler, data set and seed.
+
+        Raises:
+            UserError: the quantized model's output is not finite.
         """
         ...
 
@@ -111,6 +114,7 @@ def corrected(
 
     Raises:
         UserError: the quantized model's output is not finite, or a file of the run is damaged.
+        ValueError: there is a correction, and no setting.
     """
     if correction is None:
         return quantized

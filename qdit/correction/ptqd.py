@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from qdit.search.base import Setting
 
 log = logging.getLogger("qdit")
-OFFSET = (
-    4 * INDEX_OFFSET
-)  # evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three
+# Evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three.
+OFFSET = 4 * INDEX_OFFSET
 
 
 class Moments:

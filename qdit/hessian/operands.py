@@ -23,7 +23,7 @@ from torch import Tensor
 from qdit.activation.quantizers import BookQuantizer, StaticQuantizer
 from qdit.attention.base import watching_operands
 from qdit.attention.static import StaticAttention
-from qdit.errors import UserError
+from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched
 from qdit.hessian.products import Moving, Other, best, shortlist
 from qdit.hessian.rule import Hessian
@@ -57,24 +57,10 @@ def operands_of(walk: Walk, part: Segment, attention: Attention, points: Int[Ten
     Raises:
         UserError: they are not finite.
     """
-    ordered, place = points.sort()
-    seen: dict[str, list[Tensor]] = {site: [] for site in attention.sites.values()}
-    first = dict.fromkeys(seen, 0)
-
-    def see(site: str, x: Tensor) -> None:
-        here = ordered[(ordered >= first[site]) & (ordered < first[site] + len(x))] - first[site]
-        seen[site].append(x[here.to(x.device)].float())
-        first[site] += len(x)
-
-    with watching_operands(walk.model, [attention], see):
+    seen = {site: ChosenRows(points) for site in attention.sites.values()}
+    with watching_operands(walk.model, [attention], lambda site, x: seen[site].add(x)):
         walk.observe(part, {})
-    found: Values = {}
-    for operand, site in attention.sites.items():
-        collected = torch.cat(seen.pop(site))
-        if not collected.isfinite().all():
-            raise UserError(f"range hessian: {site} is not finite; try dtype=float32")
-        found[operand] = torch.empty_like(collected).index_copy_(0, place.to(collected.device), collected)
-    return found
+    return {operand: seen[site].value(site) for operand, site in attention.sites.items()}
 
 
 def output_weights(importance: Importance, points: Int[Tensor, " n"]) -> Float[Tensor, "n heads tokens inner"]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from qdit.calibration.statistics import site_input, watching
 from qdit.errors import UserError
 from qdit.hessian.alternation import Alternation, Found, Reading
+from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
 from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
@@ -159,29 +160,20 @@ class Refinement:
         return torch.randperm(total, generator=generator(self.rule.seed, "hessian rows", 0))[: self.rule.tokens]
 
     def inputs(self, walk: Walk, part: Segment, sites: Sequence[Site]) -> dict[str, Tensor]:
-        """The chosen rows [n, channels] of what sites round, in full precision, float32, by site."""
-        seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-        chosen = {site.name: self.chosen(site).sort() for site in sites}
-        first = dict.fromkeys(seen, 0)
+        """The chosen rows [n, channels] of what sites round, in full precision, float32, by site.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        seen = {site.name: ChosenRows(self.chosen(site)) for site in sites}
 
         def see(site: Site, layer: nn.Module, x: Tensor, __: Tensor) -> None:
             rows, rewriting = site_input(layer, x), self.fit.rewrite.inputs.get(site.name)
-            rows = (rewriting(rows) if rewriting is not None else rows).reshape(-1, rows.shape[-1])
-            ordered, start = chosen[site.name].values, first[site.name]
-            here = ordered[(ordered >= start) & (ordered < start + len(rows))] - start
-            seen[site.name].append(rows[here.to(rows.device)].float())
-            first[site.name] += len(rows)
+            seen[site.name].add((rewriting(rows) if rewriting is not None else rows).reshape(-1, rows.shape[-1]))
 
         with watching(self.fit.model, list(sites), see):
             walk.observe(part, {})
-        found: dict[str, Tensor] = {}
-        for site in sites:
-            collected = torch.cat(seen.pop(site.name))
-            if not collected.isfinite().all():
-                raise UserError(f"range hessian: the inputs of {site.name} are not finite; try dtype=float32")
-            found[site.name] = torch.empty_like(collected)
-            found[site.name][chosen[site.name].indices.to(collected.device)] = collected
-        return found
+        return {name: rows.value(f"an input of {name}") for name, rows in seen.items()}
 
     def layers(self, readers: Sequence[Site], chosen: Tensor) -> list[Layer] | None:
         """The layers under search, with importances relative to their mean; None if these are all 0."""

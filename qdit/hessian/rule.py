@@ -15,7 +15,7 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.hessian.target import Target
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import QuantSpec
+from qdit.quant.spec import IDENTITY_BITS, QuantSpec
 
 if TYPE_CHECKING:
     from qdit.recipe import Recipe
@@ -60,7 +60,7 @@ class Hessian:
             )
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        """(lo, hi), both [rows, 1]: the minimum and the maximum."""
+        """(lo, hi), both [rows, 1]: the minimum and the maximum, from which the search starts."""
         return MinMax()(rows, spec)
 
     def factors(self) -> Float[Tensor, " candidates"]:
@@ -75,8 +75,8 @@ def rules(recipe: "Recipe") -> tuple[Hessian | None, Hessian | None, Hessian | N
     attention, bits = recipe.attention, recipe.activation_bits
     operands = attention is not None and attention.specs(bits, recipe.activation.time)
     found = (
-        recipe.weight.range if recipe.weight_bits < 16 else None,
-        getattr(recipe.activation, "range", None) if bits < 16 else None,
+        recipe.weight.range if recipe.weight_bits < IDENTITY_BITS else None,
+        getattr(recipe.activation, "range", None) if bits < IDENTITY_BITS else None,
         getattr(attention, "range", None) if operands else None,
     )
     weight, inputs, own = (rule if isinstance(rule, Hessian) else None for rule in found)

@@ -10,7 +10,7 @@ Of an attention the same is kept for its output before the last linear layer, by
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.execution import repeatable
 from qdit.layers import patch_size
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.rounding.fisher import outputs
@@ -176,7 +176,7 @@ def importances(
     first, data = 0, replace(target.points(model, data, seed), batch_size=points_at_once(model))
     for x, t, y in data.batches(model):
         both = outputs(model.denoiser, list(layers)), _mixed(model.denoiser, [a.name for a in attentions])
-        with torch.enable_grad(), _repeatable(model), both[0] as seen, both[1] as mixed:
+        with torch.enable_grad(), repeatable(model.device), both[0] as seen, both[1] as mixed:
             output = model.denoise(x, t, y)[:, : x.shape[1]].float()
             nodes = [{**seen, **mixed}[name] for name in found]
             slopes = list(target.slopes(output.detach(), torch.arange(first, first + len(x)), seed))
@@ -245,8 +245,3 @@ class _Squares:
         assert self.channels is not None, "no point was seen"
         rows, channels = torch.cat(self.rows), (self.channels / self.seen).float()
         return Importance(rows, channels) if self.heads is not None else Importance(rows[:, 0], channels[0])
-
-
-def _repeatable(model: DiffusionModel) -> AbstractContextManager[Any]:
-    """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
-    return nullcontext() if model.device.type == "cpu" else sdpa_kernel(SDPBackend.MATH)

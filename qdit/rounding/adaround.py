@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from qdit.errors import UserError
 from qdit.quant.affine import Rounded
+from qdit.rounding.base import Inputs
 from qdit.rounding.nearest import Nearest
 from qdit.rounding.reconstruction import Learning
 from qdit.rounding.session import Session
@@ -22,7 +23,6 @@ from qdit.rounding.session import Session
 if TYPE_CHECKING:
     from qdit.fit import Fit
 
-Inputs = Literal["quantized", "full_precision"]
 Weighting = Literal["uniform", "fisher"]
 
 

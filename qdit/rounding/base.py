@@ -1,11 +1,14 @@
 """What a fit asks of a rounding."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from qdit.quant.affine import Rounded
 
 if TYPE_CHECKING:
     from qdit.fit import Fit
+
+Inputs = Literal["quantized", "full_precision"]
+"""Whose inputs a rounding learns from: the network's as quantized so far, or the original's."""
 
 
 class Rounding(Protocol):

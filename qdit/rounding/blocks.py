@@ -7,7 +7,7 @@ without its blocks. What is assumed of a network: its blocks follow one another,
 one's, and share all others (DiT, PixArt and their kin).
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -173,17 +173,3 @@ def bypassed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
                 del block.forward
             else:
                 block.forward = original
-
-
-class Observed(nn.Module):
-    """An input quantizer (None passes the input) that shows what it gives to its layer."""
-
-    def __init__(self, quantizer: nn.Module | None, see: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.quantizer, self.see = quantizer, see
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The quantized `x`."""
-        x = self.quantizer(x) if self.quantizer else x
-        self.see(x)
-        return x

@@ -8,7 +8,7 @@ H⁻¹ = Uᵀ U, U upper triangular,
 
 Rows do not interact, so all of them are rounded at once. Updates of columns beyond a lazy block wait for its end, where
 they are one matrix product. Two points differ from GPTQ's code and Q-DiT's, whose results depend on the lazy block's
-size: a group's grid is found from weights that have received every earlier update (q-dit.md §5.2 no. 5), and the mean
+size: a group's grid is found from weights that have received every earlier update, and the mean
 that scales the damping leaves dead channels out. Left out: GPTQ's quantized storage and its CUDA kernels.
 """
 
@@ -173,7 +173,7 @@ class FreshGrids:
 
 
 def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of columns whose outward updates wait for each other, at most `block_size` long (but at least a group).
+    """Ranges of columns whose outward updates wait for each other, at most `block_size` long.
 
     A group never starts behind a range's first column and ends beyond its last one, so that its columns have all their
     updates when its grid is found.

@@ -30,6 +30,8 @@ POINTS = 4  # in one backward pass, whose activations are all alive at once
 def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int) -> dict[str, Tensor]:
     """The mean squared gradient of each unit's output, relative to the unit's mean, on the CPU; by the unit's name.
 
+    Tokens have [points, 1, channels], images [points, channels, 1, 1], and vectors [points, channels].
+
     What is behind the blocks is left out: its output is the network's, of which all entries count alike.
 
     Args:
@@ -38,15 +40,14 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
         units: whose outputs; the copies of a unit's layer count as one place.
         seed: of the random signs.
     """
-    places = {u.name: [u.layer, *u.twins] if u.layer else [u.segment.block] for u in units}
-    places = {name: [p for p in paths if p is not None] for name, paths in places.items() if paths != [None]}
+    places = {u.name: [path, *u.twins] for u in units if (path := u.layer or u.segment.block) is not None}
+    paths = [path for group in places.values() for path in group]
     found: dict[str, list[Tensor]] = {name: [] for name in places}
     first = 0
     for x, t, y in replace(data, batch_size=POINTS).batches(model):
-        with torch.enable_grad(), outputs(model.denoiser, [p for paths in places.values() for p in paths]) as seen:
+        with torch.enable_grad(), outputs(model.denoiser, paths) as seen:
             output = model.denoise(x, t, y)
             signs = torch.stack([_signs(seed, first + n, output[0]) for n in range(len(x))]).to(output)
-            paths = [path for group in places.values() for path in group]
             gradients = dict(zip(paths, torch.autograd.grad(output, [seen[p] for p in paths], signs), strict=True))
         for name, group in places.items():
             found[name].append(_per_channel(torch.stack([gradients[p].float() for p in group]).sum(0).square()).cpu())

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import nn
 
 from qdit.errors import UserError
-from qdit.layers import QuantLinear
+from qdit.layers import Observed, QuantLinear
 from qdit.model.base import Site
 from qdit.quant.affine import Rounded
-from qdit.rounding.blocks import Observed, Segment, Walk
+from qdit.rounding.base import Inputs
+from qdit.rounding.blocks import Segment, Walk
 from qdit.rounding.columns import Hessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from qdit.fit import Fit
 
 Order = Literal["together", "sequential"]
-Inputs = Literal["quantized", "full_precision"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The loop that reconstructs a unit: rounding and activation steps learn to give the full-precision output.
 
-BRECQ (Li et al., arXiv 2102.05426) as PTQ4DiT (arXiv 2405.16005, §1.8 of its release) runs it. The loss is
+BRECQ (Li et al., arXiv 2102.05426) as PTQ4DiT's release (arXiv 2405.16005) runs it. The loss is
 
     256 · mean (y - ŷ)²  +  round_weight · Σ 1 - |2 h - 1|^β
 

@@ -5,7 +5,7 @@ of an undisturbed one. Nothing but codes, scales and zero points is stored, as `
 at a boundary cost one forward pass to make again, and would be the largest file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def round_segments(
         weights = found[n]
         if weights is None:
             weights = found[n] = round_segment(walk, part)
-            save_finished(fit.folder, part, weights)
+            save_named(fit.folder, part.name, weights, {})
         if n < last:
             walk.advance(part, layers(part, weights))
     return {name: weight for weights in found if weights for name, weight in weights.items()}
@@ -61,17 +61,34 @@ def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
         UserError: the file is damaged or of another model.
     """
     sites = [site for site in segment.sites if fit.rounds(site)]
-    if not sites:
-        return {}
-    path = fit.folder / f"{segment.name}.safetensors" if fit.folder else None
+    found = load_named(fit, segment.name, sites, {}) if sites else ({}, {})
+    return found[0] if found is not None else None
+
+
+def load_named(
+    fit: "Fit", name: str, sites: Sequence[Site], others: Mapping[str, tuple[int, ...]]
+) -> tuple[Weights, dict[str, Tensor]] | None:
+    """What an earlier run saved as `name`: the weights of sites, and other tensors; None if there is no file.
+
+    Args:
+        fit: the fit.
+        name: of the segment or of the unit.
+        sites: whose weights are in the file.
+        others: what else is, with the shapes.
+
+    Raises:
+        UserError: the file is damaged or of another model.
+    """
+    path = fit.folder / f"{name}.safetensors" if fit.folder else None
     if path is None or not path.exists():
         return None
     found = load_tensors(path)
-    expected = {key: shape for site in sites for key, shape in shapes(fit, site).items()}
+    expected = {key: shape for site in sites for key, shape in shapes(fit, site).items()} | dict(others)
     if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
-        raise UserError(f"{path} holds other weights than this model's {segment.name}; delete it, and it is made again")
-    tensors = {name: tensor.to(fit.model.device) for name, tensor in found.items()}
-    return {site.name: from_tensors(tensors, site.name, fit.weight_spec(site)) for site in sites}
+        raise UserError(f"{path} holds other weights than this model's {name}; delete it, and it is made again")
+    tensors = {key: tensor.to(fit.model.device) for key, tensor in found.items()}
+    weights = {site.name: from_tensors(tensors, site.name, fit.weight_spec(site)) for site in sites}
+    return weights, {key: tensors[key] for key in others}
 
 
 def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
@@ -81,11 +98,11 @@ def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
     return {f"{site.name}.{part}": shape for part, shape in whole.items()}
 
 
-def save_finished(folder: Path | None, segment: Segment, weights: Mapping[str, Rounded]) -> None:
-    """Save a segment's rounded weights, whole or not at all."""
-    if folder is not None and weights:
-        tensors = {key: v for name, weight in weights.items() for key, v in as_tensors(weight, name).items()}
-        save_tensors(folder / f"{segment.name}.safetensors", tensors)
+def save_named(folder: Path | None, name: str, weights: Mapping[str, Rounded], others: Mapping[str, Tensor]) -> None:
+    """Save rounded weights, by site, and other tensors in a file that `load_named` reads; whole or not at all."""
+    if folder is not None and (weights or others):
+        tensors = {key: v for site, weight in weights.items() for key, v in as_tensors(weight, site).items()}
+        save_tensors(folder / f"{name}.safetensors", tensors | dict(others))
 
 
 def as_tensors(weight: Rounded, name: str) -> dict[str, Tensor]:

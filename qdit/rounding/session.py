@@ -8,20 +8,19 @@ with the bytes of an undisturbed one.
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from qdit.activation.static import StaticQuantizer
+from qdit.activation.quantizers import StaticQuantizer
 from qdit.errors import UserError
+from qdit.execution import repeatable
 from qdit.layers import QuantLinear, replaced
 from qdit.model.base import Site
 from qdit.quant.affine import Rounded
@@ -29,12 +28,11 @@ from qdit.rounding.blocks import Segment, segments
 from qdit.rounding.fisher import importances
 from qdit.rounding.lanes import Lanes
 from qdit.rounding.reconstruction import Learner, Learning, error, reconstruct
-from qdit.rounding.resume import as_tensors, from_tensors, shapes
+from qdit.rounding.resume import load_named, save_named
 from qdit.rounding.soft import SoftWeight
 from qdit.rounding.straight import LearnedStep, learnable, quantizers
 from qdit.rounding.units import Unit, list_units
 from qdit.sampler.noise import generator
-from qdit.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from qdit.fit import Fit
@@ -93,7 +91,7 @@ class Session:
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):
                 raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
-            with frozen(self.fit.model.denoiser), self.repeatable():
+            with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device):
                 reconstruct(task, learner, self.how, random, importance, bar.update)
             learner.harden()
             after = error(task, self.how.batch_size, importance)
@@ -170,30 +168,15 @@ class Session:
         if not sites and not steps:
             self.keep(unit, {}, {})
             return True
-        path = self.path(unit)
-        if path is None or not path.exists():
+        found = load_named(self.fit, unit.name, sites, {key: tuple(m.scale.shape) for key, m in steps.items()})
+        if found is None:
             return False
-        found = load_tensors(path)
-        expected = {key: shape for site in sites for key, shape in shapes(self.fit, site).items()}
-        expected |= {key: tuple(m.scale.shape) for key, m in steps.items()}
-        if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
-            raise UserError(
-                f"{path} holds other weights than this model's {unit.name}; delete it, and it is made again"
-            )
-        found = {key: tensor.to(self.fit.model.device) for key, tensor in found.items()}
-        rounded = {site.name: from_tensors(found, site.name, self.fit.weight_spec(site)) for site in sites}
-        self.keep(unit, rounded, {key.removesuffix(".step"): found[key] for key in steps})
+        self.keep(unit, found[0], {key.removesuffix(".step"): step for key, step in found[1].items()})
         return True
 
     def save(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
         """Save a finished unit, whole or not at all."""
-        if (path := self.path(unit)) is not None:
-            tensors = {key: v for name, weight in rounded.items() for key, v in as_tensors(weight, name).items()}
-            save_tensors(path, tensors | {f"{place}.step": step for place, step in steps.items()})
-
-    def path(self, unit: Unit) -> Path | None:
-        """Where a unit is saved."""
-        return self.fit.folder / f"{unit.name}.safetensors" if self.fit.folder else None
+        save_named(self.fit.folder, unit.name, rounded, {f"{place}.step": step for place, step in steps.items()})
 
     def keep(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
         """Take over a finished unit: its weights, and its steps into the quantizers; for the layer's copies, too."""
@@ -208,11 +191,6 @@ class Session:
             for path, step in steps.items():
                 static[twin + path.removeprefix(unit.layer)].scale.copy_(step)
         self.done |= {site.name for site in unit.sites} | set(unit.twins)
-
-    def repeatable(self) -> AbstractContextManager[Any]:
-        """Attention whose gradient is the same bits each time: the fused kernels of accelerators add up atomically."""
-        on_processor = self.fit.model.device.type == "cpu"
-        return nullcontext() if on_processor else sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager

@@ -35,11 +35,6 @@ def rectified(sigmoid: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
 
 
-def penalty(h: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, ""]:
-    """Σ 1 - |2 h - 1|^β: the number of undecided values for h = 0.5, none for binary h."""
-    return (1 - (2 * h - 1).abs() ** beta).sum()
-
-
 def beta_at(step: int, steps: int, warmup: float, start: float, end: float) -> float:
     """β at a step from 1 to `steps`: `start` during the warm-up (a share of the steps), then linear to `end`.
 
@@ -97,8 +92,3 @@ class SoftWeight:
         codes = self.floor + (self.alpha >= 0) + self.grid.zero_point
         codes = codes.clamp_(self.grid.low, self.grid.high).view(self.shape)
         return Rounded(codes.to(torch.int8 if self.grid.low < 0 else torch.uint8), self.grid, self.spec)
-
-    def undecided(self) -> float:
-        """The share of weights whose h is neither 0 nor 1."""
-        h = rectified(self.alpha.sigmoid())
-        return float(((h > 0) & (h < 1)).float().mean())

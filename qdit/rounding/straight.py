@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdit.activation.static import StaticQuantizer
+from qdit.activation.quantizers import StaticQuantizer
 from qdit.quant.spec import as_rows
 
 

@@ -31,7 +31,10 @@ class Scope:
         return f"{site.role} is not in scope.roles"
 
     def excluding(self, name: str) -> str | None:
-        """The pattern that keeps a site in full precision; those of an attention's operands have no other rule here."""
+        """The pattern of `exclude` that a site's name matches, None if none does.
+
+        No other rule of a scope applies to the operands of attentions.
+        """
         return next((pattern for pattern in self.exclude if fnmatch(name, pattern)), None)
 
     def problems(self, sites: "list[Site]") -> list[str]:

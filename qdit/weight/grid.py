@@ -30,6 +30,10 @@ class WeightGrid:
         )
 
     def fit(self, weight: Tensor, spec: QuantSpec) -> Affine:
-        """The grid of each row of a weight [out, in]."""
+        """The grid of each row of `as_rows(weight, spec)`, for a weight [out, in].
+
+        Raises:
+            UserError: the group size does not divide the input channels.
+        """
         rows = as_rows(weight, spec).float()
         return affine(*self.range(rows, spec), spec)

@@ -184,6 +184,8 @@ def test_problems_are_named(tiny_model):
         SidedInputs(negative=0)
     with pytest.raises(UserError, match="kinds"):
         TwoRegionProbabilities(kinds=[])
+    with pytest.raises(UserError, match="splits=0"):
+        ReleasedSumProbabilities(splits=0)
     with pytest.raises(UserError, match="shares"):
         LogSqrt2Probabilities(shares=[0.3])
 

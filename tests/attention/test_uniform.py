@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import Attention as Original
 
 from qdit.activation import DynamicActivation, StaticActivation
-from qdit.activation.static import StaticQuantizer
+from qdit.activation.quantizers import StaticQuantizer
 from qdit.attention import Attend, UniformAttention
 from qdit.attention.base import operand_values, watching_operands
 from qdit.calibration import CalibrationData, NoCalibration

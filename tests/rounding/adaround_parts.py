@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from qdit.activation import DynamicActivation, StaticActivation
-from qdit.activation.static import StaticQuantizer
+from qdit.activation.quantizers import StaticQuantizer
 from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData
 from qdit.quant.ranges import MinMax
