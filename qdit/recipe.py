@@ -10,11 +10,10 @@ from qdit.correction import Correction
 from qdit.hessian import rule as hessian
 from qdit.model.base import DiffusionModel, Site
 from qdit.policy import LayerSpec, Policy
-from qdit.quant.spec import divisors
+from qdit.quant.spec import QuantSpec, divisors
 from qdit.rounding import Rounding
 from qdit.scope import Scope
 from qdit.transform import RunTime, Transform
-from qdit.transform.timestep_aware import TimestepAware
 from qdit.weight import WeightGrid
 
 if TYPE_CHECKING:
@@ -32,14 +31,15 @@ class Recipe:
     weight_bits: int
     activation_bits: int
     calibration: Any
+    """Chooses the points that the other parts see; `NoCalibration` where none is needed."""
     attention: AttentionPart | None = None
     """Quantizes queries, keys, values and probabilities; None leaves attentions in full precision."""
     transform: Transform | None = None
     """Rewrites the network before anything else; None leaves it as it is."""
     search: "Search | None" = None
-    """Chooses group sizes; None gives all sites those of `weight` and `activation`."""
+    """Chooses group sizes or bits; None gives all sites those of `weight`, `activation` and the two bit-widths."""
     correction: Correction | None = None
-    """Is fitted to the quantized model's predictions; None leaves them."""
+    """Is fitted to the quantized model's predictions, and corrects them; None leaves them."""
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
@@ -83,7 +83,7 @@ class Recipe:
     def particular(self, layer: LayerSpec, role: str) -> LayerSpec:
         """The specs of a site with a role, where others have those of `layer`."""
         part = self.activation
-        bases = self.transform.bases(role) if isinstance(self.transform, TimestepAware) else 1
+        bases = self.transform.bases(role) if self.transform is not None else 1
         return replace(layer, activation=part.regions.at(role, layer.activation, part.time), bases=bases)
 
     def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
@@ -107,5 +107,5 @@ class Recipe:
         return Policy(dict.fromkeys((site.name for site in self.scope.select(sites)), self.layer))
 
 
-def _unless_identity(spec):
+def _unless_identity(spec: QuantSpec) -> QuantSpec | None:
     return None if spec.is_identity else spec

@@ -8,17 +8,36 @@ consumed; MixDQ (arXiv 2405.17873) solves the programme. None may exceed the lim
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qdit.errors import UserError
-from qdit.search.bit_budget import Menu
+from qdit.search.budget import SLACK, Table, relaxed
 from qdit.search.programme import solve
 
-SLACK = 1e-9  # relative; of sums of floats
 MOST_CELLS = 2**17  # of a dynamic programme, if costs have a common step
+
+
+@dataclass(frozen=True)
+class Menu:
+    """A multiple-choice knapsack: one option of each item, least total error, total cost within the table's limit."""
+
+    items: Sequence[tuple[int, int | None]]
+    """Gene, and range or (None) all ranges at once."""
+    errors: Sequence[dict[Any, float]]
+    """By option: bits, or a pattern where an item is a gene in all ranges."""
+    table: Table
+
+    def fill(self, plan: list[list[int]], chosen: Sequence[Any]) -> None:
+        """Write the chosen options into a plan, as lists of bits by gene and range."""
+        for (gene, number), option in zip(self.items, chosen, strict=True):
+            if number is None:
+                plan[gene][:] = option
+            else:
+                plan[gene][number] = option
 
 
 class Allocator(ABC):
@@ -57,7 +76,7 @@ class Greedy(Allocator):
         """See `Allocator`."""
         chosen = cheapest(menu)
         costs, errors = menu.table.costs, menu.errors
-        left = menu.table.limit + SLACK * abs(menu.table.limit) - menu.table.spent(tuple(chosen))
+        left = relaxed(menu.table.limit) - menu.table.spent(tuple(chosen))
 
         def urgency(item: int) -> tuple[float, float, int]:
             dearest = max(costs[item].values()) - costs[item][chosen[item]]
@@ -84,11 +103,14 @@ class MILP(Allocator):
 class DynamicProgramme(Allocator):
     """The choice of least total error, by dynamic programming over the cost spent so far.
 
-    Exact where costs are multiples of a common step that is not too small; otherwise costs are rounded up to
-    `resolution` steps of the limit, which may miss a better choice, and never exceeds the limit.
+    Exact where costs are multiples of a common step that is not too small; otherwise costs are rounded up to one of
+    `resolution` steps, which may miss a better choice, and never exceeds the limit.
 
     Args:
         resolution: steps between the cheapest choice and the limit.
+
+    Raises:
+        UserError: it is below 1.
     """
 
     resolution: int = 20000
@@ -100,8 +122,7 @@ class DynamicProgramme(Allocator):
     def choose(self, menu: Menu) -> list[Any]:
         """See `Allocator`."""
         base = cheapest(menu)
-        limit = menu.table.limit + SLACK * abs(menu.table.limit)
-        room = limit - menu.table.spent(tuple(base))
+        room = relaxed(menu.table.limit) - menu.table.spent(tuple(base))
         more = [
             {option: cost - costs[first] for option, cost in costs.items()}
             for costs, first in zip(menu.table.costs, base, strict=True)
@@ -127,7 +148,12 @@ class DynamicProgramme(Allocator):
         return chosen[::-1]
 
     def step(self, more: list[dict[Any, float]], room: float) -> float:
-        """The common step of the costs if it divides the room into few enough cells, else one of `resolution`."""
+        """The common step of the costs if it divides the room into few enough cells, else one of `resolution`.
+
+        Args:
+            more: what each item's options cost more than its cheapest.
+            room: between the cheapest choice and the limit.
+        """
         costs = {cost for item in more for cost in item.values() if cost > 0}
         if all(float(cost).is_integer() for cost in costs):
             common = math.gcd(*map(int, costs))

@@ -183,16 +183,11 @@ class GroupSearch(Search):
         allocation = self.allocate(bench)
         spent = self.budget.text(space, table.spent(allocation.choice))
         log.info("search: %s", spent)
-        groups = []
-        for gene, size in zip(space.genes, allocation.choice, strict=True):
-            first = gene.sites[0]
-            place = {"site": first.name, "role": first.role, "block": first.block, "stage": first.stage}
-            groups.append(place | {"group_size": size})
         details = {
             "budget": self.budget.text(space, table.limit),
             "spent": spent,
             **allocation.details,
-            "groups": groups,
+            "groups": [g.place | {"group_size": s} for g, s in zip(space.genes, allocation.choice, strict=True)],
         }
         quantized = bench.variants.assembled(space, allocation.choice)
         return replace(quantized, allocation=replace(allocation, details=details))

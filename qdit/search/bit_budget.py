@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from qdit.cost import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
 from qdit.errors import UserError
 from qdit.policy import Policy
+from qdit.search.allocate import Menu
 from qdit.search.bit_space import BitSpace, Pattern, Plan
-from qdit.search.budget import Table
+from qdit.search.budget import Table, relaxed
 from qdit.search.space import Gene
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class Rest:
     numel: int
     """Parameters."""
     storage_bits: float
+    """Bits in which they, and all else that is kept, are stored."""
     bops: float
-    """Of a forward pass of one sample."""
+    """BitOps of a forward pass of one sample."""
 
     @classmethod
     def of(cls, model: "DiffusionModel", recipe: "Recipe") -> "Rest":
@@ -56,25 +58,6 @@ class Rest:
         others = [s for s in sites if recipe.scope.why_not(s) is not None]
         numel = sum(s.in_features * s.out_features for s in others)
         return cls(numel, numel * FULL_BITS, float(sum(s.macs for s in others) * FULL_BITS**2))
-
-
-@dataclass(frozen=True)
-class Menu:
-    """A multiple-choice knapsack: one option of each item, least total error, total cost within the table's limit."""
-
-    items: Sequence[tuple[int, int | None]]
-    """Gene, and range or (None) all ranges at once."""
-    errors: Sequence[dict[Any, float]]
-    """By option: bits, or a pattern where an item is a gene in all ranges."""
-    table: Table
-
-    def fill(self, plan: list[list[int]], chosen: Sequence[Any]) -> None:
-        """Write the chosen options into a plan, as lists of bits by gene and range."""
-        for (gene, number), option in zip(self.items, chosen, strict=True):
-            if number is None:
-                plan[gene][:] = option
-            else:
-                plan[gene][number] = option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,19 +94,11 @@ class BitBudget(ABC):
         """What a plan costs."""
         return sum(self.cost(space, gene, pattern) for gene, pattern in zip(space.genes, plan, strict=True))
 
-    def bounds(self, space: BitSpace, genes: Sequence[int]) -> tuple[float, float]:
-        """The cost of some of the genes at the fewest and at the most bits."""
-        few, many = (
-            sum(self.cost(space, space.genes[g], (bits,) * len(space.steps)) for g in genes)
-            for bits in (space.widths[0], space.widths[-1])
-        )
-        return few, many
-
     def problems(self, space: BitSpace, rest: Rest) -> list[str]:
         """That no plan is legal, in a sentence."""
-        least, _ = self.bounds(space, range(len(space.genes)))
+        least = self.spent(space, space.uniform(space.widths[0]))
         limit = self.limit(space, rest)
-        if least <= limit + 1e-9 * abs(limit):
+        if least <= relaxed(limit):
             return []
         wanted, found = self.text(space, limit, rest), self.text(space, least, rest)
         return [f"search.budget cannot be met: {wanted} is asked, and {space.widths[0]} bits everywhere are {found}"]
@@ -154,6 +129,9 @@ class MeanBits(_EachStep):
     Args:
         at_most: bits.
         counted: `codes` alone, as papers do, or `storage`, with scales and zero points.
+
+    Raises:
+        UserError: `at_most` is not above 0.
     """
 
     at_most: float = 5.0
@@ -193,6 +171,9 @@ class _AsUniform(BitBudget):
     Args:
         uniform: bits.
         at_most: in the budget's unit; None takes `uniform`.
+
+    Raises:
+        UserError: a number is not above 0.
     """
 
     uniform: int = 4

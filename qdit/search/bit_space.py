@@ -14,7 +14,7 @@ from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policy import LayerSpec, Policy, Span
 from qdit.quant.time_groups import Groups
-from qdit.search.space import Gene
+from qdit.search.space import Gene, genes_of
 
 if TYPE_CHECKING:
     from qdit.recipe import Recipe
@@ -77,14 +77,8 @@ class BitSpace:
     @classmethod
     def of(cls, recipe: "Recipe", sites: Sequence[Site], widths: Sequence[int], steps: Sequence[int]) -> "BitSpace":
         """The space of a recipe on a model."""
-        groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
-        offered = tuple(sorted(set(widths)))
-        layers = {width: replace(recipe, weight_bits=width).layer for width in offered}
-        genes = [
-            Gene(tuple(readers), offered, recipe.particular(recipe.layer, role).bases)
-            for (_, role, _), readers in groups
-        ]
-        return cls(tuple(genes), layers, tuple(steps))
+        layers = {width: replace(recipe, weight_bits=width).layer for width in sorted(set(widths))}
+        return cls(genes_of(recipe, sites, lambda _: list(layers)), layers, tuple(steps))
 
     @property
     def widths(self) -> Pattern:

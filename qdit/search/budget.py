@@ -7,6 +7,7 @@ weights for the layers' sizes, and that is the default here.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from qdit.errors import UserError
 from qdit.search.space import Choice, Gene, Space
 
 TRIES = 10  # draws before an illegal one is mended
+SLACK = 1e-9  # relative; of sums of floats
+
+
+def relaxed(limit: float) -> float:
+    """A limit with the slack that sums of costs need, which are not exact."""
+    return limit + SLACK * abs(limit)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Table:
 
     def allows(self, choice: Choice) -> bool:
         """Whether a choice is within the budget."""
-        return self.spent(choice) <= self.limit + 1e-9 * abs(self.limit)
+        return self.spent(choice) <= relaxed(self.limit)
 
     @property
     def cheapest(self) -> Choice:
@@ -62,7 +69,7 @@ class Budget(ABC):
 
     @abstractmethod
     def cost(self, space: Space, gene: Gene, size: int) -> float:
-        """The cost of a gene with groups of `size`."""
+        """The cost of a gene with groups of `size`, in the unit of `limit`."""
 
     @abstractmethod
     def limit(self, space: Space) -> float:
@@ -90,7 +97,11 @@ class Budget(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanGroup(Budget):
-    """The mean group size over genes is at least `at_least` (Q-DiT's release)."""
+    """A mean group size (Q-DiT's release): of genes, whatever the size of their layers.
+
+    Args:
+        at_least: the smallest mean that is allowed.
+    """
 
     at_least: float = 128
 
@@ -109,16 +120,24 @@ class MeanGroup(Budget):
 
 @dataclass(frozen=True, kw_only=True)
 class _AsUniform(Budget):
-    """A cost bounded by an absolute number, or by what one group size everywhere costs."""
+    """A cost bounded by an absolute number, or by what one group size everywhere costs.
+
+    Args:
+        uniform: the group size.
+        at_most: in the budget's unit (1e9 BitOps, MB); None takes `uniform`.
+
+    Raises:
+        UserError: a number is not above 0.
+    """
 
     uniform: int = 128
     at_most: float | None = None
+    unit: ClassVar[float]
+    """Of `at_most`, in that of `cost`."""
 
     def __post_init__(self) -> None:
         if self.uniform < 1 or (self.at_most is not None and self.at_most <= 0):
             raise UserError(f"search.budget: uniform={self.uniform}, at_most={self.at_most}; both must be above 0")
-
-    unit = 1.0
 
     def limit(self, space: Space) -> float:
         """See `Budget`."""
@@ -133,7 +152,11 @@ class BitOps(_AsUniform):
     """BitOps of the searched layers, B(g) = Σ tokens · out · (in · w bits · a bits + rescale · in / g).
 
     The formula is ours: with fixed bits the products do not depend on g, and what does is the rescaling of the partial
-    sums, one a group and output. `rescale` is its price, 32 x 32 for a float32 multiply-add.
+    sums, one a group and output.
+
+    Args:
+        uniform, at_most: see `_AsUniform`; `at_most` in 1e9 BitOps of a sample and forward pass.
+        rescale: BitOps of a rescaling, 32 x 32 for a float32 multiply-add.
     """
 
     rescale: float = 1024
@@ -153,12 +176,16 @@ class BitOps(_AsUniform):
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(_AsUniform):
-    """Stored size of the searched layers, scales and zero points included, as the cost ledger counts them."""
+    """Stored size of the searched layers, scales and zero points included, as the cost ledger counts them.
+
+    Args:
+        uniform, at_most: see `_AsUniform`; `at_most` in MB.
+    """
 
     unit = 1e6
 
     def cost(self, space: Space, gene: Gene, size: int) -> float:
-        """Bytes."""
+        """Bytes of weights and of static grids of inputs, in all bases."""
         layer = space.of_size(size)
         stored = sum(
             weight_storage_bits(s, layer.weight) + activation_storage_bits(layer.activation) for s in gene.sites

@@ -31,6 +31,9 @@ class Evolution(ScoredSearch):
         crossover_share, mutation_share: of a population; the rest is random.
         mutation_probability: that a gene of a mutation is drawn anew.
         preset: group size of the first candidate, uniform where it divides.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     population: int = 50
@@ -82,7 +85,12 @@ class Evolution(ScoredSearch):
 
 
 class Breeding:
-    """New candidates: legal, and never proposed before."""
+    """New candidates: legal, and never proposed before.
+
+    Args:
+        table: what choices cost, and may cost.
+        rng: the search's own stream.
+    """
 
     def __init__(self, table: Table, rng: np.random.Generator) -> None:
         self.table, self.rng = table, rng

@@ -139,8 +139,7 @@ def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str
     for gene in Space.of(recipe, sites, []).genes:
         layer = policy[gene.name]
         size = group_size(layer) or 1
-        alike = LayerSpec(weight=resized(recipe.layer.weight, size), activation=resized(recipe.layer.activation, size))
-        expected = recipe.particular(alike, gene.sites[0].role)
+        expected = recipe.particular(resized(recipe.layer, size), gene.sites[0].role)
         if layer != expected:
             found.append(f"{gene.name} has {layer}, this recipe makes {expected}; use the recipe it was made with")
         elif any(policy[site.name] != layer for site in gene.sites):

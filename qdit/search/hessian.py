@@ -34,6 +34,9 @@ class Hessian(LeastError):
     Args:
         probes: random sign vectors a batch of calibration data.
         seed: of the signs.
+
+    Raises:
+        UserError: no probes.
     """
 
     probes: int = 4
@@ -75,7 +78,7 @@ class Hessian(LeastError):
         return [{g: sum(error(s, g) for s in gene.sites) for g in gene.sizes} for gene in bench.space.genes]
 
     def traces(self, bench: Bench, sites: Sequence[Site]) -> dict[str, float]:
-        """Trace of the Hessian of each site's weight, averaged over calibration points."""
+        """Trace of the Hessian of each site's weight, by its name, averaged over calibration points."""
         total = dict.fromkeys([site.name for site in sites], 0.0)
         generator = torch.Generator().manual_seed(self.seed)
         data = bench.collect()

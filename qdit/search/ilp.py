@@ -25,6 +25,7 @@ class ILP(LeastError):
     @torch.no_grad()
     def errors(self, bench: Bench) -> Errors:
         """One pass of the calibration data, in which every site is also computed at every group size."""
+        data = bench.collect()  # before the hooks, which would watch the sampling of the data
         sizes = {site.name: gene.sizes for gene in bench.space.genes for site in gene.sites}
         noise: dict[tuple[str, int], float] = defaultdict(float)
         energy: dict[str, float] = defaultdict(float)
@@ -39,7 +40,7 @@ class ILP(LeastError):
             bench.variants.of_size(size)  # before the hooks, which would watch the fit
         sites = [site for gene in bench.space.genes for site in gene.sites]
         with bench.variants.rewrite.installed(bench.model), watching(bench.model, sites, compare):
-            for x, t, y in bench.collect().batches(bench.model):
+            for x, t, y in data.batches(bench.model):
                 bench.model.denoise(x, t, y)
         return [
             {g: sum(noise[s.name, g] / max(energy[s.name], 1e-30) for s in gene.sites) for g in gene.sizes}

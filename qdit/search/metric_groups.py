@@ -40,6 +40,11 @@ def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
+def by_gene(parts: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """The name of each gene's group, by the gene's number; `parts` as `partition` gives them."""
+    return {number: name for name, numbers in parts.items() for number in numbers}
+
+
 def problems(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> list[str]:
     """Sites without a group and unknown roles, a sentence each."""
     unknown = sorted({role for group in groups.values() for role in group.roles} - set(ROLES))

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import nn
-from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError, from_problems
@@ -32,17 +29,16 @@ from qdit.quant.spec import divisors
 from qdit.search import metric_groups
 from qdit.search.allocate import Allocator
 from qdit.search.base import Allocation, Search, Setting
-from qdit.search.bit_budget import BitBudget, Rest
+from qdit.search.bit_budget import BitBudget, Losses, Rest
 from qdit.search.bit_space import BitSpace, Plan, Ranges
 from qdit.search.bit_variants import BitVariants
+from qdit.search.budget import relaxed
 from qdit.search.journal import Journal
-from qdit.search.metric_groups import MetricGroup, partition
-from qdit.search.sensitivity import Meter, Paired, whole
-from qdit.search.space import Gene
+from qdit.search.metric_groups import MetricGroup, by_gene, partition
+from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.split import Share, Split
 from qdit.search.ties import standard_error, tied
 from qdit.store import RunDir, digest
-from qdit.timed import Now, TimedLinear
 
 if TYPE_CHECKING:
     from qdit.quantize import Quantized
@@ -51,8 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("qdit")
 FORMAT = 1
 FOLDER = "sensitivity"
-Cells = list[list[dict[int, NDArray[np.float64]]]]
-"""For each gene and range, by bits: the loss of each sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +61,9 @@ class MixedPrecision(Search):
         budget: what the plan may cost.
         allocator: chooses within a group.
         split: of the budget between groups.
+
+    Raises:
+        UserError: no bit-widths or impossible ones, or no range.
     """
 
     widths: list[int]
@@ -143,7 +140,7 @@ class MixedPrecision(Search):
             raise from_problems(found, "this search")
         variants = BitVariants(model, recipe, cache(collect), folder)
         with variants.rewrite.installed(model), self.meter(variants, ranges, setting, folder) as meter:
-            cells = Measurement(self, space, ranges, variants, meter).cells(parts)
+            cells = Measurement(self.groups, space, ranges, variants, meter).cells(parts)
             losses = [[{} for _ in ranges.parts] for _ in space.genes]
             for numbers in parts.values():
                 for number, loss in zip(numbers, tied([cells[n] for n in numbers]), strict=True):
@@ -166,7 +163,11 @@ class MixedPrecision(Search):
             yield Meter(variants.model, setting, self.samples, Journal(path, header, whole))
 
     def choose(self, case: "Case") -> Plan:
-        """The plan of the best split."""
+        """The plan of the best split.
+
+        Raises:
+            UserError: no plan is within the budget, or samples diverged.
+        """
         space, shares = case.space, case.shares(self.budget)
         limit = self.budget.limit(space, case.rest)
         plans = []
@@ -179,7 +180,7 @@ class MixedPrecision(Search):
         plans = list(dict.fromkeys(plans))
         best = plans[0] if len(plans) == 1 else min(plans, key=case.plan_error)
         spent = self.budget.spent(space, best)
-        if spent > limit + 1e-9 * abs(limit):
+        if spent > relaxed(limit):
             raise RuntimeError(f"the plan costs {spent}, and the limit is {limit}")
         log.info("search: %s", self.budget.text(space, spent, case.rest))
         return best
@@ -188,17 +189,14 @@ class MixedPrecision(Search):
         self, space: BitSpace, rest: Rest, parts: Mapping[str, Sequence[int]], cells: Cells, plan: Plan
     ) -> Allocation:
         """What is recorded: for each gene its bits, and the sensitivities by bits and range."""
-        group = {number: name for name, numbers in parts.items() for number in numbers}
-        bits = []
+        group, bits = by_gene(parts), []
         for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
-            site: Site = gene.sites[0]
-            place = {"site": site.name, "role": site.role, "block": site.block, "stage": site.stage}
             measured: dict[str, Any] = {"loss": {}, "stderr": {}}
             for width in space.widths:
                 values = np.stack([cell[width] for cell in cells[number]])
                 measured["loss"][str(width)] = values.mean(-1).tolist()
                 measured["stderr"][str(width)] = standard_error(values).tolist()
-            bits.append(place | {"group": group[number], "bits": list(pattern)} | measured)
+            bits.append(gene.place | {"group": group[number], "bits": list(pattern)} | measured)
         details = {
             "budget": self.budget.text(space, self.budget.limit(space, rest), rest),
             "spent": self.budget.text(space, self.budget.spent(space, plan), rest),
@@ -210,53 +208,24 @@ class MixedPrecision(Search):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Every sensitivity of a search."""
-
-    search: MixedPrecision
-    space: BitSpace
-    ranges: Ranges
-    variants: BitVariants
-    meter: Meter
-
-    def alone(self, gene: Gene, bits: int, number: int) -> dict[str, nn.Module]:
-        """The layers of a gene, quantized in one range and in full precision in the others."""
-        model, quantized = self.variants.model, self.variants.at(bits).layers
-        now, last = Now(model.clock, self.ranges.groups), len(self.ranges.parts) - 1
-        order = [int(group == last - number) for group in range(last + 1)]
-        return {
-            s.name: TimedLinear([model.denoiser.get_submodule(s.name), quantized[s.name]], order, now)
-            for s in gene.sites
-        }
-
-    def cells(self, parts: Mapping[str, Sequence[int]]) -> Cells:
-        """The losses of every gene, range and width, measured or read back."""
-        space, starts = self.space, [sum(self.space.steps[:n]) for n in range(len(self.space.steps))]
-        found: Cells = [[{} for _ in space.steps] for _ in space.genes]
-        group = {number: name for name, numbers in parts.items() for number in numbers}
-        total = len(space.genes) * len(space.steps) * len(space.widths)
-        with tqdm(total=total, desc="sensitivities", disable=None) as bar:
-            for number, gene in enumerate(space.genes):
-                metric = self.search.groups[group[number]].metric
-                for part, first in enumerate(starts):
-                    for bits in space.widths:
-                        what = f"{gene.name} at {bits} bits in range {part + 1} of {len(starts)}"
-                        make = lambda g=gene, b=bits, p=part: self.alone(g, b, p)  # noqa: E731
-                        found[number][part][bits] = self.meter.losses(metric, what, make, first)
-                        bar.update()
-                self.meter.setting.tracker.log({"measured": bar.n}, number, "sensitivities")
-        return found
-
-
-@dataclass(frozen=True)
 class Case:
-    """What a split and an allocation work on."""
+    """What a split and an allocation work on.
+
+    Args:
+        space: the genes and their bit-widths.
+        ranges: of the sampler.
+        rest: what the model has besides.
+        parts: the numbers of each group's genes.
+        losses: that allocators see (`qdit.search.ties`).
+        variants: the layers of each bit-width.
+        meter: measures whole groups and plans.
+    """
 
     space: BitSpace
     ranges: Ranges
     rest: Rest
     parts: Mapping[str, Sequence[int]]
-    losses: Sequence[Sequence[dict[int, float]]]
+    losses: Losses
     variants: BitVariants
     meter: Meter
 

@@ -43,6 +43,9 @@ class Objective:
         num_samples: a candidate's samples.
         batch_size: samples drawn at a time.
         seed: of the candidates' noise and labels, added to the run's.
+
+    Raises:
+        UserError: a number is below 1.
     """
 
     name: str
@@ -83,7 +86,7 @@ class Drawn:
         return torch.cat(self.chunks)
 
     def images(self) -> Iterator[Tensor]:
-        """Decoded images, uint8, chunk by chunk."""
+        """Decoded images, uint8 [k, 3, H, W], chunk by chunk."""
         return map(self.decode, self.chunks)
 
     def features(self, extractor: str) -> dict[str, Tensor]:
@@ -95,7 +98,13 @@ class Drawn:
 
 
 class Judge:
-    """Scores quantized models under an objective."""
+    """Scores quantized models under an objective.
+
+    Args:
+        objective: the metric, and the samples that it is taken on.
+        model: in full precision.
+        setting: the run around.
+    """
 
     def __init__(self, objective: Objective, model: DiffusionModel, setting: "Setting") -> None:
         self.objective, self.model, self.setting = objective, model, setting
@@ -117,7 +126,7 @@ class Judge:
         return self.draw()
 
     def __call__(self, quantized: "Quantized") -> Score:
-        """The score of a quantized model."""
+        """The score of a quantized model, which is installed meanwhile."""
         metric = self.objective.metric
         reference = self.full_precision if metric.paired else None
         with quantized.installed(self.model):

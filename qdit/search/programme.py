@@ -45,7 +45,7 @@ class LeastError(GroupSearch):
         """The error of each gene at each of its group sizes."""
 
     def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
-        """See `Search`."""
+        """See `GroupSearch`."""
         return Space.of(recipe, sites, self.group_sizes)
 
     def allocate(self, bench: Bench) -> Allocation:

@@ -19,6 +19,9 @@ class RandomSearch(ScoredSearch):
     Args:
         candidates: how many.
         report_every: candidates between two lines of the log.
+
+    Raises:
+        UserError: a number is below 1.
     """
 
     candidates: int = 550

@@ -67,7 +67,7 @@ class ScoredSearch(GroupSearch):
         """
 
     def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
-        """See `Search`."""
+        """See `GroupSearch`."""
         return Space.of(recipe, sites, self.group_sizes)
 
     def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:

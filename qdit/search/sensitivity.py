@@ -8,8 +8,7 @@ the standard error of paired differences.
 What comes before the first quantized step is full precision's: it is drawn once and played back, not computed again.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
@@ -19,16 +18,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
 from qdit.layers import replaced
 from qdit.model.base import DiffusionModel
 from qdit.search.base import Setting
+from qdit.search.bit_space import BitSpace, Ranges
+from qdit.search.bit_variants import BitVariants
 from qdit.search.journal import Entry, Journal
+from qdit.search.metric_groups import MetricGroup, by_gene
 from qdit.search.objective import OFFSET, Drawn
+from qdit.search.space import Gene
+from qdit.timed import Now, TimedLinear
 
-log = logging.getLogger("qdit")
+Cells = list[list[dict[int, NDArray[np.float64]]]]
+"""For each gene and range, by bits: the loss of each sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,9 @@ class Paired:
         num_samples: at least 2, for a standard error.
         batch_size: samples drawn at a time.
         seed: of their noise and labels, added to the run's.
+
+    Raises:
+        UserError: a number is too small.
     """
 
     num_samples: int = 16
@@ -122,7 +131,7 @@ class Meter:
     def losses(
         self, metric: PairedMetric, what: str, layers: Callable[[], Mapping[str, nn.Module]], first: int = 0
     ) -> NDArray[np.float64]:
-        """What each sample loses by some layers, in the metric's unit; 0 is as good as full precision.
+        """What each sample loses by some layers, float64 [n], in the metric's unit; 0 is as good as full precision.
 
         Args:
             metric: compares the samples.
@@ -146,6 +155,60 @@ class Meter:
             entry = {"what": what, "metric": key[1], "values": self.known[key].tolist()}
             self.journal.append(entry | {"seconds": round(perf_counter() - start, 3)})
         return self.known[key]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every sensitivity that a search asks for.
+
+    Args:
+        groups: sites and metrics by name.
+        space: the genes and their bit-widths.
+        ranges: of the sampler.
+        variants: the layers of each bit-width.
+        meter: measures them.
+    """
+
+    groups: Mapping[str, MetricGroup]
+    space: BitSpace
+    ranges: Ranges
+    variants: BitVariants
+    meter: Meter
+
+    def alone(self, gene: Gene, bits: int, number: int) -> dict[str, nn.Module]:
+        """A gene's layers by site: quantized in range `number`, 0 the noisiest, and in full precision in the others."""
+        model, quantized = self.variants.model, self.variants.at(bits).layers
+        now, last = Now(model.clock, self.ranges.groups), len(self.ranges.parts) - 1
+        order = [int(group == last - number) for group in range(last + 1)]
+        return {
+            s.name: TimedLinear([model.denoiser.get_submodule(s.name), quantized[s.name]], order, now)
+            for s in gene.sites
+        }
+
+    def cells(self, parts: Mapping[str, Sequence[int]]) -> Cells:
+        """The losses of every gene, range and width, measured or read back.
+
+        Args:
+            parts: the numbers of each group's genes; every gene is in one.
+
+        Raises:
+            UserError: samples diverged.
+        """
+        space, starts = self.space, [sum(self.space.steps[:n]) for n in range(len(self.space.steps))]
+        found: Cells = [[{} for _ in space.steps] for _ in space.genes]
+        group = by_gene(parts)
+        total = len(space.genes) * len(space.steps) * len(space.widths)
+        with tqdm(total=total, desc="sensitivities", disable=None) as bar:
+            for number, gene in enumerate(space.genes):
+                metric = self.groups[group[number]].metric
+                for part, first in enumerate(starts):
+                    for bits in space.widths:
+                        what = f"{gene.name} at {bits} bits in range {part + 1} of {len(starts)}"
+                        make = lambda g=gene, b=bits, p=part: self.alone(g, b, p)  # noqa: E731
+                        found[number][part][bits] = self.meter.losses(metric, what, make, first)
+                        bar.update()
+                self.meter.setting.tracker.log({"measured": bar.n}, number, "sensitivities")
+        return found
 
 
 def whole(entry: Entry) -> bool:

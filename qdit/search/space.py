@@ -4,10 +4,10 @@ A site's weight and its input share a group size (Q-DiT, arXiv 2406.17343), and 
 DiT block has four genes. Q-DiT's release chooses weight groups only: its search never changes those of the inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdit.model.base import Site
 from qdit.policy import LayerSpec, Policy
@@ -39,6 +39,23 @@ class Gene:
         """Channels of the input."""
         return self.sites[0].in_features
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Which one it is, for the record: the first site with its role, block and stage."""
+        first = self.sites[0]
+        return {"site": first.name, "role": first.role, "block": first.block, "stage": first.stage}
+
+
+def genes_of(recipe: "Recipe", sites: Sequence[Site], sizes: Callable[[int], Sequence[int]]) -> tuple[Gene, ...]:
+    """The genes of the quantized ones of `sites`, in forward order; `sizes` offers what fits a number of channels."""
+    groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
+    found = []
+    for (_, role, _), group in groups:
+        readers = tuple(group)
+        offered = sorted(set(sizes(readers[0].in_features)))
+        found.append(Gene(readers, tuple(offered), recipe.particular(recipe.layer, role).bases))
+    return tuple(found)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -50,13 +67,8 @@ class Space:
     @classmethod
     def of(cls, recipe: "Recipe", sites: Sequence[Site], sizes: Sequence[int]) -> "Space":
         """The space of a recipe on a model; a gene gets those of `sizes` that divide its channels."""
-        groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
-        genes = []
-        for _, group in groups:
-            readers = tuple(group)
-            fitting = sorted({g for g in sizes if readers[0].in_features % g == 0})
-            genes.append(Gene(readers, tuple(fitting), recipe.particular(recipe.layer, readers[0].role).bases))
-        return cls(tuple(genes), recipe.layer)
+        genes = genes_of(recipe, sites, lambda channels: [g for g in sizes if channels % g == 0])
+        return cls(genes, recipe.layer)
 
     def problems(self) -> list[str]:
         """Why nothing can be chosen, one sentence each."""
@@ -73,7 +85,7 @@ class Space:
 
     def of_size(self, size: int) -> LayerSpec:
         """The specs of a site whose group size is `size`."""
-        return LayerSpec(weight=resized(self.layer.weight, size), activation=resized(self.layer.activation, size))
+        return resized(self.layer, size)
 
     def policy(self, choice: Choice) -> Policy:
         """The policy of a choice."""
@@ -89,9 +101,13 @@ def _grouped(spec: QuantSpec | None) -> bool:
     return spec is not None and spec.granularity == "group"
 
 
-def resized(spec: QuantSpec | None, size: int) -> QuantSpec | None:
-    """`spec` with another group size, if it has groups."""
-    return replace(spec, group_size=size) if spec is not None and spec.granularity == "group" else spec
+def resized(layer: LayerSpec, size: int) -> LayerSpec:
+    """`layer` with another group size, where it has groups."""
+    weight, activation = (
+        replace(spec, group_size=size) if spec is not None and spec.granularity == "group" else spec
+        for spec in (layer.weight, layer.activation)
+    )
+    return LayerSpec(weight=weight, activation=activation)
 
 
 def uniform_policy(recipe: "Recipe", sites: Sequence[Site], size: int) -> Policy:
@@ -103,8 +119,5 @@ def uniform_policy(recipe: "Recipe", sites: Sequence[Site], size: int) -> Policy
     fit = {
         s.in_features: next(g for g in range(min(size, s.in_features), 0, -1) if not s.in_features % g) for s in chosen
     }
-    layers = {
-        g: LayerSpec(weight=resized(recipe.layer.weight, g), activation=resized(recipe.layer.activation, g))
-        for g in fit.values()
-    }
+    layers = {g: resized(recipe.layer, g) for g in fit.values()}
     return Policy({s.name: layers[fit[s.in_features]] for s in chosen})

@@ -109,6 +109,9 @@ class ByRatio(Split):
 
     Args:
         ratios: the multiples.
+
+    Raises:
+        UserError: there is none, or one that is not above 0.
     """
 
     ratios: list[float] = field(default_factory=lambda: np.linspace(0.46, 1.36, 10).round(2).tolist())

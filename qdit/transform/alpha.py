@@ -86,7 +86,7 @@ class GridAlpha:
     Args:
         steps: of the grid.
         rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
-            are held at once, on the CPU: 4 bytes a channel.
+            are held at once, on the CPU: 4 bytes a channel and row.
         seed: of that choice.
 
     Raises:

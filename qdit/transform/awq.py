@@ -47,10 +47,10 @@ class ActivationAware(Scaling):
     """Scale by a power of the inputs' mean magnitudes, each input's chosen by the error of its layers' outputs.
 
     Args:
-        name, roles: see `qdit.transform.scaling.Scaling`.
+        name, roles: see `qdit.transform.draft.Drafted`.
         steps: exponents that are tried.
         rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
-            are held at once, on the CPU: 4 bytes a channel.
+            are held at once, on the CPU: 4 bytes a channel and row.
         seed: of that choice.
 
     Raises:
@@ -80,7 +80,7 @@ class ActivationAware(Scaling):
         watch_rows(model, inputs, data, see)
         found: dict[str, Tensor] = {}
         for each in inputs:
-            tried = candidates(sums[each.name] / samples[each.name].first, self.steps)
+            tried = candidates(sums[each.name] / samples[each.name].seen, self.steps)
             error = OutputError(trial.of_weights, model, each, samples[each.name].value())
             found[each.name] = tried[int(error(tried).argmin())]
         return found

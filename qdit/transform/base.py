@@ -10,7 +10,7 @@ Everything that follows a transform in a fit (ranges, Hessians, rounding, report
 network, so that a weight is quantized once, in the basis in which it will be used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,13 +68,22 @@ class Transform(Protocol):
     """A function-preserving rewrite. Config only: the model, the sites and the data arrive as arguments."""
 
     @property
-    def parts(self) -> "dict[str, Transform]":
+    def parts(self) -> "Mapping[str, Transform]":
         """The transforms that it is made of, by name, in their order; a simple one is its own only part."""
+        ...
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """Of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`)."""
         ...
 
     @property
     def needs_calibration(self) -> bool:
         """Whether `measure` needs data."""
+        ...
+
+    def bases(self, role: str) -> int:
+        """In how many bases over time a site with a role keeps its weight."""
         ...
 
     def problems(self, sites: list[Site]) -> list[str]:

@@ -22,8 +22,8 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.transform.base import RunTime, Step, Transform
-from qdit.transform.draft import Draft, Drafted
+from qdit.transform.base import Rewrite, RunTime, Step, Transform
+from qdit.transform.draft import Draft
 from qdit.transform.timestep_aware import Unabsorbing
 from qdit.transform.trial import Trial, Way
 
@@ -38,7 +38,7 @@ class Foreseen(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Drafted):
+class Chain:
     """Transforms in their order.
 
     Args:
@@ -67,9 +67,18 @@ class Chain(Drafted):
         return dict(self.steps)
 
     @property
+    def roles(self) -> list[str]:
+        """See `Transform`: of all steps."""
+        return [role for step in self.steps.values() for role in step.roles]
+
+    @property
     def needs_calibration(self) -> bool:
         """See `Transform`."""
         return any(step.needs_calibration for step in self.steps.values())
+
+    def bases(self, role: str) -> int:
+        """See `Transform`: one."""
+        return 1
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
@@ -109,10 +118,15 @@ class Chain(Drafted):
         return found
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`."""
+        """See `Step`."""
         self._edit(draft, sites, measured, len(self.steps))
 
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """See `Transform`."""
+        return self._drafted(model, sites, measured, len(self.steps)).rewrite()
+
     def _drafted(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor], steps: int) -> Draft:
+        """The model behind so many of the steps."""
         draft = Draft(model)
         self._edit(draft, sites, measured, steps)
         return draft

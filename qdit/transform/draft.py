@@ -22,6 +22,8 @@ b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -31,13 +33,14 @@ from qdit.layers import QuantLinear, matrix
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.transform.base import Rewrite
 from qdit.transform.branch import Branch
+from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 
 
-class Scale(nn.Module):
-    """Multiply an input [..., channels] by a vector at run time.
+class _ByChannel(nn.Module):
+    """Hold a number for each channel of an input.
 
     Args:
-        by: the multipliers, [channels].
+        by: the numbers, [channels].
         dtype: of the inputs.
     """
 
@@ -46,25 +49,18 @@ class Scale(nn.Module):
     def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("by", by.to(dtype))
+
+
+class Scale(_ByChannel):
+    """Multiply an input [..., channels] by a vector at run time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
         return x * self.by
 
 
-class Shift(nn.Module):
-    """Add a vector to an input [..., channels] at run time.
-
-    Args:
-        by: what is added, [channels].
-        dtype: of the inputs.
-    """
-
-    by: Tensor
-
-    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("by", by.to(dtype))
+class Shift(_ByChannel):
+    """Add a vector to an input [..., channels] at run time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
@@ -143,9 +139,7 @@ class Draft:
 
     def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
         """Make a producer's rows, as they enter the input that is made of them, `by` times as large."""
-        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
-        if bias is None:
-            bias = self.biases[producer.layer] = weight.new_zeros(len(weight))
+        weight, bias = self.weight(producer.layer), self._bias(producer.layer)
         for start in (*producer.linear, *producer.one_plus):
             rows = slice(start, start + len(by))
             for part in (weight, *self._outer(producer.layer)):
@@ -154,17 +148,22 @@ class Draft:
         for start in producer.one_plus:
             bias[start : start + len(by)] += by - 1
 
+    def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
+        """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
+        start = producer.linear[0]
+        self._bias(producer.layer)[start : start + len(by)] += by
+
+    def _bias(self, name: str) -> Float[Tensor, " out"]:
+        """The copy of a layer's bias, zeros where it had none."""
+        weight = self.weight(name)
+        bias = self.biases[name]
+        if bias is None:
+            bias = self.biases[name] = weight.new_zeros(len(weight))
+        return bias
+
     def _outer(self, name: str) -> tuple[Tensor, ...]:
         """What has a row an output channel in a layer's branch, if it has one."""
         return self.branches[name][:1] if name in self.branches else ()
-
-    def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
-        """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
-        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
-        if bias is None:
-            bias = self.biases[producer.layer] = weight.new_zeros(len(weight))
-        start = producer.linear[0]
-        bias[start : start + len(by)] += by
 
     def rewrite(self) -> Rewrite:
         """The layers, in the model's dtypes; a draft is used once, and gives its copies up one by one."""
@@ -186,12 +185,42 @@ class Draft:
         return QuantLinear(layer, None, self.inputs.get(name)).eval()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Drafted(ABC):
-    """A transform that edits a draft (see `qdit.transform.base.Transform`)."""
+    """What the simple transforms share, which edit a draft (see `qdit.transform.base.Step`).
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+    """
+
+    name: str
+    roles: list[str]
+
+    @property
+    def parts(self) -> dict[str, Self]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    def bases(self, role: str) -> int:
+        """See `Transform`: one."""
+        return 1
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        return role_problems(self.roles, sites)
+
+    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
+        """The inputs that are transformed, in forward order."""
+        return chosen_inputs(model, sites, self.roles)
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`: what makes an input absorbs what is done to its channels."""
+        return folded_into(model, self.inputs(model, sites))
 
     @abstractmethod
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`."""
+        """See `Step`."""
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
         """See `Transform`."""

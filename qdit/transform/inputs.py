@@ -81,21 +81,21 @@ class RowSample:
 
     Args:
         read: the input.
-        points: of the calibration data.
+        points: how many the calibration data has.
         rows: that are kept, if there are as many.
         seed: of the choice; the same rows for the same seed and number of rows.
     """
 
     def __init__(self, read: Input, points: int, rows: int, seed: int) -> None:
         order = torch.randperm(points * read.quantized[0].tokens, generator=generator(seed, "rows", 0))
-        self.chosen, self.first = order[:rows].sort().values, 0
+        self.chosen, self.seen = order[:rows].sort().values, 0
         self.kept: list[Tensor] = []
 
     def add(self, rows: Float[Tensor, "rows channels"]) -> None:
         """Take in the rows of the next batch."""
-        here = self.chosen[(self.chosen >= self.first) & (self.chosen < self.first + len(rows))] - self.first
+        here = self.chosen[(self.chosen >= self.seen) & (self.chosen < self.seen + len(rows))] - self.seen
         self.kept.append(rows[here.to(rows.device)].float().cpu())
-        self.first += len(rows)
+        self.seen += len(rows)
 
     def value(self) -> Float[Tensor, "rows channels"]:
         """The sample, float32."""

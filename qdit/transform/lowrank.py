@@ -29,9 +29,9 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
-from qdit.transform.base import RunTime, Transform
+from qdit.transform.base import RunTime
 from qdit.transform.draft import Draft, Drafted
-from qdit.transform.inputs import chosen_inputs, role_problems, sample_rows
+from qdit.transform.inputs import sample_rows
 from qdit.transform.trial import Trial, unchanged
 
 EXACT = 512  # rows or columns up to which the decomposition is exact
@@ -99,8 +99,7 @@ class LowRank(Drafted):
     """Split a branch off the weights.
 
     Args:
-        name: what tables call it.
-        roles: of the sites that are split, if they are quantized (see `qdit.model.base.ROLES`).
+        name, roles: see `qdit.transform.draft.Drafted`.
         rank: of the branch; 0 splits nothing.
         iterations: at most so often the branch takes over what rounding does to the rest; 0 needs no data.
         seed: of the rows of inputs on which errors are measured.
@@ -109,8 +108,6 @@ class LowRank(Drafted):
         UserError: a value is out of range.
     """
 
-    name: str
-    roles: list[str]
     rank: int
     iterations: int
     seed: int
@@ -123,11 +120,6 @@ class LowRank(Drafted):
             )
 
     @property
-    def parts(self) -> dict[str, Transform]:
-        """See `Transform`."""
-        return {self.name: self}
-
-    @property
     def needs_calibration(self) -> bool:
         """See `Transform`."""
         return self.rank > 0 and self.iterations > 0
@@ -138,7 +130,7 @@ class LowRank(Drafted):
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
-        found = role_problems(self.roles, sites)
+        found = super().problems(sites)
         least = min(self.chosen(sites), key=_most, default=None)
         if least is not None and self.rank > _most(least):
             found.append(
@@ -163,7 +155,7 @@ class LowRank(Drafted):
         chosen = self.chosen(sites)
         if not self.needs_calibration:
             return _named({site.name: truncated(_weight(model, site), self.rank) for site in chosen})
-        inputs = chosen_inputs(model, chosen, self.roles)
+        inputs = self.inputs(model, chosen)
         rows = sample_rows(model, inputs, collect(), ROWS, self.seed)
         found: dict[str, Factors] = {}
         for each in tqdm(inputs, desc="branches", unit="input", disable=None):
@@ -188,7 +180,7 @@ class LowRank(Drafted):
         return best
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`."""
+        """See `Step`."""
         for site in self.chosen(sites):
             draft.split(site.name, measured[f"up/{site.name}"], measured[f"down/{site.name}"])
 

@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import ValueReservoir, changed_input, watching
+from qdit.calibration.statistics import ValueReservoir
 from qdit.model.base import DiffusionModel, Site
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
-from qdit.transform.base import RunTime, Transform
+from qdit.transform.base import RunTime
 from qdit.transform.draft import Draft, Drafted, Scale, Shift
-from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
+from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel does not change
@@ -58,34 +58,14 @@ class Reparameterization(Drafted):
     """Give all channels of inputs one range.
 
     Args:
-        name: what tables call it.
-        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        name, roles: see `qdit.transform.draft.Drafted`.
         range: the rule that finds each channel's range.
         bits: of inputs; for rules that depend on them.
     """
 
-    name: str
-    roles: list[str]
     range: Range
     bits: int
     needs_calibration = True
-
-    @property
-    def parts(self) -> dict[str, Transform]:
-        """See `Transform`."""
-        return {self.name: self}
-
-    def problems(self, sites: list[Site]) -> list[str]:
-        """See `Transform`."""
-        return role_problems(self.roles, sites)
-
-    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
-        """The inputs that are aligned, in forward order."""
-        return chosen_inputs(model, sites, self.roles)
-
-    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`."""
-        return folded_into(model, self.inputs(model, sites))
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: two 16-bit numbers, an addition and a multiplication a channel."""
@@ -97,21 +77,14 @@ class Reparameterization(Drafted):
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
         """The range (lo, hi) [2, channels] of every input, by its name, from one pass of the calibration data."""
-        first = [each.quantized[0] for each in self.inputs(model, sites)]
+        inputs, data = self.inputs(model, sites), collect()
         spec = QuantSpec(bits=self.bits, granularity="row", grid="asymmetric", dynamic=False)
-        seen = {site.name: ValueReservoir(VALUES, rows=site.in_features) for site in first}
-
-        def see(site: Site, layer: torch.nn.Module, x: Tensor, _: Tensor) -> None:
-            rows = changed_input(layer, x)
-            seen[site.name].add(rows.reshape(-1, rows.shape[-1]).T)
-
-        with torch.no_grad(), watching(model, first, see):
-            for x, t, y in collect().batches(model):
-                model.denoise(x, t, y)
+        seen = {each.name: ValueReservoir(VALUES, rows=each.channels) for each in inputs}
+        watch_rows(model, inputs, data, lambda read, x: seen[read.name].add(x.T))
         return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`. What is absorbed reaches all readers of an input, the quantized ones and the others."""
+        """See `Step`. What is absorbed reaches all readers of an input, the quantized ones and the others."""
         model = draft.model
         producers = model.producers()
         for each in self.inputs(model, sites):

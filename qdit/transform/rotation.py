@@ -24,9 +24,9 @@ from qdit.calibration import CalibrationData
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.sampler.noise import generator
-from qdit.transform.base import RunTime, Transform
+from qdit.transform.base import RunTime
 from qdit.transform.draft import Draft, Drafted
-from qdit.transform.inputs import Input, chosen_inputs, role_problems
+from qdit.transform.inputs import Input
 from qdit.transform.trial import Trial, Way
 
 
@@ -61,26 +61,18 @@ class Hadamard(Drafted):
     """Rotate inputs and weights.
 
     Args:
-        name: what tables call it.
-        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        name, roles: see `qdit.transform.draft.Drafted`.
         block: channels that are mixed together at run time; None: all of an input.
         seed: of the signs.
     """
 
-    name: str
-    roles: list[str]
     block: int | None
     seed: int
     needs_calibration = False
 
-    @property
-    def parts(self) -> dict[str, Transform]:
-        """See `Transform`."""
-        return {self.name: self}
-
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
-        found = role_problems(self.roles, sites)
+        found = super().problems(sites)
         widths = {s.in_features: s.name for s in sites if s.role in self.roles}
         for channels, name in widths.items():
             try:
@@ -94,10 +86,6 @@ class Hadamard(Drafted):
                         f"transform.block={self.block} does not divide the {channels} inputs of {name}; {best} does"
                     )
         return found
-
-    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
-        """The inputs that are rotated, in forward order."""
-        return chosen_inputs(model, sites, self.roles)
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`."""
@@ -129,7 +117,7 @@ class Hadamard(Drafted):
         return {s.name: (self.turn(model, e),) for e in self.inputs(model, sites) for s in e.quantized}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`. What the values absorb reaches all readers, the quantized ones and the others."""
+        """See `Step`. What the values absorb reaches all readers, the quantized ones and the others."""
         model = draft.model
         for each in self.inputs(model, sites):
             producer, turn = _mixing(model, each), self.turn(model, each)

@@ -29,9 +29,9 @@ from qdit.calibration.statistics import input_maxima
 from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.alpha import Alpha, FixedAlpha
-from qdit.transform.base import RunTime, Transform
+from qdit.transform.base import RunTime
 from qdit.transform.draft import Draft, Drafted, Scale
-from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems, sample_rows
+from qdit.transform.inputs import Input, sample_rows
 from qdit.transform.statistics import Statistic
 from qdit.transform.trial import OutputError, Trial
 
@@ -41,36 +41,16 @@ class Scaling(Drafted):
     """What transforms share that scale the channels of inputs and weights: where factors go.
 
     Args:
-        name: what tables call it.
-        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        name, roles: see `qdit.transform.draft.Drafted`.
     """
 
-    name: str
-    roles: list[str]
     needs_calibration = True
-
-    @property
-    def parts(self) -> dict[str, Transform]:
-        """See `Transform`."""
-        return {self.name: self}
-
-    def problems(self, sites: list[Site]) -> list[str]:
-        """See `Transform`."""
-        return role_problems(self.roles, sites)
-
-    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`."""
-        return folded_into(model, self.inputs(model, sites))
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: a 16-bit factor and a multiplication a channel."""
         producers = model.producers()
         left = [each.quantized[0] for each in self.inputs(model, sites) if each.name not in producers]
         return [RunTime(site, 16 * site.in_features, site.in_features) for site in left]
-
-    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
-        """The inputs that are scaled, in forward order."""
-        return chosen_inputs(model, sites, self.roles)
 
     @abstractmethod
     def measure(
@@ -79,7 +59,7 @@ class Scaling(Drafted):
         """The factor r [channels] of every input, by its name."""
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
+        """See `Step`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
         model = draft.model
         producers = model.producers()
         for each in self.inputs(model, sites):
@@ -102,7 +82,7 @@ class ChannelScaling(Scaling):
     """Scale by a power of the saliences.
 
     Args:
-        name, roles: see `Scaling`.
+        name, roles: see `qdit.transform.draft.Drafted`.
         alpha: exponent of the activations' salience, 0 to 1, the weights' is 1 - alpha; or the rule that chooses it.
         statistic: takes the activations' salience.
 

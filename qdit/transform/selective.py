@@ -64,7 +64,7 @@ class SelectiveHadamard(Hadamard):
         return found
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Transform`."""
+        """See `Step`."""
         rotated: list[Site] = []
         for each in self.inputs(draft.model, sites):
             for site in each.quantized:

@@ -14,7 +14,7 @@ to be kept, in full precision, for each. The inputs take their factors at run ti
 from data, which are the same at all times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -102,10 +102,14 @@ class TimestepAware:
         """See `Transform`."""
         return True
 
+    @property
+    def roles(self) -> Sequence[str]:
+        """See `Transform`."""
+        return self.each.roles
+
     def bases(self, role: str) -> int:
-        """In how many bases a site with a role has its weight."""
-        # Every transform has roles; that they are attributes is no part of the protocol.
-        return self.ranges if any(role in getattr(part, "roles", ()) for part in self.each.parts.values()) else 1
+        """See `Transform`: one a range where the transform has the role."""
+        return self.ranges if role in self.roles else 1
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
@@ -158,15 +162,15 @@ class TimestepAware:
         return groups
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
-        """See `Transform`; the one of a single range has plain layers."""
+        """See `Transform`; the one of a single range has plain layers, and that of no input none."""
         by_range: dict[int, dict[str, Tensor]] = {}
         for key, value in measured.items():
             place, _, own = key.partition("/")
             by_range.setdefault(int(place.partition("-")[0]), {})[own] = value
         firsts = sorted(by_range)
         parts = tuple(self.each.rewrite(unabsorbing(model), sites, by_range[first]) for first in firsts)
-        if len(parts) == 1:
-            return parts[0]
+        if len(parts) < 2:
+            return parts[0] if parts else Rewrite()
         groups = Groups(tuple(firsts[1:]))
         now = Now(model.clock, groups)
         layers: dict[str, nn.Module] = {

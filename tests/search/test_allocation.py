@@ -10,8 +10,8 @@ from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policy import LayerSpec
 from qdit.quant.spec import QuantSpec
-from qdit.search.allocate import MILP, DynamicProgramme, Greedy
-from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Menu, Rest
+from qdit.search.allocate import MILP, DynamicProgramme, Greedy, Menu
+from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.budget import Table
 from qdit.search.space import Gene

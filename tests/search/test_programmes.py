@@ -1,6 +1,7 @@
 """Allocation by an integer programme: against brute force, and the errors that `ilp` and `hessian` put into it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_output_errors_by_hand_and_smaller_groups_are_better(parts, tiny_model):
     noise = sum((quantized(x) - y).double().square().sum() for x, y in caught)
     energy = sum(y.double().square().sum() for _, y in caught)
     assert errors[1][8] == pytest.approx(float(noise / energy), rel=1e-5)
+
+
+def test_what_the_collection_of_data_computes_is_not_watched(parts, tiny_model):
+    def collect():
+        data = parts.data()
+        with torch.no_grad():
+            tiny_model.denoise(3 * data.x, data.t, data.y)
+        return data
+
+    made = bench(parts, tiny_model, ILP(**OPTIONS))
+    errors = made.recipe.search.errors(made)
+    assert made.recipe.search.errors(replace(made, collect=collect)) == errors
 
 
 def test_traces_are_those_of_the_jacobian(parts, tiny_model):

@@ -94,6 +94,19 @@ def test_all_channels_have_one_range_afterwards(tiny_model):
         torch.testing.assert_close(end, end.mean().expand_as(end), atol=1e-3, rtol=1e-3)
 
 
+def test_what_the_collection_of_data_computes_is_not_watched(tiny_model):
+    def collect():
+        other = points(5)
+        with torch.no_grad():
+            tiny_model.denoise(3 * other.x, other.t, other.y)
+        return calibration()
+
+    sites = tiny_model.sites()
+    expected = reparam().measure(tiny_model, sites, calibration, TRIAL)
+    for name, ends in reparam().measure(tiny_model, sites, collect, TRIAL).items():
+        assert torch.equal(ends, expected[name])
+
+
 def test_a_static_grid_a_tensor_is_better_behind_it(tiny_model):
     with torch.no_grad():  # channels of unlike size
         for block in tiny_model.denoiser.transformer_blocks:

@@ -171,6 +171,16 @@ def test_the_mean_is_over_samples_whatever_their_batches():
     torch.testing.assert_close(gathering.value(), rows.mean(0))
 
 
+def test_where_no_input_is_transformed_nothing_is(tiny_model):
+    sites = [site for site in tiny_model.sites() if site.role not in BLOCKS]
+    assert rewritten(aware(), tiny_model, sites, unequal_points, TRIAL, None).layers == {}
+
+
+def test_a_chain_in_a_chain_has_the_bases_of_its_ranges():
+    inner = Chain(name="inner", steps={"smooth": SMOOTH})
+    assert aware(each=Chain(name="outer", steps={"inner": inner})).bases("qkv") == 2
+
+
 def test_what_cannot_be_is_refused(tiny_model):
     with pytest.raises(UserError, match="transform.ranges=0; at least 1"):
         aware(0)
