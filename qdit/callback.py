@@ -72,13 +72,13 @@ def _records(study_dir: Path) -> dict[Path, int]:
 
 
 def _failure(path: Path) -> str | None:
-    """Return the kind of error of a run that failed, or that failed to be extended; None for a run that is done."""
+    """Return the kind of error ("user" or "internal") of a run that failed, or failed to be extended; else None."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         failed = record["status"] == "failed" or "update_error" in record
-        return (record.get("error_kind") or "bug") if failed else None
+        return (record.get("error_kind") or "internal") if failed else None
     except (OSError, ValueError, KeyError, AttributeError):
-        return "bug"  # a record of this sweep that cannot be read is a failure of ours
+        return "internal"  # a record of this sweep that cannot be read is a failure of ours
 
 
 def print_table(runs_dir: Path, study: str) -> None:

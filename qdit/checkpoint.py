@@ -150,7 +150,9 @@ def load(folder: Path, model: DiffusionModel) -> Quantized:
     try:
         rewrite = Rewrite() if tree["rewrite"] is None else reader.value(tree["rewrite"]["origin"]).rewrite(model)
         with rewrite.installed(model):
-            layers = {name: _loaded(reader, name, node, model) for name, node in tree["layers"].items()}
+            layers = {
+                name: _loaded(reader, node, model.denoiser.get_submodule(name)) for name, node in tree["layers"].items()
+            }
         others = {name: reader.value(node) for name, node in tree["others"].items()}
         quantized = Quantized(Policy.of(manifest.content["policy"]), layers, rewrite=rewrite, **others)
     except Reader.WRONG as error:
@@ -174,18 +176,16 @@ def transform_of(manifest: Manifest) -> tuple[Transform, list[str]] | None:
     return reader.value(origin["transform"]), reader.value(origin["sites"])
 
 
-def _loaded(reader: Reader, name: str, node: dict[str, Any], model: DiffusionModel) -> nn.Module:
-    """The inverse of `_layer`, with the rewritten network in `model`."""
-    return _layer_of(reader, node, model.denoiser.get_submodule(name))
+def _loaded(reader: Reader, node: dict[str, Any], full: nn.Module) -> nn.Module:
+    """The inverse of `_layer`: the quantized layer of `full`, which is that of the rewritten network.
 
-
-def _layer_of(reader: Reader, node: dict[str, Any], full: nn.Module) -> nn.Module:
-    """The quantized layer of one in full precision; of one with several bases over time, a layer for each."""
+    Of a layer with several bases over time, each variant is made of its own.
+    """
     if "variants" in node:
         parts, bases = node["variants"], [full] * len(node["variants"])
         if isinstance(full, TimedLinear) and not any("variants" in part for part in parts):
             bases = list(full.variants)
-        variants = [_layer_of(reader, part, basis) for part, basis in zip(parts, bases, strict=True)]
+        variants = [_loaded(reader, part, basis) for part, basis in zip(parts, bases, strict=True)]
         return TimedLinear(variants, reader.value(node["order"]), reader.value(node["now"])).eval()
     if "rounded" not in node:
         return reader.value(node)

@@ -21,19 +21,18 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from qdit.cli import CONF
 from qdit.config import flatten
 from qdit.errors import UserError
 from qdit.options import defaults, head, option_table
-from qdit.store import atomic_write
+from qdit.store import COMPONENTS, atomic_write
 from qdit.tables import families
 
-COMPONENTS = (
-    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "correction", "search"),
-)
-"""The groups that a recipe picks from, in the order of a fit."""
 NO_METHOD = ("fp", "load")  # full precision, and whatever a checkpoint holds
 MARKED = re.compile(r"<!-- qdit-design: (.+?) -->\n.*?<!-- /qdit-design -->", re.DOTALL)
 
@@ -109,12 +108,19 @@ def table(config_dir: Path | None = None) -> str:
 
 
 def recipes(folders: tuple[Path, ...]) -> list[Recipe]:
-    """What there is to say of each recipe, by family, then as published."""
+    """What there is to say of each recipe, by family, then as published.
+
+    Raises:
+        UserError: a recipe does not compose.
+    """
     found = []
     for file in sorted(file for folder in folders for file in (folder / "quantizer").glob("*.yaml")):
         if file.stem in NO_METHOD:
             continue
-        config = compose("config", [f"quantizer={file.stem}"], return_hydra_config=True)
+        try:
+            config = compose("config", [f"quantizer={file.stem}"], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(f"{file} does not compose ({' '.join(str(error).splitlines()[:2])}); mend it") from error
         about: Any = OmegaConf.to_container(config["quantizer"], resolve=False)
         cells = [cell(config, group, folders) for group in COMPONENTS]
         found.append(Recipe(file.stem, title(file), about.get("paper"), about.get("family"), cells))

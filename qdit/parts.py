@@ -19,17 +19,11 @@ from qdit.policy import Policy
 from qdit.recipe import Recipe
 from qdit.sampler.sampler import Sampler
 from qdit.search.base import Setting
-from qdit.store import RECIPE_KEYS, is_full_precision
+from qdit.store import COMPONENTS, RECIPE_KEYS, is_full_precision
 from qdit.tracking import Tracker
 from qdit.transform import RunTime
 
 log = logging.getLogger("qdit")
-
-PARTS = (
-    *("scope", "transform", "weight", "activation", "attention"),
-    *("rounding", "calibration", "search", "correction"),
-)
-"""Config groups whose choice is a part of the recipe; an option without `_target_` is no part."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +103,9 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for key in PARTS:
+    for key in COMPONENTS:
         try:
-            parts[key] = build(config[key]) if "_target_" in config[key] else None
+            parts[key] = build(config[key]) if "_target_" in config[key] else None  # none: an option that is no part
         except UserError as error:
             problems += [f"{key}: {p}" for p in error.problems]
     if problems:

@@ -56,7 +56,7 @@ class LayerSpec:
     @property
     def activation_bits(self) -> int:
         """Bits of the input, 16 where it is not quantized."""
-        return self.activation.bits if self.activation else 16
+        return _bits(self.activation)
 
     def __str__(self) -> str:
         weight = str(self.weight or "in 16 bits")
@@ -82,6 +82,7 @@ class LayerSpec:
 
 
 def _bits(spec: QuantSpec | None) -> int:
+    """Bits of a spec; 16 for full precision."""
     return spec.bits if spec else 16
 
 
@@ -118,5 +119,7 @@ class Policy(dict[str, LayerSpec]):
         """
         try:
             return cls.of(yaml.safe_load(path.read_text())["policy"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a policy file ({type(error).__name__}: {error})") from error
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not a policy file ({type(error).__name__}: {error}); give the policy.yaml of a run"
+            ) from error

@@ -246,10 +246,9 @@ def protocol(config: dict[str, Any], parts: Parts) -> str:
             f"weights={weights(config)}",
             parts.dataset.protocol(),
             parts.sampler.protocol(),
-            *(
-                f"{label}={config[key]}"
-                for label, key in (("N", "num_samples"), ("seed", "seed"), ("bs", "batch_size"))
-            ),
+            f"N={config['num_samples']}",
+            f"seed={config['seed']}",
+            f"bs={config['batch_size']}",
             config["dtype"],
         ]
     )

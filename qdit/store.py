@@ -27,10 +27,11 @@ IMAGES = "samples/images.safetensors"
 """In a run's folder: the images of samples.png, uint8 `images` [n, 3, H, W], for pictures of several runs."""
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
-RECIPE_KEYS = (
-    *("scope", "calibration", "transform", "weight", "activation"),
-    *("attention", "rounding", "correction", "search", "bits"),
+COMPONENTS = (
+    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "correction", "search"),
 )
+"""The config groups that a recipe picks its parts from."""
+RECIPE_KEYS = (*COMPONENTS, "bits")
 
 
 def _umask() -> int:
@@ -154,11 +155,6 @@ class RunDir:
 
     path: Path
 
-    @property
-    def name(self) -> str:
-        """Folder name, `<name>-<run_id>`."""
-        return self.path.name
-
     def result(self) -> dict | None:
         """The record written so far, or None.
 
@@ -173,7 +169,7 @@ class RunDir:
             if record["schema"] == SCHEMA:
                 return record
             found = f"schema {record['schema']}, this version reads {SCHEMA}"
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
             found = f"not a result record ({error})"
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 

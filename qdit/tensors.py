@@ -26,7 +26,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read tensors by name.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     try:
         return load_file(path)

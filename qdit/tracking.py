@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qdit")
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
-_PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in ("layers", "timesteps", "groups")}
+_CHARTS = ("layers", "timesteps", "groups", "bits")  # as `qdit.stages.diagnose` draws them
+_PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
 
 
@@ -30,7 +31,7 @@ class Tracker(Protocol):
     """What a run reports to."""
 
     def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
-        """Report values of one step of a stage (`calibrate`, `search`, `sample`)."""
+        """Report values of one step of a stage (`sampling`, `search`, `sensitivities`)."""
         ...
 
     def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
@@ -176,7 +177,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_credentials() -> bool:
-    """Say whether wandb could log in without asking: a key in the environment, or netrc has its server."""
+    """Return whether wandb could log in without asking: a key in the environment, or netrc has its server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname

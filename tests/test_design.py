@@ -83,6 +83,12 @@ def test_mistakes_are_one_message(tmp_path, capsys):
     assert "has no lines" in capsys.readouterr().err
     assert design.main(["--config-dir", str(tmp_path / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    (tmp_path / "quantizer").mkdir()
+    (tmp_path / "quantizer" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /weight: nonsense\n"
+    )
+    assert design.main(["--config-dir", str(tmp_path)]) == 2
+    assert "mine.yaml does not compose" in capsys.readouterr().err
     assert (tmp_path / "notes.md").read_text() == "no markers\n"
 
 
