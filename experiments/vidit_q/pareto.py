@@ -21,15 +21,16 @@ def main() -> None:
     parser.add_argument("--study", default="vidit_q_pareto")
     arguments = parser.parse_args()
     runs = load_results(arguments.runs_dir, arguments.study)
+    runs["used"] = runs.weight_bits_used.fillna(runs.weight_bits_quantized)  # stored are more
     kinds = runs.quantizer.str.split("_").str[0]
     figure, panels = panels_of(len(PANELS), 9.0, 3.4, sharey=False)
     for axes, (metric, label) in zip(panels, PANELS.items(), strict=True):
         for number, (kind, text) in enumerate(LABELS.items()):
-            line = runs[kinds == kind].sort_values("weight_bits_quantized")
+            line = runs[kinds == kind].sort_values("used")
             colour, marker = look(number)
             about = {"yerr": line[f"{metric}_stderr"], "color": colour, "marker": marker, "label": text}
-            axes.errorbar(line.weight_bits_quantized, line[metric], **about)
-        axes.set(xlabel="bits a weight over the quantized layers, all counted", ylabel=label)
+            axes.errorbar(line.used, line[metric], **about)
+        axes.set(xlabel="bits a weight that a step uses, scales counted", ylabel=label)
     panels[1].axhline(runs[kinds == "fp"].fid_lite0.iloc[0], color="#555555", linestyle="--", label="full precision")
     panels[1].set_yscale("log")
     panels[1].legend(frameon=False)

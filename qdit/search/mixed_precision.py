@@ -2,7 +2,8 @@
 
 1. The sampling steps are split into ranges, the sites into groups, each with the metric that its errors harm.
 2. The sensitivity of (site, bits, range) is the metric's loss when that site alone is quantized in that range alone,
-   on paired noise, with its standard error; what two standard errors do not tell apart is a tie (`qdit.search.ties`).
+   on paired noise, with its standard error. Each sample has the same say, and what two standard errors do not tell
+   apart is a tie (`qdit.search.ties`); both are ours.
 3. The budget is split between groups, and allocated within each.
 4. A site whose bits change over time keeps a weight for each of its bit-widths; the clock picks.
 
@@ -37,7 +38,7 @@ from qdit.search.journal import Journal
 from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.split import Share, Split
-from qdit.search.ties import standard_error, tied
+from qdit.search.ties import evened, standard_error, tied
 from qdit.store import RunDir, digest
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class MixedPrecision(Search):
             cells = Measurement(self.groups, space, ranges, variants, meter).cells(parts)
             losses = [[{} for _ in ranges.parts] for _ in space.genes]
             for numbers in parts.values():
-                for number, loss in zip(numbers, tied([cells[n] for n in numbers]), strict=True):
+                for number, loss in zip(numbers, tied(evened([cells[n] for n in numbers])), strict=True):
                     losses[number] = [dict(each) for each in loss]
             plan = self.choose(Case(space, ranges, rest, parts, losses, variants, meter))
         quantized = variants.assembled(space, plan, ranges)

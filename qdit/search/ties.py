@@ -1,4 +1,8 @@
-"""What measured losses say about an order: values that two standard errors do not tell apart are tied.
+"""What measured losses say about an order: each sample has the same say, and what noise may explain is a tie.
+
+The errors of samples differ by orders of magnitude: a trajectory that turns to another image loses more than all others
+together, and bits that are chosen by mean losses are chosen by it alone. So losses are counted in units of what their
+sample loses over all measurements. To first order that is what lowers the mean of the logarithms, as in `sqnr`.
 
 ViDiT-Q ranks layers by metrics of ten prompts; the sensitivities that its first release shipped do not differ by more
 than their noise. Here all values come from the same noise and labels, so that the standard error of a difference is
@@ -11,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdit.search.bit_budget import Losses
+from qdit.search.sensitivity import Cells
 
 STANDARD_ERRORS = 2.0
 
@@ -42,7 +47,21 @@ def classes(values: NDArray[np.float64]) -> list[list[int]]:
     return found
 
 
-def tied(samples: list[list[dict[int, NDArray[np.float64]]]]) -> Losses:
+def evened(samples: Cells) -> Cells:
+    """The losses of each sample in units of what it loses over all of them; the mean over samples of that sum stays.
+
+    Args:
+        samples: for each gene and range, by bits, the loss of each sample [n].
+
+    >>> evened([[{4: np.array([1.0, 90.0]), 8: np.array([1.0, 10.0])}]])
+    [[{4: array([25.5, 45.9]), 8: array([25.5,  5.1])}]]
+    """
+    total = np.sum([np.abs(values) for gene in samples for cell in gene for values in cell.values()], axis=0)
+    scale = np.where(total > 0, total / max(total.mean(), np.finfo(float).tiny), 1.0)
+    return [[{bits: values / scale for bits, values in cell.items()} for cell in gene] for gene in samples]
+
+
+def tied(samples: Cells) -> Losses:
     """The losses that allocators see: over those at the most bits, one value a class, none where noise explains it.
 
     Args:

@@ -16,7 +16,7 @@ from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.budget import Table
 from qdit.search.space import Gene
 from qdit.search.split import ByError, ByRatio, Even, Share
-from qdit.search.ties import classes, tied
+from qdit.search.ties import classes, evened, tied
 
 ALLOCATORS = [Greedy(), MILP(), DynamicProgramme()]
 WIDTHS = (2, 4, 8)
@@ -174,6 +174,20 @@ def test_ties_have_one_value_and_no_difference_is_none():
 
 
 SHARES = [Share("first", [0], {2: 20.0, 4: 40.0, 8: 80.0}), Share("second", [1], {2: 10.0, 4: 20.0, 8: 40.0})]
+
+
+def test_a_sample_that_turns_away_does_not_outvote_the_others():
+    quiet, loud = np.full(7, 1.0), np.full(7, 0.1)
+    samples = [[{4: np.append(quiet, 1.0), 8: np.zeros(8)}], [{4: np.append(loud, 500.0), 8: np.zeros(8)}]]
+    first, second = evened(samples)
+    assert samples[0][0][4].mean() < samples[1][0][4].mean()  # by the last sample alone
+    assert first[0][4].mean() > second[0][4].mean()
+    assert first[0][4] + second[0][4] == pytest.approx(first[0][4][0] + second[0][4][0])  # each sample loses as much
+    assert (first[0][4] + second[0][4]).mean() == pytest.approx((samples[0][0][4] + samples[1][0][4]).mean())
+
+
+def test_samples_that_lose_nothing_stay_at_nothing():
+    assert not np.any(evened([[{4: np.zeros(3), 8: np.zeros(3)}]])[0][0][4])
 
 
 @pytest.mark.parametrize("split", [Even(), ByError(), ByRatio()])
