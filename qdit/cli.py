@@ -23,10 +23,12 @@ log = logging.getLogger("qdit")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """Compose one run and carry it out."""
+    """Compose one run and carry it out; a sweeper that optimises is told the value of its objective."""
     from qdit import run
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    if multirun:
+        check_objective(cfg)
     try:
         record = run.run(cfg)
     except UserError as error:
@@ -45,7 +47,17 @@ def main(cfg: DictConfig) -> float | None:
         from qdit.callback import print_table
 
         print_table(Path(cfg.runs_dir), str(cfg.study))
-    return None
+    return record["metrics"].get(cfg.objective, {}).get("value") if record is not None else None
+
+
+def check_objective(cfg: DictConfig) -> None:
+    """Leave a sweep that optimises, such as hydra/sweeper=optuna, with code 2 if no run would measure its objective."""
+    measured = list(cfg.get("eval") or {})
+    if not HydraConfig.get().sweeper["_target_"].endswith("BasicSweeper") and cfg.objective not in measured:
+        log.error(
+            "objective=%s is not measured; this run has %s (see eval)", cfg.objective, ", ".join(measured) or "none"
+        )
+        sys.exit(2)
 
 
 def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
