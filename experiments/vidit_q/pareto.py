@@ -30,9 +30,8 @@ def main() -> None:
             colour, marker = look(number)
             about = {"yerr": line[f"{metric}_stderr"], "color": colour, "marker": marker, "label": text}
             axes.errorbar(line.used, line[metric], **about)
-        axes.set(xlabel="bits a weight that a step uses, scales counted", ylabel=label)
+        axes.set(xlabel="mean bits a weight that a step uses, without scales", ylabel=label)
     panels[1].axhline(runs[kinds == "fp"].fid_lite0.iloc[0], color="#555555", linestyle="--", label="full precision")
-    panels[1].set_yscale("log")
     panels[1].legend(frameon=False)
     print(save(figure, Path(__file__).with_name("pareto.png")))
 
