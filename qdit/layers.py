@@ -5,7 +5,7 @@ grid. The product runs on integers where both are codes and `qdit.execution` all
 full-precision modules are replaced, never edited, so that the model is bit-identical after.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -157,7 +157,7 @@ def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.M
 
     What is replaced may also be an attribute that is no module, as an attention's processor is.
     """
-    originals = {name: getattr(*_place(model, name)) for name in layers}
+    originals = present(model, layers)
     try:
         for name, layer in layers.items():
             setattr(*_place(model, name), layer)
@@ -168,6 +168,11 @@ def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.M
             if not isinstance(original, nn.Module):
                 delattr(owner, key)  # a module gives way to another module only
             setattr(owner, key, original)
+
+
+def present(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """What now has the given names in a model: what `replaced` takes to have it back for a while."""
+    return {name: getattr(*_place(model, name)) for name in names}
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:

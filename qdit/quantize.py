@@ -19,7 +19,7 @@ from qdit.errors import UserError
 from qdit.execution import int8
 from qdit.fit import Fit
 from qdit.hessian.refine import refine
-from qdit.layers import QuantLinear, replaced
+from qdit.layers import QuantLinear, present, replaced
 from qdit.model.base import DiffusionModel
 from qdit.policy import Policy
 from qdit.recipe import Recipe
@@ -115,8 +115,14 @@ def fit_policy(
         rewrite = rewritten(recipe.transform, model, sites, collect, Trial(recipe), folder)
     if isinstance(rewrite, RewriteByRange):
         return _fit_ranges(model, recipe, policy, cache(collect), folder, rewrite)
+    original = present(model.denoiser, rewrite.layers)
+
+    def drawn() -> CalibrationData:
+        with replaced(model.denoiser, original):  # other recipes share the data, and know nothing of this rewrite
+            return collect()
+
     with rewrite.installed(model):
-        fit = Fit(model, recipe, recipe.completed(policy, model), collect, folder, rewrite)
+        fit = Fit(model, recipe, recipe.completed(policy, model), drawn, folder, rewrite)
         fit.searched = refine(fit)
         weights = recipe.rounding.weights(fit)
         layers: dict[str, nn.Module] = {

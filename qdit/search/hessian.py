@@ -64,6 +64,7 @@ class Hessian(LeastError):
         """Mean trace times squared error of the weight, summed over a gene's sites."""
         sites = [site for gene in bench.space.genes for site in gene.sites]
         nearest = Variants(bench.model, replace(bench.recipe, rounding=Nearest()), bench.collect)
+        bench.collect()  # on the original network
         with nearest.rewrite.installed(bench.model):
             traces = self.traces(bench, sites)
             weights = {site.name: matrix(bench.model.denoiser.get_submodule(site.name)) for site in sites}

@@ -140,6 +140,8 @@ class MixedPrecision(Search):
         if found:
             raise from_problems(found, "this search")
         variants = BitVariants(model, recipe, cache(collect), folder)
+        for bits in self.widths:
+            variants.at(bits)  # here, where the network is the original one, of which calibration data are
         with variants.rewrite.installed(model), self.meter(variants, ranges, setting, folder) as meter:
             cells = Measurement(self.groups, space, ranges, variants, meter).cells(parts)
             losses = [[{} for _ in ranges.parts] for _ in space.genes]

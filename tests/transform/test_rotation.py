@@ -235,3 +235,15 @@ def test_a_checkpoint_gives_the_same_outputs_whatever_the_random_stream(tiny_mod
     torch.manual_seed(987)
     loaded = load(tmp_path, tiny_model)
     assert torch.equal(output(tiny_model, loaded), expected)
+
+
+def test_data_that_only_a_later_part_needs_are_of_the_original_network(tiny_model):
+    original, seen = tiny_model.denoiser.get_submodule(f"{BLOCK}.ff.net.2"), []
+
+    def collect():
+        seen.append(tiny_model.denoiser.get_submodule(f"{BLOCK}.ff.net.2"))
+        return calibration()
+
+    quantize(tiny_model, recipe(transform=rotation(), rounding=GPTQ()), collect)
+    assert seen == [original]
+    assert tiny_model.denoiser.get_submodule(f"{BLOCK}.ff.net.2") is original
