@@ -28,13 +28,13 @@ from yaml import YAMLError
 
 from qdit.cli import CONF
 from qdit.config import flatten
+from qdit.documents import filled
 from qdit.errors import UserError
 from qdit.options import defaults, head, option_table
 from qdit.store import COMPONENTS, atomic_write
 from qdit.tables import families
 
 NO_METHOD = ("fp", "load")  # full precision, and whatever a checkpoint holds
-MARKED = re.compile(r"<!-- qdit-design: (.+?) -->\n.*?<!-- /qdit-design -->", re.DOTALL)
 
 LEGEND = """Behind an option stand the choices inside it, and the grid, that a recipe changes; * says that it changes
 other values too: `qdit quantizer=NAME --cfg job` shows all."""
@@ -73,19 +73,11 @@ def updated(path: Path, config_dir: Path | None = None) -> str:
     Raises:
         UserError: it cannot be read, has no markers, or has one that says nothing known.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not MARKED.search(text):
-        raise UserError(f"{path} has no lines <!-- qdit-design: recipes --> and <!-- /qdit-design --> to write between")
 
-    def made(marked: re.Match) -> str:
-        what = marked[1]
-        content = table(config_dir) if what == "recipes" else option_table(what.removeprefix("options of "))
-        return f"<!-- qdit-design: {what} -->\n\n{content}\n<!-- /qdit-design -->"
+    def made(what: str) -> str:
+        return table(config_dir) if what == "recipes" else option_table(what.removeprefix("options of "))
 
-    return MARKED.sub(made, text)
+    return filled(path, "qdit-design", made, "recipes")
 
 
 def table(config_dir: Path | None = None) -> str:

@@ -1,6 +1,7 @@
 """The console script `qdit-table`: one command from a folder of runs to a table that can be pasted."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from qdit.documents import filled
 from qdit.errors import UserError
 from qdit.store import atomic_write
 from qdit.tables.build import Table, build_table
@@ -16,7 +18,7 @@ from qdit.tables.expect import differences
 from qdit.tables.records import load_results
 from qdit.tables.render import FORMATS, render, to_csv
 from qdit.tables.select import where
-from qdit.tables.summary import summarise
+from qdit.tables.summary import Summary, summarise
 
 _EXAMPLES = """examples:
   qdit-table                                              every run below runs/, a row a quantizer and bits
@@ -25,6 +27,8 @@ _EXAMPLES = """examples:
   qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
   qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
   qdit-table --study methods --figures figures --at w4a8  its figures, too
+  qdit-table --write README.md                            again, the tables that it asks for between lines such as
+                                                          <!-- qdit-table: --study methods --> and <!-- /qdit-table -->
   qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
 """
 
@@ -33,44 +37,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the table; return 0, 1 (it is not what --expect says) or 2 (the user can mend it)."""
     options = _parser().parse_args(argv)
     try:
-        return _run(options)
+        for path in options.write:
+            atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
+        return 0 if options.write else _run(options)
     except UserError as error:
         print(f"qdit-table: {error}", file=sys.stderr)
         return 2
 
 
 def _run(options: argparse.Namespace) -> int:
-    frame = where(load_results(options.runs_dir, options.study), options.where)
-    keys = list(dict.fromkeys([*(options.rows or ["quantizer"]), *filter(None, [options.cols]), "bits"]))
-    choices = {"seeds": options.seeds, "mix_protocols": options.mix_protocols}
-    if options.format == "csv":
-        text = to_csv(summarise(frame, keys, **choices))
+    frame = _frame(options)
+    text = _text(frame, options)
+    if options.out is None:
+        print(text, end="")
     else:
-        text = render(_table(frame, options, choices), options.format)
-    _write(text, options.out)
+        atomic_write(options.out, text)
     if options.figures is not None:
         _draw(frame, options)
     if options.expect is None:
         return 0
-    found = differences(summarise(frame, keys, **choices), options.expect, options.tolerance)
+    found = differences(_summary(frame, options), options.expect, options.tolerance)
     for line in found:
         print(f"qdit-table: {line}", file=sys.stderr)
     return int(bool(found))
 
 
-def _table(frame: pd.DataFrame, options: argparse.Namespace, choices: dict[str, Any]) -> Table:
+def _part(words: str) -> str:
+    """The table that a document asks for in the words of the command line."""
+    options = _parser().parse_args(shlex.split(words))
+    return _text(_frame(options), options)
+
+
+def _frame(options: argparse.Namespace) -> pd.DataFrame:
+    return where(load_results(options.runs_dir, options.study), options.where)
+
+
+def _summary(frame: pd.DataFrame, options: argparse.Namespace) -> Summary:
+    keys = list(dict.fromkeys([*(options.rows or ["quantizer"]), *filter(None, [options.cols]), "bits"]))
+    return summarise(frame, keys, seeds=options.seeds, mix_protocols=options.mix_protocols)
+
+
+def _text(frame: pd.DataFrame, options: argparse.Namespace) -> str:
+    if options.format == "csv":
+        return to_csv(_summary(frame, options))
+    return render(_table(frame, options), options.format)
+
+
+def _table(frame: pd.DataFrame, options: argparse.Namespace) -> Table:
     """Lay out the runs: as a comparison if they are one, and nothing else was asked for."""
+    choices: dict[str, Any] = {"seeds": options.seeds, "mix_protocols": options.mix_protocols}
     if options.rows is None and options.cols in (None, "bits") and is_comparison(frame):
         return compare(frame, metrics=options.metrics, **choices)
     rows = options.rows or ["quantizer"]
     return build_table(frame, rows=rows, cols=options.cols, metrics=options.metrics, **choices)
-
-
-def _write(text: str, out: Path | None) -> None:
-    if out is None:
-        print(text, end="")
-        return
-    atomic_write(out, text)
 
 
 def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
@@ -103,4 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--at", metavar="BITS", help="for --figures: the bits of curves and samples, e.g. w4a8")
     parser.add_argument("--out", type=Path, help="write the table to this file")
+    parser.add_argument(
+        "--write", type=Path, nargs="+", default=[], metavar="FILE", help="write the tables that documents ask for"
+    )
     return parser

@@ -1,0 +1,33 @@
+"""Documents of which a command writes parts, so that they stay in step with what they tell of. Imports no torch.
+
+A part stands between two lines, such as `<!-- qdit-design: recipes -->` and `<!-- /qdit-design -->`: the command, and
+what it is asked for.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from qdit.errors import UserError
+
+
+def filled(path: Path, command: str, make: Callable[[str], str], example: str) -> str:
+    """The text of a document with the parts of a command written again.
+
+    Args:
+        path: the document, UTF-8.
+        command: whose parts; those of others stay as they are.
+        make: from what a marker asks for to what belongs between it and the end.
+        example: what a marker may ask for, for the message.
+
+    Raises:
+        UserError: the document cannot be read, or has no such part.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    marked = re.compile(rf"<!-- {command}: (.+?) -->\n.*?<!-- /{command} -->", re.DOTALL)
+    if not marked.search(text):
+        raise UserError(f"{path} has no lines <!-- {command}: {example} --> and <!-- /{command} --> to write between")
+    return marked.sub(lambda part: f"<!-- {command}: {part[1]} -->\n\n{make(part[1])}\n<!-- /{command} -->", text)
