@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
-    from qdit.execution import executing, tune_cpu
+    from qdit.execution import attending, executing, tune_cpu
     from qdit.parts import assemble
 
     tune_cpu()
@@ -51,7 +51,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     for key in ("runs_dir", "cache_dir"):
         store.writable(Path(config[key]), key)
     try:
-        with executing(config["execution"], parts.model.device):
+        keys = max((attention.keys for attention in parts.model.attentions()), default=0)
+        with executing(config["execution"], parts.model.device), attending(parts.model.device, keys):
             return [execute(each, parts) for each in configs][-1]
     finally:
         del parts

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from qdit.cli import CONF
 from qdit.config import resolved
-from qdit.execution import executing, has_int8, tune_cpu
+from qdit.execution import attending, executing, has_int8, tune_cpu
 from qdit.parts import assemble
 from qdit.quantize import quantize
 
@@ -45,7 +45,8 @@ def made(words: str):
 
 def seconds(parts, labels, quantized=None, execution="simulated") -> float:
     installed = nullcontext() if quantized is None else quantized.installed(parts.model)
-    with installed, executing(execution, CPU):
+    keys = max(attention.keys for attention in parts.model.attentions())
+    with installed, executing(execution, CPU), attending(CPU, keys):
         start = perf_counter()
         parts.sampler.sample(parts.model, list(range(len(labels))), labels, 0)
         return perf_counter() - start
