@@ -61,8 +61,8 @@ def repeatable(device: torch.device) -> AbstractContextManager[Any]:
 def attending(device: torch.device, keys: int) -> AbstractContextManager[Any]:
     """Attention by the faster kernel while the context lasts, the same but for the order of sums.
 
-    torch's fused one for the CPU blocks long sequences well, and costs twice the plain products of 64 keys and eighteen
-    times those of 16. On other devices torch chooses.
+    torch's fused one for the CPU makes many small products, which cost oneDNN (`tune_cpu`) more than they do MKL: twice
+    the time of plain products at 64 keys, eighteen times at 16. On other devices torch chooses.
 
     Args:
         device: what computes.
