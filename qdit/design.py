@@ -81,10 +81,15 @@ def updated(path: Path, config_dir: Path | None = None) -> str:
 
 
 def table(config_dir: Path | None = None) -> str:
-    """The table in Markdown, with the sentence that explains it.
+    """The table in Markdown, with the sentence that explains it. Raises as `listed` does."""
+    return rendered(listed(config_dir))
+
+
+def listed(config_dir: Path | None = None) -> list[Recipe]:
+    """The table's rows: every recipe, with what it picks in each of `qdit.store.COMPONENTS`.
 
     Raises:
-        UserError: `config_dir` is no folder.
+        UserError: `config_dir` is no folder, or holds a recipe that does not compose.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is no folder; one with quantizer/NAME.yaml is needed")
@@ -96,7 +101,7 @@ def table(config_dir: Path | None = None) -> str:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         GlobalHydra.instance().clear()
         Hydra.create_main_hydra2("qdit-design", search)  # hydra.searchpath does not serve options by themselves
-        return rendered(recipes(folders))
+        return recipes(folders)
 
 
 def recipes(folders: tuple[Path, ...]) -> list[Recipe]:

@@ -10,6 +10,7 @@ the null class, a share of the points gets the null class as its label (Q-DiT's 
 `null_share=0`). Options differ in which steps of a trajectory they keep: see their classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, erf, sqrt
@@ -67,7 +68,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryCalibration:
+class TrajectoryCalibration(ABC):
     """What the options share: choose points of trajectories, and collect them.
 
     Args:
@@ -91,9 +92,9 @@ class TrajectoryCalibration:
                 f"batch_size={self.batch_size} must be at least 1 and null_share={self.null_share} between 0 and 1"
             )
 
+    @abstractmethod
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
         """The step indices recorded of one trajectory, `per_trajectory` at most."""
-        raise TypeError("choose one of the options")
 
     def choose(self, num_steps: int, seed: int, null_share: float) -> list[Point]:
         """The points, in the order in which they are run, shuffled so that each batch mixes timesteps.

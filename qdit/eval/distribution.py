@@ -96,10 +96,10 @@ class DistributionMetric(Metric):
         features = samples.features(self.extractor)
         for kind, x in features.items():
             if len(x) != samples.n:
-                raise UserError(f"{len(x)} {kind} features of {self.extractor} for {samples.n} samples; sample again")
+                raise UserError(f"{len(x)} {kind} features for {samples.n} samples; overwrite=true makes them again")
             if not x.isfinite().all():
                 worst = int((~x.isfinite().all(1)).nonzero()[0])
-                raise UserError(f"{kind} features of sample {worst} are not finite: they are damaged; sample again")
+                raise UserError(f"{kind} features of sample {worst} are damaged (not finite); try overwrite=true")
         return features
 
 

@@ -17,6 +17,7 @@ from qdit.tables.quantity import Quantity, cost_quantity, metric_quantity, stem
 CURVE = "sqnr_per_timestep"
 FEW = 12  # points that all have their names
 _LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
+_DASHED: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 0.9}  # full precision
 _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
 
 
@@ -33,22 +34,20 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
         for place, rows in enumerate(methods.values()):
             row = next((row for row in rows if row["bits"] == width and row[metric] is not None), None)
             if row is not None:
-                bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
-                axes.errorbar(
-                    row[metric] * quantity.factor, place, xerr=bar, color=study.colour(row), fmt="o", markersize=4
-                )
+                about: dict[str, Any] = {"color": study.colour(row), "fmt": "o", "markersize": 4}
+                axes.errorbar(row[metric] * quantity.factor, place, xerr=_bar(row, quantity), **about)
         axes.set_title(width, fontsize=9)
         axes.set_xlabel(quantity.label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        if study.full is not None and (value := study.full.get(metric)) is not None:
-            axes.axvline(value * quantity.factor, color="#555555", linestyle="--", linewidth=0.9)
+        if (value := _full(study, quantity)) is not None:
+            axes.axvline(value, **_DASHED)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     for label, rows in zip(panels[0].get_yticklabels(), methods.values(), strict=True):
         label.set_color(study.colour(rows[0]))
     handles = family_handles([row["family"] for row in study.rows])
-    if study.full is not None and study.full.get(metric) is not None:
-        handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=0.9, label="full precision"))
+    if _full(study, quantity) is not None:
+        handles.append(Line2D([], [], **_DASHED, label="full precision"))
     legend(panels[0], handles)
     return save(figure, path)
 
@@ -62,9 +61,9 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     rows = [row for row in study.rows if None not in (row[cost], row[metric])]
     figure, axes = axes_of(6.4, 4.4)
     for row in rows:
-        bar = 2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0)
         about: dict[str, Any] = {"color": study.colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
-        axes.errorbar(row[cost], row[metric] * quantity.factor, yerr=bar, markersize=4, elinewidth=0.6, **about)
+        about |= {"yerr": _bar(row, quantity), "markersize": 4, "elinewidth": 0.6}
+        axes.errorbar(row[cost], row[metric] * quantity.factor, **about)
     points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
     chosen = front(points, quantity.higher_is_better is not False)
     axes.plot(*points[chosen].T, color="black", linewidth=0.9, alpha=0.7, zorder=1, drawstyle="steps-post")
@@ -79,7 +78,7 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     names = [
         (study.names[id(row)], *point, study.colour(row)) for row, point in zip(rows, points.tolist(), strict=True)
     ]
-    bars = np.array([2 * quantity.factor * (row[f"{metric}_stderr"] or 0.0) for row in rows])
+    bars = np.array([_bar(row, quantity) for row in rows])
     covered = [points + np.stack([0 * bars, share * bars], 1) for share in (-1, -0.5, 0, 0.5, 1)]
     covered += [_between(points[chosen])]
     named = chosen if len(rows) > FEW else range(len(rows))
@@ -140,13 +139,24 @@ def _between(corners: NDArray[np.float64], count: int = 40) -> NDArray[np.float6
     return np.concatenate(legs) if legs else np.empty((0, 2))
 
 
+def _bar(row: dict[str, Any], quantity: Quantity) -> float:
+    """Half the length of a row's error bar: two standard errors, as shown."""
+    return 2 * quantity.factor * (row[f"{quantity.column}_stderr"] or 0.0)
+
+
+def _full(study: Study, quantity: Quantity) -> float | None:
+    """Full precision's value, as shown; None where the metric compares with it."""
+    value = None if study.full is None else study.full.get(quantity.column)
+    return None if value is None else value * quantity.factor
+
+
 def _reference(axes: Axes, study: Study, quantity: Quantity) -> None:
     """Draw full precision as a dashed line, where the metric has a value of it."""
-    if study.full is not None and (value := study.full.get(quantity.column)) is not None:
-        axes.axhline(value * quantity.factor, color="#555555", linestyle="--", linewidth=0.9)
+    if (value := _full(study, quantity)) is not None:
+        axes.axhline(value, **_DASHED)
         place = axes.get_yaxis_transform()
         about: dict[str, Any] = {"transform": place, "fontsize": 7, "color": "#555555", "va": "bottom"}
-        axes.text(0.01, value * quantity.factor, "full precision", **about)
+        axes.text(0.01, value, "full precision", **about)
 
 
 def _logarithmic(axes: Axes, metric: str) -> None:

@@ -11,6 +11,7 @@ Squares are averaged over a point's tokens, [points, 1, channels] a unit: a boun
 of tokens. BRECQ keeps them a token; that would be as large as the activations of all units together.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.execution import repeatable
 from qdit.model.base import DiffusionModel
 from qdit.rounding.units import Unit
 from qdit.sampler.noise import generator
 
+log = logging.getLogger("qdit")
 POINTS = 4  # in one backward pass, whose activations are all alive at once
 
 
@@ -45,7 +48,7 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
     found: dict[str, list[Tensor]] = {name: [] for name in places}
     first = 0
     for x, t, y in replace(data, batch_size=POINTS).batches(model):
-        with torch.enable_grad(), outputs(model.denoiser, paths) as seen:
+        with torch.enable_grad(), repeatable(model.device), outputs(model.denoiser, paths) as seen:
             output = model.denoise(x, t, y)
             signs = torch.stack([_signs(seed, first + n, output[0]) for n in range(len(x))]).to(output)
             gradients = dict(zip(paths, torch.autograd.grad(output, [seen[p] for p in paths], signs), strict=True))
@@ -53,7 +56,16 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
             found[name].append(_per_channel(torch.stack([gradients[p].float() for p in group]).sum(0).square()).cpu())
         first += len(x)
     joined = {name: torch.cat(parts) for name, parts in found.items()}
-    return {name: squares / squares.mean() for name, squares in joined.items()}
+    return {name: _relative(name, squares) for name, squares in joined.items()}
+
+
+def _relative(name: str, squares: Tensor) -> Tensor:
+    """Squares relative to their mean; where nothing reaches the prediction (a closed gate), all count alike."""
+    mean = squares.mean()
+    if mean == 0:
+        log.warning("adaround: nothing reaches the prediction from %s, whose outputs count alike", name)
+        return torch.ones_like(squares)
+    return squares / mean
 
 
 @contextmanager

@@ -154,3 +154,12 @@ def test_importances_are_squared_gradients_of_the_output(tiny_model, data):
     squares = gradient.square().mean(1, keepdim=True)
     torch.testing.assert_close(found["block_000"], squares / squares.mean())
     assert all(p.grad is None for p in tiny_model.denoiser.parameters())
+
+
+def test_where_nothing_reaches_the_prediction_all_outputs_count_alike(tiny_model, data):
+    torch.nn.init.zeros_(tiny_model.denoiser.transformer_blocks[1].norm1.linear.weight)  # as before any training
+    parts = segments(tiny_model.sites(), {s.name for s in tiny_model.sites()})
+    units = [unit for group in list_units(parts, lambda one, other: False) for unit in group]
+    found = importances(tiny_model, data, units, seed=3)
+    assert (found["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1"] == 1).all()
+    assert all(importance.isfinite().all() for importance in found.values())
