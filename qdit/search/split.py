@@ -67,11 +67,11 @@ def even(shares: Sequence[Share], limit: float) -> list[float]:
 
 
 def fitted(wanted: Sequence[float], shares: Sequence[Share], limit: float) -> list[float]:
-    """Limits as near to the wanted ones as the groups and the whole limit allow."""
+    """Limits as near to the wanted ones as the groups allow, and together as much as the whole limit allows."""
     inside = [min(max(w, s.least), s.most) for w, s in zip(wanted, shares, strict=True)]
-    least = sum(s.least for s in shares)
-    part = min(1.0, (limit - least) / max(sum(inside) - least, LEAST_ERROR))
-    return [s.least + part * (x - s.least) for x, s in zip(inside, shares, strict=True)]
+    ends = [s.most if sum(inside) < limit else s.least for s in shares]  # what one group cannot spend, the others may
+    part = min(1.0, abs(limit - sum(inside)) / max(abs(sum(ends) - sum(inside)), LEAST_ERROR))
+    return [x + part * (end - x) for x, end in zip(inside, ends, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

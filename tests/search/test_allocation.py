@@ -199,6 +199,13 @@ def test_splits_keep_the_limit_and_give_every_group_its_least(split, limit):
         assert all(share.least <= found * (1 + 1e-9) for share, found in zip(SHARES, limits, strict=True))
 
 
+@pytest.mark.parametrize("limit", [47.0, 90.0, 115.0, 120.0])
+def test_what_one_group_cannot_spend_the_others_may(limit):
+    for limits in ByRatio().limits(SHARES, limit, lambda share, bits: 0.0):
+        assert sum(limits) == pytest.approx(limit)
+        assert all(found <= share.most * (1 + 1e-9) for share, found in zip(SHARES, limits, strict=True))
+
+
 def test_the_group_with_the_larger_error_gets_more():
     even = Even().limits(SHARES, 60.0, lambda share, bits: 0.0)[0]
     assert even == pytest.approx([40.0, 20.0])
