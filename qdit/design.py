@@ -37,7 +37,8 @@ from qdit.tables import families
 NO_METHOD = ("fp", "load")  # full precision, and whatever a checkpoint holds
 
 LEGEND = """Behind an option stand the choices inside it, and the grid, that a recipe changes; * says that it changes
-other values too: `qdit quantizer=NAME --cfg job` shows all."""
+other values too: `qdit quantizer=NAME --cfg job` shows all. Bits such as W4A4 are of linear layers: without
+`attention` the products of queries, keys and values stay in full precision."""
 
 
 class Recipe(NamedTuple):
