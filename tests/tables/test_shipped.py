@@ -1,0 +1,35 @@
+"""The comparison that is shipped: complete, under one protocol, and what the documents show of it."""
+
+import pytest
+
+from qdit import tables
+from qdit.cli import CONF
+from qdit.tables import load_results
+
+ROOT = CONF.parent
+RECIPES = {path.stem for path in (CONF / "quantizer").glob("*.yaml")} - {"fp", "load"}
+DOCUMENTS = [ROOT / "README.md", ROOT / "experiments/comparison/README.md"]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return load_results(ROOT / "experiments/comparison/results", "methods")
+
+
+def test_every_recipe_is_there_at_every_bits_with_errors_and_one_protocol(runs):
+    quantized = runs[runs.quantizer != "fp"]
+    cells = set(zip(quantized.quantizer, quantized.bits, strict=True))
+    assert cells == {(name, bits) for name in RECIPES for bits in ("w8a8", "w6a6", "w4a8", "w4a4")}
+    assert (runs.status == "done").all()
+    assert runs.protocol_id.nunique() == 1
+    assert quantized[["sqnr", "sqnr_stderr", "fid_lite0_delta", "fid_lite0_delta_stderr"]].notna().all(None)
+    assert (quantized.sqnr_n == 256).all()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_documents_show_what_is_shipped(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # their commands are given there
+    again = tmp_path / "README.md"
+    again.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert tables.main(["--write", str(again)]) == 0
+    assert again.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), f"qdit-table --write {path.name}"
