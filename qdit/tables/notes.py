@@ -40,10 +40,14 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
 
 def _seeds(summary: Summary) -> str:
     """Which rows are means over seeds, and what their ± is."""
+    rows = [row for row in summary.rows if row["seeds"] and row["quantizer"] != select.FULL_PRECISION]
+    counts_of: dict[str, set[int]] = {}
+    for row in rows:
+        counts_of.setdefault(row["quantizer"], set()).add(row["seeds"])
     names: dict[int, list[str]] = {}
-    for row in summary.rows:
-        if row["seeds"] and row["quantizer"] != select.FULL_PRECISION:
-            names.setdefault(row["seeds"], []).append(row["quantizer"])
+    for row in rows:
+        apart = f" at {row['bits']}" if len(counts_of[row["quantizer"]]) > 1 else ""
+        names.setdefault(row["seeds"], []).append(f"{row['quantizer']}{apart}")
     several = {count: sorted(set(found)) for count, found in sorted(names.items()) if count > 1}
     counts = " or ".join(map(str, several)) or "several"
     if len(names) < 2:

@@ -25,6 +25,13 @@ def test_seeds_become_mean_and_deviation(seeded):
     assert table.footnotes == ["q_dit-w8a8, seed 1: out of memory"]
 
 
+def test_bits_of_a_method_that_alone_were_repeated_are_named(tmp_path):
+    records = [record("rtn", "w4a8", {"sqnr": metric(v, 0.1)}, seed=s) for s, v in enumerate((19.0, 20.0, 21.0))]
+    runs = write(tmp_path / "runs", *records, record("rtn", "w8a8", {"sqnr": metric(40.0, 0.1)}))
+    lines = build_table(load_results(runs), metrics=["sqnr"], cols="bits").lines
+    assert "over 3 seeds: rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
+
+
 def test_seeds_all_is_a_row_each(seeded):
     table = build_table(load_results(seeded), metrics=["sqnr"], seeds="all")
     assert table.header[:3] == ["quantizer", "bits", "seed"]
