@@ -86,7 +86,7 @@ def test_refusals(held, features, reference):
         ours.compute(full, held(features(50, 0)), reference(features(90, 1)))
     broken = features(60, 0)
     broken["pooled"][7, 3] = torch.inf
-    with pytest.raises(UserError, match="sample 7 are not finite"):
+    with pytest.raises(UserError, match="sample 7 are damaged"):
         ours.compute(held(broken), full, reference(features(90, 1)))
     short = features(60, 0) | {"spatial": torch.zeros(59, 6)}
     with pytest.raises(UserError, match="59 spatial features"):
