@@ -26,6 +26,7 @@ from qdit.samples import SampleSet
 from qdit.store import IMAGES, RECIPE_KEYS, SCIENCE, VALUES, atomic_write, digest, weights
 from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
+from qdit.versions import versioned, without_neutral
 
 log = logging.getLogger("qdit")
 SHOWN = 16  # samples in samples.png
@@ -37,6 +38,7 @@ def path_id(config: dict[str, Any]) -> str:
     """A digest of what a full-precision trajectory depends on; how many others there are, and how batched, is not."""
     known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
     known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
+    known = without_neutral(known)
     return digest({"version": SCIENCE, "weights": weights(config), **known})
 
 
@@ -44,7 +46,7 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
-    key = digest({"calibration": config["calibration"], "path": path_id(config)})
+    key = digest(without_neutral({"calibration": config["calibration"]}) | {"path": path_id(config)})
     path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
 
     def make() -> None:
@@ -60,10 +62,9 @@ def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
 
 def rounding_folder(config: dict[str, Any]) -> Path:
     """Where rounded weights are kept: shared by all runs that round alike, whatever they search, correct or sample."""
-    recipe = {k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}
-    return (
-        Path(config["cache_dir"]) / "rounding" / digest({"format": FORMAT, "recipe": recipe, "path": path_id(config)})
-    )
+    recipe = versioned({k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}, config)
+    about = {"format": FORMAT, "recipe": recipe, "path": path_id(config)}
+    return Path(config["cache_dir"]) / "rounding" / digest(about)
 
 
 def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:

@@ -17,6 +17,7 @@ from typing import Any
 
 from qdit.errors import UserError
 from qdit.locks import exclusive
+from qdit.versions import versioned, without_neutral
 
 SCHEMA = 1  # of result.json
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
@@ -50,11 +51,12 @@ def digest(value: Any) -> str:
 
 def science(config: dict) -> dict:
     """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
+    protocol = without_neutral({k: config[k] for k in PROTOCOL_KEYS})
     if is_full_precision(config):
-        return {k: config[k] for k in PROTOCOL_KEYS}
+        return protocol
     if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
-        return {k: config[k] for k in PROTOCOL_KEYS} | {"checkpoint": checkpoint}
-    chosen = {k: config[k] for k in PROTOCOL_KEYS + RECIPE_KEYS}
+        return protocol | {"checkpoint": checkpoint}
+    chosen = protocol | versioned({k: config[k] for k in RECIPE_KEYS}, config)
     if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
         given = Path(path).expanduser()
         found = [file for file in (given, given / "policy.yaml") if file.is_file()]

@@ -1,0 +1,97 @@
+"""Which parts of a recipe have changed their numbers, and which config keys are newer than shipped results.
+
+A run's id, and the keys of what runs share, are hashes of whole config groups. So that results made before are found
+again, and none is taken for another:
+
+* a part whose numbers changed has a version above 1, which enters the hashes of the runs that have this part, and of
+  no other;
+* a config key that is new has a neutral value, with which everything is as it was without the key; hashes leave it out
+  then.
+
+Imports no torch: a finished run is recognised at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A part that gives other numbers than it once did."""
+
+    part: str
+    """Its name in the hashes."""
+    number: int
+    """2 after the first change."""
+    why: str
+    """What changed."""
+    concerns: Callable[[Tree], bool]
+    """Whether a resolved config has this part."""
+
+
+def nodes(tree: Any) -> Iterator[Tree]:
+    """The mappings of a config that describe objects, nested ones too."""
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield tree
+        for value in tree.values():
+            yield from nodes(value)
+
+
+def _targets(tree: Any) -> set[str]:
+    """The names of the classes that a config describes, without their modules."""
+    return {str(node["_target_"]).rpartition(".")[2] for node in nodes(tree)}
+
+
+def _samples_values(config: Tree) -> bool:
+    """Whether ranges or code-books are found from a sample of values, of which extremes alone are exact."""
+    from_values = {"Percentile", "PercentileMSE", "MSE"}
+    probabilities = {"TwoRegionProbabilities", "ReleasedSumProbabilities", "LogSqrt2Probabilities"}
+    attention = _targets(config["attention"])
+    static = "StaticActivation" in _targets(config["activation"])
+    return (
+        (static and not from_values.isdisjoint(_targets(config["activation"])))
+        or not attention.isdisjoint(from_values | probabilities)
+        or any(
+            str(node["_target_"]).endswith(".Reparameterization") and not from_values.isdisjoint(_targets(node))
+            for node in nodes(config["transform"])
+        )
+    )
+
+
+VERSIONS: tuple[Version, ...] = (
+    Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
+)
+
+NEUTRAL: Mapping[str, Any] = {}
+"""New keys by their dotted path in the config, with their neutral value."""
+
+
+def versions(config: Tree) -> dict[str, int]:
+    """The versions of the parts that a resolved config has, where they are not 1."""
+    return {each.part: each.number for each in VERSIONS if each.number > 1 and each.concerns(config)}
+
+
+def versioned(chosen: Tree, config: Tree) -> Tree:
+    """What is to be hashed of a recipe: `chosen` groups without new keys that are neutral, and the parts' versions.
+
+    Args:
+        chosen: groups of the config by name; it is not changed.
+        config: the whole resolved config.
+    """
+    kept = without_neutral(chosen)
+    return kept | {"versions": found} if (found := versions(config)) else kept
+
+
+def without_neutral(chosen: Tree, prefix: str = "") -> Tree:
+    """The groups without keys of `NEUTRAL` that have their neutral value; a new group that is left empty goes, too."""
+    kept: Tree = {}
+    for key, value in chosen.items():
+        path = f"{prefix}{key}"
+        if path in NEUTRAL and value == NEUTRAL[path]:
+            continue
+        kept[key] = without_neutral(value, f"{path}.") if isinstance(value, dict) and value else value
+    return kept
