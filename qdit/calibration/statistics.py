@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from qdit.calibration.calibration import CalibrationData
@@ -17,37 +18,90 @@ LEAST_RESERVOIR = 2**15  # of one group of timesteps
 
 
 class ValueReservoir:
-    """The exact minimum and maximum and about `size` values of everything seen, thinned evenly.
+    """The exact minimum and maximum and a fair sample of about `size` of all values seen.
 
-    When full, every second value is dropped and from then on every second new one is kept, so that all batches weigh
-    the same and the result does not depend on a random stream.
+    The stream of values, each of which has a number, is cut into blocks of 2^k, and one value of each block is kept,
+    chosen at random. When there are too many, two blocks become one and one of their two values is dropped. So every
+    value is as likely as any other, whatever axis of a tensor it lies on, and the sample depends on the seed and the
+    stream, not on the batches in which the stream came.
 
     Args:
         size: of values kept, of all rows together.
         rows: that are told apart, such as channels or heads; what is seen is [rows, …] then.
+        seed: of the choice.
     """
 
-    def __init__(self, size: int = RESERVOIR, rows: int = 1) -> None:
-        self.size, self.rows, self.stride = size, rows, 1
+    def __init__(self, size: int = RESERVOIR, rows: int = 1, seed: int = 0) -> None:
+        self.size, self.rows, self.seed = size, rows, seed
+        self.level = self.seen = 0  # k, and the values of a row so far
         self.kept: list[Tensor] = []
+        self.places: list[Tensor] = []  # of what is kept, in the stream
         self.extremes = torch.tensor([float("inf"), float("-inf")]).repeat(rows, 1)
 
     def add(self, x: Tensor) -> None:
         """Take in a tensor of any shape, or [rows, …]."""
         rows = x.detach().reshape(self.rows, -1)
+        if not rows.shape[1]:
+            return
         lo, hi = (end.cpu() for end in rows.aminmax(dim=1))
         self.extremes = torch.stack(
             [torch.minimum(self.extremes[:, 0], lo), torch.maximum(self.extremes[:, 1], hi)], dim=1
         )
-        self.kept.append(rows[:, :: self.stride].float().cpu())
-        while sum(part.numel() for part in self.kept) > self.size:
-            self.kept = [torch.cat(self.kept, 1)[:, ::2]]
-            self.stride *= 2
+        end = self.seen + rows.shape[1]
+        self._thin(end)
+        blocks = torch.arange(self.seen >> self.level, ((end - 1) >> self.level) + 1)
+        places = chosen(blocks, self.level, self.seed)
+        places = places[(places >= self.seen) & (places < end)]
+        self.kept.append(rows[:, (places - self.seen).to(rows.device)].float().cpu())
+        self.places.append(places)
+        self.seen = end
+
+    def _thin(self, end: int) -> None:
+        """Make the blocks long enough for rows of `end` values."""
+        level = self.level
+        while self.rows * (((end - 1) >> level) + 1) > self.size and end > 1 << level:
+            level += 1
+        if level > self.level and self.kept:
+            kept, places = torch.cat(self.kept, 1), torch.cat(self.places)
+            stay = chosen(places >> level, level, self.seed) == places
+            self.kept, self.places = [kept[:, stay]], [places[stay]]
+        self.level = level
 
     def values(self) -> Tensor:
-        """The sample with the extremes, [n], or [rows, n] of several."""
-        values = torch.cat([*self.kept, self.extremes], 1)
+        """The sample, whose least and greatest values are the exact extremes, [n], or [rows, n] of several."""
+        values = torch.cat(self.kept, 1)
+        if self.level:
+            row, top = torch.arange(self.rows), values.argmax(1)
+            low = values.argmin(1)
+            low = torch.where(low == top, (top + 1) % values.shape[1], low)
+            values[row, low], values[row, top] = self.extremes.unbind(1)
         return values[0] if self.rows == 1 else values
+
+
+def chosen(blocks: Int[Tensor, " n"], level: int, seed: int) -> Int[Tensor, " n"]:
+    """The number of the value that is kept of each block of 2^`level` values.
+
+    Of a block's two halves one is chosen by a random bit, and so on downwards: a choice at one level is one of the two
+    choices at the level below.
+
+    >>> chosen(torch.arange(4), 3, seed=0) // 8
+    tensor([0, 1, 2, 3])
+    """
+    for k in range(level, 0, -1):
+        bits = _scrambled(_scrambled(blocks & _LOW32) + (blocks >> 32) + k * 0x9E3779B9 + seed * 0x85EBCA6B)
+        blocks = 2 * blocks + (bits & 1)
+    return blocks
+
+
+_LOW32 = 0xFFFFFFFF
+
+
+def _scrambled(numbers: Tensor) -> Tensor:
+    """Pseudo-random 32-bit numbers, each a function of one number: the last steps of MurmurHash3."""
+    x = numbers & _LOW32
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _LOW32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _LOW32
+    return x ^ (x >> 16)
 
 
 class GroupedReservoirs:
