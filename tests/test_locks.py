@@ -1,5 +1,7 @@
 """What processes share is made once: two at the same time, a killed one, and the same one twice."""
 
+import errno
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qdit import locks
 from qdit.errors import UserError
 from qdit.locks import Busy, exclusive, once
 from qdit.samples import SampleSet
@@ -112,3 +115,41 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), exclusive(tmp_path / "file" / ".lock"):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of_once(code, tmp_path, monkeypatch, caplog):
+    def refuse(descriptor, blocking=True):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
+    monkeypatch.setattr(locks, "_unlocked", set())
+    with caplog.at_level(logging.WARNING, "qdit"):
+        for name in ("one", "two"):
+            with exclusive(tmp_path / name / ".lock", busy="taken"):
+                pass
+    assert len(caplog.records) == 1
+    assert os.strerror(code) in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "folder", "pipe"])
+def test_what_stands_in_the_place_of_a_lock_is_neither_followed_nor_emptied(kind, tmp_path):
+    file, treasure = tmp_path / "x" / ".lock", tmp_path / "treasure"
+    file.parent.mkdir()
+    if kind != "dangling":
+        treasure.write_text("gold")
+    {
+        "link": lambda: file.symlink_to(treasure),
+        "dangling": lambda: file.symlink_to(treasure),
+        "hard link": lambda: file.hardlink_to(treasure),
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+    }[kind]()
+    if kind == "hard link":  # is a file as any other
+        with exclusive(file):
+            pass
+    else:
+        with pytest.raises(UserError, match="has to be|cannot write"), exclusive(file):
+            pass
+    assert treasure.exists() == (kind != "dangling")
+    assert not treasure.exists() or treasure.read_text() == "gold"
