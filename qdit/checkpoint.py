@@ -28,7 +28,7 @@ from qdit.policy import Policy
 from qdit.quantize import Quantized
 from qdit.record import git_state, now, versions
 from qdit.sampler.clock import Clock
-from qdit.tensors import load_tensors, save_tensors
+from qdit.tensors import load_tensors, save_plain
 from qdit.timed import TimedLinear
 from qdit.transform import Rewrite, Transform
 
@@ -76,7 +76,7 @@ def save(quantized: Quantized, folder: Path, provenance: Mapping[str, Any]) -> M
         "others": {name: writer.value(getattr(quantized, name), name) for name in own},
     }
     (folder / MANIFEST).unlink(missing_ok=True)
-    save_tensors(folder / TENSORS, writer.tensors)
+    save_plain(folder / TENSORS, writer.tensors)
     return write(folder, {"base": base, "policy": quantized.policy.tree(), "model": tree, "provenance": about})
 
 

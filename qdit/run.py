@@ -166,8 +166,7 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
             store.remove(cached(config), "**/*.safetensors", "**/*.jsonl")
         opened = build(config["logger"]).open(config, config["study"], config["name"], run_id(config), where.path)
         with opened as tracker:
-            result = measure(config, parts, where, tracker)
-            where.save_result(result)
+            result = where.save_result(measure(config, parts, where, tracker))
             log.info("  pictures: %s", where.path / "samples.png")
             tracker.finish(result, where.path)
     return result

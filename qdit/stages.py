@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.rounding.resume import FORMAT
 from qdit.samples import SampleSet
-from qdit.store import IMAGES, RECIPE_KEYS, SCIENCE, VALUES, atomic_write, digest, weights
+from qdit.store import IMAGES, RECIPE_KEYS, SCIENCE, VALUES, digest, weights
 from qdit.tensors import load_tensors, save_tensors
 from qdit.tracking import Tracker
 from qdit.versions import versioned, without_neutral
@@ -236,7 +235,7 @@ def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference:
     labels = parts.dataset.labels(list(range(len(first))), config["seed"])
     captions = [names[int(label)] for label in labels]
     figures.sample_grid(rows, path, captions)
-    atomic_write(path.parent / IMAGES, to_bytes({"images": own.contiguous().cpu()}, {"captions": json.dumps(captions)}))
+    save_tensors(path.parent / IMAGES, {"images": own}, {"captions": json.dumps(captions)})
 
 
 def protocol(config: dict[str, Any], parts: Parts) -> str:

@@ -7,9 +7,10 @@ cache/<stage>/<hash>            what runs share: calibration data, full-precisio
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from qdit.errors import UserError
 from qdit.locks import exclusive
+from qdit.seal import DIGEST, Broken, sealed, verify
 from qdit.versions import versioned, without_neutral
 
 SCHEMA = 1  # of result.json
@@ -33,6 +35,8 @@ COMPONENTS = (
 )
 """The config groups that a recipe picks its parts from."""
 RECIPE_KEYS = (*COMPONENTS, "bits")
+_PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # names of `atomic_write`'s temporary files
+ABANDONED = 3600.0  # seconds without a write after which a temporary file is of a process that was killed
 
 
 def _umask() -> int:
@@ -118,11 +122,31 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             stream.write(data.encode() if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
+        _sweep(path.parent, Path(partial).stat().st_mtime - ABANDONED)
         os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, before: float) -> None:
+    """Delete what killed processes left of files that they wrote: last written `before`, by the folder's own clock."""
+    for file in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process sweeps, or it is another user's
+            if _PARTIAL.fullmatch(file.name) and file.stat().st_mtime < before:
+                file.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, too: a rename is kept by it and not by the file."""
+    with suppress(OSError):  # some file systems have no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def writable(folder: Path, key: str) -> None:
@@ -169,9 +193,12 @@ class RunDir:
         try:
             record = json.loads(file.read_text())
             if record["schema"] == SCHEMA:
+                verify(record)
                 return record
             found = f"schema {record['schema']}, this version reads {SCHEMA}"
-        except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
+        except Broken as error:
+            found = f"damaged ({error})"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no text
             found = f"not a result record ({error})"
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 
@@ -180,21 +207,29 @@ class RunDir:
         remove(self.path, "result.json", "metrics.json", "search.jsonl", "correction.safetensors")
         remove(self.path, "checkpoint/*", "samples/*.safetensors")
 
-    def save_result(self, record: dict) -> None:
-        """Replace `result.json`; the metrics that waited for it are in it."""
+    def save_result(self, record: dict) -> dict:
+        """Replace `result.json`, and return what is in it; the metrics that waited for it are in it, too."""
+        record = sealed(record)
         write_json(self.path / "result.json", record)
         (self.path / "metrics.json").unlink(missing_ok=True)
+        return record
 
-    def metrics(self) -> dict[str, Any]:
-        """Metrics that an interrupted run computed before it could write its record; none if they are damaged."""
+    def metrics(self, made: Any = None) -> dict[str, Any]:
+        """Metrics that an interrupted run computed before it could write its record.
+
+        None if they are damaged, or of samples that something else made; see `save_metrics`.
+        """
         try:
-            return dict(json.loads((self.path / "metrics.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            kept = json.loads((self.path / "metrics.json").read_text())
+            if verify(kept) and kept["made"] != made:
+                return {}
+            return {name: metric for name, metric in kept.items() if name not in ("made", DIGEST)}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
-    def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Keep metrics until the record is written."""
-        write_json(self.path / "metrics.json", metrics)
+    def save_metrics(self, metrics: dict[str, Any], made: Any = None) -> None:
+        """Keep metrics until the record is written; `made` is what made their samples."""
+        write_json(self.path / "metrics.json", sealed(metrics | {"made": made}))
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:

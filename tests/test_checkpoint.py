@@ -209,7 +209,7 @@ def test_a_transform_that_is_carried_out_otherwise_is_refused(saved, tiny_model,
         checkpoint.load(saved, tiny_model)
 
 
-@pytest.mark.parametrize("place", ["save_tensors", "write"])
+@pytest.mark.parametrize("place", ["save_plain", "write"])
 def test_a_killed_save_leaves_no_checkpoint_and_is_made_up_for(place, tiny_model, tmp_path, monkeypatch):
     quantized, about = fitted(tiny_model), checkpoint.provenance(tiny_model)
     checkpoint.save(quantized, tmp_path, about)

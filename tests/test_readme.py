@@ -29,6 +29,7 @@ from qdit.model.dit import DiT
 from qdit.quant.affine import affine, encode, fake_quantize, round_to_grid
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
+from qdit.store import RunDir
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -228,7 +229,7 @@ def pretended(reader: Path, folder: Path, quantizer: str, family: str, bits: str
     record["run_id"] = f"{crc32(folder.name.encode()):08x}"
     record["metrics"].setdefault("fid_lite0", record["metrics"]["sqnr"] | {"higher_is_better": False})
     (folder / "result.json").unlink()  # a link
-    (folder / "result.json").write_text(json.dumps(record | {"study": folder.parent.name, "name": folder.name}))
+    RunDir(folder).save_result(record | {"study": folder.parent.name, "name": folder.name})
 
 
 def run_make(targets: list[str]) -> None:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -24,7 +22,7 @@ from qdit.eval.kernel import mean_within
 from qdit.eval.neighbours import radii_of
 from qdit.eval.statistics import Moments, symmetric_root
 from qdit.identity import places
-from qdit.store import atomic_write
+from qdit.tensors import Damaged, load_with_about, save_tensors
 
 FORMAT = "1"
 
@@ -98,8 +96,7 @@ class Reference:
         if self.pooled is None or len(self.pooled) != self.n:
             tensors |= {"mu": self.mu.float(), "sigma": self.sigma.float()}
         about = {"name": self.name, "extractor": self.extractor, "n": self.n, "provenance": self.provenance}
-        metadata = {"format": FORMAT, "qdit_reference": json.dumps(about, sort_keys=True)}
-        atomic_write(path, to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata))
+        save_tensors(path, tensors, {"format": FORMAT, "qdit_reference": json.dumps(about, sort_keys=True)})
 
 
 def no_features(reference: Reference) -> str:
@@ -116,10 +113,11 @@ def load(path: Path) -> Reference:
     Raises:
         UserError: the file is missing, damaged, not a reference, of the wrong size, not finite, or not a covariance.
     """
+    if not path.exists():
+        raise UserError(f"reference statistics {path} do not exist")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["qdit_reference"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        tensors, metadata = load_with_about(path)
+        about = json.loads(metadata["qdit_reference"])
         name, extractor, n, provenance = (about[k] for k in ("name", "extractor", "n", "provenance"))
         pooled = tensors["pooled"].float() if "pooled" in tensors else None
         if "mu" in tensors:
@@ -128,9 +126,9 @@ def load(path: Path) -> Reference:
             moments = Moments.of(tensors["pooled"])
             mu, sigma = moments.mean, moments.covariance()
         mu_s, sigma_s = tensors["mu_s"].double(), tensors["sigma_s"].double()
-    except FileNotFoundError:
-        raise UserError(f"reference statistics {path} do not exist") from None
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+    except Damaged as error:
+        raise UserError(f"{path} {error.reason}; make it with qdit-refs") from error
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a reference file of qdit ({error}); make it with qdit-refs") from error
     _check(path, extractor, {"pooled": (mu, sigma), "spatial": (mu_s, sigma_s)}, pooled)
     return Reference(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from qdit.errors import UserError
 from qdit.plots.style import family_colour, look
+from qdit.seal import Broken, check_tensors
 from qdit.store import IMAGES
 from qdit.tables import families, select
 from qdit.tables.records import read_record
@@ -94,9 +95,10 @@ def images(row: select.Row) -> tuple[UInt8[NDArray[np.uint8], "n 3 H W"], list[s
     """Return the images that the first run of a row kept, and their captions; None where it kept none."""
     path = Path(_first(row)["folder"]) / IMAGES
     try:
+        _, about = check_tensors(path)
         with safe_open(path, "np") as file:
-            return file.get_tensor("images"), json.loads((file.metadata() or {}).get("captions", "[]"))
-    except (OSError, SafetensorError):
+            return file.get_tensor("images"), json.loads(about.get("captions", "[]"))
+    except (OSError, SafetensorError, Broken):
         return None
 
 

@@ -5,6 +5,7 @@ classes, noise that is far from any image) cancels in the difference sample by s
 fraction of theirs. Imports no torch.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from qdit.seal import Broken, check_tensors
 from qdit.store import VALUES
 
 Values = Float[NDArray[np.float64], " n"]
@@ -36,8 +38,10 @@ def values(run: Mapping[str, Any], metric: str) -> Values | None:
 @lru_cache(maxsize=1024)
 def _read(path: Path, _modified: int) -> dict[str, Values]:
     try:
+        check_tensors(path)
         return {name: array.astype(np.float64) for name, array in load_file(path).items()}
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, Broken) as error:
+        print(f"{path}: damaged, skipped ({error})", file=sys.stderr)
         return {}  # the record has the mean and its error
 
 

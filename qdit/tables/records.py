@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from qdit.errors import UserError
+from qdit.seal import verify
 from qdit.store import SCHEMA
 from qdit.tables.quantity import APART
 
@@ -86,6 +87,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Return one record; None, and a line on stderr, where the file is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            verify(record)
     except (OSError, ValueError) as error:
         print(f"{path}: damaged, skipped ({error})", file=sys.stderr)
         return None
