@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint newest clean
 
 demo: .venv/.installed
 	$(BIN)/qdit study=demo num_samples=64
 
 test: .venv/.installed
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# A newer interpreter, if there is one, with the newest dependencies: every import, one run, one table.
+newest: .venv/.installed
+	.ci/newest
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -22,4 +26,4 @@ lint: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs cache
+	rm -rf .venv .venv-newest runs cache

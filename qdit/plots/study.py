@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -91,8 +90,8 @@ def curve(row: select.Row, name: str) -> dict[str, Any] | None:
     return found if found and len(found["x"]) else None
 
 
-def images(row: select.Row) -> tuple[UInt8[NDArray[np.uint8], "n 3 H W"], list[str]] | None:
-    """Return the images that the first run of a row kept, and their captions; None where it kept none."""
+def images(row: select.Row) -> tuple[NDArray[np.uint8], list[str]] | None:
+    """Return the images [n, 3, H, W] that the first run of a row kept, and their captions; None where it kept none."""
     path = Path(_first(row)["folder"]) / IMAGES
     try:
         _, about = check_tensors(path)

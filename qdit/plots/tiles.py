@@ -5,13 +5,13 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qdit.plots.style import save, shorten, text_at
 
-Images = UInt8[NDArray[np.uint8], "n 3 H W"]
+Images = NDArray[np.uint8]
+"""RGB pictures, [n, 3, H, W]."""
 _GAP = 6  # pixels between tiles
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -21,7 +20,8 @@ from safetensors.numpy import load_file
 from qdit.seal import Broken, check_tensors
 from qdit.store import VALUES
 
-Values = Float[NDArray[np.float64], " n"]
+Values = NDArray[np.float64]
+"""A metric of each sample, [n]."""
 
 
 def values(run: Mapping[str, Any], metric: str) -> Values | None:

@@ -10,16 +10,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity import feature_extractor_inceptionv3 as port
 
 from qdit.errors import UserError
 from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
 from qdit.identity import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256_PREFIX = "6726825d"
 VARIABLE = "QDIT_INCEPTION_WEIGHTS"
 
@@ -29,7 +30,7 @@ class MissingWeights(UserError):
 
 
 @contextmanager
-def _given_weights(state: dict[str, Tensor]) -> Iterator[None]:
+def _given_weights(port: Any, state: dict[str, Tensor]) -> Iterator[None]:
     """Let torch-fidelity's constructor use tensors we loaded: its own loading unpickles the file."""
     original = port.load_state_dict_from_url
     port.load_state_dict_from_url = lambda *_, **__: state
@@ -43,8 +44,10 @@ class ADMInception(nn.Module):
     """torch-fidelity's Inception with ADM's spatial features added through a hook."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
+        from torch_fidelity import feature_extractor_inceptionv3 as port  # only where it is used: its imports are slow
+
         super().__init__()
-        with _given_weights(state):
+        with _given_weights(port, state):
             self.network = port.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -79,7 +82,7 @@ class Inception(FeatureExtractor):
             "MissingWeights: Inception-2015 weights for FID, sFID, IS, KID, precision and recall not found.\n"
             f"    looked in: inception_weights ({self.weights or 'unset'}), ${VARIABLE} "
             f"({os.environ.get(VARIABLE, 'unset')}), {self._hub_file()}\n"
-            f"    get it on a machine with network: {port.URL_INCEPTION_V3}, and copy it there;\n"
+            f"    get it on a machine with network: {URL}, and copy it there;\n"
             "    or run eval=fidelity (offline extractor) or eval=paired (no extractor), or set allow_download=true"
         ]
 
@@ -102,9 +105,9 @@ class Inception(FeatureExtractor):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(port.URL_INCEPTION_V3, str(path), hash_prefix=SHA256_PREFIX, progress=False)
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX, progress=False)
         except (OSError, RuntimeError) as error:
-            raise MissingWeights(f"cannot download {port.URL_INCEPTION_V3}: {error}; copy it to {path}") from error
+            raise MissingWeights(f"cannot download {URL}: {error}; copy it to {path}") from error
 
     def build(self) -> nn.Module:
         """The network with its weights.

@@ -9,9 +9,11 @@ comparable with Inception numbers.
 """
 
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +41,26 @@ class Lite0Network(nn.Module):
         with outputs_of(self.network, "blocks.4", "global_pool") as seen:
             logits = self.network((x - 127) / 128)
         return {"pooled": seen["global_pool"], "spatial": channels_last(seen["blocks.4"]), "logits": logits}
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let a package that is not imported yet look as if it were not installed."""
+    hide = name not in sys.modules
+    if hide:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType] - Python's own mark of what cannot be imported
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules[name]
+
+
+def make_network() -> nn.Module:
+    """timm's network with random weights; timm is imported here, and without the loggers that it takes along."""
+    with _absent("wandb"):
+        import timm
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False)
 
 
 def load_in_order(network: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -97,6 +119,6 @@ class Lite0(FeatureExtractor):
         """
         if problems := self.preflight():
             raise UserError(*problems)
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        network = make_network()
         load_in_order(network, torch.load(self._file(), map_location="cpu", weights_only=True), self._file())
         return Lite0Network(network)
