@@ -20,6 +20,7 @@ from qdit.errors import UserError
 from qdit.locks import exclusive
 from qdit.seal import DIGEST, Broken, sealed, verify
 from qdit.versions import versioned, without_neutral
+from qdit.walk import files_below
 
 SCHEMA = 1  # of result.json
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
@@ -86,7 +87,8 @@ def weights(config: dict[str, Any]) -> str:
 
 def _weights_digest(path: str | None) -> str:
     folder = EMBEDDED if path is None else Path(path).expanduser()
-    files = sorted(f for kind in ("*.safetensors", "*.json") for f in folder.rglob(kind)) if folder.is_dir() else []
+    found = files_below(folder) if folder.is_dir() else []
+    files = [file for file in found if file.name.endswith((".safetensors", ".json"))]
     return content_digest(files, folder) if files else digest(path)
 
 

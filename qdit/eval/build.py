@@ -27,6 +27,7 @@ from qdit.eval.kernel import kernel_distance
 from qdit.eval.reference import Reference, check_gaussian
 from qdit.eval.statistics import Moments, frechet_distance
 from qdit.identity import sha256
+from qdit.walk import files_below
 
 KEPT = 10_000
 BATCH = 64
@@ -121,7 +122,7 @@ def _arrays(path: Path) -> np.ndarray:
 
 
 def _files(path: Path) -> list[Path]:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    files = [p for p in files_below(path) if p.suffix.lower() in SUFFIXES] if path.is_dir() else []
     if not files:
         raise UserError(f"{path} is not an npz and not a folder with images ({', '.join(SUFFIXES)})")
     return files
