@@ -62,8 +62,14 @@ def _samples_values(config: Tree) -> bool:
     )
 
 
+def _reconstructs(config: Tree) -> bool:
+    """Whether blocks are reconstructed, with any schedule."""
+    return "AdaRound" in _targets(config["rounding"])
+
+
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
+    Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
 )
 
 NEUTRAL: Mapping[str, Any] = {}

@@ -96,6 +96,25 @@ def test_what_sees_a_sample_of_values(words, sampled):
     assert ("values" in versions.versions(composed(*words.split()))) == sampled
 
 
+@pytest.mark.parametrize(
+    ("words", "learns"),
+    [
+        *((f"quantizer={name}", True) for name in ("ptq4dit", "ptq4dm", "ptqd", "q_diffusion")),
+        ("quantizer=rtn rounding=adaround_paper", True),
+        ("quantizer=ptq4dit rounding=nearest", False),
+        ("quantizer=quarot", False),
+    ],
+)
+def test_what_reconstructs_has_other_ids_and_cache_keys(words, learns, monkeypatch):
+    config = composed(*words.split())
+    assert ("adaround" in versions.versions(config)) == learns
+    now = run_id(config), rounding_folder(config)
+    monkeypatch.setattr(versions, "VERSIONS", tuple(v for v in versions.VERSIONS if v.part != "adaround"))
+    assert all(
+        (key != other) == learns for key, other in zip(now, (run_id(config), rounding_folder(config)), strict=True)
+    )
+
+
 def test_versions_and_new_keys_are_told_by_the_config_alone(monkeypatch):
     config = composed("quantizer=rtn")
     monkeypatch.setattr(versions, "NEUTRAL", {"weight.new": 1, "group": {"name": "none"}})

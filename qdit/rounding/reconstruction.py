@@ -10,8 +10,9 @@ are equal. Data is shuffled over the whole calibration set; the release visits s
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from qdit.rounding.lanes import Task
 from qdit.rounding.soft import SoftWeight, beta_at
 from qdit.rounding.straight import LearnedStep
 
+StepUnit = Literal["relative", "absolute"]
 TOKENS = 256  # at which the loss is the release's
+LOW_BITS = 4  # of weights; below them more iterations are needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +38,13 @@ class Learning:
 
     Args:
         iterations: steps a unit; 0 rounds to nearest.
+        low_bits: so many times as many steps for a unit with a weight of 2 or 3 bits, which 500 leave underfitted.
         batch_size: calibration points a step.
         rate: Adam's learning rate of the rounding; over all steps, α moves by about `rate` times `iterations` at most.
-        step_rate: Adam's learning rate of static activation steps, falling to 0 as a cosine.
+        step_rate: Adam's learning rate of static activation steps, falling to 0 as a cosine, in units of `step_unit`.
+        step_unit: `relative`: the step as calibrated, over 2^bits, so that the far end of the range moves by about
+            `step_rate` steps an iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
+            the released code, where the size of the inputs decides how far a step gets.
         round_weight: of the penalty on undecided rounding.
         warmup: share of the iterations without the penalty.
         beta_start, beta_end: the penalty's exponent, falling linearly after the warm-up.
@@ -47,16 +54,26 @@ class Learning:
     """
 
     iterations: int = 500
+    low_bits: int = 4
     batch_size: int = 8
     rate: float = 0.1
-    step_rate: float = 1e-4
+    step_rate: float = 0.06
+    step_unit: StepUnit = "relative"
     round_weight: float = 0.01
     warmup: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
 
     def __post_init__(self) -> None:
-        least = {"iterations": 0, "batch_size": 1, "rate": 0, "step_rate": 0, "round_weight": 0, "warmup": 0}
+        least = {
+            "iterations": 0,
+            "low_bits": 1,
+            "batch_size": 1,
+            "rate": 0,
+            "step_rate": 0,
+            "round_weight": 0,
+            "warmup": 0,
+        }
         least |= {"beta_start": 1, "beta_end": 1}  # below 1 the penalty's slope has no bound
         wrong = [
             f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
@@ -64,6 +81,17 @@ class Learning:
         wrong += [f"warmup={self.warmup} (a share below 1)"] if self.warmup >= 1 else []
         if wrong:
             raise UserError(f"{', '.join(wrong)} cannot be; the paper's values are in rounding=adaround_paper")
+        if self.step_unit not in get_args(StepUnit):
+            raise UserError(f"step_unit={self.step_unit!r} is unknown; choose from {', '.join(get_args(StepUnit))}")
+
+    def scaled(self, bits: Iterable[int]) -> "Learning":
+        """How a unit learns whose weights have these bits.
+
+        >>> Learning(iterations=500, low_bits=4).scaled([8, 3]).iterations
+        2000
+        """
+        low = min(bits, default=LOW_BITS) < LOW_BITS
+        return replace(self, iterations=self.low_bits * self.iterations) if low else self
 
 
 @dataclass(frozen=True)
@@ -144,8 +172,8 @@ def reconstruct(
         tick: called after each iteration.
     """
     softs, steps = list(learner.weights.values()), list(learner.steps.values())
-    scales = [step.scale for step in steps]
-    optimizers = [_adam([soft.alpha for soft in softs], how.rate), _adam(scales, how.step_rate)]
+    values = [step.value for step in steps]
+    optimizers = [_adam([soft.alpha for soft in softs], how.rate), _adam(values, how.step_rate)]
     batches = shuffled(len(task.target), min(how.batch_size, len(task.target)), generator)
     for n in range(1, how.iterations + 1):
         rows = next(batches)
@@ -153,13 +181,13 @@ def reconstruct(
             leaves = learner.soften()
             some = None if importance is None else importance[rows]
             loss = distance(task.predict(rows), task.target[rows], some)
-            gradients = torch.autograd.grad(loss, [*leaves, *scales], allow_unused=True)
+            gradients = torch.autograd.grad(loss, [*leaves, *values], allow_unused=True)
         beta = beta_at(n, how.iterations, how.warmup, how.beta_start, how.beta_end)
-        weight = how.round_weight if n > how.warmup * how.iterations else 0.0
+        weight = how.round_weight if n >= how.warmup * how.iterations else 0.0
         for soft, gradient, leaf in zip(softs, gradients, leaves, strict=False):
             soft.learn(torch.zeros_like(leaf) if gradient is None else gradient, weight, beta)
-        for scale, gradient in zip(scales, gradients[len(softs) :], strict=True):
-            scale.grad = gradient
+        for value, gradient in zip(values, gradients[len(softs) :], strict=True):
+            value.grad = gradient
         _descend(optimizers, how, n - 1)
         for step in steps:
             step.bound()

@@ -64,7 +64,7 @@ class Session:
     def run(self) -> dict[str, Rounded]:
         """The rounded weights of all units."""
         missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
-        total = len(missing) * self.how.iterations
+        total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
         lanes = Lanes(self.fit.model, self.fit.data, self.parts) if missing else None
         with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
             for part, group in zip(self.parts, self.units, strict=True):
@@ -82,7 +82,7 @@ class Session:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
         task, importance = lanes.task(unit, passed), self.importance.get(unit.name)
-        learning = learnable(layers, self.exact)
+        learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
@@ -92,7 +92,7 @@ class Session:
             if not isfinite(before):
                 raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
             with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device):
-                reconstruct(task, learner, self.how, random, importance, bar.update)
+                reconstruct(task, learner, self.schedule(unit), random, importance, bar.update)
             learner.harden()
             after = error(task, self.how.batch_size, importance)
         log.debug("%s: error %.4g, nearest %.4g", unit.name, after, before)
@@ -106,6 +106,10 @@ class Session:
         result = learner.result() if better else nearest
         self.save(unit, *result)
         self.keep(unit, *result)
+
+    def schedule(self, unit: Unit) -> Learning:
+        """How a unit learns."""
+        return self.how.scaled(self.fit.weight_spec(site).bits for site in unit.sites if self.fit.rounds(site))
 
     def learner(self, unit: Unit, layers: Mapping[str, nn.Module], learning: Mapping[str, nn.Module]) -> Learner:
         """What learns in a unit whose `layers`, and `learning` in the place of their quantizers, are installed."""

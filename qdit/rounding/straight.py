@@ -65,21 +65,35 @@ class Straight(nn.Module):
 class LearnedStep(nn.Module):
     """A static quantizer whose scale learns; the quantizer itself stays as it is.
 
+    What an optimizer moves is `value`, the scale in units of `unit`. A relative unit is the calibrated scale over
+    2^bits: a move of 1 shifts the far end of the range by one step, whatever the inputs' size, and the gradient that an
+    optimizer sees does not depend on that size either. The logarithm of the scale would do as much, but could not
+    express the released code's absolute moves. 1 is the unit of those.
+
     Args:
         quantizer: its scale is the start.
+        relative: whether the unit is a share of the scale; else it is 1.
     """
 
     LEAST = 0.1
     """Of the calibrated step: how small a step may become. The released code lets it cross 0."""
 
-    def __init__(self, quantizer: StaticQuantizer) -> None:
+    def __init__(self, quantizer: StaticQuantizer, *, relative: bool = True) -> None:
         super().__init__()
         self.quantizer = quantizer
-        self.scale = quantizer.scale.detach().float().clone().requires_grad_()
-        self.smallest = self.LEAST * self.scale.detach()
+        start = quantizer.scale.detach().float()
+        # A power of two, so that the scale at the start is the calibrated one bit for bit.
+        self.unit = start / 2**quantizer.spec.bits if relative else torch.ones_like(start)
+        self.value = (start / self.unit).requires_grad_()
+        self.smallest = self.LEAST * self.value.detach()
         bounds = (bound - quantizer.zero_point for bound in (quantizer.low, quantizer.high))
         # Where a tensor has one grid, plain numbers are faster.
         self.lo, self.hi = (bound.item() if bound.numel() == 1 else bound for bound in bounds)
+
+    @property
+    def scale(self) -> Tensor:
+        """The step as it stands, of the shape of the quantizer's."""
+        return self.value * self.unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`; bit for bit what the quantizer would give with this scale."""
@@ -90,7 +104,7 @@ class LearnedStep(nn.Module):
     @torch.no_grad()
     def bound(self) -> None:
         """Keep the step positive."""
-        torch.maximum(self.scale, self.smallest, out=self.scale)
+        torch.maximum(self.value, self.smallest, out=self.value)
 
 
 def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -111,9 +125,11 @@ def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> 
                 yield f"{prefix}.{path}", module
 
 
-def learnable(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> dict[str, nn.Module]:
-    """What to put in the place of the quantizers of installed layers while these learn."""
+def learnable(
+    layers: Mapping[str, nn.Module], exact: Container[nn.Module], *, relative: bool = True
+) -> dict[str, nn.Module]:
+    """What to put in the place of the quantizers of installed layers while these learn; see `LearnedStep`."""
     return {
-        path: LearnedStep(module) if isinstance(module, StaticQuantizer) else Straight(module)
+        path: LearnedStep(module, relative=relative) if isinstance(module, StaticQuantizer) else Straight(module)
         for path, module in quantizers(layers, exact)
     }

@@ -51,7 +51,7 @@ def test_no_10_without_iterations_it_is_nearest_rounding(tiny_model, data, weigh
     ids=["static", "attention", "dynamic", "weights", "transformed"],
 )
 def test_no_10_a_learned_network_is_closer_on_points_that_it_did_not_see(tiny_model, parts):
-    learning = AdaRound(iterations=60, batch_size=8, rate=0.1)
+    learning = AdaRound(iterations=60, low_bits=1, batch_size=8, rate=0.1)
     errors = [
         network_error(
             tiny_model, quantize(tiny_model, recipe(r, **{"bits": (3, 8)} | parts), lambda: points(32)), points(16, 1)
@@ -189,6 +189,7 @@ def test_the_options_hold_the_class_defaults_and_the_papers_values():
     assert build(OmegaConf.load(CONF / "rounding" / "adaround.yaml")) == AdaRound()
     paper = OmegaConf.load(CONF / "rounding" / "adaround_paper.yaml")
     assert (paper.iterations, paper.batch_size, paper.rate, paper.step_rate) == (20_000, 32, 1e-3, 4e-5)
+    assert (paper.low_bits, paper.step_unit) == (1, "absolute")
     default = Learning()
     assert (default.round_weight, default.warmup, default.beta_start, default.beta_end) == (0.01, 0.2, 20, 2)
     for wrong in ({"inputs": "rounded"}, {"weighting": "curvature"}):

@@ -102,18 +102,23 @@ def static(bits=4):
     return StaticQuantizer(spec, affine(torch.tensor([[-1.0]]), torch.tensor([[2.0]]), spec))
 
 
-def test_learned_steps_give_what_their_quantizer_gives_and_autograds_gradients():
+@pytest.mark.parametrize("relative", [True, False])
+def test_learned_steps_give_what_their_quantizer_gives_and_autograds_gradients(relative):
     quantizer = static()
-    step, x = LearnedStep(quantizer), (3 * torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)))
+    step, x = (
+        LearnedStep(quantizer, relative=relative),
+        (3 * torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))),
+    )
     assert torch.equal(step(x), quantizer(x))
     factor = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     x.requires_grad_()
-    found = torch.autograd.grad((step(x) * factor).sum(), [x, step.scale])
+    found = torch.autograd.grad((step(x) * factor).sum(), [x, step.value])
     scale = quantizer.scale.clone().requires_grad_()
     scaled = x / scale
     rounded = scaled + (scaled.round() - scaled).detach()
     plain = rounded.clamp(quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point) * scale
     expected = torch.autograd.grad((plain * factor).sum(), [x, scale])
+    expected = expected[0], expected[1] * step.unit
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -121,9 +126,9 @@ def test_learned_steps_give_what_their_quantizer_gives_and_autograds_gradients()
 def test_a_step_stays_positive():
     step = LearnedStep(static())
     with torch.no_grad():
-        step.scale -= 10
+        step.value -= 1000
     step.bound()
-    assert step.scale > 0
+    torch.testing.assert_close(step.scale.detach(), 0.1 * step.quantizer.scale)
 
 
 def test_other_quantizers_pass_the_gradient():
