@@ -18,11 +18,14 @@ def files_below(root: Path) -> list[Path]:
     Raises:
         UserError: a folder cannot be read.
     """
-    return sorted(file for file in _walk(root, ()) if file.is_file())
+    return sorted(file for file in entries_below(root) if file.is_file())
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Everything below `folder` but folders; `above` are device and inode of the folders that it lies in."""
+def entries_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Everything below `folder` but folders: links to nothing and pipes, too.
+
+    `above` are device and inode of the folders that it lies in.
+    """
     try:
         status = folder.stat()
         here = (*above, (status.st_dev, status.st_ino))
@@ -33,6 +36,6 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable, or give another") from error
     for path in paths:
         if path.is_dir():
-            yield from _walk(path, here)
+            yield from entries_below(path, here)
         else:
             yield path

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from qdit import refs
+from qdit.errors import UserError
 from qdit.eval.build import Images, adm_crop, build, floor
 from qdit.eval.extractor import EXTRACTORS, make_extractor
 from qdit.eval.extractor.common import FeatureExtractor
@@ -188,3 +189,14 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "qdit-refs build" in done.stdout
+
+
+def test_no_image_is_left_out_in_silence(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert len(Images(tmp_path)) == 1
+    Image.new("RGB", (1, 60000)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="too long and thin"):
+        Images(tmp_path, 256)[0]
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"b\.png does not exist; mend it"):
+        Images(tmp_path)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qdit.arrays import read_arrays
 from qdit.dataset.base import Dataset
-from qdit.errors import UserError
 
 FILE = Path(__file__).parents[1] / "assets" / "emoji" / "emoji32.npz"
 
@@ -22,11 +22,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            return {"labels": data["labels"], "classes": data["classes"]}
-    except Exception as error:  # zipfile, zlib, OSError, KeyError, ValueError: whatever a damaged archive raises
-        raise UserError(f"{file} is missing or damaged ({error}); reinstall qdit") from error
+    names = ("labels", "classes")
+    return dict(zip(names, read_arrays(file, names, "reinstall qdit"), strict=True))
 
 
 @dataclass(kw_only=True)

@@ -6,19 +6,16 @@ never has to fit in memory; of large ones the features of `KEPT` evenly spread i
 recall.
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from PIL import Image
 from tqdm import tqdm
 
 from qdit import __version__
+from qdit.arrays import MOST_PIXELS, array_names, read_arrays, read_image
 from qdit.errors import UserError
 from qdit.eval.base import Features
 from qdit.eval.extractor import EXTRACTORS, FeatureExtractor
@@ -27,11 +24,14 @@ from qdit.eval.kernel import kernel_distance
 from qdit.eval.reference import Reference, check_gaussian
 from qdit.eval.statistics import Moments, frechet_distance
 from qdit.identity import sha256
-from qdit.walk import files_below
+from qdit.reading import size_of
+from qdit.walk import entries_below
 
 KEPT = 10_000
 BATCH = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MEND = "mend it, or take it away"
+_AGAIN = "copy or download it again"
 
 
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
@@ -63,20 +63,20 @@ class Images:
         return len(self.items)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One image."""
-        item = self.items[index]
-        if isinstance(item, Path):
-            try:
-                item = np.asarray(self._cropped(Image.open(item)))
-            except OSError as error:
-                raise UserError(f"{item} cannot be read as an image: {error}") from error
-        elif self.size is not None:
-            item = np.asarray(self._cropped(Image.fromarray(item)))
-        return item
+        """One image.
 
-    def _cropped(self, image: Image.Image) -> Image.Image:
-        image = image.convert("RGB")
-        return image if self.size is None else adm_crop(image, self.size)
+        Raises:
+            UserError: it cannot be read, or is too long and thin to be cropped to the size.
+        """
+        item = self.items[index]
+        image = read_image(item, _MEND) if isinstance(item, Path) else item
+        if self.size is None:
+            return image
+        height, width = image.shape[:2]
+        if height * width * (self.size / min(height, width)) ** 2 > MOST_PIXELS:
+            where = item if isinstance(item, Path) else f"image {index} of {self.path}"
+            raise UserError(f"{where} has {width} x {height} pixels, too long and thin to be cropped; {_MEND}")
+        return np.asarray(adm_crop(Image.fromarray(image), self.size))
 
     def batches(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
         """Chosen images, uint8 [b, 3, H, W].
@@ -92,37 +92,24 @@ class Images:
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-@contextmanager
-def open_npz(path: Path) -> Iterator[NpzFile]:
-    """The arrays of an npz, read one by one as they are asked for, without pickle.
-
-    Raises:
-        UserError: the file is missing, not an npz, damaged, or holds objects.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, NpzFile):
-                raise ValueError("it is a single array")
-            yield arrays
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as npz: {error}") from error
-
-
 def _arrays(path: Path) -> np.ndarray:
-    with open_npz(path) as arrays:
-        found = next((key for key in ("arr_0", "images") if key in arrays), None)
-        if found is None:
-            raise UserError(f"{path} has no images: it holds {', '.join(arrays)}; arr_0 or images is wanted")
-        images = arrays[found]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+    names = array_names(path, _AGAIN)
+    found = next((key for key in ("arr_0", "images") if key in names), None)
+    if found is None:
+        raise UserError(f"{path} has no images: it holds {', '.join(names)}; arr_0 or images is wanted")
+    (images,) = read_arrays(path, [found], _AGAIN)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise UserError(f"{path}: {found} is {images.dtype} {images.shape}; uint8 [n, height, width, 3] is wanted")
     return images
 
 
 def _files(path: Path) -> list[Path]:
-    files = [p for p in files_below(path) if p.suffix.lower() in SUFFIXES] if path.is_dir() else []
+    if not path.is_dir():
+        size_of(path, f"give an npz, or a folder with images ({', '.join(SUFFIXES)})")
+    entries = sorted(entries_below(path)) if path.is_dir() else []
+    files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    for file in files:
+        size_of(file, _MEND)  # a link to nothing, or a pipe, that is left out in silence would change numbers
     if not files:
         raise UserError(f"{path} is not an npz and not a folder with images ({', '.join(SUFFIXES)})")
     return files
@@ -182,15 +169,16 @@ def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
         UserError: the file lacks the four arrays, or they are not means and covariances of Inception's sizes.
     """
     keys = ("mu", "sigma", "mu_s", "sigma_s")
-    with open_npz(path) as arrays:
-        found, missing = ", ".join(arrays), [key for key in keys if key not in arrays]
-        if missing:
-            raise UserError(f"{path} lacks {', '.join(missing)} (it holds {found}); use qdit-refs build for images")
-        mu, sigma, mu_s, sigma_s = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in keys)
+    found = array_names(path, _AGAIN)
+    if missing := [key for key in keys if key not in found]:
+        held = ", ".join(found)
+        raise UserError(f"{path} lacks {', '.join(missing)} (it holds {held}); use qdit-refs build for images")
+    arrays = read_arrays(path, keys, _AGAIN)
+    mu, sigma, mu_s, sigma_s = (_numbers(path, key, array) for key, array in zip(keys, arrays, strict=True))
     check_gaussian(f"{path} (mu, sigma)", EXTRACTORS["inception"].sizes["pooled"], mu, sigma)
     check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
     pooled, provenance = None, _provenance(path)
-    if "arr_0" in found.split(", ") and not extractor.preflight():
+    if "arr_0" in found and not extractor.preflight():
         images = Images(path)
         pooled = torch.cat([f["pooled"] for f in extract(images, range(len(images)), extractor)])
         provenance["extractor_sha256"] = extractor.weights_sha256
@@ -205,6 +193,13 @@ def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
         n=None,
         provenance=provenance,
     )
+
+
+def _numbers(path: Path, key: str, array: np.ndarray) -> torch.Tensor:
+    """An array as float64."""
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {key} is {array.dtype} {array.shape}; numbers are wanted; {_AGAIN}")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def floor(

@@ -94,5 +94,5 @@ def test_damaged_data_is_named(tmp_path, monkeypatch):
     file = tmp_path / "emoji32.npz"
     file.write_bytes(emoji.FILE.read_bytes()[:1000])
     monkeypatch.setattr(emoji, "FILE", file)
-    with pytest.raises(UserError, match=r"emoji32.npz is missing or damaged"):
+    with pytest.raises(UserError, match=r"emoji32.npz cannot be read as npz"):
         load("emoji").class_names()
