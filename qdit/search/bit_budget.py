@@ -96,12 +96,14 @@ class BitBudget(ABC):
 
     def problems(self, space: BitSpace, rest: Rest) -> list[str]:
         """That no plan is legal, in a sentence."""
-        least = self.spent(space, space.uniform(space.widths[0]))
+        least = self.spent(space, space.cheapest)
         limit = self.limit(space, rest)
         if least <= relaxed(limit):
             return []
         wanted, found = self.text(space, limit, rest), self.text(space, least, rest)
-        return [f"search.budget cannot be met: {wanted} is asked, and {space.widths[0]} bits everywhere are {found}"]
+        fewest = sorted({gene.sizes[0] for gene in space.genes})
+        bits = " and ".join(map(str, fewest))
+        return [f"search.budget cannot be met: {wanted} is asked, and {bits} bits everywhere are {found}"]
 
     def place(self) -> str:
         """Where it counts, in words."""
@@ -118,7 +120,8 @@ class _EachStep(BitBudget):
     def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
         """Every gene chooses in every range by itself."""
         items = [(g, r) for g in genes for r in range(len(space.steps))]
-        costs = [{b: space.steps[r] * self.price(space, space.genes[g], b) for b in space.widths} for g, r in items]
+        places = [(space.genes[g], space.steps[r]) for g, r in items]
+        costs = [{bits: steps * self.price(space, gene, bits) for bits in gene.sizes} for gene, steps in places]
         return Menu(items, [losses[g][r] for g, r in items], Table(costs, limit))
 
 
@@ -230,7 +233,8 @@ class BitBytes(_AsUniform):
         """A gene chooses which weights to keep; with those, each range has the one of least loss, of ties the first."""
         errors, costs = [], []
         for g in genes:
-            kept = [set_ for n in range(1, len(space.widths) + 1) for set_ in combinations(space.widths, n)]
+            sizes = space.genes[g].sizes
+            kept = [set_ for n in range(1, len(sizes) + 1) for set_ in combinations(sizes, n)]
             patterns = {tuple(min(widths, key=loss.__getitem__) for loss in losses[g]) for widths in kept}
             found = sorted(patterns, key=lambda pattern: self.cost(space, space.genes[g], pattern))
             costs.append({pattern: self.cost(space, space.genes[g], pattern) for pattern in found})

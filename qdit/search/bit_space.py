@@ -5,7 +5,7 @@ The sampling steps are split into ranges of equal length, noisiest first: step i
 the weight's. Left out: a choice of the inputs' bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -80,10 +80,16 @@ class BitSpace:
         layers = {width: replace(recipe, weight_bits=width).layer for width in sorted(set(widths))}
         return cls(genes_of(recipe, sites, lambda _: list(layers)), layers, tuple(steps))
 
+    def offering(self, widths: Mapping[int, Sequence[int]]) -> "BitSpace":
+        """The space in which some genes, by number, have fewer bit-widths to choose from."""
+        sizes = {number: tuple(sorted(set(offered))) for number, offered in widths.items()}
+        genes = [replace(gene, sizes=sizes.get(number, gene.sizes)) for number, gene in enumerate(self.genes)]
+        return replace(self, genes=tuple(genes))
+
     @property
-    def widths(self) -> Pattern:
-        """The bit-widths on offer, ascending."""
-        return tuple(self.layers)
+    def cheapest(self) -> Plan:
+        """The fewest bits that each gene may have."""
+        return tuple((gene.sizes[0],) * len(self.steps) for gene in self.genes)
 
     def at(self, bits: int) -> LayerSpec:
         """The specs at any bits, on offer or not."""

@@ -22,11 +22,13 @@ class MetricGroup:
         metric: compares samples with those of full precision on the same noise.
         roles: of its sites (see `qdit.model.base.ROLES`); a model without such sites does not have the group.
         sites: name patterns (`fnmatch`) that belong to the group whatever their role.
+        widths: bits that its sites may have, of those on offer; None for all.
     """
 
     metric: PairedMetric
     roles: list[str] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
+    widths: list[int] | None = None
 
 
 def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[str, list[int]]:
@@ -38,6 +40,12 @@ def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[
         for name in (named + played)[:1]:
             found[name].append(number)
     return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def widths(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[int, list[int]]:
+    """The bits that a gene's group offers, by the gene's number, where the group does not offer all."""
+    chosen = {number: groups[name].widths for number, name in by_gene(partition(groups, genes)).items()}
+    return {number: offered for number, offered in chosen.items() if offered is not None}
 
 
 def by_gene(parts: Mapping[str, Sequence[int]]) -> dict[int, str]:

@@ -85,13 +85,21 @@ class MixedPrecision(Search):
 
     def space(self, recipe: "Recipe", sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
         """What there is to choose; steps are those of each range, if a sampler is known."""
-        return BitSpace.of(recipe, sites, self.widths, steps or (1,) * self.ranges)
+        space = BitSpace.of(recipe, sites, self.widths, steps or (1,) * self.ranges)
+        return space.offering(metric_groups.widths(self.groups, space.genes))
 
     def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
         """See `Search`."""
         space = self.space(recipe, sites)
         found = metric_groups.problems(self.groups, space.genes)
-        layer = space.layers[space.widths[0]]
+        found += [
+            f"search.groups.{name}.widths={group.widths}; some of search.widths={self.widths} are needed"
+            for name, group in self.groups.items()
+            if group.widths is not None and (not group.widths or set(group.widths) - set(self.widths))
+        ]
+        if found:
+            return found
+        layer = space.layers[min(space.layers)]
         sizes = {spec.group_size for spec in (layer.weight, layer.activation) if spec is not None and spec.group_size}
         bad = {(g, gene.sites[0].in_features): gene.name for gene in space.genes for g in sizes}
         found += [
@@ -104,17 +112,17 @@ class MixedPrecision(Search):
     def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
         """The cheapest policy: the fewest bits everywhere."""
         space = self.space(recipe, sites)
-        return space.policy(space.uniform(space.widths[0]))
+        return space.policy(space.cheapest)
 
     def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
         """See `Search`."""
         space = self.space(recipe, sites)
         rest = Rest.least(sites, recipe)
         parts = partition(self.groups, space.genes)
-        count = len(space.genes) * self.ranges * len(space.widths)
+        count = self.ranges * sum(len(gene.sizes) for gene in space.genes)
         return (
             f"the bits of {len(space.genes)} inputs' weights in {self.ranges} ranges of timesteps are chosen among "
-            f"{', '.join(map(str, space.widths))}, by {count} sensitivities of {self.samples.num_samples} samples in "
+            f"{', '.join(map(str, space.layers))}, by {count} sensitivities of {self.samples.num_samples} samples in "
             f"the group{'s' * (len(parts) > 1)} {', '.join(parts)}, with a budget of "
             f"{self.budget.text(space, self.budget.limit(space, rest), rest)}; shown is the cheapest choice"
         )
@@ -195,7 +203,7 @@ class MixedPrecision(Search):
         group, bits = by_gene(parts), []
         for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
             measured: dict[str, Any] = {"loss": {}, "stderr": {}}
-            for width in space.widths:
+            for width in gene.sizes:
                 values = np.stack([cell[width] for cell in cells[number]])
                 measured["loss"][str(width)] = values.mean(-1).tolist()
                 measured["stderr"][str(width)] = standard_error(values).tolist()
@@ -236,7 +244,7 @@ class Case:
         """The groups with their costs."""
         space, found = self.space, []
         for name, numbers in self.parts.items():
-            patterns = {bits: (bits,) * len(space.steps) for bits in space.widths}
+            patterns = {bits: (bits,) * len(space.steps) for bits in space.genes[numbers[0]].sizes}
             costs = {b: sum(budget.cost(space, space.genes[n], p) for n in numbers) for b, p in patterns.items()}
             found.append(Share(name, numbers, costs))
         return found

@@ -197,12 +197,12 @@ class Measurement:
         space, starts = self.space, [sum(self.space.steps[:n]) for n in range(len(self.space.steps))]
         found: Cells = [[{} for _ in space.steps] for _ in space.genes]
         group = by_gene(parts)
-        total = len(space.genes) * len(space.steps) * len(space.widths)
+        total = len(space.steps) * sum(len(gene.sizes) for gene in space.genes)
         with tqdm(total=total, desc="sensitivities", disable=None) as bar:
             for number, gene in enumerate(space.genes):
                 metric = self.groups[group[number]].metric
                 for part, first in enumerate(starts):
-                    for bits in space.widths:
+                    for bits in gene.sizes:
                         what = f"{gene.name} at {bits} bits in range {part + 1} of {len(starts)}"
                         make = lambda g=gene, b=bits, p=part: self.alone(g, b, p)  # noqa: E731
                         found[number][part][bits] = self.meter.losses(metric, what, make, first)

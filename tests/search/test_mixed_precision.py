@@ -6,13 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from qdit import checkpoint
 from qdit.activation import DynamicActivation
+from qdit.cli import CONF
+from qdit.config import resolved
 from qdit.cost import ledger
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
 from qdit.figures import bit_map
+from qdit.parts import build_recipe
 from qdit.policy import LayerSpec, Policy, Span
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
@@ -21,7 +26,7 @@ from qdit.quantize import quantize
 from qdit.rounding import GPTQ
 from qdit.sampler.clock import Clock
 from qdit.sampler.ddim import DDIM
-from qdit.search import Fixed, MixedPrecision
+from qdit.search import Fixed, MixedPrecision, metric_groups
 from qdit.search.allocate import MILP, Greedy
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import Ranges
@@ -313,3 +318,35 @@ def test_needs_are_named(parts, recipe, tiny_model):
         quantize(tiny_model, recipe(search=search(ranges=5)), parts.data, None, setting(parts))
     assert "16 sensitivities" in search(widths=[4], ranges=2).summary(recipe(), sites)
     assert Rest.least(sites, recipe()).numel < Rest.of(tiny_model, recipe()).numel
+
+
+def test_a_group_may_offer_fewer_bits(parts, recipe, tiny_model, tmp_path):
+    """MixDQ's release gives 2 bits to content alone."""
+    groups = {
+        "content": MetricGroup(metric=SQNR(), roles=["ffn_up", "ffn_down"]),
+        "quality": MetricGroup(metric=SQNR(), roles=BLOCKS, widths=[4, 8]),
+    }
+    made = recipe(search=search(groups=groups, split=ByRatio(), budget=MeanBits(at_most=4.0)))
+    found = quantize(tiny_model, made, parts.data, tmp_path, setting(parts))
+    rows = found.allocation.details["bits"]
+    assert {bits for row in rows if row["group"] == "quality" for bits in row["bits"]} <= {4, 8}
+    assert {bits for row in rows if row["group"] == "content" for bits in row["bits"]} <= {2, 4, 8}
+    assert {key for row in rows if row["group"] == "quality" for key in row["loss"]} == {"4", "8"}
+    assert "4 bits in range" in (text := next(tmp_path.rglob("*.jsonl")).read_text())
+    assert not [line for line in text.splitlines() if "attn1" in line and "at 2 bits" in line]  # not even measured
+    for wrong in ([], [3]):
+        bad = {"quality": MetricGroup(metric=SQNR(), roles=BLOCKS, widths=wrong)}
+        with pytest.raises(UserError, match=r"search.groups.quality.widths=.*some of search.widths="):
+            quantize(tiny_model, recipe(search=search(groups=bad)), parts.data, tmp_path, setting(parts))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4"])
+def test_mixdq_offers_no_quality_site_less_than_4_bits(bits, tiny_model):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        made = build_recipe(resolved(compose("config", ["quantizer=mixdq", f"bits={bits}"])))
+    space = made.search.space(made, tiny_model.sites())
+    quality = metric_groups.partition(made.search.groups, space.genes)["quality"]
+    assert quality
+    assert {size for number in quality for size in space.genes[number].sizes} == {4, 8}
+    assert made.problems(tiny_model.sites()) == []
