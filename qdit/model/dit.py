@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Producer, Site
-from qdit.model.files import check_class, load_module, locate, read_config
+from qdit.model.checks import check_autoencoder, check_dit, check_schedule
+from qdit.model.files import check_class, load_module, locate, read_config, shapes
 from qdit.sampler.clock import Clock
 
 # (path inside a block, role, stage), in forward order
@@ -82,8 +83,9 @@ class DiT:
         root = locate(self.path, self.revision, "model.path", wanted)
         check_transformer(root)
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path)
-        check_class(vae, read_config(vae), ("AutoencoderKL",))
+        check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
+        check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
         denoiser = load_module(DiTTransformer2DModel, root / "transformer", dtype)
         self.restore_original_details(denoiser)
         # The autoencoder measures; it is not what is quantized. Half precision overflows in Stable Diffusion's.
@@ -100,10 +102,10 @@ class DiT:
 
 
 def check_transformer(root: Path) -> None:
-    """Refuse a folder whose transformer is not a DiT.
+    """Refuse a folder whose transformer is not a DiT, or not one that can be.
 
     Raises:
-        UserError: naming the class found.
+        UserError: naming the class found, or the values.
     """
     folder = root / "transformer"
     config = read_config(folder)
@@ -111,6 +113,38 @@ def check_transformer(root: Path) -> None:
     legacy = config.get("_class_name") == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
     if not legacy:
         check_class(folder, config, ("DiTTransformer2DModel",))
+    check_dit(folder / "config.json", config)
+    check_size(folder, config)
+
+
+def check_size(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a config that asks for more than the weights hold, before anything of its size is allocated.
+
+    Raises:
+        UserError: more blocks, or wider ones.
+    """
+    found = shapes(folder)
+    blocks = {name.split(".")[1] for name in found if name.startswith("transformer_blocks.")}
+    if config["num_layers"] > len(blocks):
+        reason = f"num_layers is {config['num_layers']}, and the weights have {len(blocks)} blocks"
+    elif (wanted := config["num_attention_heads"] * config["attention_head_dim"]) > (
+        width := found.get("pos_embed.proj.weight", (wanted,))[0]
+    ):
+        reason = f"heads × head_dim are {wanted} wide, and the weights {width}"
+    else:
+        return
+    raise UserError(f"{folder}: config.json and the weights do not fit together: {reason}")
+
+
+def check_vae(folder: Path) -> None:
+    """Refuse a folder that does not hold an autoencoder, or not one that can be.
+
+    Raises:
+        UserError: naming the class found, or the values.
+    """
+    config = read_config(folder)
+    check_class(folder, config, ("AutoencoderKL",))
+    check_autoencoder(folder / "config.json", config)
 
 
 def locate_vae(path: str) -> Path:

@@ -17,6 +17,11 @@ from torch import nn
 from qdit.errors import UserError
 from qdit.store import EMBEDDED
 
+# diffusers' names: diffusion_pytorch_model[.VARIANT][-00001-of-00002][.VARIANT].safetensors
+_WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:\.(?P<before>[^.]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[^.]+))?\.safetensors"
+)
+_FLOATS = ("F16", "BF16", "F32", "F64")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -100,26 +105,70 @@ def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]
         )
 
 
-def check_weights(folder: Path) -> None:
-    """Open each safetensors file's header, which also compares it with the file's length.
+def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
+    """Find the weights of a module: the variant (None is the plain one, else such as fp16), and its files.
 
     Raises:
-        UserError: there is none, or one is truncated or not safetensors.
+        UserError: there are none, several variants and no plain one, or an index that names files elsewhere.
     """
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
+    variants: dict[str | None, list[Path]] = {}
+    for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        if match := _WEIGHTS.fullmatch(file.name):
+            variants.setdefault(match["before"] or match["after"], []).append(file)
+    if not variants:
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         found = f"only {', '.join(pickles)}, a pickle, which can run code when it is loaded" if pickles else "none"
         raise UserError(
             f"{folder} has no diffusion_pytorch_model*.safetensors (found: {found}). Convert the weights with "
             "safetensors, or, on the hub, set the revision that holds a safetensors copy (often refs/pr/1)"
         )
-    for file in files:
+    if None not in variants and len(variants) > 1:
+        raise UserError(
+            f"{folder} holds several variants ({', '.join(sorted(map(str, variants)))}) and no plain "
+            "diffusion_pytorch_model.safetensors; keep the one that is meant"
+        )
+    variant = next(iter(variants)) if None not in variants else None
+    files = variants[variant]
+    return variant, files if len(files) == 1 else _shards(folder, variant, files)
+
+
+def _shards(folder: Path, variant: str | None, files: list[Path]) -> list[Path]:
+    """The files that the index of a divided module names; a single file that lies beside them comes first."""
+    plain = folder / f"diffusion_pytorch_model{'' if variant is None else f'.{variant}'}.safetensors"
+    if plain in files:
+        return [plain]
+    name = f"diffusion_pytorch_model.safetensors.index{'' if variant is None else f'.{variant}'}.json"
+    index = read_config(folder, name).get("weight_map")
+    known = {file.name: file for file in files}
+    if not isinstance(index, dict) or not index:
+        raise UserError(f"{folder / name} is damaged: it has no weight_map. Copy or download it again")
+    named = sorted({str(shard) for shard in index.values()})
+    if missing := [shard for shard in named if shard not in known]:
+        raise UserError(f"{folder / name} names {missing[0]}, which is not beside it. Copy or download it again")
+    return [known[shard] for shard in named]
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a module, from the files' headers alone; opening them compares their length, too.
+
+    Raises:
+        UserError: there are none, or one is truncated or not safetensors, or does not hold floating-point numbers.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder)[1]:
         try:
             with safe_open(file, "pt") as stream:
-                stream.keys()
+                slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+                types = {key: piece.get_dtype() for key, piece in slices.items()}
+                found |= {key: tuple(piece.get_shape()) for key, piece in slices.items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged ({error}). Copy or download it again") from error
+        if foreign := [f"{key} ({kind})" for key, kind in types.items() if kind not in _FLOATS]:
+            raise UserError(
+                f"{file}: {len(foreign)} of {len(types)} tensors are not in floating point, such as {foreign[0]}. The "
+                "model is quantized already; give the original"
+            )
+    return found
 
 
 def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -128,21 +177,24 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         UserError: files are missing or damaged, config and weights disagree, or a weight is NaN or infinite.
     """
-    check_weights(folder)
+    shapes(folder)
+    variant, _ = weight_files(folder)
     chatter = logging.getLogger("diffusers")
     level = chatter.level
     chatter.setLevel(logging.CRITICAL)  # its warnings about missing tensors are our errors below
     try:
         module, report = kind.from_pretrained(
             folder,
+            variant=variant,
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: config.json and the weights do not fit together: {_brief(str(error))}") from error
+    except Exception as error:  # whatever diffusers says of foreign values
+        reason = _brief(str(error)) or type(error).__name__
+        raise UserError(f"{folder}: config.json and the weights do not fit together: {reason}") from error
     finally:
         chatter.setLevel(level)
     # diffusers only warns here, and leaves random weights or drops layers.

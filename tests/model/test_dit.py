@@ -281,3 +281,78 @@ def test_hub_snapshot_is_loaded_like_a_folder(monkeypatch, tiny_pipeline):
     assert model.image_size == 16
     assert [repo for repo, _ in asked] == ["owner/model", "owner/vae"]
     assert not any("vae" in pattern or "bin" in pattern for pattern in asked[0][1])
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_variants_and_shards_are_read_like_one_plain_file(variant, shards, tiny_model, pipeline):
+    (pipeline / WEIGHTS).unlink()
+    options = {"max_shard_size": "100KB"} if shards else {}
+    tiny_model.denoiser.save_pretrained(pipeline / "transformer", variant=variant, **options)
+    found, names = files.weight_files(pipeline / "transformer")
+    assert (found, len(names) > 1) == (variant, shards)
+    again = load(pipeline).denoiser.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in tiny_model.denoiser.state_dict().items())
+
+
+def test_a_plain_file_comes_before_its_variants_and_two_variants_are_a_question(tmp_path):
+    for variant in ("fp16", "bf16"):
+        (tmp_path / f"diffusion_pytorch_model.{variant}.safetensors").touch()
+    with pytest.raises(UserError, match=r"several variants \(bf16, fp16\)"):
+        files.weight_files(tmp_path)
+    (plain := tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    assert files.weight_files(tmp_path) == (None, [plain])
+
+
+def test_an_index_that_names_files_elsewhere_is_refused(pipeline, tiny_model):
+    folder = pipeline / "transformer"
+    (pipeline / WEIGHTS).unlink()
+    tiny_model.denoiser.save_pretrained(folder, max_shard_size="100KB")
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002", "../model-00002"))
+    with pytest.raises(UserError, match=r"names .*\.\./model-00002.*, which is not beside it"):
+        load(pipeline)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+FOREIGN = {  # (part, changes; None takes a key away, message)
+    "flow": ("scheduler", FLOW, r"scheduler_config\.json: _class_name='FlowMatchEuler.*allowed: DDIMScheduler, DDPM"),
+    "prediction": ("scheduler", {"prediction_type": "flow_prediction"}, "'flow_prediction'; allowed: epsilon, sample"),
+    "no prediction": ("scheduler", {"prediction_type": None}, "prediction_type is missing; allowed: epsilon"),
+    "betas": ("scheduler", {"beta_schedule": "cosine"}, "beta_schedule='cosine'; allowed: linear"),
+    "no betas": ("scheduler", {"beta_start": None}, "beta_start is missing; allowed: a number between 0 and 1"),
+    "text": ("scheduler", {"beta_end": "0.02"}, r"beta_end='0\.02'; allowed: a number between"),
+    "steps": ("scheduler", {"num_train_timesteps": 1e3}, r"num_train_timesteps=1000\.0; allowed: a whole number"),
+    "list": ("scheduler", {"trained_betas": [0.1]}, "a list of 1000 numbers between 0 and 1"),
+    "threshold": ("scheduler", {"thresholding": True}, "thresholding=True; allowed: False"),
+    "quantized": ("transformer", {"quantization_config": {"quant_method": "bitsandbytes"}}, "already .*bitsandbytes"),
+    "patch": ("transformer", {"sample_size": 9}, "sample_size=9 is not a multiple of patch_size=2"),
+    "sizes": ("transformer", {"sample_size": [8, 8]}, r"sample_size=\[8, 8\]; allowed: a whole number"),
+    "layers": ("transformer", {"num_layers": 10**7}, "num_layers=10000000; allowed: a whole number of 1 to"),
+    "layers fit": ("transformer", {"num_layers": 60_000}, "do not fit together: num_layers is 60000.*have 2 blocks"),
+    "width": ("transformer", {"num_attention_heads": 4096}, "do not fit together: .*65536 wide.*32"),
+    "channels": ("transformer", {"out_channels": 5}, "out_channels=5; allowed: 4, 8"),
+    "activation": ("transformer", {"activation_fn": "swiglu"}, "'swiglu'; allowed: gelu"),
+    "eps": ("transformer", {"norm_eps": 10**400}, "norm_eps=.*finite number above 0"),
+    "scale": ("vae", {"scaling_factor": 0}, "scaling_factor=0; allowed: a finite number above 0"),
+    "widths": ("vae", {"block_out_channels": []}, "block_out_channels=.*a list of 1 to 10"),
+    "mean": ("vae", {"latents_mean": [0.0] * 4}, "latents_mean=.*allowed: null"),
+    "gray": ("vae", {"out_channels": 1}, "out_channels=1; allowed: 3"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_values_of_foreign_configs_are_refused_by_name(kind, pipeline):
+    part, changes, message = FOREIGN[kind]
+    file = pipeline / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(UserError, match=message) as caught:
+        load(pipeline)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_quantized_already_are_refused(pipeline):
+    edit_weights(pipeline, lambda w: w.update({"proj_out_1.weight": w["proj_out_1.weight"].to(torch.int8)}))
+    with pytest.raises(UserError, match=r"not in floating point, such as proj_out_1\.weight \(I8\).*quantized already"):
+        load(pipeline)
