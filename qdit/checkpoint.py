@@ -28,6 +28,7 @@ from qdit.policy import Policy
 from qdit.quantize import Quantized
 from qdit.record import git_state, now, versions
 from qdit.sampler.clock import Clock
+from qdit.scope import Scope
 from qdit.tensors import load_tensors, save_plain
 from qdit.timed import TimedLinear
 from qdit.transform import Rewrite, Transform
@@ -113,7 +114,7 @@ def _kept(rewrite: Rewrite, quantized: Iterable[str]) -> str:
 
 
 def verify(manifest: Manifest, model: DiffusionModel) -> None:
-    """Refuse a checkpoint that is damaged or of another base model.
+    """Refuse a checkpoint that is damaged, of another base model, or whose scope is not what is quantized.
 
     Raises:
         UserError: it is.
@@ -129,6 +130,15 @@ def verify(manifest: Manifest, model: DiffusionModel) -> None:
         raise UserError(
             f"{manifest.folder} belongs to a model with other weights (digest {saved['digest']}, here "
             f"{here['digest']}); choose the model that it was made of, or quantize this one"
+        )
+    scope = (manifest.content["provenance"].get("config") or {}).get("scope")
+    if scope is None or scope.get("_target_") != "qdit.scope.Scope":
+        return
+    chosen = Scope(**{key: scope[key] for key in ("roles", "include", "exclude")}).select(model.sites())
+    if strange := {site.name for site in chosen} ^ manifest.content["model"]["layers"].keys():
+        raise UserError(
+            f"{manifest.folder} contradicts itself: its config's scope and its layers differ in "
+            f"{', '.join(sorted(strange)[:3])}. It was changed after it was saved; quantize anew"
         )
 
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdit.claims import contradictions
 from qdit.errors import UserError
+from qdit.reading import read_json, size_of
 from qdit.store import RECIPE_KEYS, digest, write_json
 
 FORMAT = 1
 FOLDER, MANIFEST, TENSORS = "checkpoint", "quantized.json", "quantized.safetensors"
 _KEYS = {"format", "base", "policy", "model", "tensors", "provenance", "digest"}
+_NEEDED = {"bits", "scope", "quantizer"}  # of the config of a run that saved a checkpoint
+_AGAIN = "save the checkpoint again, or copy it again"
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,12 @@ class Manifest:
         """Find and read a checkpoint: `path` is its folder, or that of a run that saved it.
 
         Raises:
-            UserError: there is none, or it is unfinished, damaged, foreign, or of a newer format.
+            UserError: there is none, or it is unfinished, damaged, foreign, of a newer format, or contradicts itself.
         """
         folder = find(Path(path).expanduser())
         file = folder / MANIFEST
-        try:
-            content = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} is damaged ({error}); save the checkpoint again, or copy it again") from error
-        if not isinstance(content, dict) or not {"format", "model"} <= content.keys():
+        content = read_json(file, _AGAIN)
+        if not {"format", "model"} <= content.keys():
             raise UserError(f"{file} is no checkpoint of qdit; give the folder of a run, or of a checkpoint")
         if content["format"] != FORMAT:
             raise UserError(
@@ -47,7 +48,8 @@ class Manifest:
                 "a newer one"
             )
         if content.keys() != _KEYS or content["digest"] != _digest(content):
-            raise UserError(f"{file} is damaged (its digest differs); save the checkpoint again, or copy it again")
+            raise UserError(f"{file} is damaged (its digest differs); {_AGAIN}")
+        _check(file, content)
         return cls(folder, content)
 
     @property
@@ -62,15 +64,15 @@ class Manifest:
             UserError: they are missing, or of another save.
         """
         wanted = self.content["tensors"]
-        if not self.tensors.is_file():
+        if not self.tensors.exists():
             raise UserError(f"{self.tensors} is missing beside {MANIFEST}; copy the whole folder")
-        if (size := self.tensors.stat().st_size) != wanted["bytes"]:
+        if (size := size_of(self.tensors, _AGAIN)) != wanted["bytes"]:
             found = f"it has {size} bytes instead of {wanted['bytes']}"
         elif file_digest(self.tensors) != wanted["digest"]:
             found = "its digest differs"
         else:
             return
-        raise UserError(f"{self.tensors} is damaged ({found}); save the checkpoint again, or copy it again")
+        raise UserError(f"{self.tensors} is damaged ({found}); {_AGAIN}")
 
     def bytes(self) -> int:
         """Size of both files."""
@@ -93,6 +95,42 @@ class Manifest:
             "commit": git.get("commit"),
             "saved": provenance.get("saved"),
         }
+
+
+def _check(file: Path, content: dict[str, Any]) -> None:
+    """Refuse a manifest of another form than `write` gives it, and one whose parts say different things.
+
+    Raises:
+        UserError: it is one.
+    """
+    try:
+        _check_form(content)
+        found = contradictions(content)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is damaged (it is no checkpoint of format {FORMAT}: {what}); {_AGAIN}") from error
+    if found:
+        raise UserError(
+            f"{file} contradicts itself: {'; '.join(found[:3])}. It was changed after it was saved; quantize anew"
+        )
+
+
+def _check_form(content: dict[str, Any]) -> None:
+    """Compare the types of what is read of a manifest before its model is.
+
+    Raises:
+        KeyError, TypeError: something is missing, or of another type.
+    """
+    base, tensors, model, provenance = (content[key] for key in ("base", "tensors", "model", "provenance"))
+    texts, groups = [base["digest"], base["dtype"], tensors["digest"]], [provenance, model["layers"], model["others"]]
+    if (config := provenance.get("config")) is not None and config.keys() >= _NEEDED:
+        scope = [*config["scope"]["roles"], *config["scope"]["include"], *config["scope"]["exclude"]]
+        texts += [config["name"], config["bits"]["name"], *scope]
+        groups += [config[key] for key in (*RECIPE_KEYS, "quantizer") if key in config]
+    if not isinstance(tensors["bytes"], int) or not all(isinstance(each, str) for each in texts):
+        raise TypeError("a name, a digest or a size is of another type")
+    if not all(isinstance(each, dict) for each in groups):
+        raise TypeError("a group is no mapping")
 
 
 def find(path: Path) -> Path:
@@ -161,7 +199,7 @@ def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"quantizer.path={quantizer['path']!r}; the folder of a run, or of its checkpoint, is needed")
     manifest = Manifest.read(quantizer["path"])
     saved = manifest.content["provenance"].get("config")
-    if not isinstance(saved, dict) or not {"bits", "scope", "quantizer"} <= saved.keys():
+    if not isinstance(saved, dict) or not saved.keys() >= _NEEDED:
         raise UserError(
             f"{manifest.folder} was saved outside a run, and does not say its recipe; load it in Python with "
             "qdit.checkpoint.load"

@@ -1,26 +1,24 @@
-"""Objects as plain JSON values beside named tensors, and back again: no pickle, and no list of known types.
+"""Objects as plain JSON values beside named tensors, and back again, without pickle.
 
-A module is its class's name, its attributes, buffers, parameters and children; a dataclass is its fields. A new kind of
-quantizer therefore needs nothing to be saved, as long as it is a module or a dataclass of qdit (or a module of
-torch.nn) whose state is plain values, tensors, and such objects again. What is met twice is stored once, so that q, k
-and v go on sharing the module that rounds their input. Rounded weights are packed, code by code. Left out: hooks.
+A module is its class's name, its attributes, buffers, parameters and children; a dataclass is its fields. The class
+must be one of those in `qdit.known`; its state is plain values, tensors, and such objects again. What is met twice is
+stored once, so that q, k and v go on sharing the module that rounds their input. Rounded weights are packed, code by
+code. Left out: hooks.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from importlib import import_module
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdit.errors import UserError
+from qdit.known import check_members, find_class, is_known, path_of
 from qdit.quant.affine import Affine, Rounded, code_range
 from qdit.quant.packing import pack, unpack
 from qdit.quant.spec import QuantSpec
 
-PLACES = ("qdit.", "torch.nn.modules.")
-"""Where classes may come from; a file cannot name any other."""
 _MODULE = frozenset(vars(nn.Module()))  # torch's own entries of a module's state
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -64,12 +62,10 @@ class Writer:
 
     def _object(self, value: Any, path: str) -> dict[str, Any]:
         kind = type(value)
-        where = f"{kind.__module__}.{kind.__qualname__}"
-        known = isinstance(value, nn.Module) or is_dataclass(value)
-        if not known or not where.startswith(PLACES) or "." in kind.__qualname__:
+        if not is_known(kind):
             raise UserError(
-                f"{path} is a {where}, which cannot be saved: modules and dataclasses of qdit, their tensors and plain "
-                "values can. Use save_checkpoint=false"
+                f"{path} is a {path_of(kind)}, which cannot be saved: the classes of qdit.known, their tensors and "
+                "plain values can. Declare a class of yours with qdit.known.declare, or use save_checkpoint=false"
             )
         number = self._numbers[id(value)] = len(self._met)
         self._met.append(value)
@@ -79,7 +75,7 @@ class Writer:
             parts = self._module(value, path)
         else:
             parts = {f.name: self.value(getattr(value, f.name), f"{path}.{f.name}") for f in fields(value)}
-        return {"object": where, "number": number, "state": parts}
+        return {"object": path_of(kind), "number": number, "state": parts}
 
     def _module(self, module: nn.Module, path: str) -> dict[str, Any]:
         state = vars(module)
@@ -90,6 +86,10 @@ class Writer:
             kind: {key: self.value(value, f"{path}.{key}") for key, value in members.items()}
             for kind, members in kinds.items()
         }
+        try:
+            check_members(type(module), [name for members in parts.values() for name in members])
+        except ValueError as error:
+            raise UserError(f"{path} cannot be saved: {error}. Use save_checkpoint=false") from error
         return parts | {"training": module.training}
 
     def _rounded(self, rounded: Rounded, path: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Reader:
         if kind == "tensor":
             return self.tensors[content].to(self.device)
         if kind == "dtype":
-            return getattr(torch, content)
+            return _dtype(content)
         if kind in ("list", "tuple"):
             members = [self.value(v) for v in content]
             return members if kind == "list" else tuple(members)
@@ -168,6 +168,8 @@ class Reader:
         return made
 
     def _module(self, kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+        members = ("attributes", "buffers", "parameters", "children")
+        check_members(kind, [name for part in members for name in state[part]])
         made = kind.__new__(kind)
         nn.Module.__init__(made)
         vars(made).update({key: self.value(value) for key, value in state["attributes"].items()})
@@ -185,7 +187,9 @@ class Reader:
             raise ValueError(f"{kind.__name__} has other fields")
         made = object.__new__(kind)
         for key, value in state.items():
-            object.__setattr__(made, key, self.value(value))  # what was checked when it was made is not checked again
+            object.__setattr__(made, key, self.value(value))
+        if (check := getattr(made, "__post_init__", None)) is not None:
+            check()
         return made
 
     def _rounded(self, state: dict[str, Any]) -> Rounded:
@@ -196,6 +200,9 @@ class Reader:
         zero_point = fixed_zero_point(scale, spec)
         if "zero_point" in state:
             zero_point = self.tensors[state["zero_point"]].to(scale)
+        rows = codes.numel() // spec.row_length(codes.shape[-1], codes.numel())
+        if not scale.numel() == zero_point.numel() == rows:
+            raise ValueError(f"{scale.numel()} scales and {zero_point.numel()} zero points do not fit {rows} rows")
         return Rounded(codes, Affine(scale, zero_point, low, high), spec)
 
 
@@ -204,16 +211,12 @@ def fixed_zero_point(scale: Tensor, spec: QuantSpec) -> Tensor:
     return torch.full_like(scale, 2 ** (spec.bits - 1) if spec.grid == "symmetric_full" else 0)
 
 
-def find_class(where: str) -> type:
-    """The module or dataclass of a name, which must be one of qdit or a module of torch.nn.
+def _dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
 
     Raises:
-        ValueError: it is anything else.
-        ImportError: there is no such module.
+        ValueError: there is none.
     """
-    place, _, name = where.rpartition(".")
-    if where.startswith(PLACES):
-        found = getattr(import_module(place), name, None)
-        if isinstance(found, type) and (is_dataclass(found) or issubclass(found, nn.Module)):
-            return found
-    raise ValueError(f"{where} cannot be loaded")
+    if not isinstance(found := getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"{name} is no dtype")
+    return found

@@ -13,11 +13,14 @@ from checkpoints import BLOCKS, fitted, output, points, refuse
 
 from qdit import checkpoint
 from qdit.activation import DynamicActivation
+from qdit.activation.quantizers import BookQuantizer
 from qdit.cost import weight_storage_bits
 from qdit.errors import UserError
 from qdit.manifest import MANIFEST, TENSORS, Manifest
 from qdit.model.dit import DiT
+from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
+from qdit.quant.time_groups import ALL
 from qdit.quantize import Quantized, quantize
 from qdit.recipe import Recipe
 from qdit.rounding import Nearest
@@ -76,10 +79,13 @@ def test_a_loaded_model_is_what_was_saved(tiny_model, tmp_path):
 def test_layers_that_read_the_clock_read_that_of_the_model(tiny_model, tmp_path):
     quantized = fitted(tiny_model)
     name = "transformer_blocks.0.attn1.to_out.0"
-    quantized.layers[name].quantizer.timed = tiny_model.clock
+    grid = quantized.layers[name].quantizer
+    numbers = torch.cat([grid.scale, grid.zero_point], 1).unsqueeze(0)
+    timed = BookQuantizer(grid.spec, Uniform(grid.low, grid.high), numbers, ALL, tiny_model.clock)
+    quantized.layers[name].quantizer = timed
     checkpoint.save(quantized, tmp_path, checkpoint.provenance(tiny_model))
     loaded = checkpoint.load(tmp_path, tiny_model)
-    assert loaded.layers[name].quantizer.timed is tiny_model.clock
+    assert loaded.layers[name].quantizer.clock is tiny_model.clock
 
 
 def test_the_same_model_is_saved_with_the_same_bytes(tiny_model, tmp_path):
