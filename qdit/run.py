@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from qdit import store
 from qdit.config import build, resolved
 from qdit.errors import UserError
+from qdit.hub import pinned
 from qdit.identity import search_settings, settings
 from qdit.manifest import is_loaded, with_recipe
 from qdit.store import RunDir, digest, is_full_precision
@@ -77,8 +78,10 @@ def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 def canonical(config: dict[str, Any]) -> dict[str, Any]:
     """The config under the one name of what it does.
 
-    A scope that selects nothing is full precision; the recipe of `quantizer=load` is that of the run that saved.
+    A scope that selects nothing is full precision; the recipe of `quantizer=load` is that of the run that saved; a hub
+    id has the commit of its revision.
     """
+    config = pinned(config)
     if is_loaded(config):
         return with_recipe(config)
     return full_precision(config) if is_full_precision(config) else config

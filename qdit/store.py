@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qdit.errors import UserError
+from qdit.hub import named
 from qdit.locks import exclusive
 from qdit.seal import DIGEST, Broken, sealed, verify
 from qdit.versions import versioned, without_neutral
@@ -78,18 +79,20 @@ def is_full_precision(config: dict) -> bool:
 def weights(config: dict[str, Any]) -> str:
     """A digest of the checkpoint's weights and configs, so that a new one never meets stale results.
 
-    Hub ids hash as text: what they hold is not known without the network.
+    Hub ids hash as text with their commits (see `qdit.hub`).
     """
     model = config["model"]
-    paths = [model["path"]] + ([model["vae_path"]] if model.get("vae_path") else [])
-    return "-".join(_weights_digest(path) for path in paths)
+    found = [_weights_digest(model["path"], model.get("revision"))]
+    if model.get("vae_path"):
+        found.append(_weights_digest(model["vae_path"], model.get("vae_revision")))
+    return "-".join(found)
 
 
-def _weights_digest(path: str | None) -> str:
+def _weights_digest(path: str | None, revision: str | None) -> str:
     folder = EMBEDDED if path is None else Path(path).expanduser()
     found = files_below(folder) if folder.is_dir() else []
     files = [file for file in found if file.name.endswith((".safetensors", ".json"))]
-    return content_digest(files, folder) if files else digest(path)
+    return content_digest(files, folder) if files else digest(named(path, revision))
 
 
 def content_digest(files: Iterable[Path], root: Path) -> str:

@@ -72,7 +72,7 @@ VERSIONS: tuple[Version, ...] = (
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
 )
 
-NEUTRAL: Mapping[str, Any] = {}
+NEUTRAL: Mapping[str, Any] = {"model.vae_revision": None}
 """New keys by their dotted path in the config, with their neutral value."""
 
 

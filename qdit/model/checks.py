@@ -92,7 +92,7 @@ def check_dit(file: Path, config: Values) -> None:
             f"{file}: sample_size={config['sample_size']} is not a multiple of patch_size={config['patch_size']} "
             f"(rest {rest}); the latents cannot be cut into patches"
         )
-    if whole(channels := config.get("in_channels")):
+    if isinstance(channels := config.get("in_channels"), int):
         keys.one_of("out_channels", (channels, 2 * channels), optional=True)
     keys.one_of("activation_fn", ACTIVATIONS, optional=True)
     keys.one_of("norm_type", ("ada_norm_zero",), optional=True)

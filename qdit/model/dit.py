@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
+from qdit.hub import at, named, short
 from qdit.model.base import Attention, Producer, Site
 from qdit.model.checks import check_autoencoder, check_dit, check_schedule
 from qdit.model.files import check_class, load_module, locate, read_config, shapes
@@ -54,6 +55,8 @@ class DiT:
     """Of a hub id."""
     vae_path: str | None = None
     """None: the pipeline's own autoencoder; else another folder or hub id."""
+    vae_revision: str | None = None
+    """Of `vae_path`, if it is a hub id."""
     timestep_frequencies: Literal["diffusers", "dit"] = "diffusers"
     layer_norm_eps: float | None = None
     """None: as the checkpoint's config says."""
@@ -61,7 +64,9 @@ class DiT:
     def protocol(self) -> str:
         """Name what changes the full-precision outputs, readably."""
         eps = "config" if self.layer_norm_eps is None else f"{self.layer_norm_eps:g}"
-        return f"{self.name}|vae={self.vae_path or 'own'}|frequencies={self.timestep_frequencies}|eps={eps}"
+        vae = named(self.vae_path, short(self.vae_revision)) or "own"
+        name = self.name + at(self.path, short(self.revision))
+        return f"{name}|vae={vae}|frequencies={self.timestep_frequencies}|eps={eps}"
 
     def load(self, device: str | torch.device, dtype: torch.dtype) -> "LoadedDiT":
         """Read the checkpoint, check it, and move it to `device`; the denoiser in `dtype`, the autoencoder in float32.
@@ -82,7 +87,7 @@ class DiT:
         wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in parts for end in ("json", "safetensors")]
         root = locate(self.path, self.revision, "model.path", wanted)
         check_transformer(root)
-        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path)
+        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
@@ -147,10 +152,10 @@ def check_vae(folder: Path) -> None:
     check_autoencoder(folder / "config.json", config)
 
 
-def locate_vae(path: str) -> Path:
+def locate_vae(path: str, revision: str | None) -> Path:
     """Find an autoencoder's folder: `path` itself, or its `vae` part if it is a whole pipeline."""
     ends = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*.json", "vae/*.safetensors"]
-    root = locate(path, None, "model.vae_path", ends)
+    root = locate(path, revision, "model.vae_path", ends)
     return root / "vae" if (root / "vae").is_dir() else root
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qdit.errors import UserError
+from qdit.hub import is_id
 from qdit.store import EMBEDDED
 
 # diffusers' names: diffusion_pytorch_model[.VARIANT][-00001-of-00002][.VARIANT].safetensors
@@ -22,7 +23,6 @@ _WEIGHTS = re.compile(
     r"diffusion_pytorch_model(?:\.(?P<before>[^.]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[^.]+))?\.safetensors"
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def locate(path: str | None, revision: str | None, key: str, patterns: list[str]) -> Path:
@@ -47,7 +47,7 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not _HUB_ID.fullmatch(path):
+    if not is_id(path):
         raise UserError(
             f"{key}={path}: no such folder (looked for {folder.absolute()}). Allowed: null (the embedded model), "
             "a folder in diffusers' format (model_index.json, transformer/, vae/, scheduler/), or a hub id such as "

@@ -1,0 +1,71 @@
+"""Models of the Hugging Face hub: what is an id there, and which commit a branch stands for.
+
+A branch moves: `main` of today is another model than that of last month. So a run's config names the commit, which is
+part of its protocol and id. The copy in the local cache comes first: the commit that `main` resolved to when it was
+fetched stays, with network and without, until `model.revision` names another. Imports no torch.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Small files, of which a pipeline has the first and an autoencoder the second.
+_WITNESSES = ("model_index.json", "config.json")
+_PATHS = {"path": "revision", "vae_path": "vae_revision"}
+"""The model's keys that may be ids, each with the key of its revision."""
+
+
+def is_id(path: Any) -> bool:
+    """Whether a path can only be meant as `owner/name` on the hub: nothing of this name lies here."""
+    return isinstance(path, str) and bool(_ID.fullmatch(path)) and not Path(path).expanduser().exists()
+
+
+@cache
+def commit(repo: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag stands for (None is main): of the cached copy, else of the hub; None if unknown.
+
+    A small file is fetched to know it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    for here in (True, False):
+        for name in _WITNESSES:
+            try:
+                file = Path(hf_hub_download(repo, name, revision=revision, local_files_only=here))
+            except Exception:  # the client's errors have no common base; what is wrong is said when the model is loaded
+                continue
+            return file.parent.name  # <cache>/models--owner--name/snapshots/<commit>/<file>
+    return None
+
+
+def pinned(config: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config whose hub ids have the commits that their revisions stand for, as far as they are known."""
+    model = config["model"]
+    commits = {
+        key: found
+        for path, key in _PATHS.items()
+        if is_id(model.get(path))
+        and isinstance(revision := model.get(key), str | None)
+        and (found := commit(model[path], revision)) is not None
+    }
+    return config | {"model": model | commits} if commits else config
+
+
+def named(path: str | None, revision: str | None) -> str | None:
+    """An id with its revision, where it has one; other paths as they are."""
+    return path + at(path, revision) if path else path
+
+
+def at(path: str | None, revision: str | None) -> str:
+    """What stands behind the name of an id's model: `@` and its revision; nothing for other paths."""
+    return f"@{revision}" if revision and is_id(path) else ""
+
+
+def short(revision: str | None) -> str | None:
+    """A commit as it is read: its first twelve digits."""
+    return revision[:12] if revision and _COMMIT.fullmatch(revision) else revision
