@@ -1,6 +1,7 @@
 """What multiplies: the machine's int8 instructions where it has them, else floating point on rounded values.
 
-Both give the same numbers but for the last bits; a record says which ran (`cost.executed`). A switch of the process, as
+Both give the same products but for the last bits, which flip roundings behind them; a record says which ran
+(`cost.executed`), and no run mixes them (`stamp`). A switch of the process, as
 torch's own for reduced precision are, because layers are run by code that knows nothing of qdit.
 """
 
@@ -33,6 +34,25 @@ def has_int8(device: torch.device) -> bool:
 def int8() -> bool:
     """Whether layers multiply integers now."""
     return _int8
+
+
+def stamp(device: torch.device, execution: bool = True) -> dict[str, str]:
+    """What a number depends on besides its config: where it was computed, with what, and how layers multiplied.
+
+    Two of these differ by flips of rounding, not only by last bits, once a model is quantized. Samples, calibration
+    data and finished parts of fits say which made them (`qdit.shelf`), and a record does under `made`.
+
+    Args:
+        device: what computes.
+        execution: whether quantized layers are part of it.
+    """
+    kind = device.type
+    if kind == "cpu":
+        kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    elif kind == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    made = {"device": kind, "torch": torch.__version__.split("+")[0]}
+    return made | {"execution": "int8" if _int8 else "simulated"} if execution else made
 
 
 @contextmanager

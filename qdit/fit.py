@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
 from qdit.recipe import Recipe
+from qdit.shelf import Place
 from qdit.transform import Rewrite
 
 
@@ -35,7 +35,7 @@ class Fit:
     recipe: Recipe
     policy: Policy
     collect: Callable[[], CalibrationData]
-    folder: Path | None = None
+    folder: Place | None = None
     """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
     rewrite: Rewrite = field(default_factory=Rewrite)
     """What the transform made of the model."""

@@ -19,6 +19,7 @@ from qdit.policy import Policy
 from qdit.recipe import Recipe
 from qdit.sampler.sampler import Sampler
 from qdit.search.base import Setting
+from qdit.shelf import Place
 from qdit.store import COMPONENTS, RECIPE_KEYS, is_full_precision
 from qdit.tracking import Tracker
 from qdit.transform import RunTime
@@ -65,7 +66,7 @@ class Parts:
             return None if site.name in self.loaded.content["policy"] else "the checkpoint does not have it"
         return self.recipe.scope.why_not(site) if self.recipe else "full precision"
 
-    def setting(self, seed: int, folder: Path, tracker: Tracker) -> Setting:
+    def setting(self, seed: int, folder: Place, tracker: Tracker) -> Setting:
         """The run around a search: its seed, the folder of its ledger, and what it reports to."""
         return Setting(
             sampler=self.sampler,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +22,7 @@ from qdit.layers import QuantLinear, present, replaced
 from qdit.model.base import DiffusionModel
 from qdit.policy import Policy
 from qdit.recipe import Recipe
+from qdit.shelf import Place
 from qdit.timed import Now, TimedLinear
 from qdit.transform import Rewrite, Trial, rewritten
 from qdit.transform.timestep_aware import RewriteByRange, points_within
@@ -70,7 +70,7 @@ def quantize(
     model: DiffusionModel,
     recipe: Recipe,
     collect: Callable[[], CalibrationData],
-    folder: Path | None = None,
+    folder: Place | None = None,
     setting: "Setting | None" = None,
 ) -> Quantized:
     """Fit a recipe to a model; search a policy first and correct the output last, if the recipe has these parts.
@@ -103,7 +103,7 @@ def fit_policy(
     recipe: Recipe,
     policy: Policy,
     collect: Callable[[], CalibrationData],
-    folder: Path | None = None,
+    folder: Place | None = None,
     rewrite: Rewrite | None = None,
 ) -> Quantized:
     """Round the weights and make the layers of a given policy; arguments as `quantize`.
@@ -138,7 +138,7 @@ def _fit_ranges(
     recipe: Recipe,
     policy: Policy,
     collect: Callable[[], CalibrationData],
-    folder: Path | None,
+    folder: Place | None,
     rewrite: RewriteByRange,
 ) -> Quantized:
     """A fit for each range of timesteps, on its points and in its basis; the clock picks among their layers.

@@ -6,6 +6,7 @@ samples are read from disk, and metrics that a record holds already are not comp
 
 import gc
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,9 @@ from qdit.store import RunDir, digest, is_full_precision
 
 if TYPE_CHECKING:
     from qdit.parts import Parts
+    from qdit.quantize import Quantized
+    from qdit.samples import SampleSet
+    from qdit.shelf import Shelf
     from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
@@ -97,12 +101,17 @@ def full_precision(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_id(config: dict[str, Any]) -> str:
-    """Eight hex digits of everything the result depends on, the checkpoint's contents included."""
+    """Eight hex digits of `identity`."""
+    return digest(identity(config))
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Everything the result depends on, the checkpoint's contents included."""
     science = store.science(config)
     if "search" in science:
         where = config["dataset"]["reference"], Path(config["cache_dir"])
         science["search"] = search_settings(science["search"], *where)
-    return digest({"version": store.SCIENCE, "science": science, "weights": store.weights(config)})
+    return {"version": store.SCIENCE, "science": science, "weights": store.weights(config)}
 
 
 def run_dir(config: dict[str, Any]) -> RunDir:
@@ -111,14 +120,36 @@ def run_dir(config: dict[str, Any]) -> RunDir:
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run that holds every wanted metric, else None. Needs no torch."""
+    """The record of a finished run that holds every wanted metric, else None. Needs no torch.
+
+    Raises:
+        UserError: its layers multiplied otherwise than `execution` demands, or the record is damaged.
+    """
     record = run_dir(config).result()
     if record is None or record["status"] != "done":
         return None
+    check_execution(record, config)
     if unsaved(record, config):
         return None
     have = {name: metric["settings"] for name, metric in record["metrics"].items()} | record["inapplicable"]
     return record if wanted_metrics(config).items() <= have.items() else None
+
+
+def check_execution(record: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse a finished record whose layers multiplied otherwise than is demanded; `auto` takes any.
+
+    Raises:
+        UserError: they did.
+    """
+    wanted, cost = config["execution"], record["cost"]
+    if wanted == "auto" or is_full_precision(config):
+        return
+    known = "int8" if "int8" in str(cost.get("executed")) else "simulated"  # records of an earlier qdit say no more
+    if (found := (record.get("made") or {}).get("execution", known)) != wanted:
+        raise UserError(
+            f"{run_dir(config).path} was made with execution={found}, and execution={wanted} is asked for: take it "
+            "with execution=auto, make another one in another study, or replace it with overwrite=true"
+        )
 
 
 def unsaved(record: dict[str, Any], config: dict[str, Any]) -> bool:
@@ -186,6 +217,35 @@ def cached(config: dict[str, Any]) -> Path:
     return stages.rounding_folder(config)
 
 
+def shelf_of(config: dict[str, Any], parts: "Parts") -> "Shelf":
+    """Where what a run makes lies: in the run's folder, or, in full precision, in the cache with other machines'."""
+    from qdit.execution import stamp
+    from qdit.shelf import Shelf
+
+    reference = is_full_precision(config)
+    folder = cached(config) if reference else run_dir(config).path
+    return Shelf(folder, identity(config), stamp(parts.model.device, execution=not reference), shared=reference)
+
+
+def taken(
+    config: dict[str, Any], known: dict[str, Any], where: RunDir, samples: "SampleSet", reference: "SampleSet"
+) -> tuple[dict[str, Any], bool]:
+    """What is used of a record, and whether its samples are; else they are made again here, and none are mixed.
+
+    The samples of a finished record are taken as they were made, wherever that was; new metrics are of them, too.
+    """
+    from qdit.shelf import without_execution
+
+    if known.get("status") != "done":
+        return known, False
+    made = known.get("made")  # none in a record of an earlier qdit
+    if not unsaved(known, config) and known.get("policy") in (None, where.policy_digest()) and samples.adopt(made):
+        if reference is not samples:
+            reference.adopt(made and without_execution(made))
+        return known, True
+    return (known if made in (None, samples.made) else {}), False
+
+
 def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
     """Quantize, sample and evaluate one config; its record."""
     from qdit import record, stages
@@ -196,22 +256,25 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     started, watch, reference_config = record.now(), record.Stopwatch(), full_precision(config)
     known = where.result() or {}
     store.atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    samples = reference = stages.sample_set(reference_config, parts, cached(reference_config), None, tracker)
-    policy, diagnosis, executed = Policy(), {}, "full precision"
+    samples = reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
+    fit: Callable[[], Quantized] | None = None
     if not is_full_precision(config):
-        fit = cache(partial(stages.fit, config, parts, where.path, tracker))
-        samples = stages.sample_set(config, parts, where.path / "samples", fit, tracker)
-        if known.get("status") == "done" and samples.complete() and not unsaved(known, config):
-            policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
-            diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
-        else:
-            with watch.stage("quantize"):
-                policy, executed = fit().policy, fit().executed
-            policy.save(where.path / "policy.yaml")
-            with watch.stage("save"):
-                diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
-            with watch.stage("diagnose"):
-                diagnosis |= stages.diagnose(config, parts, fit(), where.path)
+        place = shelf_of(config, parts)
+        fit = cache(partial(stages.fit, config, parts, place, tracker))
+        samples = stages.sample_set(config, parts, place / "samples", fit, tracker)
+    known, kept = taken(config, known, where, samples, reference)
+    policy, executed, diagnosis = Policy(), "full precision", {}
+    if fit is not None and kept:
+        policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
+        diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
+    elif fit is not None:
+        with watch.stage("quantize"):
+            policy, executed = fit().policy, fit().executed
+        policy.save(where.path / "policy.yaml")
+        with watch.stage("save"):
+            diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
+        with watch.stage("diagnose"):
+            diagnosis |= stages.diagnose(config, parts, fit(), where.path)
     with watch.stage("sample"):
         samples.latents()
     wanted = wanted_metrics(config)
@@ -219,8 +282,9 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}
     with watch.stage("evaluate"):
         applicable = {n: s for n, s in wanted.items() if n not in inapplicable}
-        metrics = known.get("metrics", {}) | where.metrics()
-        metrics = stages.evaluate(applicable, metrics, parts, samples, reference, where.save_metrics)
+        metrics = known.get("metrics", {}) | where.metrics(samples.made)
+        keep = partial(where.save_metrics, made=samples.made)
+        metrics = stages.evaluate(applicable, metrics, parts, samples, reference, keep)
     stages.picture(config, parts, samples, reference, where.path / "samples.png")
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
     left = parts.run_time() if policy else []
@@ -232,6 +296,8 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
         "metrics": metrics,
         "inapplicable": known.get("inapplicable", {}) | inapplicable,
         **diagnosis,
+        **({"made": samples.made} if samples.made else {}),
+        **({"policy": where.policy_digest()} if policy else {}),
         "cost": record.keep_earlier(costs, known.get("cost")),
         **record.footer(started),
     }

@@ -1,27 +1,30 @@
 """A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
 
-A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. Processes
+A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. A chunk
+that is damaged, or that another machine, library or execution made (`qdit.execution.stamp`), is made again. Processes
 that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder, which is
 deterministic, makes them of the latents, which are smaller.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdit.locks import exclusive
-from qdit.tensors import load_tensors, save_tensors
+from qdit.seal import TENSORS_DIGEST, tensors_about
+from qdit.shelf import Shelf, Stamp, without_execution
 
 
 @dataclass(eq=False)  # a set is itself and no other: what was computed of it is remembered by identity
 class SampleSet:
-    """Samples 0 … n-1 in `folder`; see `qdit.eval.base.Samples`.
+    """Samples 0 … n-1 on a shelf; see `qdit.eval.base.Samples`.
 
     Args:
-        folder: where the chunks are.
+        shelf: where the chunks are, what they are of and what makes them.
         n: number of samples.
         chunk: samples a chunk (the sampling batch size).
         generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
@@ -30,7 +33,7 @@ class SampleSet:
         progress: called with the number of samples that exist, after each chunk of latents that was generated.
     """
 
-    folder: Path
+    shelf: Shelf
     n: int
     chunk: int
     generate: Callable[[list[int]], Tensor]
@@ -43,28 +46,53 @@ class SampleSet:
         """The sample indices of each chunk."""
         return [list(range(a, min(a + self.chunk, self.n))) for a in range(0, self.n, self.chunk)]
 
-    def complete(self) -> bool:
-        """Whether every chunk of latents is on disk, so that nothing needs to be generated."""
-        return all(self._path("latents", number).exists() for number in range(len(self.indices())))
+    @property
+    def folder(self) -> Path:
+        """Where the chunks are."""
+        return self.shelf.folder
 
-    def _path(self, kind: str, number: int) -> Path:
-        return self.folder / f"{kind}_{number:05d}.safetensors"
+    @property
+    def made(self) -> Stamp | None:
+        """What makes the samples, or made them; None where it is not known."""
+        return self.shelf.made
+
+    def complete(self) -> bool:
+        """Whether every chunk of latents is on disk, and whole, so that nothing needs to be generated."""
+        return all(self._found("latents", number) is not None for number in range(len(self.indices())))
+
+    def adopt(self, made: Stamp | None) -> bool:
+        """Take the chunks as `made` left them (None: as any did); false, and nothing changes, if one is missing."""
+        before, self.shelf = self.shelf, replace(self.shelf, made=made)
+        if self.complete():
+            return True
+        self.shelf = before
+        return False
+
+    def _shelf(self, kind: str, number: int) -> Shelf:
+        """Where a chunk is: features are of their chunk of latents, and the same however layers multiply."""
+        if kind == "latents":
+            return self.shelf
+        latents = tensors_about(self.shelf.path(_name("latents", number))).get(TENSORS_DIGEST)
+        made = self.made and without_execution(self.made)
+        about: Any = {"of": self.shelf.identity, "latents": latents}
+        return replace(self.shelf, identity=about, made=made)
 
     def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a chunk, from disk or made and stored."""
         if (stored := self._found(kind, number)) is not None:
             return stored
         with exclusive(self.folder / ".lock"):
-            stored = self._found(kind, number)
-            return save_tensors(self._path(kind, number), make()) if stored is None else stored
+            if (stored := self._found(kind, number, quiet=True)) is None:
+                made = make()  # the latents of features, too
+                stored = self._shelf(kind, number).save(_name(kind, number), made)
+        return stored
 
-    def _found(self, kind: str, number: int) -> dict[str, Tensor] | None:
-        """The tensors of a chunk that is on disk, and whole."""
-        path = self._path(kind, number)
-        if not path.exists():
+    def _found(self, kind: str, number: int, quiet: bool = False) -> dict[str, Tensor] | None:
+        """The tensors of a chunk that is on disk, whole, and made as the set is."""
+        stored = self._shelf(kind, number).load(_name(kind, number), quiet)
+        if stored is None or {len(tensor) for tensor in stored.values()} != {len(self.indices()[number])}:
             return None
-        stored = load_tensors(path)
-        return stored if len(next(iter(stored.values()))) == len(self.indices()[number]) else None
+        return stored
 
     def _latent_chunk(self, number: int) -> Tensor:
         def make() -> dict[str, Tensor]:
@@ -95,3 +123,7 @@ class SampleSet:
 
             chunks.append(self._stored(f"features-{extractor}", number, make))
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
+
+
+def _name(kind: str, number: int) -> str:
+    return f"{kind}_{number:05d}"

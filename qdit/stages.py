@@ -16,14 +16,16 @@ from qdit import checkpoint, figures
 from qdit.calibration import CalibrationData
 from qdit.diagnose import Trajectory, layer_report, timestep_curve, trajectory
 from qdit.eval.paired import PairedMetric
-from qdit.locks import exclusive, once
+from qdit.execution import stamp
+from qdit.locks import exclusive
 from qdit.manifest import FOLDER, is_loaded
 from qdit.parts import Parts
 from qdit.quantize import Quantized, quantize
 from qdit.rounding.resume import FORMAT
 from qdit.samples import SampleSet
+from qdit.shelf import Shelf
 from qdit.store import IMAGES, RECIPE_KEYS, SCIENCE, VALUES, digest, weights
-from qdit.tensors import load_tensors, save_tensors
+from qdit.tensors import save_tensors
 from qdit.tracking import Tracker
 from qdit.versions import versioned, without_neutral
 
@@ -34,47 +36,65 @@ DIAGNOSIS = ("checkpoint", "curves", "layers", "search")  # what a fit and its d
 
 
 def path_id(config: dict[str, Any]) -> str:
-    """A digest of what a full-precision trajectory depends on; how many others there are, and how batched, is not."""
+    """A digest of `path_identity`."""
+    return digest(path_identity(config))
+
+
+def path_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a full-precision trajectory depends on; how many others there are, and how batched, is not."""
     known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
     known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
     known = without_neutral(known)
-    return digest({"version": SCIENCE, "weights": weights(config), **known})
+    return {"version": SCIENCE, "weights": weights(config), **known}
+
+
+def shared(config: dict[str, Any], parts: Parts, folder: str, identity: Any, execution: bool = False) -> Shelf:
+    """A folder of the cache, whose files other machines do not replace; `execution`: quantized layers made them."""
+    made = stamp(parts.model.device, execution)
+    return Shelf(Path(config["cache_dir"]) / folder, identity, made, shared=True)
 
 
 def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
     """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
-    key = digest(without_neutral({"calibration": config["calibration"]}) | {"path": path_id(config)})
-    path = Path(config["cache_dir"]) / "calibration" / f"{key}.safetensors"
+    about = without_neutral({"calibration": config["calibration"]})
+    key = digest(about | {"path": path_id(config)})
 
-    def make() -> None:
+    def make() -> dict[str, Tensor]:
         log.info("calibrating: %d points", source.num_samples)
         data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
         kept = {"x": data.x, "t": data.t, "y": data.y, "origin": data.origin}
-        save_tensors(path, {key: tensor for key, tensor in kept.items() if tensor is not None})
+        return {key: tensor for key, tensor in kept.items() if tensor is not None}
 
-    stored = load_tensors(once(path, make))
+    shelf = shared(config, parts, "calibration", about | {"path": path_identity(config)})
+    stored = shelf.once(key, make)
     told = parts.sampler.timesteps(parts.model)
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"), told)
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:
     """Where rounded weights are kept: shared by all runs that round alike, whatever they search, correct or sample."""
+    return Path(config["cache_dir"]) / "rounding" / digest(_rounding(config) | {"path": path_id(config)})
+
+
+def _rounding(config: dict[str, Any]) -> dict[str, Any]:
+    """What rounded weights depend on, besides the path."""
     recipe = versioned({k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}, config)
-    about = {"format": FORMAT, "recipe": recipe, "path": path_id(config)}
-    return Path(config["cache_dir"]) / "rounding" / digest(about)
+    return {"format": FORMAT, "recipe": recipe}
 
 
-def fit(config: dict[str, Any], parts: Parts, folder: Path, tracker: Tracker) -> Quantized:
+def fit(config: dict[str, Any], parts: Parts, folder: Shelf, tracker: Tracker) -> Quantized:
     """The quantized model of a config; the ledger of a search is in `folder`."""
     if parts.loaded is not None:
         return checkpoint.load(parts.loaded.folder, parts.model)
     assert parts.recipe is not None
-    setting, shared = parts.setting(config["seed"], folder, tracker), rounding_folder(config)
+    identity = _rounding(config) | {"path": path_identity(config)}
+    place = shared(config, parts, f"rounding/{rounding_folder(config).name}", identity, execution=True)
+    setting = parts.setting(config["seed"], folder, tracker)
     # Runs that round alike do it once. Those that search, too, share fits, but not hours of scoring.
-    with exclusive(shared / ".lock") if parts.recipe.search is None else nullcontext():
-        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), shared, setting)
+    with exclusive(place.folder / ".lock") if parts.recipe.search is None else nullcontext():
+        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), place, setting)
 
 
 def save(
@@ -122,7 +142,7 @@ class Bar:
 
 
 def sample_set(
-    config: dict[str, Any], parts: Parts, folder: Path, fit: Callable[[], Quantized] | None, tracker: Tracker
+    config: dict[str, Any], parts: Parts, shelf: Shelf, fit: Callable[[], Quantized] | None, tracker: Tracker
 ) -> SampleSet:
     """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
     label = f"{config['name']}: sampling"
@@ -149,7 +169,7 @@ def sample_set(
         tracker.log({"samples": done}, done, "sampling")
 
     return SampleSet(
-        folder, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress
+        shelf, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress
     )
 
 
@@ -178,28 +198,28 @@ def evaluate(
         result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
         found[name] = asdict(result) | {"settings": settings}
         if isinstance(metric, PairedMetric):
-            keep_values(samples.folder / Path(VALUES).name, f"{name}@{settings}", metric.each(samples, reference))
+            keep_values(samples.shelf, f"{name}@{settings}", metric.each(samples, reference))
         save(found)
         error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
         log.info("  %-16s %.4g%s", name, result.value, error)
     return found
 
 
-def keep_values(path: Path, key: str, values: Tensor) -> None:
+def keep_values(shelf: Shelf, key: str, values: Tensor) -> None:
     """Add a metric of each sample, [n], to the file of a run; tables compare methods sample by sample."""
-    kept = load_tensors(path) if path.exists() else {}
-    save_tensors(path, kept | {key: values.double()})
+    name = Path(VALUES).stem
+    shelf.save(name, (shelf.load(name) or {}) | {key: values.double()})
 
 
 def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
     """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
-    path = Path(config["cache_dir"]) / "trajectory" / f"{path_id(config)}-{DIAGNOSED}.safetensors"
 
-    def make() -> None:
+    def make() -> dict[str, Tensor]:
         made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
-        save_tensors(path, vars(made) | {"timesteps": torch.tensor(made.timesteps)})
+        return vars(made) | {"timesteps": torch.tensor(made.timesteps)}
 
-    stored = load_tensors(once(path, make))
+    shelf = shared(config, parts, "trajectory", {"trajectories": DIAGNOSED, "path": path_identity(config)})
+    stored = shelf.once(f"{path_id(config)}-{DIAGNOSED}", make)
     timesteps = stored.pop("timesteps").tolist()
     return Trajectory(**stored, timesteps=timesteps)
 

@@ -219,6 +219,11 @@ class RunDir:
         (self.path / "metrics.json").unlink(missing_ok=True)
         return record
 
+    def policy_digest(self) -> str | None:
+        """Hex digest of `policy.yaml`; None if there is none."""
+        file = self.path / "policy.yaml"
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:32] if file.is_file() else None
+
     def metrics(self, made: Any = None) -> dict[str, Any]:
         """Metrics that an interrupted run computed before it could write its record.
 

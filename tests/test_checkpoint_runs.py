@@ -14,6 +14,7 @@ from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.manifest import MANIFEST
 from qdit.store import RECIPE_KEYS
+from qdit.tensors import load_tensors
 
 PROTOCOL = [
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
@@ -49,7 +50,8 @@ def small(*words: str) -> list[str]:
 
 
 def latents(folder: Path) -> list[bytes]:
-    return [file.read_bytes() for file in sorted((folder / "samples").glob("latents*"))]
+    files = sorted((folder / "samples").glob("latents*"))  # which also say of which run they are
+    return [load_tensors(file)["latents"].numpy().tobytes() for file in files]
 
 
 @pytest.fixture(scope="module")

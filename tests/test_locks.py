@@ -15,6 +15,7 @@ from qdit import locks
 from qdit.errors import UserError
 from qdit.locks import Busy, exclusive, once
 from qdit.samples import SampleSet
+from qdit.shelf import Shelf
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -50,7 +51,7 @@ def sample_set(folder: Path) -> SampleSet:
 
         return features
 
-    return SampleSet(folder / "set", 7, 2, generate, lambda x: x.to(torch.uint8), extract)
+    return SampleSet(Shelf(folder / "set"), 7, 2, generate, lambda x: x.to(torch.uint8), extract)
 
 
 def sample(folder: Path, ready) -> None:

@@ -1,13 +1,14 @@
 """A flipped bit in a file that is read back is named; files of a qdit without digests are read."""
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdit import run as running
 from qdit.errors import UserError
 from qdit.seal import Broken, sealed, verify
 from qdit.store import RunDir
@@ -105,3 +106,25 @@ def test_kept_metrics_are_of_their_samples_and_whole(tmp_path):
     assert run.metrics({"device": "cpu"}) == {}
     path.write_text('{"sqnr": {"value": 20.5}}')  # of a qdit without digests
     assert run.metrics({"device": "cpu"}) == {"sqnr": {"value": 20.5}}
+
+
+@pytest.mark.parametrize(
+    ("made", "executed", "asked", "refused"),
+    [
+        (None, "int8", "auto", False),
+        (None, "int8, simulated", "int8", False),
+        (None, "int8, simulated", "simulated", True),
+        (None, "simulated", "int8", True),
+        ({"execution": "int8"}, "simulated", "int8", False),  # it has no layer that multiplies integers
+        ({"execution": "int8"}, "int8", "simulated", True),
+        ({"execution": "simulated"}, "simulated", "auto", False),
+    ],
+)
+def test_only_an_execution_that_is_demanded_has_to_be_a_finished_records(
+    made, executed, asked, refused, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(running, "run_dir", lambda config: RunDir(tmp_path))
+    record = {"cost": {"executed": executed}} | ({"made": made} if made else {})
+    config = {"execution": asked, "scope": {"roles": ["qkv"], "include": []}}
+    with pytest.raises(UserError, match="execution=auto") if refused else nullcontext():
+        running.check_execution(record, config)

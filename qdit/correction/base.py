@@ -5,7 +5,6 @@ are not corrected. It acts on the guided output, through the sampler's hook (`qd
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-from qdit.tensors import load_tensors, save_tensors
+from qdit.shelf import Shelf
 
 if TYPE_CHECKING:
     from qdit.quantize import Quantized
     from qdit.search.base import Setting
 
-FITTED = "correction.safetensors"
+FITTED = "correction"
 
 
 class NoiseCorrection(nn.Module):
@@ -120,11 +119,11 @@ def corrected(
         return quantized
     if setting is None:
         raise ValueError("a correction needs its setting")
-    path: Path | None = setting.folder / FITTED if setting.folder else None
-    if path is not None and path.exists():
-        fitted = NoiseCorrection(**load_tensors(path))
+    shelf = Shelf.of(setting.folder) if setting.folder else None
+    if shelf and (found := shelf.load(FITTED)) is not None:
+        fitted = NoiseCorrection(**found)
     else:
         fitted = correction.fit(model, quantized, setting)
-        if path is not None:
-            save_tensors(path, dict(fitted.state_dict()))
+        if shelf:
+            shelf.save(FITTED, dict(fitted.state_dict()))
     return replace(quantized, correction=fitted.to(model.device))

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +31,7 @@ from qdit.quant.affine import Affine
 from qdit.quant.spec import as_rows
 from qdit.rounding.blocks import Segment, Walk, segments
 from qdit.sampler.noise import generator
-from qdit.tensors import load_tensors, save_tensors
+from qdit.shelf import Place, Shelf
 
 if TYPE_CHECKING:
     from qdit.fit import Fit
@@ -69,7 +68,7 @@ class Refinement:
             if found[n] is None:
                 own = found[n] = self.search_all(walk, part)
                 if self.fit.folder is not None:
-                    save_tensors(self.path(self.fit.folder, part), own)
+                    self.shelf(self.fit.folder).save(part.name, own)
             if n < last:
                 walk.advance(part, {})
         return self.apply({key: value for own in found if own for key, value in own.items()})
@@ -210,18 +209,17 @@ class Refinement:
             expected |= {f"{site}.operand": shape for site, shape in searched_operands(self.fit, attention).items()}
         if not expected:
             return {}
-        path = self.path(self.fit.folder, part) if self.fit.folder is not None else None
-        if path is None or not path.exists():
+        if self.fit.folder is None or (found := self.shelf(self.fit.folder).load(part.name)) is None:
             return None
-        found = load_tensors(path)
         if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
+            path = self.shelf(self.fit.folder).path(part.name)
             raise UserError(f"{path} holds ranges of another model than this {part.name}; delete it")
         return found
 
     @staticmethod
-    def path(folder: Path, part: Segment) -> Path:
-        """Where what was found for a segment is saved."""
-        return folder / "grids" / f"{part.name}.safetensors"
+    def shelf(folder: Place) -> Shelf:
+        """Where what was found for segments is saved."""
+        return Shelf.of(folder) / "grids"
 
     def apply(self, found: Mapping[str, Tensor]) -> dict[str, Affine]:
         """The grids of weights; the quantizers of inputs and operands get their numbers."""

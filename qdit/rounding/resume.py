@@ -6,7 +6,6 @@ at a boundary cost one forward pass to make again, and would be the largest file
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from qdit.model.base import Site
 from qdit.quant.affine import Affine, Rounded, code_range
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.rounding.blocks import Segment, Walk, segments
-from qdit.tensors import load_tensors, save_tensors
+from qdit.shelf import Place, Shelf
 
 if TYPE_CHECKING:
     from qdit.fit import Fit
@@ -58,7 +57,7 @@ def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
     """The weights of a segment that an earlier run saved, None if there are none; a segment without is always finished.
 
     Raises:
-        UserError: the file is damaged or of another model.
+        UserError: the file is of another model.
     """
     sites = [site for site in segment.sites if fit.rounds(site)]
     found = load_named(fit, segment.name, sites, {}) if sites else ({}, {})
@@ -68,7 +67,7 @@ def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
 def load_named(
     fit: "Fit", name: str, sites: Sequence[Site], others: Mapping[str, tuple[int, ...]]
 ) -> tuple[Weights, dict[str, Tensor]] | None:
-    """What an earlier run saved as `name`: the weights of sites, and other tensors; None if there is no file.
+    """What an earlier run saved as `name`: the weights of sites, and other tensors; None if no file can be used.
 
     Args:
         fit: the fit.
@@ -77,14 +76,13 @@ def load_named(
         others: what else is, with the shapes.
 
     Raises:
-        UserError: the file is damaged or of another model.
+        UserError: the file is of another model.
     """
-    path = fit.folder / f"{name}.safetensors" if fit.folder else None
-    if path is None or not path.exists():
+    if fit.folder is None or (found := Shelf.of(fit.folder).load(name)) is None:
         return None
-    found = load_tensors(path)
     expected = {key: shape for site in sites for key, shape in shapes(fit, site).items()} | dict(others)
     if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
+        path = Shelf.of(fit.folder).path(name)
         raise UserError(f"{path} holds other weights than this model's {name}; delete it, and it is made again")
     tensors = {key: tensor.to(fit.model.device) for key, tensor in found.items()}
     weights = {site.name: from_tensors(tensors, site.name, fit.weight_spec(site)) for site in sites}
@@ -98,11 +96,11 @@ def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
     return {f"{site.name}.{part}": shape for part, shape in whole.items()}
 
 
-def save_named(folder: Path | None, name: str, weights: Mapping[str, Rounded], others: Mapping[str, Tensor]) -> None:
+def save_named(folder: Place | None, name: str, weights: Mapping[str, Rounded], others: Mapping[str, Tensor]) -> None:
     """Save rounded weights, by site, and other tensors in a file that `load_named` reads; whole or not at all."""
     if folder is not None and (weights or others):
         tensors = {key: v for site, weight in weights.items() for key, v in as_tensors(weight, site).items()}
-        save_tensors(folder / f"{name}.safetensors", tensors | dict(others))
+        Shelf.of(folder).save(name, tensors | dict(others))
 
 
 def as_tensors(weight: Rounded, name: str) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from qdit.search.budget import Budget, Table
 from qdit.search.objective import Objective
 from qdit.search.space import Choice, Space
 from qdit.search.variants import Variants
+from qdit.shelf import Place
 from qdit.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Setting:
     dataset: Dataset
     seed: int = 0
     prepared: Prepared = field(default_factory=lambda: Prepared({}, {}))
-    folder: Path | None = None
+    folder: Place | None = None
     tracker: Tracker = field(default_factory=NoTracker)
 
 
@@ -63,7 +64,7 @@ class Bench:
     table: Table
     collect: Callable[[], CalibrationData]
     setting: Setting
-    folder: Path | None = None
+    folder: Place | None = None
     """Where fits save what is finished."""
 
     @cached_property
@@ -117,7 +118,7 @@ class Search(ABC):
         model: DiffusionModel,
         recipe: "Recipe",
         collect: Callable[[], CalibrationData],
-        folder: Path | None,
+        folder: Place | None,
         setting: Setting,
     ) -> "Quantized":
         """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
@@ -173,7 +174,7 @@ class GroupSearch(Search):
         model: DiffusionModel,
         recipe: "Recipe",
         collect: Callable[[], CalibrationData],
-        folder: Path | None,
+        folder: Place | None,
         setting: Setting,
     ) -> "Quantized":
         """See `Search`."""

@@ -14,6 +14,7 @@ from qdit.search.base import Allocation, Bench, GroupSearch, Setting
 from qdit.search.bit_policy import bit_misfits, chooses_bits, plan_of
 from qdit.search.bit_variants import BitVariants
 from qdit.search.space import Gene, Space, resized
+from qdit.shelf import Place
 
 if TYPE_CHECKING:
     from qdit.quantize import Quantized
@@ -85,7 +86,7 @@ class Fixed(GroupSearch):
         model: DiffusionModel,
         recipe: "Recipe",
         collect: Callable[[], CalibrationData],
-        folder: Path | None,
+        folder: Place | None,
         setting: Setting,
     ) -> "Quantized":
         """See `Search`."""

@@ -4,30 +4,31 @@ A search is a deterministic function of its candidates' scores. After a kill the
 instead of computing them, walks the same way and goes on behind the last line. A line torn by the kill is dropped.
 """
 
-from pathlib import Path
 from typing import Any
 
 from qdit.search.journal import Entry, Journal
 from qdit.search.objective import Score
 from qdit.search.space import Choice
+from qdit.shelf import Place
 
 FORMAT = 1
+NAME = "search"
 
 
 class Ledger:
     """Scores by choice, and the file that they are appended to.
 
     Args:
-        path: of the file; None keeps nothing.
+        place: the folder of the file; None keeps nothing.
         identity: plain values that a score depends on; a file of another identity is refused.
 
     Raises:
         UserError: the file is damaged, of another search, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+    def __init__(self, place: Place | None, identity: dict[str, Any]) -> None:
         self.scores = dict[Choice, Score]()
-        self.journal = Journal(path, {"ledger": FORMAT} | identity, _whole)
+        self.journal = Journal(place, NAME, {"ledger": FORMAT} | identity, _whole)
         for line in self.journal.entries:
             self.scores[tuple(line["groups"])] = Score(line["value"], line["stderr"])
 

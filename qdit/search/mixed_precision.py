@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.split import Share, Split
 from qdit.search.ties import evened, standard_error, tied
+from qdit.shelf import Place, Shelf
 from qdit.store import RunDir, digest
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class MixedPrecision(Search):
         model: DiffusionModel,
         recipe: "Recipe",
         collect: Callable[[], CalibrationData],
-        folder: Path | None,
+        folder: Place | None,
         setting: Setting,
     ) -> "Quantized":
         """See `Search`."""
@@ -161,17 +161,16 @@ class MixedPrecision(Search):
         return replace(quantized, allocation=self.allocation(space, rest, parts, cells, plan))
 
     @contextmanager
-    def meter(self, variants: BitVariants, ranges: Ranges, setting: Setting, folder: Path | None) -> Iterator[Meter]:
+    def meter(self, variants: BitVariants, ranges: Ranges, setting: Setting, folder: Place | None) -> Iterator[Meter]:
         """What measures, alone in the cache of this recipe; another process that measures the same waits."""
         recipe = variants.recipe
         about = {"recipe": [repr(recipe.layer), repr(recipe.rounding), repr(recipe.transform)]}
         about |= {"samples": repr(self.samples), "seed": setting.seed, "sampler": setting.sampler.protocol()}
         about |= {"ranges": [[part.first, part.last, part.steps] for part in ranges.parts]}
         place = folder / FOLDER if folder is not None else None
-        with RunDir(place).lock(wait=True) if place is not None else nullcontext():
-            path = place / f"{digest(about)}.jsonl" if place is not None else None
+        with RunDir(Shelf.of(place).folder).lock(wait=True) if place is not None else nullcontext():
             header = {"ledger": FORMAT, "sensitivity": digest(about), **about}
-            yield Meter(variants.model, setting, self.samples, Journal(path, header, whole))
+            yield Meter(variants.model, setting, self.samples, Journal(place, digest(about), header, whole))
 
     def choose(self, case: "Case") -> Plan:
         """The plan of the best split.

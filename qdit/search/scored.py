@@ -23,8 +23,6 @@ from qdit.store import digest
 if TYPE_CHECKING:
     from qdit.recipe import Recipe
 
-LEDGER = "search.jsonl"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSearch(GroupSearch):
@@ -121,8 +119,7 @@ class Scorer:
         genes = [[gene.name, gene.sizes] for gene in bench.space.genes]
         science = (objective.name, objective.num_samples, objective.batch_size, objective.seed, setting.seed)
         about = {"genes": genes, "layer": repr(bench.space.layer), "rounding": search.rounding, "objective": science}
-        path = setting.folder / LEDGER if setting.folder else None
-        self.ledger = Ledger(path, {"objective": objective.name, "search": digest(about)})
+        self.ledger = Ledger(setting.folder, {"objective": objective.name, "search": digest(about)})
 
     def __call__(self, choice: Choice) -> tuple[Score, float | None]:
         """The score of a choice, and the seconds that it took; None if it was known."""

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdit.calibration import CalibrationData
 from qdit.model.base import DiffusionModel
 from qdit.quantize import Quantized, fit_policy
 from qdit.search.space import Choice, Space, uniform_policy
+from qdit.shelf import Place
 from qdit.transform import Rewrite, Trial, rewritten
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Fits:
     model: DiffusionModel
     recipe: "Recipe"
     collect: Callable[[], CalibrationData]
-    folder: Path | None = None
+    folder: Place | None = None
     made: dict[int, Quantized] = field(default_factory=dict)
 
     @cached_property

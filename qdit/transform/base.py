@@ -13,7 +13,6 @@ network, so that a weight is quantized once, in the basis in which it will be us
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -23,13 +22,13 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.layers import replaced
 from qdit.model.base import DiffusionModel, Site
-from qdit.tensors import load_tensors, save_tensors
+from qdit.shelf import Place, Shelf
 from qdit.transform.trial import Trial
 
 if TYPE_CHECKING:
     from qdit.transform.draft import Draft
 
-MEASURED = "transform.safetensors"
+MEASURED = "transform"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def rewritten(
     sites: list[Site],
     collect: Callable[[], CalibrationData],
     trial: Trial,
-    folder: Path | None,
+    folder: Place | None,
 ) -> Rewrite:
     """Measure, or read what an earlier run of the same fit measured, and rewrite.
 
@@ -156,18 +155,18 @@ def rewritten(
         folder: where measurements are kept; None keeps none.
 
     Raises:
-        UserError: a damaged or foreign file of measurements.
+        UserError: the measurements that are kept are of another model or transform.
     """
     if transform is None:
         return Rewrite()
-    path = folder / MEASURED if folder else None
-    if path is not None and path.exists():
-        measured = load_tensors(path)
+    shelf = Shelf.of(folder) if folder else None
+    measured = shelf.load(MEASURED) if shelf else None
+    if shelf and measured is not None:
         expected = transform.carriers(model, sites).keys()
         if not {key.rpartition("/")[2] for key in measured} <= expected:
-            raise UserError(f"{path} is of another model or transform; delete it, and it is made again")
+            raise UserError(f"{shelf.path(MEASURED)} is of another model or transform; delete it, and it is made again")
     else:
         measured = transform.measure(model, sites, collect, trial)
-        if path is not None:
-            save_tensors(path, measured)
+        if shelf:
+            shelf.save(MEASURED, measured)
     return Origin(transform, [site.name for site in sites], measured).rewrite(model)

@@ -12,6 +12,7 @@ from qdit.errors import UserError
 from qdit.eval.paired import PSNR, SQNR, SSIM, LatentMSE, psnr, sqnr, ssim
 from qdit.eval.preflight import prepare
 from qdit.samples import SampleSet
+from qdit.shelf import Shelf
 
 
 def latents(n: int = 16, seed: int = 0) -> torch.Tensor:
@@ -121,7 +122,7 @@ def test_images_are_decoded_once_for_both_metrics(held):
 
 def test_sample_sets_can_be_remembered(tmp_path):
     made = SampleSet(
-        tmp_path, 4, 2, lambda i: torch.zeros(2, 4, 8, 8), lambda x: pictures(2), lambda name: lambda x: {}
+        Shelf(tmp_path), 4, 2, lambda i: torch.zeros(2, 4, 8, 8), lambda x: pictures(2), lambda name: lambda x: {}
     )
     assert PSNR().compute(made, made).value == 120
 

@@ -201,15 +201,21 @@ def test_finished_fit_needs_no_data(tiny_model, data, tmp_path):
     assert all(torch.equal(again.layers[name].weight, first[name]) for name in first)
 
 
-def test_damaged_and_foreign_files_are_refused(tiny_model, data, tmp_path):
-    rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
+def test_foreign_files_are_refused_and_damaged_ones_made_again(tiny_model, data, tmp_path, caplog):
+    first = rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
     with pytest.raises(UserError, match=r"block_000\.safetensors holds other weights"):
         rounded(tiny_model, recipe(GPTQ()), data, tmp_path)
     with pytest.raises(UserError, match=r"block_000\.safetensors holds other weights"):
         rounded(tiny_model, recipe(GPTQ(), ["qkv"], group_size=32), data, tmp_path)
-    (tmp_path / "block_000.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"block_000\.safetensors is damaged"):
-        rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
+    file = tmp_path / "block_000.safetensors"
+    whole = file.read_bytes()
+    for damaged in (b"nothing", whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        file.write_bytes(damaged)
+        caplog.clear()
+        again = rounded(tiny_model, recipe(GPTQ(), ["qkv"]), data, tmp_path)
+        assert all(torch.equal(again[name], weight) for name, weight in first.items())
+        assert "block_000.safetensors is damaged" in caplog.text
+        assert file.read_bytes() == whole
 
 
 @torch.no_grad()
