@@ -42,7 +42,16 @@ def search_settings(search: dict[str, Any], dataset: str, cache_dir: Path) -> di
 
 def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:
     """Where the reference of a data set may lie, the first choice first: the shipped file, then the cache."""
-    return [ASSETS / dataset / f"reference-{extractor}.safetensors", cached(dataset, extractor, cache_dir)]
+    return [_asset(dataset, extractor), cached(dataset, extractor, cache_dir)]
+
+
+def shipped(dataset: str, extractor: str) -> bool:
+    """Whether the reference of a data set comes with qdit."""
+    return _asset(dataset, extractor).is_file()
+
+
+def _asset(dataset: str, extractor: str) -> Path:
+    return ASSETS / dataset / f"reference-{extractor}.safetensors"
 
 
 def cached(dataset: str, extractor: str, cache_dir: Path) -> Path:

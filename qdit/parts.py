@@ -139,7 +139,7 @@ def assemble(config: dict[str, Any]) -> Parts:
         about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
         prepared = prepare(metrics, n=config["num_samples"], **about)
         if search is not None:
-            objective = search.preflight(dataset.reference, cache_dir)
+            objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
     model = loader.load(device, getattr(torch, config["dtype"]))
     if loaded is not None:
         verify(loaded, model)

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="import|build|floor")
 
     adm = commands.add_parser("import", parents=[common], help="ADM's reference batch")
-    adm.add_argument("source", type=Path, help="npz with mu, sigma, mu_s, sigma_s")
+    adm.add_argument("source", type=Path, help="npz with mu and sigma (for FID), mu_s and sigma_s (for sFID)")
     adm.add_argument("--name", default="imagenet256", help="data set; default: imagenet256")
     adm.set_defaults(run=_import)
 

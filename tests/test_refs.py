@@ -12,8 +12,10 @@ from PIL import Image
 from qdit import refs
 from qdit.errors import UserError
 from qdit.eval.build import Images, adm_crop, build, floor
+from qdit.eval.distribution import FID, SFID
 from qdit.eval.extractor import EXTRACTORS, make_extractor
 from qdit.eval.extractor.common import FeatureExtractor
+from qdit.eval.preflight import prepare
 from qdit.eval.reference import load
 from qdit.eval.statistics import Moments
 from qdit.identity import cached
@@ -200,3 +202,29 @@ def test_no_image_is_left_out_in_silence(tmp_path):
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"b\.png does not exist; mend it"):
         Images(tmp_path)
+
+
+def test_statistics_of_mu_and_sigma_alone_serve_fid(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QDIT_INCEPTION_WEIGHTS", str(tmp_path / "none"))
+    source = adm_file(tmp_path / "fid.npz", mu_s=None, sigma_s=None, arr_0=None)
+    run("import", source, "--name", "plain", "--cache-dir", tmp_path)
+    reference = load(cached("plain", "inception", tmp_path))
+    assert (reference.mu_s, reference.sigma_s, reference.image_size) == (None, None, None)
+    assert len(reference.mu) == 2048
+    said = SFID(extractor="inception").preflight(100, reference)
+    assert [problem for problem in said if "no mu_s and sigma_s" in problem]
+    assert not [problem for problem in FID(extractor="inception").preflight(100, reference) if "mu_s" in problem]
+
+
+def test_a_reference_of_images_of_another_size_is_refused(tiny, npz, tmp_path, capsys):
+    run("build", npz, "--name", "small", "--size", 16, "--cache-dir", tmp_path)
+    about = {"n": 100, "dataset": "small", "cache_dir": tmp_path}
+    metrics = {"fid_lite0": FID(extractor="lite0")}
+    assert prepare(metrics, image_size=16, **about).references["lite0"].image_size == (16, 16)
+    with pytest.raises(
+        UserError, match=r"eval\.fid_lite0: reference small is of images of 16×16 px.* 32×32.*--size 32"
+    ):
+        prepare(metrics, image_size=32, **about)
+    assert "of images of 16×16 px" in complaint(
+        capsys, "floor", npz, "--name", "small", "--size", 24, "--cache-dir", tmp_path
+    )

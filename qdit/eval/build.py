@@ -21,7 +21,7 @@ from qdit.eval.base import Features
 from qdit.eval.extractor import EXTRACTORS, FeatureExtractor
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kernel import kernel_distance
-from qdit.eval.reference import Reference, check_gaussian
+from qdit.eval.reference import Reference, check_gaussian, wrong_size
 from qdit.eval.statistics import Moments, frechet_distance
 from qdit.identity import sha256
 from qdit.reading import size_of
@@ -136,6 +136,7 @@ def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
     moments: list[Moments] = []
     pooled: list[torch.Tensor] = []
     start = 0
+    size = "{}x{}".format(*images[0].shape[:2])
     for features in extract(images, range(n), extractor):
         batch = [Moments.of(features[kind]) for kind in ("pooled", "spatial")]
         moments = [a.merge(b) for a, b in zip(moments, batch, strict=True)] if moments else batch
@@ -153,7 +154,8 @@ def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
         sigma_s=spatial.covariance(),
         pooled=torch.cat(pooled),
         n=n,
-        provenance=_provenance(images.path) | {"crop": crop, "extractor_sha256": extractor.weights_sha256},
+        provenance=_provenance(images.path)
+        | {"crop": crop, "image_size": size, "extractor_sha256": extractor.weights_sha256},
     )
 
 
@@ -165,21 +167,29 @@ def _provenance(source: Path) -> dict[str, str]:
 def import_adm(path: Path, name: str, extractor: FeatureExtractor) -> Reference:
     """ADM's precomputed statistics; features of its images (for precision, recall, KID) where the weights are present.
 
+    Statistics of mu and sigma alone, as other tools keep them, serve FID.
+
     Raises:
-        UserError: the file lacks the four arrays, or they are not means and covariances of Inception's sizes.
+        UserError: the file lacks arrays, or they are not means and covariances of Inception's sizes.
     """
-    keys = ("mu", "sigma", "mu_s", "sigma_s")
     found = array_names(path, _AGAIN)
+    spatial = not {"mu_s", "sigma_s"}.isdisjoint(found)
+    keys = ("mu", "sigma", *(("mu_s", "sigma_s") if spatial else ()))
     if missing := [key for key in keys if key not in found]:
         held = ", ".join(found)
         raise UserError(f"{path} lacks {', '.join(missing)} (it holds {held}); use qdit-refs build for images")
     arrays = read_arrays(path, keys, _AGAIN)
-    mu, sigma, mu_s, sigma_s = (_numbers(path, key, array) for key, array in zip(keys, arrays, strict=True))
+    values = {key: _numbers(path, key, array) for key, array in zip(keys, arrays, strict=True)}
+    mu, sigma, mu_s, sigma_s = (values.get(key) for key in ("mu", "sigma", "mu_s", "sigma_s"))
+    assert mu is not None
+    assert sigma is not None
     check_gaussian(f"{path} (mu, sigma)", EXTRACTORS["inception"].sizes["pooled"], mu, sigma)
-    check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
+    if mu_s is not None and sigma_s is not None:
+        check_gaussian(f"{path} (mu_s, sigma_s)", EXTRACTORS["inception"].sizes["spatial"], mu_s, sigma_s)
     pooled, provenance = None, _provenance(path)
     if "arr_0" in found and not extractor.preflight():
         images = Images(path)
+        provenance["image_size"] = "{}x{}".format(*images[0].shape[:2])
         pooled = torch.cat([f["pooled"] for f in extract(images, range(len(images)), extractor)])
         provenance["extractor_sha256"] = extractor.weights_sha256
     return Reference(
@@ -215,8 +225,10 @@ def floor(
         {n: {metric: {"mean", "std"}}} over `draws` draws, n as text, metrics under the names they have in results.
 
     Raises:
-        UserError: fewer than two draws or images a draw, or a seed below 0.
+        UserError: fewer than two draws or images a draw, a seed below 0, or images of another size.
     """
+    if problems := wrong_size(reference, *images[0].shape[:2]):
+        raise UserError(*problems)
     if draws < 2:
         raise UserError(f"--draws {draws} gives no spread; use at least 2")
     if min(sizes) < 2:
@@ -243,9 +255,10 @@ def _scores(features: Features, reference: Reference) -> dict[str, float]:
     pooled, spatial = Moments.of(features["pooled"]), Moments.of(features["spatial"])
     scores = {
         "fid": frechet_distance(reference.mu, reference.sigma, pooled.mean, pooled.covariance()),
-        "sfid": frechet_distance(reference.mu_s, reference.sigma_s, spatial.mean, spatial.covariance()),
         "is": inception_score(features["logits"]).full,
     }
+    if reference.mu_s is not None and reference.sigma_s is not None:
+        scores["sfid"] = frechet_distance(reference.mu_s, reference.sigma_s, spatial.mean, spatial.covariance())
     if reference.pooled is not None:
         scores["kid"] = kernel_distance(features["pooled"], reference.pooled, reference.kernel_within).full
     return {metric + suffix: value for metric, value in scores.items()}

@@ -20,7 +20,7 @@ from qdit.eval.inception_score import inception_score
 from qdit.eval.kernel import kernel_distance
 from qdit.eval.memo import remember
 from qdit.eval.neighbours import precision_recall
-from qdit.eval.reference import Reference, no_features
+from qdit.eval.reference import Reference, no_features, no_spatial
 from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife
 
 
@@ -31,6 +31,8 @@ def _pooled_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknif
 
 @remember
 def _spatial_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
+    if reference.mu_s is None:
+        raise UserError(no_spatial(reference))
     return frechet_jackknife(x, reference.mu_s, reference.root_s)
 
 
@@ -52,6 +54,7 @@ class DistributionMetric(Metric):
     weights: str | None = None
     allow_download: bool = False
     needs_reference: ClassVar[bool] = True
+    needs_spatial: ClassVar[bool] = False  # statistics of spatial features
     needs_images: ClassVar[bool] = False  # features of single reference images, not only their moments
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class DistributionMetric(Metric):
             )
         if self.needs_images and reference is not None and reference.pooled is None:
             problems.append(no_features(reference))
+        if self.needs_spatial and reference is not None and reference.mu_s is None:
+            problems.append(no_spatial(reference))
         return problems
 
     @abstractmethod
@@ -132,6 +137,7 @@ class SFID(DistributionMetric):
     """Fréchet distance of spatial features (Nash et al., arXiv 2103.03841), channels last as in ADM's evaluator."""
 
     higher_is_better = False
+    needs_spatial = True
 
     def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
         """Fréchet distance to the reference's spatial statistics."""

@@ -4,6 +4,7 @@ A missing weight file found after a night of sampling is the classical failure; 
 comes in one message, first.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.distribution import DistributionMetric
 from qdit.eval.extractor import FeatureExtractor, make_extractor
-from qdit.eval.reference import Reference, find
+from qdit.eval.reference import Reference, find, wrong_size
+from qdit.identity import shipped
+
+log = logging.getLogger("qdit")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def prepare(
     prepared = Prepared({}, {})
     for name, metric in metrics.items():
         found = _gather(metric, prepared, dataset, cache_dir)
+        found += _sized(metric, prepared, dataset, image_size)
         found += metric.preflight(n, prepared.reference_of(metric), image_size)
         for problem in dict.fromkeys(found):
             problems.setdefault(problem, []).append(name)
@@ -60,6 +65,15 @@ def prepare(
         lines = [f"{group}.{', '.join(names)}: {problem}" for problem, names in problems.items()]
         raise from_problems(lines, "the evaluation" if group == "eval" else group)
     return prepared
+
+
+def _sized(metric: Metric, prepared: Prepared, dataset: str, image_size: int | None) -> list[str]:
+    """A sentence where the reference is of images of another size; a size that nobody noted is mentioned."""
+    if (reference := prepared.reference_of(metric)) is None or image_size is None:
+        return []
+    if reference.image_size is None and not shipped(dataset, reference.extractor):
+        log.info("reference %s: the size of its images is not noted, so unverified", reference.name)
+    return wrong_size(reference, image_size, image_size)
 
 
 def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path) -> list[str]:

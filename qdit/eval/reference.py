@@ -9,9 +9,11 @@ float64.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +33,16 @@ FORMAT = "1"
 class Reference:
     """Means and covariances (float64) of `pooled` [D] and `spatial` [S] features; `pooled` float32 [m, D], or None.
 
-    `n` counts the images behind the means, None where the source does not say.
+    `mu_s` and `sigma_s` are None where the source has statistics of pooled features alone, which serve FID. `n` counts
+    the images behind the means, None where the source does not say.
     """
 
     name: str
     extractor: str
     mu: Tensor
     sigma: Tensor
-    mu_s: Tensor
-    sigma_s: Tensor
+    mu_s: Tensor | None
+    sigma_s: Tensor | None
     pooled: Tensor | None
     n: int | None
     provenance: dict[str, str] = field(default_factory=dict)
@@ -51,8 +54,16 @@ class Reference:
 
     @cached_property
     def root_s(self) -> Tensor:
-        """Symmetric root of `sigma_s`."""
+        """Symmetric root of `sigma_s`, where there is one."""
+        assert self.sigma_s is not None
         return symmetric_root(self.sigma_s)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images in pixels; None if the source does not say, as before they were kept."""
+        size = re.fullmatch(r"(\d+)x(\d+)", str(self.provenance.get("image_size")))
+        crop = re.fullmatch(r"adm (\d+)", str(self.provenance.get("crop")))
+        return (int(size[1]), int(size[2])) if size else (int(crop[1]), int(crop[1])) if crop else None
 
     @cached_property
     def kernel_within(self) -> float:
@@ -90,7 +101,9 @@ class Reference:
         Raises:
             UserError: the folder cannot be written.
         """
-        tensors = {"mu_s": self.mu_s.float(), "sigma_s": self.sigma_s.float()}
+        tensors = {}
+        if self.mu_s is not None and self.sigma_s is not None:
+            tensors = {"mu_s": self.mu_s.float(), "sigma_s": self.sigma_s.float()}
         if self.pooled is not None:
             tensors["pooled"] = self.pooled.half()
         if self.pooled is None or len(self.pooled) != self.n:
@@ -105,6 +118,26 @@ def no_features(reference: Reference) -> str:
         f"reference {reference.name} of extractor {reference.extractor} has no features of single images, which KID, "
         "precision and recall need; import it again with the extractor's weights present"
     )
+
+
+def no_spatial(reference: Reference) -> str:
+    """The sentence about a reference without statistics of spatial features."""
+    return (
+        f"reference {reference.name} of extractor {reference.extractor} has no mu_s and sigma_s, which sFID needs; "
+        "make it of images (qdit-refs build), or import a file that has them"
+    )
+
+
+def wrong_size(reference: Reference, height: int, width: int) -> list[str]:
+    """One sentence if a reference is known to be of images of another size than these."""
+    if reference.image_size in (None, (height, width)):
+        return []
+    found = "{}×{}".format(*reference.image_size)
+    return [
+        f"reference {reference.name} is of images of {found} px, and these have {height}×{width}: distances between "
+        f"sizes mean nothing. Make it again: qdit-refs build IMAGES --name {reference.name} --extractor "
+        f"{reference.extractor} --size {min(height, width)}"
+    ]
 
 
 def load(path: Path) -> Reference:
@@ -125,31 +158,33 @@ def load(path: Path) -> Reference:
         else:
             moments = Moments.of(tensors["pooled"])
             mu, sigma = moments.mean, moments.covariance()
-        mu_s, sigma_s = tensors["mu_s"].double(), tensors["sigma_s"].double()
+        spatial = (tensors["mu_s"].double(), tensors["sigma_s"].double()) if "mu_s" in tensors else (None, None)
+        provenance = dict(provenance)
     except Damaged as error:
         raise UserError(f"{path} {error.reason}; make it with qdit-refs") from error
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a reference file of qdit ({error}); make it with qdit-refs") from error
-    _check(path, extractor, {"pooled": (mu, sigma), "spatial": (mu_s, sigma_s)}, pooled)
+    _check(path, extractor, {"pooled": (mu, sigma), "spatial": spatial}, pooled)
     return Reference(
         name=name,
         extractor=extractor,
         mu=mu,
         sigma=sigma,
-        mu_s=mu_s,
-        sigma_s=sigma_s,
+        mu_s=spatial[0],
+        sigma_s=spatial[1],
         pooled=pooled,
         n=n,
         provenance=provenance,
     )
 
 
-def _check(path: Path, extractor: str, pairs: dict[str, tuple[Tensor, Tensor]], pooled: Tensor | None) -> None:
+def _check(path: Path, extractor: str, pairs: dict[str, Any], pooled: Tensor | None) -> None:
     """Refuse statistics no metric could use, naming the file and the sizes."""
     if extractor not in EXTRACTORS:
         raise UserError(f"{path} is of extractor {extractor!r}; there are {', '.join(EXTRACTORS)}")
     for kind, (mu, sigma) in pairs.items():
-        check_gaussian(f"{path} ({kind})", EXTRACTORS[extractor].sizes[kind], mu, sigma)
+        if mu is not None:
+            check_gaussian(f"{path} ({kind})", EXTRACTORS[extractor].sizes[kind], mu, sigma)
     size = EXTRACTORS[extractor].sizes["pooled"]
     if pooled is not None and (pooled.ndim != 2 or pooled.shape[1] != size or not pooled.isfinite().all()):
         raise UserError(f"{path}: pooled features of shape {tuple(pooled.shape)} must be finite and [images, {size}]")

@@ -123,16 +123,17 @@ class Search(ABC):
     ) -> "Quantized":
         """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
 
-    def preflight(self, dataset: str, cache_dir: Path) -> Prepared:
+    def preflight(self, dataset: str, cache_dir: Path, image_size: int | None = None) -> Prepared:
         """The objective's extractors and references.
 
         Raises:
-            UserError: weights or reference statistics are missing.
+            UserError: weights or reference statistics are missing, or these are of images of another size.
         """
         if (objective := self.measured) is None:
             return Prepared({}, {})
         metrics = {"objective": objective.metric}
-        return prepare(metrics, n=objective.num_samples, dataset=dataset, cache_dir=cache_dir, group="search")
+        about = {"dataset": dataset, "cache_dir": cache_dir, "image_size": image_size}
+        return prepare(metrics, n=objective.num_samples, group="search", **about)
 
 
 @dataclass(frozen=True, kw_only=True)
