@@ -1,26 +1,38 @@
 """Keep what tables, figures over bits and notebooks read of a study: records and values of single samples, no weights.
 
     python experiments/comparison/collect.py [--runs-dir runs] [--study methods]
+    python experiments/comparison/collect.py --digests          # of what is there, after a change by hand
 
 Copies the finished runs of the study into `results/<study>/` beside this file, in the layout of a runs folder, so that
-`qdit-table --runs-dir experiments/comparison/results` reads them as it reads `runs`.
+`qdit-table --runs-dir experiments/comparison/results` reads them as it reads `runs`. Beside them stands `digests.json`,
+with which `qdit-table` names a record that is not what was collected.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from qdit.store import VALUES
+from qdit.identity import sha256
+from qdit.store import VALUES, write_json
 from qdit.tables import load_results
+from qdit.tables.collected import DIGESTS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--study", default="methods")
+    parser.add_argument("--digests", action="store_true", help="only write the digests of what is there again")
     arguments = parser.parse_args()
-    runs = load_results(arguments.runs_dir, arguments.study)
     kept = Path(__file__).with_name("results") / arguments.study
+    if not arguments.digests:
+        collect(arguments.runs_dir, arguments.study, kept)
+    write_json(kept / DIGESTS, digests(kept))
+
+
+def collect(runs_dir: str, study: str, kept: Path) -> None:
+    """Copy the finished runs of a study into `kept`, in the place of what is there."""
+    runs = load_results(runs_dir, study)
     shutil.rmtree(kept, ignore_errors=True)
     for folder in map(Path, runs[runs.status == "done"].folder):
         for file in ("result.json", VALUES):
@@ -28,6 +40,12 @@ def main() -> None:
                 (kept / folder.name / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / file, kept / folder.name / file)
     print(f"{(runs.status == 'done').sum()} runs, {(runs.status != 'done').sum()} left out: {kept}")
+
+
+def digests(kept: Path) -> dict[str, str]:
+    """SHA-256 of every file of a study, by its path in it."""
+    files = sorted(file for file in kept.glob("*/**/*") if file.is_file())
+    return {file.relative_to(kept).as_posix(): sha256(file) for file in files}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from qdit.seal import Broken, check_tensors
 from qdit.store import VALUES
+from qdit.tables import collected
 
 Values = NDArray[np.float64]
 """A metric of each sample, [n]."""
@@ -39,6 +40,7 @@ def values(run: Mapping[str, Any], metric: str) -> Values | None:
 def _read(path: Path, _modified: int) -> dict[str, Values]:
     try:
         check_tensors(path)
+        collected.check(path, path.parents[2])
         return {name: array.astype(np.float64) for name, array in load_file(path).items()}
     except (SafetensorError, OSError, Broken) as error:
         print(f"{path}: damaged, skipped ({error})", file=sys.stderr)

@@ -15,6 +15,7 @@ import pandas as pd
 from qdit.errors import UserError
 from qdit.seal import verify
 from qdit.store import SCHEMA
+from qdit.tables import collected
 from qdit.tables.quantity import APART
 
 METRIC_FIELDS = {"value": "", "stderr": "_stderr", "n": "_n", "delta": "_delta", "delta_stderr": "_delta_stderr"}
@@ -89,6 +90,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(record, dict):
             verify(record)
+        collected.check(path, path.parents[1])
     except (OSError, ValueError) as error:
         print(f"{path}: damaged, skipped ({error})", file=sys.stderr)
         return None
