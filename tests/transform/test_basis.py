@@ -90,6 +90,7 @@ def test_measurements_are_kept_for_a_resumed_fit(tiny_model, tmp_path):
     again = quantize(tiny_model, parts, lambda: pytest.fail("data was collected again"), tmp_path)
     assert all(torch.equal(again.layers[n].weight, layer.weight) for n, layer in first.layers.items())
     assert all(torch.equal(again.rewrite.layers[n].bias, m.bias) for n, m in first.rewrite.layers.items())
+    assert list(again.rewrite.origin.measured) == list(first.rewrite.origin.measured)  # the digest of a checkpoint
     with pytest.raises(UserError, match="is of another model or transform"):
         rewritten(scaling(["qkv"]), tiny_model, tiny_model.sites(), calibration, TRIAL, tmp_path)
 
