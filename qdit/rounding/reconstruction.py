@@ -45,7 +45,8 @@ class Learning:
         step_unit: `relative`: the step as calibrated, over 2^bits, so that the far end of the range moves by about
             `step_rate` steps an iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
             the released code, where the size of the inputs decides how far a step gets.
-        round_weight: of the penalty on undecided rounding.
+        round_weight: of the penalty on undecided rounding, against an error in the square of the output's units, as
+            released.
         warmup: share of the iterations without the penalty.
         beta_start, beta_end: the penalty's exponent, falling linearly after the warm-up.
 

@@ -9,7 +9,7 @@ from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.model.dit import list_sites
 from qdit.quantize import quantize
-from qdit.rounding import AdaRound, Nearest
+from qdit.rounding import AdaRound, Nearest, session
 from qdit.rounding.blocks import segments
 from qdit.rounding.fisher import importances
 from qdit.rounding.session import Session
@@ -165,3 +165,17 @@ def test_where_nothing_reaches_the_prediction_all_outputs_count_alike(tiny_model
     found = importances(tiny_model, data, units, seed=3)
     assert (found["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1"] == 1).all()
     assert all(importance.isfinite().all() for importance in found.values())
+
+
+@pytest.mark.parametrize(("bits", "iterations"), [(4, 3), (3, 12)])
+@pytest.mark.parametrize("unit", ["relative", "absolute"])
+def test_the_schedule_of_a_unit_follows_its_bits_and_the_unit_of_steps(tiny_model, monkeypatch, bits, iterations, unit):
+    seen = []
+    monkeypatch.setattr(session, "reconstruct", lambda task, learner, how, *others: seen.append((how, learner)))
+    how = AdaRound(iterations=3, low_bits=4, step_unit=unit)
+    quantize(tiny_model, recipe(how, BLOCKS, bits=(bits, 8)), lambda: points(4))
+    assert [learning.iterations for learning, _ in seen] == 2 * [iterations]
+    steps = [step for _, learner in seen for step in learner.steps.values()]
+    assert steps
+    assert all(bool((step.unit == 1).all()) == (unit == "absolute") for step in steps)
+    assert all(torch.equal(step.scale, step.quantizer.scale) for step in steps)
