@@ -68,6 +68,8 @@ def _opened(file: Path) -> int:
     try:
         descriptor = os.open(file, os.O_RDWR | flags, 0o666)
     except PermissionError:  # another user's, in a shared folder: reading is enough for most file systems
+        if not file.exists():
+            raise
         descriptor = os.open(file, os.O_RDONLY | flags & ~os.O_CREAT)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
