@@ -17,6 +17,7 @@ from qdit.errors import UserError, from_problems
 
 _NAMES = ("study", "name")
 _COUNTS = ("num_samples", "batch_size")
+_MOST = 10_000_000  # samples; FID takes 50,000
 _FLAGS = ("save_checkpoint", "overwrite", "dry", "allow_download")
 _EXECUTIONS = ("auto", "int8", "simulated")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -94,6 +95,11 @@ def check(config: dict[str, Any]) -> None:
     """
     problems = [
         f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])
+    ]
+    problems += [
+        f"{k}={v}; at most {_MOST:,} are possible"
+        for k, v in flatten(config).items()
+        if k.split(".")[-1] in _COUNTS and _is_count(v) and v > _MOST
     ]
     problems += [f"{k}={config[k]!r}; allowed: true, false" for k in _FLAGS if not isinstance(config[k], bool)]
     seeds = {k: v for k, v in flatten(config).items() if k.split(".")[-1] == "seed"}

@@ -12,6 +12,7 @@ import yaml
 
 from qdit.errors import UserError
 from qdit.quant.spec import QuantSpec
+from qdit.reading import Unreadable, read_yaml
 from qdit.store import atomic_write
 
 
@@ -76,9 +77,16 @@ class LayerSpec:
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "LayerSpec":
         """The specs of plain values."""
+        if unknown := tree.keys() - {"weight", "activation", "spans", "bases"}:
+            raise ValueError(f"a layer has {', '.join(sorted(map(str, unknown)))}")
         specs = {key: _spec(tree[key]) for key in ("weight", "activation")}
         spans = tuple(Span(**{**span, "weight": _spec(span["weight"])}) for span in tree.get("spans", ()))
-        return cls(**specs, spans=spans, bases=tree.get("bases", 1))
+        bases = tree.get("bases", 1)
+        if not all(map(_is_whole, (bases, *(n for span in spans for n in (span.first, span.last, span.steps))))):
+            raise ValueError("a number of bases, steps or a timestep is none")
+        if bases < 1 or any(span.steps < 1 for span in spans):
+            raise ValueError("a number of bases or steps is below 1")
+        return cls(**specs, spans=spans, bases=bases)
 
 
 def _bits(spec: QuantSpec | None) -> int:
@@ -91,7 +99,11 @@ def _plain(spec: QuantSpec | None) -> dict[str, Any] | None:
 
 
 def _spec(tree: Mapping[str, Any] | None) -> QuantSpec | None:
-    return QuantSpec(**tree) if tree else None
+    return QuantSpec(**tree) if tree is not None else None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Policy(dict[str, LayerSpec]):
@@ -117,9 +129,10 @@ class Policy(dict[str, LayerSpec]):
         Raises:
             UserError: the file is missing or not a policy.
         """
+        advice = "give the policy.yaml of a run"
         try:
-            return cls.of(yaml.safe_load(path.read_text())["policy"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not a policy file ({type(error).__name__}: {error}); give the policy.yaml of a run"
-            ) from error
+            return cls.of(read_yaml(path, advice)["policy"])
+        except Unreadable as error:
+            raise UserError(f"{path} is not a policy file: it {error.reason.removeprefix('it ')}; {advice}") from error
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is not a policy file ({type(error).__name__}: {error}); {advice}") from error

@@ -19,6 +19,7 @@ from typing import Any
 from qdit.errors import UserError
 from qdit.hub import named
 from qdit.locks import exclusive
+from qdit.reading import read_json
 from qdit.seal import DIGEST, Broken, sealed, verify
 from qdit.versions import versioned, without_neutral
 from qdit.walk import files_below
@@ -230,11 +231,11 @@ class RunDir:
         None if they are damaged, or of samples that something else made; see `save_metrics`.
         """
         try:
-            kept = json.loads((self.path / "metrics.json").read_text())
+            kept = read_json(self.path / "metrics.json", "")
             if verify(kept) and kept["made"] != made:
                 return {}
             return {name: metric for name, metric in kept.items() if name not in ("made", DIGEST)}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (UserError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
     def save_metrics(self, metrics: dict[str, Any], made: Any = None) -> None:

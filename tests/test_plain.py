@@ -75,11 +75,11 @@ def test_a_class_of_ones_own_is_saved_once_it_is_declared():
     with pytest.raises(TypeError):
         declare()(int)
     extra = Mine()
-    extra.forward = print
+    vars(extra)["forward"] = print
     with pytest.raises(UserError, match="mine.forward is a .*, which cannot be saved"):
         Writer().value(extra, "mine")
     extra = Mine()
-    extra.more = 1
+    vars(extra)["more"] = 1
     with pytest.raises(UserError, match=r"mine cannot be saved: Mine has other members \(more\)"):
         Writer().value(extra, "mine")
 

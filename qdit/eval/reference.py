@@ -24,6 +24,7 @@ from qdit.eval.kernel import mean_within
 from qdit.eval.neighbours import radii_of
 from qdit.eval.statistics import Moments, symmetric_root
 from qdit.identity import places
+from qdit.reading import parse_json
 from qdit.tensors import Damaged, load_with_about, save_tensors
 
 FORMAT = "1"
@@ -150,8 +151,9 @@ def load(path: Path) -> Reference:
         raise UserError(f"reference statistics {path} do not exist")
     try:
         tensors, metadata = load_with_about(path)
-        about = json.loads(metadata["qdit_reference"])
+        about = parse_json(metadata["qdit_reference"], path, "make it with qdit-refs")
         name, extractor, n, provenance = (about[k] for k in ("name", "extractor", "n", "provenance"))
+        _check_about(name, extractor, n, provenance)
         pooled = tensors["pooled"].float() if "pooled" in tensors else None
         if "mu" in tensors:
             mu, sigma = tensors["mu"].double(), tensors["sigma"].double()
@@ -161,8 +163,8 @@ def load(path: Path) -> Reference:
         spatial = (tensors["mu_s"].double(), tensors["sigma_s"].double()) if "mu_s" in tensors else (None, None)
         provenance = dict(provenance)
     except Damaged as error:
-        raise UserError(f"{path} {error.reason}; make it with qdit-refs") from error
-    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a reference file of qdit, or {error.reason}; make it with qdit-refs") from error
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
         raise UserError(f"{path} is not a reference file of qdit ({error}); make it with qdit-refs") from error
     _check(path, extractor, {"pooled": (mu, sigma), "spatial": spatial}, pooled)
     return Reference(
@@ -176,6 +178,17 @@ def load(path: Path) -> Reference:
         n=n,
         provenance=provenance,
     )
+
+
+def _check_about(name: object, extractor: object, n: object, provenance: object) -> None:
+    """Compare the types of what a reference says of itself.
+
+    Raises:
+        TypeError: something is of another type.
+    """
+    counted = n is None or (isinstance(n, int) and not isinstance(n, bool) and n > 0)
+    if not (isinstance(name, str) and isinstance(extractor, str) and isinstance(provenance, dict) and counted):
+        raise TypeError("its metadata are of other types")
 
 
 def _check(path: Path, extractor: str, pairs: dict[str, Any], pooled: Tensor | None) -> None:

@@ -4,7 +4,6 @@ Only safetensors are read: a pickled `.bin` can run code when it is loaded. A mo
 first copied to the local cache; from there on everything is a folder.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from qdit.errors import UserError
 from qdit.hub import is_id
+from qdit.reading import read_json
 from qdit.store import EMBEDDED
 
 # diffusers' names: diffusion_pytorch_model[.VARIANT][-00001-of-00002][.VARIANT].safetensors
@@ -82,13 +82,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
             f"{file} is missing. A model is a folder in diffusers' format: model_index.json beside transformer/, vae/ "
             "and scheduler/, as written by DiTPipeline.save_pretrained"
         )
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: not JSON ({error}). Copy or download it again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is damaged: expected a JSON object, found {type(config).__name__}")
-    return config
+    return read_json(file, "copy or download it again")
 
 
 def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]) -> None:

@@ -96,9 +96,16 @@ def images(row: select.Row) -> tuple[NDArray[np.uint8], list[str]] | None:
     try:
         _, about = check_tensors(path)
         with safe_open(path, "np") as file:
-            return file.get_tensor("images"), json.loads(about.get("captions", "[]"))
-    except (OSError, SafetensorError, Broken):
+            return file.get_tensor("images"), _captions(about.get("captions", "[]"))
+    except (OSError, SafetensorError, Broken, ValueError, RecursionError):
         return None
+
+
+def _captions(text: str) -> list[str]:
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("captions are a list")
+    return [str(each) for each in found]
 
 
 def _first(row: select.Row) -> select.Row:

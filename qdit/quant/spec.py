@@ -74,6 +74,11 @@ class QuantSpec:
             )
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise UserError(f"group_size={self.group_size!r} is not possible; a whole number from 1 is, such as 64")
+        if not isinstance(self.dynamic, bool):
+            raise UserError(f"dynamic={self.dynamic!r} is not possible; true and false are")
+        groups = self.time_groups
+        if groups is not None and (not isinstance(groups, int) or isinstance(groups, bool) or groups < 1):
+            raise UserError(f"time_groups={groups!r} is not possible; a whole number from 1 is, or none")
 
     @property
     def is_identity(self) -> bool:
