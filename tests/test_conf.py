@@ -127,6 +127,8 @@ def test_a_command_line_choice_beats_the_recipe():
     ("override", "message"),
     [
         ("num_samples=0", "num_samples=0; a whole number of at least 1"),
+        ("num_samples=1000000000000", "num_samples=1000000000000; at most 10,000,000 are possible"),
+        ("calibration.num_samples=1000000000000", "calibration.num_samples=1000000000000; at most"),
         ("batch_size=many", "batch_size='many'"),
         ("sampler.steps=many", "sampler.steps='many'; allowed: a whole number"),
         ("bits.weight=9", "bits.weight=9; 2 to 8 are possible"),
