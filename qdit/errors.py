@@ -1,12 +1,21 @@
 """The one exception that is the user's to mend: it is shown as a message, without a traceback, with exit code 2."""
 
+import unicodedata
+
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (direction of text, too), surrogates, separators of lines
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a machine; every problem names what was found, what is allowed, what to try."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
-        super().__init__("\n".join(problems))
+        super().__init__(visible("\n".join(problems)))
+
+    def lines(self) -> list[str]:
+        """Its problems, a line each, without the line that counts them."""
+        listed = [line.strip() for line in str(self).splitlines() if line.startswith("  ")]
+        return listed or [str(self)]
 
 
 def from_problems(problems: list[str], what: str) -> UserError:
@@ -14,3 +23,10 @@ def from_problems(problems: list[str], what: str) -> UserError:
     if len(problems) == 1:
         return UserError(problems[0])
     return UserError(f"{len(problems)} problems in {what}:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def visible(text: str) -> str:
+    """A text that a terminal only prints: control characters are shown (`\\x1b`), lines and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _HIDDEN else c for c in text)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qdit.names import component
 from qdit.store import digest
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -51,12 +52,12 @@ def shipped(dataset: str, extractor: str) -> bool:
 
 
 def _asset(dataset: str, extractor: str) -> Path:
-    return ASSETS / dataset / f"reference-{extractor}.safetensors"
+    return ASSETS / component(dataset, "dataset.reference") / component(f"reference-{extractor}.safetensors", "a file")
 
 
 def cached(dataset: str, extractor: str, cache_dir: Path) -> Path:
     """Where `qdit-refs` puts a reference."""
-    return cache_dir / "references" / f"{dataset}-{extractor}.safetensors"
+    return cache_dir / "references" / component(f"{dataset}-{extractor}.safetensors", "the name of a reference")
 
 
 def sha256(path: Path) -> str:

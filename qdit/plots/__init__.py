@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from qdit.errors import UserError
+from qdit.names import fitting
 from qdit.plots.charts import against_cost, by_bits, over_time
 from qdit.plots.pictures import side_by_side
 from qdit.plots.study import Study, study_of
@@ -41,12 +42,14 @@ def draw(
     drawings: list[Callable[[], Path | None]] = []
     for metric in _metrics(study, metrics):
         if len(study.bits) > 1:
-            drawings.append(lambda m=metric: by_bits(study, m, folder / f"{m}.png"))
+            drawings.append(lambda m=metric: by_bits(study, m, folder / f"{fitting(m)}.png"))
         for cost, name in COSTS.items():
             if any(None not in (row[cost], row[metric]) for row in study.rows):
-                drawings.append(lambda m=metric, c=cost, n=name: against_cost(study, c, m, folder / f"{m}-{n}.png"))
-    drawings.append(lambda: over_time(study, chosen, folder / f"timesteps-{chosen}.png"))
-    drawings.append(lambda: side_by_side(study, chosen, folder / f"samples-{chosen}.png"))
+                drawings.append(
+                    lambda m=metric, c=cost, n=name: against_cost(study, c, m, folder / f"{fitting(m)}-{n}.png")
+                )
+    drawings.append(lambda: over_time(study, chosen, folder / f"timesteps-{fitting(chosen)}.png"))
+    drawings.append(lambda: side_by_side(study, chosen, folder / f"samples-{fitting(chosen)}.png"))
     return [path for drawing in drawings if (path := drawing()) is not None]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ def shorten(text: str, length: int) -> str:
 def save(figure: Figure, path: Path, dpi: int = _DPI) -> Path:
     """Write a PNG; return its path."""
     data = io.BytesIO()
+    _literal(figure)
     figure.savefig(data, format="png", dpi=dpi)
     atomic_write(path, data.getvalue())
     return path
@@ -155,7 +157,14 @@ def _settle(axes: Axes) -> None:
     """Let the layout find its place, and then keep it, so that pixels mean something."""
     figure = axes.get_figure(root=True)
     assert figure is not None
+    _literal(figure)
     figure.draw_without_rendering()
+
+
+def _literal(figure: Any) -> None:
+    """Let every text stand as it is: a $ in a name begins no formula, which may be a wrong one."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def _pixels(axes: Axes, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ The file `qdit/assets/<dataset>/floor-<extractor>.json` is made with the referen
 
 import json
 
+from qdit import names
 from qdit.identity import ASSETS
 from qdit.tables.quantity import stem
 
@@ -17,7 +18,7 @@ def floor(metric: str, dataset: str | None, n: float) -> tuple[float, float | No
     """Return mean and standard deviation of a metric of `n` real images, or None where nobody measured them."""
     extractor = metric[len(stem(metric)) :].removeprefix("_")
     path = ASSETS / str(dataset) / f"floor-{extractor}.json"
-    if not extractor or not path.is_file():
+    if not extractor or not names.fits(dataset) or not names.fits(extractor) or not path.is_file():
         return None
     values = json.loads(path.read_text(encoding="utf-8"))["floor"].get(str(int(n)), {}).get(metric)
     return None if values is None else (values["mean"], values.get("std"))

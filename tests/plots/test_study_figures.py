@@ -130,3 +130,12 @@ def test_runs_without_images_or_curves_are_left_out(study_dir, tmp_path, capsys)
     assert {path.name for path in draw(load_results(runs), tmp_path / "out")} == {
         *("sqnr-bits.png", "sqnr-bytes.png", "sqnr-bitops.png")
     }
+
+
+def test_names_of_records_stay_in_the_folder_and_begin_no_formula(tmp_path):
+    for bits in ("w8a8", "w4a8"):
+        write(tmp_path / "runs", record(r"a$\frac$b", bits, {"../../x": metric(40.0), "sqnr": metric(1.0)}))
+    made = draw(load_results(tmp_path / "runs"), tmp_path / "in" / "here", ["all"])
+    assert len(made) >= 4
+    assert {path.parent for path in made} == {tmp_path / "in" / "here"}
+    assert all(path.is_file() for path in made)
