@@ -20,6 +20,7 @@ from qdit.errors import UserError
 from qdit.hub import named
 from qdit.locks import exclusive
 from qdit.reading import read_json
+from qdit.record_check import wrong
 from qdit.seal import DIGEST, Broken, sealed, verify
 from qdit.versions import versioned, without_neutral
 from qdit.walk import files_below
@@ -200,11 +201,13 @@ class RunDir:
             record = json.loads(file.read_text())
             if record["schema"] == SCHEMA:
                 verify(record)
-                return record
+                if (problem := wrong(record)) is None:
+                    return record
+                raise Broken(problem)
             found = f"schema {record['schema']}, this version reads {SCHEMA}"
         except Broken as error:
             found = f"damaged ({error})"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no text
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # no JSON, or no text
             found = f"not a result record ({error})"
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 

@@ -195,7 +195,8 @@ def _cell(
     if quantity.column == "executed":
         return Cell(row["executed"] or MISSING)
     is_cost = quantity.column not in summary.metrics and not quantity.is_delta
-    notes = () if is_cost else tuple(_note(footnotes, error) for error in row["errors"])
+    told = not is_cost or not summary.metrics  # where every run failed there are costs alone
+    notes = () if not told else tuple(_note(footnotes, error) for error in row["errors"])
     number = row.get(quantity.column)
     if number is None:
         return Cell(MISSING, notes=notes)

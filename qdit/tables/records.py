@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from qdit.errors import UserError
+from qdit.errors import UserError, visible
+from qdit.names import fits
+from qdit.record_check import wrong
 from qdit.seal import verify
 from qdit.store import SCHEMA
 from qdit.tables import collected
@@ -45,12 +47,21 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.
     """
     runs_dir = Path(runs_dir)
-    inside = not Path(study or "").is_absolute()  # glob refuses another folder with a traceback
-    paths = sorted(runs_dir.glob(f"{study or '*'}/*/result.json")) if inside else []
-    rows = [_row(record) | {"folder": str(path.parent)} for path in paths if (record := read_record(path)) is not None]
+    rows = [
+        _row(record) | {"folder": str(path.parent)}
+        for path in record_files(runs_dir, study)
+        if (record := read_record(path)) is not None
+    ]
     if not rows:
         raise UserError(_nothing_found(runs_dir, study))
     return _frame(rows)
+
+
+def record_files(runs_dir: Path, study: str | None = None) -> list[Path]:
+    """The records of a study, of all studies for None; names are taken as they are, brackets and stars too."""
+    if study is None:
+        return sorted(runs_dir.glob("*/*/result.json"))
+    return sorted((runs_dir / study).glob("*/result.json")) if fits(study) else []
 
 
 def metric_names(columns: Iterable[str]) -> list[str]:
@@ -85,24 +96,31 @@ def _renamed(run: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return one record; None, and a line on stderr, where the file is damaged."""
+    """Return one record; None, and a line on stderr, where the file is damaged.
+
+    Raises:
+        UserError: it has another schema.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(record, dict):
             verify(record)
         collected.check(path, path.parents[1])
-    except (OSError, ValueError) as error:
-        print(f"{path}: damaged, skipped ({error})", file=sys.stderr)
-        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return _skipped(path, str(error) or type(error).__name__)
     if not isinstance(record, dict) or "schema" not in record:
-        print(f"{path}: damaged, skipped (not a record of a qdit run)", file=sys.stderr)
-        return None
+        return _skipped(path, "not a record of a qdit run")
     if record["schema"] != SCHEMA:
         raise UserError(
             f"{path} has schema {record['schema']!r}, and this qdit reads schema {SCHEMA}: "
             "use the qdit that wrote it, or make the run again"
         )
-    return record
+    problem = wrong(record)
+    return record if problem is None else _skipped(path, problem)
+
+
+def _skipped(path: Path, why: str) -> None:
+    print(visible(f"{path}: damaged, skipped ({why})"), file=sys.stderr)
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

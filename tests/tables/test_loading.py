@@ -1,10 +1,11 @@
 """Records become a frame: one row a run, damaged files named, other schemas refused."""
 
 import pytest
-from fake_records import record, write
+from fake_records import failed, metric, record, write
 
 from qdit.errors import UserError
-from qdit.tables import load_results
+from qdit.record_check import wrong
+from qdit.tables import build_table, load_results, render
 
 
 def test_one_row_a_run_with_metrics_costs_and_config(runs):
@@ -44,3 +45,63 @@ def test_no_runs_says_where_and_which_studies(runs, tmp_path):
         load_results(runs, "table1")
     with pytest.raises(UserError, match="--runs-dir"):
         load_results(tmp_path / "nowhere")
+
+
+def deep(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+ODD = {
+    "quantizer.name={}": {"config": {"quantizer.name": {}, "bits.name": "w4a8"}},
+    "bits.name=4": {"config": {"quantizer.name": "rtn", "bits.name": 4}},
+    "config=": {"config": ["a"]},
+    "config.key=": {"config": {"key": {"a": 1}}},
+    "metrics=": {"metrics": []},
+    "metrics.sqnr=": {"metrics": {"sqnr": 3}},
+    "metrics.sqnr.value=": {"metrics": {"sqnr": metric("x")}},
+    "metrics.sqnr.n=": {"metrics": {"sqnr": metric(1.0, n=1e999)}},
+    "higher_is_better=": {"metrics": {"sqnr": metric(1.0, higher="up")}},
+    "cost.seconds.fit=": {"cost": {"seconds": {"fit": {}}}},
+    "cost.executed=": {"cost": {"executed": 7}},
+    "curves.c.x=": {"curves": {"c": {"x": 7, "y": [1]}}},
+    "curves.c has no number": {"curves": {"c": {"x": [1, 2], "y": [1]}}},
+    "protocol=": {"protocol": ["a"]},
+    "status=": {"status": "maybe"},
+    "seed=": {"seed": {"a": 1}},
+    "git.commit=": {"git": {"commit": 7}},
+    "finished=": {"finished": 7},
+    "nested deeper": {"layers": deep(100)},
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_record_is_named_and_takes_no_other_with_it(what, tmp_path, capsys):
+    assert what in (wrong(record("rtn", "w4a8", {}) | ODD[what]) or "nothing")
+    write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}), record("rtn", "w4a8", {}) | ODD[what])
+    assert len(load_results(tmp_path)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "damaged, skipped" in line
+    assert what in line
+
+
+def test_nesting_beyond_what_python_reads_is_damage(runs, capsys):
+    (runs / "s" / "deep").mkdir()
+    (runs / "s" / "deep" / "result.json").write_text("[" * 100_000)
+    assert len(load_results(runs)) == 7
+    assert "deep/result.json: damaged, skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", ["v[1]", "*", "2026_11_28", "a b"])
+def test_a_study_is_found_under_its_very_name(study, tmp_path):
+    write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}, study=study), record("rtn", "w4a8", {}, study="v1"))
+    assert load_results(tmp_path, study)["study"].tolist() == [study]
+
+
+def test_a_study_whose_runs_all_failed_shows_why(tmp_path):
+    write(tmp_path, failed("rtn", "w8a8", "no such folder"), failed("rtn", "w4a8", "no such folder"))
+    text = render(build_table(load_results(tmp_path)), "markdown")
+    assert "[1] rtn-w8a8, seed 0: no such folder" in text
+    assert text.count("| rtn") == 2
