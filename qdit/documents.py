@@ -21,7 +21,7 @@ def filled(path: Path, command: str, make: Callable[[str], str], example: str) -
         example: what a marker may ask for, for the message.
 
     Raises:
-        UserError: the document cannot be read, or has no such part.
+        UserError: the document cannot be read, has no such part, or would get a marker inside one.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -30,4 +30,13 @@ def filled(path: Path, command: str, make: Callable[[str], str], example: str) -
     marked = re.compile(rf"<!-- {command}: (.+?) -->\n.*?<!-- /{command} -->", re.DOTALL)
     if not marked.search(text):
         raise UserError(f"{path} has no lines <!-- {command}: {example} --> and <!-- /{command} --> to write between")
-    return marked.sub(lambda part: f"<!-- {command}: {part[1]} -->\n\n{make(part[1])}\n<!-- /{command} -->", text)
+
+    def written(part: re.Match[str]) -> str:
+        made = make(part[1])
+        if re.search(rf"<!--\s*/?{command}", made):
+            raise UserError(
+                f"{path}: what belongs behind {command}: {part[1]} holds a marker itself; nothing is written"
+            )
+        return f"<!-- {command}: {part[1]} -->\n\n{made}\n<!-- /{command} -->"
+
+    return marked.sub(written, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from qdit.names import one_line
 from qdit.tables.build import Cell, Table
 from qdit.tables.layout import notes, spans
 
@@ -10,6 +11,7 @@ _CHARACTERS = {"\\": r"\textbackslash{}", "—": "---", "±": r"$\pm$", "≈": r
 _CHARACTERS |= {
     **{"↓": r"$\downarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$", "³": r"$^3$", "∞": r"$\infty$"},
     **{"×": r"$\times$", "…": r"\dots{}", "√": r"$\surd$", "~": r"\textasciitilde{}", "^": r"\^{}"},
+    **{"<": "$<$", ">": "$>$"},
 }
 _CHARACTERS |= {character: f"\\{character}" for character in "_%&#${}"}
 
@@ -79,4 +81,6 @@ def _text(cell: Cell) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_CHARACTERS.get(character, character) for character in text)
+    plain = one_line(text)
+    shown = "".join(_CHARACTERS.get(character, character) for character in plain)
+    return f"{{}}{shown}" if plain.startswith(("[", "*")) else shown  # after \\ these are its arguments

@@ -3,10 +3,12 @@
 import csv
 import html
 import io
+import re
 from collections.abc import Callable
 
 from tabulate import tabulate
 
+from qdit.names import one_line
 from qdit.tables.build import Cell, Table
 from qdit.tables.latex import latex
 from qdit.tables.layout import notes, spans
@@ -14,6 +16,9 @@ from qdit.tables.records import COSTS, METRIC_FIELDS
 from qdit.tables.select import shown
 from qdit.tables.summary import Summary
 
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_HARMFUL = re.compile(r"[|<*\\]|&(?=#?\w+;)|(?<=\])\(")
 NARROW = 9  # columns of numbers that still read well side by side; a wider Markdown table is one table a quantity
 
 
@@ -35,7 +40,7 @@ def to_csv(summary: Summary) -> str:
     columns += [*COSTS, "seconds", "executed"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(in_csv, columns))
     for row in summary.rows:
         writer.writerow("" if row.get(column) is None else _plain(row[column]) for column in columns)
     return text.getvalue()
@@ -44,7 +49,27 @@ def to_csv(summary: Summary) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    return shown(value)
+    return in_csv(shown(value)) if isinstance(value, str) else shown(value)
+
+
+def in_csv(text: str) -> str:
+    """A text as a field: in one line, and with a quote before what a spreadsheet would carry out as a formula.
+
+    >>> in_csv("=1+1"), in_csv("-1.5"), in_csv("rtn-w4a8")
+    ("'=1+1", '-1.5', 'rtn-w4a8')
+    """
+    plain = one_line(text)
+    return f"'{plain}" if _FORMULA.match(plain) and not _NUMBER.fullmatch(plain) else plain
+
+
+def in_markdown(text: str) -> str:
+    """A text that Markdown shows as it is where it could do harm: no tags, markers, cells, links or lines of its own.
+
+    >>> in_markdown("a|b <!-- /qdit-table --> [x](y)")
+    'a\\\\|b &lt;!-- /qdit-table --> [x]\\\\(y)'
+    """
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return _HARMFUL.sub(lambda found: entities.get(found[0], f"\\{found[0]}"), one_line(text))
 
 
 def _markdown(table: Table) -> str:
@@ -53,29 +78,33 @@ def _markdown(table: Table) -> str:
     else:
         keys, names = table.header[: table.n_keys], table.header[table.n_keys :]
         grids = [_grid(table, keys, names, range(table.n_keys, len(table.header)))]
-    return "\n\n".join([*grids, *notes(table)]) + "\n"
+    return "\n\n".join([*grids, *map(in_markdown, notes(table))]) + "\n"
 
 
 def _grid(table: Table, keys: list[str], names: list[str], columns: range) -> str:
     """Return a pipe table of some columns; a title of keys that are missing is empty, and a section is a row."""
 
     def text(cell: Cell) -> str:
-        marked = {"": "{}", "best": "**{}**", "tied": "{} ≈"}[cell.mark].format(cell.text.replace("|", "\\|"))
+        marked = {"": "{}", "best": "**{}**", "tied": "{} ≈"}[cell.mark].format(in_markdown(cell.text))
         return marked + "".join(f" [{note}]" for note in cell.notes)
 
     body: list[list[str]] = []
     for number, line in enumerate(table.rows):
         if number in table.sections:
-            body.append([f"*{table.sections[number]}*", *[""] * (table.n_keys - 1 + len(columns))])
+            body.append([f"*{in_markdown(table.sections[number])}*", *[""] * (table.n_keys - 1 + len(columns))])
         body.append([text(line[at]) for at in (*range(table.n_keys), *columns)])
-    head = [*keys, *[""] * (table.n_keys - len(keys)), *names]
+    head = [in_markdown(name) for name in (*keys, *[""] * (table.n_keys - len(keys)), *names)]
     align = ["left"] * table.n_keys + ["right"] * len(columns)
     return tabulate(body, head, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
+def _escaped(text: str) -> str:
+    return html.escape(one_line(text))
+
+
 def _html(table: Table) -> str:
     def text(cell: Cell) -> str:
-        plain = html.escape(cell.text)
+        plain = _escaped(cell.text)
         marked = {"": "{}", "best": "<b>{}</b>", "tied": "{} ≈"}[cell.mark].format(plain)
         return marked + "".join(f"<sup>{note}</sup>" for note in cell.notes)
 
@@ -89,10 +118,10 @@ def _html(table: Table) -> str:
     body = []
     for number, row in enumerate(table.rows):
         if number in table.sections:
-            title = html.escape(table.sections[number])
+            title = _escaped(table.sections[number])
             body.append(f'<tr><th colspan="{len(table.header)}" style="text-align:left">{title}</th></tr>')
         body.append(line([text(cell) for cell in row], "td"))
-    below = "".join(f"\n<p>{html.escape(note)}</p>" for note in notes(table))
+    below = "".join(f"\n<p>{_escaped(note)}</p>" for note in notes(table))
     inner = "\n".join(body)
     return f"<table>\n<thead>{_html_head(table, line)}</thead>\n<tbody>\n{inner}\n</tbody>\n</table>{below}\n"
 
@@ -100,12 +129,10 @@ def _html(table: Table) -> str:
 def _html_head(table: Table, line: Callable[[list[str], str], str]) -> str:
     """Return one row of titles, or two: what is shown, and for which value of the column key."""
     if not table.spans:
-        return line([html.escape(name) for name in table.header], "th")
-    keys = "".join(
-        f'<th rowspan="2" style="text-align:left">{html.escape(k)}</th>' for k in table.header[: table.n_keys]
-    )
-    over = "".join(f'<th colspan="{len(v)}" style="text-align:center">{html.escape(k)}</th>' for k, v in table.spans)
-    under = "".join(f'<th style="text-align:right">{html.escape(v)}</th>' for _, values in table.spans for v in values)
+        return line([_escaped(name) for name in table.header], "th")
+    keys = "".join(f'<th rowspan="2" style="text-align:left">{_escaped(k)}</th>' for k in table.header[: table.n_keys])
+    over = "".join(f'<th colspan="{len(v)}" style="text-align:center">{_escaped(k)}</th>' for k, v in table.spans)
+    under = "".join(f'<th style="text-align:right">{_escaped(v)}</th>' for _, values in table.spans for v in values)
     return f"<tr>{keys}{over}</tr>\n<tr>{under}</tr>"
 
 

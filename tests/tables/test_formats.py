@@ -3,6 +3,7 @@
 import csv
 import io
 
+import pytest
 from fake_records import failed, metric, record, write
 
 from qdit.tables import build_table, load_results, main, render
@@ -43,3 +44,54 @@ def test_csv_is_long_and_plain(runs, capsys):
     assert (best["weight_bits"], best["peak_memory_mb"], best["executed"]) == ("4.5", "", "simulated")
     lost = next(row for row in rows if row["status"] == "failed")
     assert (lost["sqnr"], lost["weight_bits"]) == ("", "")
+
+
+HARMFUL = "</td><script>x</script>|a\\|b<!-- /qdit-table --> [c](javascript:d)\x1b[2J\nnew\u202e"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A study with a name and a message that try to leave their place."""
+    return write(
+        tmp_path / "runs",
+        record("rtn", "w8a8", {"sqnr": metric(40.0), "=cmd()": metric(1.0)}, name="x"),
+        record("=cmd()", "w8a8", {"sqnr": metric(-41.0)}, name="y"),
+        record(HARMFUL, "w8a8", {"sqnr": metric(39.0)}, name="z"),
+        failed("rtn", "w4a8", HARMFUL),
+    )
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "latex"])
+def test_texts_of_records_stay_texts(hostile, form):
+    text = render(build_table(load_results(hostile)), form)
+    assert "<script" not in text
+    assert "<!--" not in text
+    assert text.replace("\n", "").isprintable()
+    assert "](java" not in text or form != "markdown"
+    if form == "markdown":
+        bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in text.splitlines() if line[:1] == "|"}
+        assert len(bars) == 1
+
+
+def test_csv_carries_no_formula_and_keeps_numbers(hostile, capsys):
+    assert main(["--runs-dir", str(hostile), "--format", "csv"]) == 0
+    text = capsys.readouterr().out
+    assert text.replace("\n", "").isprintable()
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert len(lines) == 4
+    assert {line["quantizer"][:2] for line in lines} == {"rt", "'=", "</"}
+    assert {line["sqnr"] for line in lines} == {"40", "-41", "39", ""}
+    assert not any(cell and cell[0] in "=+@" for line in lines for cell in (*line, *line.values()))
+
+
+@pytest.mark.parametrize(("form", "written"), [("markdown", True), ("csv", False)])
+def test_a_document_keeps_its_end_whatever_stands_in_its_table(hostile, form, written, tmp_path, capsys):
+    document = tmp_path / "README.md"
+    words = f"--runs-dir {hostile} --format {form}"
+    document.write_text(before := f"<!-- qdit-table: {words} -->\n<!-- /qdit-table -->\nend\n")
+    assert main(["--write", str(document)]) == (0 if written else 2)
+    assert document.read_text().count("<!-- /qdit-table -->") == 1
+    assert document.read_text().endswith("\nend\n")
+    if not written:
+        assert document.read_text() == before
+        assert "holds a marker itself" in capsys.readouterr().err
