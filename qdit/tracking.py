@@ -2,25 +2,32 @@
 
 A logger is a config object; `open` starts one tracker for one run. Nothing else in qdit imports wandb, and this module
 only when a tracker is opened. The record of a run is its result.json: what is sent here is a copy, so a missing key or
-network never fails a run, it becomes an offline one. Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
+network never fails a run, it becomes an offline one, and no exception of a logger reaches a run (`reporting`).
+Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
 """
 
 import logging
 import netrc
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from qdit.config import flatten
+from qdit.names import fitting
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger("qdit")
+_T = TypeVar("_T")
+_ID = re.compile(
+    r"[^/\\#?%:;,'\s][^/\\#?%:;,'\n]{,99}"
+)  # what W&B takes as the beginning of an id of up to 128 characters
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
 _CHARTS = ("layers", "timesteps", "groups", "bits")  # as `qdit.stages.diagnose` draws them
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
@@ -72,6 +79,62 @@ class NoTracker:
         """Drop the record."""
 
 
+class _Guarded:
+    """Calls a tracker; the first of its exceptions is told as a warning, and none costs the run."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.told = False
+
+    def attempt(self, call: Callable[[], _T]) -> _T | None:
+        """What a call returns, None if it fails."""
+        try:
+            return call()
+        except Exception as error:
+            if not self.told:
+                reason = (str(error).strip() or "no message").splitlines()[0]
+                log.warning("the logger failed, and the run goes on (%s: %s)", type(error).__name__, reason)
+            self.told = True
+            return None
+
+    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+        self.attempt(lambda: self.tracker.log(values, step, stage))
+
+    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        self.attempt(lambda: self.tracker.finish(record, run_dir))
+
+
+@contextmanager
+def reporting(logger: Logger, config: dict[str, Any], run_id: str, run_dir: Path) -> Iterator[Tracker]:
+    """Open a logger for a run so that no failure of the logger reaches the run: it is a copy that is lost then.
+
+    Args:
+        logger: of the config.
+        config: resolved, of the run.
+        run_id: of the run.
+        run_dir: of the run.
+    """
+    tracker = _Guarded(NoTracker())
+    opened = tracker.attempt(lambda: logger.open(config, config["study"], config["name"], run_id, run_dir))
+    if opened is None or (entered := tracker.attempt(opened.__enter__)) is None:
+        yield tracker
+        return
+    tracker.tracker = entered
+    try:
+        yield tracker
+    except BaseException as error:
+        kind, trace = type(error), error.__traceback__
+        with suppress(BaseException):  # a context that raises `error` again; what counts is raised below
+            opened.__exit__(kind, error, trace)
+        raise
+    tracker.attempt(lambda: opened.__exit__(None, None, None))
+
+
+def reported(logger: Logger, run_dir: Path) -> bool:
+    """Whether a logger has the run of a directory; one that cannot say so is not asked again."""
+    return _Guarded(NoTracker()).attempt(lambda: logger.knows(run_dir)) is not False
+
+
 @dataclass(frozen=True, kw_only=True)
 class WandbTracker:
     """Reports to a Weights & Biases project; the same config resumes the same W&B run.
@@ -98,7 +161,7 @@ class WandbTracker:
         run_dir.mkdir(parents=True, exist_ok=True)
         options = {
             **{"project": self.project, "entity": self.entity, "group": study, "job_type": "ptq", "name": name},
-            **{"id": f"{study}-{run_id}", "dir": str(run_dir)},
+            **{"id": acceptable_id(study, run_id), "dir": str(run_dir)},
             "config": {key: value for key, value in config.items() if key not in _PRIVATE},
         }
         with self._start(options, run_dir) as run:
@@ -161,6 +224,15 @@ class WandbRun:
                 artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
                 artifact.add_file(str(run_dir / file))
                 self.run.log_artifact(artifact)
+
+
+def acceptable_id(study: str, run_id: str) -> str:
+    """The id of a run for W&B: `<study>-<run_id>`, with a study that W&B would refuse written another way.
+
+    >>> acceptable_id("table 1", "1a2b3c4d"), acceptable_id("50%", "1a2b3c4d")
+    ('table 1-1a2b3c4d', '50_-f363cba1-1a2b3c4d')
+    """
+    return f"{study if _ID.fullmatch(study) else fitting(f'{study}/')}-{run_id}"
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:

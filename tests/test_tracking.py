@@ -177,3 +177,63 @@ def test_credentials_are_found_in_netrc(tmp_path, no_account, monkeypatch):
     file.write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("NETRC", str(file))
     assert tracking.has_credentials()
+
+
+class Broken:
+    """A logger that fails where it is told to, or everywhere."""
+
+    def __init__(self, *where):
+        self.where = where
+
+    def fail(self, place):
+        if place in self.where:
+            raise RuntimeError(f"broken {place}\nmore")
+
+    def knows(self, run_dir):
+        self.fail("knows")
+        return False
+
+    def open(self, config, study, name, run_id, run_dir):
+        self.fail("open")
+        return self
+
+    def __enter__(self):
+        self.fail("enter")
+        return self
+
+    def __exit__(self, *about):
+        self.fail("exit")
+
+    def log(self, values, step, stage):
+        self.fail("log")
+
+    def finish(self, record, run_dir):
+        self.fail("finish")
+
+
+@pytest.mark.parametrize("place", ["open", "enter", "log", "finish", "exit"])
+def test_no_exception_of_a_logger_reaches_the_run(place, tmp_path, caplog):
+    with tracking.reporting(Broken(place), {"study": "s", "name": "n"}, "1a2b3c4d", tmp_path) as tracker:
+        for step in range(3):
+            tracker.log({"loss": 1.0}, step, "search")
+        tracker.finish(RECORD, tmp_path)
+    assert caplog.messages == [f"the logger failed, and the run goes on (RuntimeError: broken {place})"]
+    assert not tracking.reported(Broken(), tmp_path)
+    assert tracking.reported(Broken("knows"), tmp_path)
+
+
+@pytest.mark.parametrize("error", [ValueError("the run's own"), KeyboardInterrupt()])
+def test_an_exception_of_the_run_comes_through_whatever_the_logger_does(error, tmp_path):
+    opened = tracking.reporting(Broken("exit"), {"study": "s", "name": "n"}, "1a2b3c4d", tmp_path)
+    with pytest.raises(type(error)) as caught, opened:
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("study", ["table 1", "50%", "a:b", "it's, no; #?", "x" * 150])
+def test_wandb_takes_every_study(study):
+    import wandb
+
+    found = wandb.Settings(run_id=tracking.acceptable_id(study, "1a2b3c4d")).run_id
+    assert found.endswith("-1a2b3c4d")
+    assert len(found) <= 128
