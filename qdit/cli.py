@@ -1,71 +1,43 @@
-"""The command line: finds conf/, composes the config, hands it to `qdit.run`. Imports no torch.
+"""The console script `qdit`: takes signals and words as they were meant, and hands over to `qdit.command`.
 
-A user's mistake is one message and exit code 2; ours keeps its traceback and ends with 1. In a multirun a failed cell
-is recorded, the others go on, and the table at the end shows it as missing (see `qdit.callback`).
+Imports nothing beyond the standard library until signals are taken care of.
 """
 
-import logging
+import re
 import sys
-import traceback
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from qdit.errors import UserError
+from qdit import interrupts
 
 _here = Path(__file__).parent
 CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())  # installed, or the source tree
-log = logging.getLogger("qdit")
+_NAMING = re.compile(r"((?:\+{0,2})(?:study|name|[\w.]+\.name))=(.+)")
+_NO_TEXT = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]*(e[+-]?\d[\d_]*)?|[+-]?inf|nan|true|false", re.IGNORECASE)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    """Compose one run and carry it out; a sweeper that optimises is told the value of its objective."""
-    from qdit import run
-
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun:
-        check_objective(cfg)
+def main() -> None:
+    """Carry out the command line; code 130 after Ctrl-C and 143 after SIGTERM."""
     try:
-        record = run.run(cfg)
-    except UserError as error:
-        log.error("%s", error)
-        if not multirun:
-            sys.exit(2)
-        note_failure(cfg, error, "user")
-        return None
-    except Exception as error:
-        if not multirun:
-            raise
-        traceback.print_exc()
-        note_failure(cfg, error, "internal")
-        return None
-    if record is not None and not multirun:
-        from qdit.callback import print_table
+        with interrupts.taken():
+            from qdit.command import main as run
 
-        print_table(Path(cfg.runs_dir), str(cfg.study))
-    return record["metrics"].get(cfg.objective, {}).get("value") if record is not None else None
+            sys.argv[1:] = [as_text(word) for word in sys.argv[1:]]
+            run()
+    except KeyboardInterrupt as stop:
+        sys.exit(interrupts.report(stop))
 
 
-def check_objective(cfg: DictConfig) -> None:
-    """Leave a sweep that optimises, such as hydra/sweeper=optuna, with code 2 if no run would measure its objective."""
-    measured = list(cfg.get("eval") or {})
-    if not HydraConfig.get().sweeper["_target_"].endswith("BasicSweeper") and cfg.objective not in measured:
-        log.error(
-            "objective=%s is not measured; this run has %s (see eval)", cfg.objective, ", ".join(measured) or "none"
-        )
-        sys.exit(2)
+def as_text(word: str) -> str:
+    """A word of the command line in which a name that looks like a number is quoted, for Hydra would change it.
 
-
-def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
-    """Record a failed cell of a multirun; what cannot be recorded still counts in this process's exit code."""
-    from qdit import callback, run
-
-    if not run.record_failure(cfg, error, kind):
-        callback.note_unrecorded(Path(str(cfg.runs_dir)) / str(cfg.study), kind)
+    >>> as_text("study=2026_11_28"), as_text("study=1e3,b"), as_text("seed=1_000")
+    ("study='2026_11_28'", "study='1e3',b", 'seed=1_000')
+    """
+    found = _NAMING.fullmatch(word)
+    if found is None or set(found[2]) & set("'\"()[]{}\\$"):
+        return word
+    parts = [f"'{part}'" if part.strip() and _NO_TEXT.fullmatch(part.strip()) else part for part in found[2].split(",")]
+    return f"{found[1]}={','.join(parts)}"
 
 
 if __name__ == "__main__":

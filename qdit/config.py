@@ -5,6 +5,7 @@ Imports no torch by itself; building imports what the targets need.
 
 import inspect
 import types
+from collections.abc import Iterator
 from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,9 +14,11 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qdit import names
 from qdit.errors import UserError, from_problems
 
 _NAMES = ("study", "name")
+_NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _COUNTS = ("num_samples", "batch_size")
 _MOST = 10_000_000  # samples; FID takes 50,000
 _FLAGS = ("save_checkpoint", "overwrite", "dry", "allow_download")
@@ -35,9 +38,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(f"the config cannot be resolved: {error}") from error
-    for key in _NAMES:
-        if isinstance(config[key], int | float) and not isinstance(config[key], bool):
-            config[key] = str(config[key])  # study=2024
     if problems := _place_problems(config):
         raise from_problems(problems, "this config")
     return config
@@ -45,11 +45,13 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _place_problems(config: dict[str, Any]) -> list[str]:
     """What makes no name of a folder; everything else is checked later, where torch may be imported."""
-    found = [
-        f"{k}={config[k]!r}; a name of one folder is needed: text without / that does not begin with a dot"
-        for k in _NAMES
-        if not isinstance(config[k], str) or not config[k].strip() or "/" in config[k] or config[k].startswith(".")
+    found = [f"{k}={config[k]!r}; {names.problem(config[k])}" for k in _NAMES if not names.fits(config[k])]
+    found += [
+        f"{k}.name={config[k]['name']!r}; a name is text"
+        for k in _NAMED
+        if isinstance(config.get(k), dict) and not isinstance(config[k].get("name", ""), str)
     ]
+    found += [f"{k}={v!r}; a finite number is needed" for k, v in _numbers(config) if not isfinite(v)]
     found += [
         f"{k}={config[k]!r}; a folder is needed"
         for k in ("runs_dir", "cache_dir")
@@ -61,6 +63,15 @@ def _place_problems(config: dict[str, Any]) -> list[str]:
         if not isinstance(config["model"].get(k), str | None)
     ]
     return found
+
+
+def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every floating-point number of a config, in lists too, by its dotted key."""
+    if isinstance(tree, float):
+        yield path, tree
+    elif isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _numbers(value, f"{path}.{key}" if path else str(key))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -117,8 +117,23 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
     return recipe
 
 
-def assemble(config: dict[str, Any]) -> Parts:
-    """Build every part of a resolved config and check them against each other; nothing is computed yet.
+@dataclass(frozen=True)
+class Plan:
+    """What a config describes, checked as far as that goes without its model."""
+
+    device: torch.device
+    dataset: Dataset
+    sampler: Sampler
+    recipe: Recipe | None
+    loaded: Manifest | None
+    metrics: dict[str, Metric]
+    prepared: Prepared
+    objective: Prepared
+    loader: Any
+
+
+def plan(config: dict[str, Any]) -> Plan:
+    """Build every part of a resolved config but the model; no weights are read.
 
     Raises:
         UserError: with all problems that were found at the first stage that found any.
@@ -140,13 +155,25 @@ def assemble(config: dict[str, Any]) -> Parts:
         prepared = prepare(metrics, n=config["num_samples"], **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
-    model = loader.load(device, getattr(torch, config["dtype"]))
+    return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Build every part of a resolved config and check them against each other; nothing is computed yet.
+
+    Raises:
+        UserError: with all problems that were found at the first stage that found any.
+    """
+    made = plan(config)
+    dataset, sampler, recipe, loaded, loader = made.dataset, made.sampler, made.recipe, made.loaded, made.loader
+    search = recipe.search if recipe else None
+    model = loader.load(made.device, getattr(torch, config["dtype"]))
     if loaded is not None:
         verify(loaded, model)
         if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():
             log.warning("the checkpoint was saved of %s, and this run has %s", made_of, loader.protocol())
     problems = sampler.check(model) + dataset.check(model)
-    measures = {f"eval={name}": metric for name, metric in metrics.items()}
+    measures = {f"eval={name}": metric for name, metric in made.metrics.items()}
     if search is not None and search.measured is not None:
         measures["search.objective"] = search.measured.metric
     problems += [
@@ -160,4 +187,5 @@ def assemble(config: dict[str, Any]) -> Parts:
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
     if problems:
         raise from_problems(problems, "this run")
-    return Parts(model, loader.protocol(), dataset, sampler, recipe, metrics, prepared, objective, loaded)
+    about = made.metrics, made.prepared, made.objective, loaded
+    return Parts(model, loader.protocol(), dataset, sampler, recipe, *about)

@@ -20,7 +20,9 @@ from qdit.errors import UserError
 from qdit.hub import pinned
 from qdit.identity import search_settings, settings
 from qdit.manifest import is_loaded, with_recipe
+from qdit.names import component
 from qdit.store import RunDir, digest, is_full_precision
+from qdit.tracking import reported, reporting
 
 if TYPE_CHECKING:
     from qdit.parts import Parts
@@ -64,6 +66,21 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         gc.collect()  # a multirun holds one model at a time
 
 
+def complaints(cfg: DictConfig) -> list[str]:
+    """What can be said against a composed config before its model is read; nothing against a finished run."""
+    try:
+        config = canonical(resolved(cfg))
+        if config["overwrite"] or settled(config) is None:
+            from qdit.parts import plan
+
+            plan(config)
+    except UserError as error:
+        return error.lines()
+    except Exception:
+        return []  # the run itself will tell
+    return []
+
+
 def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """The records of these runs if all are settled; a logger that has not seen one of them is told."""
     if any(config["overwrite"] for config in configs):
@@ -73,8 +90,8 @@ def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         return None
     for config, record in zip(configs, records, strict=True):
         logger, where = build(config["logger"]), run_dir(config)
-        if not logger.knows(where.path):
-            with logger.open(config, config["study"], config["name"], record["run_id"], where.path) as tracker:
+        if not reported(logger, where.path):
+            with reporting(logger, config, record["run_id"], where.path) as tracker:
                 tracker.finish(record, where.path)
     return records
 
@@ -116,7 +133,8 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_dir(config: dict[str, Any]) -> RunDir:
     """Where a config's run lives."""
-    return RunDir(Path(config["runs_dir"]) / config["study"] / f"{config['name']}-{run_id(config)}")
+    study, name = (component(config[key], key) for key in ("study", "name"))  # a checkpoint may have brought the name
+    return RunDir(Path(config["runs_dir"]) / study / f"{name}-{run_id(config)}")
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -198,8 +216,7 @@ def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
         if config["overwrite"]:
             where.clear()
             store.remove(cached(config), "**/*.safetensors", "**/*.jsonl")
-        opened = build(config["logger"]).open(config, config["study"], config["name"], run_id(config), where.path)
-        with opened as tracker:
+        with reporting(build(config["logger"]), config, run_id(config), where.path) as tracker:
             result = where.save_result(measure(config, parts, where, tracker))
             log.info("  pictures: %s", where.path / "samples.png")
             tracker.finish(result, where.path)

@@ -5,37 +5,37 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from qdit import cli
+from qdit import command
 
 BASIC, OTHER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.other.Sweeper"
 
 
 def swept_by(monkeypatch, sweeper):
     found = SimpleNamespace(sweeper={"_target_": sweeper})
-    monkeypatch.setattr(cli, "HydraConfig", SimpleNamespace(get=lambda: found))
+    monkeypatch.setattr(command, "HydraConfig", SimpleNamespace(get=lambda: found))
 
 
 def test_an_objective_that_no_run_measures_ends_the_sweep(monkeypatch, caplog):
     config = OmegaConf.create({"objective": "fid", "eval": {"sqnr": {}, "psnr": {}}})
     swept_by(monkeypatch, BASIC)
-    cli.check_objective(config)
+    command.check_objective(config)
     swept_by(monkeypatch, OTHER)
     with pytest.raises(SystemExit) as left:
-        cli.check_objective(config)
+        command.check_objective(config)
     assert left.value.code == 2
     assert caplog.messages == ["objective=fid is not measured; this run has sqnr, psnr (see eval)"]
-    cli.check_objective(OmegaConf.merge(config, {"objective": "psnr"}))
+    command.check_objective(OmegaConf.merge(config, {"objective": "psnr"}))
     with pytest.raises(SystemExit):
-        cli.check_objective(OmegaConf.merge(config, {"eval": None}))
+        command.check_objective(OmegaConf.merge(config, {"eval": None}))
 
 
 def test_a_sweeper_is_told_the_value_of_the_objective(monkeypatch):
     from qdit import run
 
     config = OmegaConf.create({"objective": "sqnr", "eval": {"sqnr": {}}})
-    found = SimpleNamespace(mode=cli.RunMode.MULTIRUN, sweeper={"_target_": OTHER})
-    monkeypatch.setattr(cli, "HydraConfig", SimpleNamespace(get=lambda: found))
-    job = cli.main.__wrapped__
+    found = SimpleNamespace(mode=command.RunMode.MULTIRUN, sweeper={"_target_": OTHER})
+    monkeypatch.setattr(command, "HydraConfig", SimpleNamespace(get=lambda: found))
+    job = command.main.__wrapped__
     for record, value in (({"metrics": {"sqnr": {"value": 12.5}}}, 12.5), ({"metrics": {}}, None), (None, None)):
         monkeypatch.setattr(run, "run", lambda _, record=record: record)
         assert job(config) == value
