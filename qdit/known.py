@@ -56,7 +56,7 @@ _DATACLASSES = {  # whose fields are what their instances have
 _OWN = {*_MODULES, *_CONTAINERS, *(f"{place}.{name}" for place, names in _DATACLASSES.items() for name in names)}
 _declared: dict[str, tuple[type, tuple[str, ...]]] = {}
 
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind")
 
 
 def path_of(kind: type) -> str:
@@ -64,7 +64,7 @@ def path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def declare(*members: str) -> Callable[[Kind], Kind]:
+def declare(*members: str) -> Callable[[type[Kind]], type[Kind]]:
     """Let checkpoints hold a class that is not qdit's: a module with these members, or a dataclass.
 
     Args:
@@ -74,7 +74,7 @@ def declare(*members: str) -> Callable[[Kind], Kind]:
         TypeError: the class is neither.
     """
 
-    def note(kind: Kind) -> Kind:
+    def note(kind: type[Kind]) -> type[Kind]:
         if not (issubclass(kind, nn.Module) or is_dataclass(kind)):
             raise TypeError(f"{kind} is no module and no dataclass")
         _declared[path_of(kind)] = (kind, members)

@@ -81,7 +81,7 @@ def write_reference(folder: Path) -> None:
 
 
 def read_reference(folder: Path) -> Any:
-    found = reference.load(folder / "r.safetensors")
+    found: Any = reference.load(folder / "r.safetensors")
     return found.n, found.name, found.mu.tolist(), found.mu_s.tolist(), float(found.sigma_s.sum())
 
 
