@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qdit.cli import as_text
+
 TINY = [
     "quantizer=rtn",
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
@@ -27,6 +29,37 @@ def qdit(*words, cwd: Path) -> subprocess.CompletedProcess:
 def test_the_command_line_imports_no_torch():
     code = "import sys, qdit.cli, qdit.tables, qdit.callback; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_names_that_look_like_numbers_stay_text():
+    for word, kept in (
+        ("study=2026_11_28", "study='2026_11_28'"),
+        ("study=1e3,b,true", "study='1e3',b,'true'"),
+        ("+quantizer.name=007", "+quantizer.name='007'"),
+        ("study='1','2'", "study='1','2'"),
+        ("study=choice(1,2)", "study=choice(1,2)"),
+        ("study=v1.2", "study=v1.2"),
+        ("seed=1_000", "seed=1_000"),
+    ):
+        assert as_text(word) == kept
+
+
+def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_path):
+    result = qdit("-m", "quantizer=rtn,quarot", "bits=w4a8,w4a4", "num_samples=0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", ["../../x", "a,../../x"])
+def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path):
+    inside = tmp_path / "one" / "two"
+    inside.mkdir(parents=True)
+    result = qdit("-m", f"study={study}", "seed=0,1", cwd=inside)
+    assert result.returncode == 2
+    assert "study='../../x'; a name of one folder" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["one", "two"]
 
 
 def test_help_lists_groups(tmp_path):

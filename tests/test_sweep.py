@@ -102,8 +102,8 @@ def test_workers_divide_the_cores():
 
 
 def test_a_failure_that_no_record_holds_reaches_the_exit_code_from_another_process(tiny_pipeline, tmp_path):
-    # A name that is no folder's has no place for a record.
-    grid = ["-m", "study=sweep", "seed=0,1", *TINY, f"model.path={tiny_pipeline}", "name=.hidden", *JOBLIB]
+    # A name that is no folder's has no place for a record; the cells differ, or the sweep would be refused whole.
+    grid = ["-m", "study=sweep", "name=.hidden,shown", *TINY, f"model.path={tiny_pipeline}", "num_samples=0", *JOBLIB]
     done = subprocess.run(
         [sys.executable, "-m", "qdit.cli", *grid], cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD
     )
