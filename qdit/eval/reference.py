@@ -79,12 +79,23 @@ class Reference:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits of the contents, for protocols and caches."""
+        """Twelve hex digits of what a file of it holds, for caches and floors: the same on every machine."""
         hasher = hashlib.sha256()
-        for tensor in (self.mu, self.sigma, self.mu_s, self.sigma_s, self.pooled):
-            if tensor is not None:
-                hasher.update(tensor.contiguous().numpy().data)
+        for name, tensor in sorted(self.stored().items()):
+            hasher.update(f"{name} {list(tensor.shape)}\n".encode())
+            hasher.update(tensor.contiguous().numpy().data)
         return hasher.hexdigest()[:12]
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of its file, by name; moments that follow from features are not among them."""
+        tensors = {}
+        if self.mu_s is not None and self.sigma_s is not None:
+            tensors = {"mu_s": self.mu_s.float(), "sigma_s": self.sigma_s.float()}
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled.half()
+        if self.pooled is None or len(self.pooled) != self.n:
+            tensors |= {"mu": self.mu.float(), "sigma": self.sigma.float()}
+        return tensors
 
     def features(self) -> Tensor:
         """Pooled features of reference images, float32 [m, D].
@@ -102,15 +113,8 @@ class Reference:
         Raises:
             UserError: the folder cannot be written.
         """
-        tensors = {}
-        if self.mu_s is not None and self.sigma_s is not None:
-            tensors = {"mu_s": self.mu_s.float(), "sigma_s": self.sigma_s.float()}
-        if self.pooled is not None:
-            tensors["pooled"] = self.pooled.half()
-        if self.pooled is None or len(self.pooled) != self.n:
-            tensors |= {"mu": self.mu.float(), "sigma": self.sigma.float()}
         about = {"name": self.name, "extractor": self.extractor, "n": self.n, "provenance": self.provenance}
-        save_tensors(path, tensors, {"format": FORMAT, "qdit_reference": json.dumps(about, sort_keys=True)})
+        save_tensors(path, self.stored(), {"format": FORMAT, "qdit_reference": json.dumps(about, sort_keys=True)})
 
 
 def no_features(reference: Reference) -> str:

@@ -52,7 +52,7 @@ def test_round_trip(tmp_path, kept):
     distance = frechet_distance(before.mu, before.sigma, after.mu, after.sigma)
     assert abs(distance) < 1e-4
     torch.testing.assert_close(after.sigma_s, before.sigma_s, rtol=1e-6, atol=1e-8)
-    assert after.digest == load(tmp_path / "r.safetensors").digest != before.digest
+    assert after.digest == before.digest  # of what the file holds
 
 
 def test_shipped_emoji_reference():
