@@ -1,0 +1,47 @@
+"""What the embedded text models are asked for: the emoji by name, and clips as name and motion.
+
+A twentieth of the pairs of emoji and motion is kept out of the training of the clip model, so that a score can ask
+whether it puts together what it knows: both were seen, their pair was not.
+"""
+
+import hashlib
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qdit.arrays import read_arrays
+from qdit.dataset.emoji import FILE
+
+WORDS = 11
+"""Words of a prompt that the embedded text encoder reads; its twelfth token is the end."""
+HELD_OUT = 0.05
+"""Share of the pairs of emoji and motion that are not trained."""
+
+
+@cache
+def base_emoji() -> tuple[Float[Tensor, "N 3 32 32"], list[str]]:
+    """The 1,911 emoji without skin tones, in [0, 1], and their names; two of them share one name.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    images, names = read_arrays(FILE, ("images", "names"), "reinstall qdit")
+    keep = [i for i, name in enumerate(names) if ", skin tone" not in str(name)]
+    return torch.from_numpy(images[keep]).permute(0, 3, 1, 2).float() / 255, [str(names[i]) for i in keep]
+
+
+def caption(name: str, phrase: str) -> str:
+    """The prompt of a clip. A long name is cut, so that the motion stays among the words that are read.
+
+    >>> caption("rocket", "moves up")
+    'rocket moves up'
+    """
+    return " ".join([*name.split()[: WORDS - len(phrase.split())], phrase])
+
+
+def held_out(name: str, phrase: str) -> bool:
+    """Whether this pair is kept out of the training, by a hash of the two."""
+    digest = hashlib.sha256(f"held out: {name} / {phrase}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT * 2**64
