@@ -97,22 +97,24 @@ def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = N
     """Draw what a search for bits measured and chose: a row a site, a column a bit-width and range, darker for harm.
 
     Shades are of the logarithm of the loss within each group of sites, because groups have different metrics;
-    a line parts them. A dot marks what was chosen.
+    a line parts them. A dot marks what was chosen. Bits that a group does not offer are left blank.
 
     Args:
         bits: the record's `search.bits`: site, group, bits in each range, and loss by bit-width and range.
         path: PNG to write.
         title: what stands above, such as the name of the run.
     """
-    widths, ranges = list(bits[0]["loss"]), len(bits[0]["bits"])
+    widths, ranges = sorted({width for row in bits for width in row["loss"]}, key=int), len(bits[0]["bits"])
     rows = sorted(bits, key=lambda row: row["group"])  # stable: forward order within a group
-    losses = np.array([[row["loss"][width] for width in widths] for row in rows], dtype=float).reshape(len(rows), -1)
-    positive = np.where(losses > 0, losses, np.nan)
-    shades = np.log10(np.where(np.isnan(positive), np.nanmin(positive, initial=1.0), positive))
+    blank = [np.nan] * ranges
+    losses = np.array([[row["loss"].get(width, blank) for width in widths] for row in rows], dtype=float)
+    losses = losses.reshape(len(rows), -1)
+    least = losses[losses > 0].min(initial=1.0)
+    shades = np.log10(np.where(losses <= 0, least, losses))
     groups = [row["group"] for row in rows]
     for group in dict.fromkeys(groups):
         own = np.array([name == group for name in groups])
-        low, high = shades[own].min(), shades[own].max()
+        low, high = np.nanmin(shades[own]), np.nanmax(shades[own])
         shades[own] = (shades[own] - low) / (high - low or 1.0)
     figure, axes = axes_of(2.6 + 0.34 * max(losses.shape[1], 9), 1.1 + 0.17 * len(rows))
     axes.grid(visible=False)

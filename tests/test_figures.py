@@ -80,3 +80,16 @@ def test_group_map_has_a_cell_a_gene_and_leaves_others_blank(tmp_path):
     filled = [n for colour, n in zip(colours.tolist(), counts, strict=True) if n > 500 and colour != [255] * 3]
     small, large = sorted(filled, reverse=True)[:2]
     assert small / large == pytest.approx(3 / 2, rel=0.1)  # three cells of 32, two of 256, one blank
+
+
+def test_a_map_of_bits_shows_groups_that_offer_different_ones(tmp_path):
+    quality = {"site": "qkv", "group": "quality", "bits": [4, 8], "loss": {"4": [3.0, 0.0], "8": [1.0, 1.0]}}
+    losses = {"2": [9.0, 8.0], "4": [4.0, 2.0], "8": [1.0, 1.0]}
+    content = {"site": "ffn", "group": "content", "bits": [2, 8], "loss": losses}
+    maps = [
+        pixels(figures.bit_map(rows, tmp_path / f"{number}.png"))
+        for number, rows in enumerate(([quality, content], [content, quality]))
+    ]
+    assert np.array_equal(*maps)  # the first row need not have all of them
+    everywhere = quality | {"loss": losses}
+    assert not np.array_equal(maps[0], pixels(figures.bit_map([everywhere, content], tmp_path / "all.png")))

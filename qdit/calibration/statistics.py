@@ -26,13 +26,13 @@ class ValueReservoir:
     stream, not on the batches in which the stream came.
 
     Args:
-        size: of values kept, of all rows together.
+        size: of values kept, of all rows together; at least four of each row.
         rows: that are told apart, such as channels or heads; what is seen is [rows, …] then.
         seed: of the choice.
     """
 
     def __init__(self, size: int = RESERVOIR, rows: int = 1, seed: int = 0) -> None:
-        self.size, self.rows, self.seed = size, rows, seed
+        self.size, self.rows, self.seed = max(size, 4 * rows), rows, seed
         self.level = self.seen = 0  # k, and the values of a row so far
         self.kept: list[Tensor] = []
         self.places: list[Tensor] = []  # of what is kept, in the stream

@@ -80,6 +80,14 @@ def test_a_constant_stream_and_few_values():
     assert (values.min(), values.max()) == (-2.0, 5.0)
 
 
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_many_rows_keep_their_extremes(size):
+    for seed in range(20):
+        x = torch.randn(4, 103)
+        kept = filled(x.split(2, 1), size=size, rows=4, seed=seed).values()
+        torch.testing.assert_close(kept.aminmax(dim=1), x.aminmax(dim=1), rtol=0, atol=0)
+
+
 def test_choices_of_a_level_are_choices_of_the_level_below():
     for level in range(1, 12):
         upper = chosen(torch.arange(100), level, 7)
