@@ -1,4 +1,4 @@
-"""Keep what tables, figures over bits and notebooks read of a study: records and values of single samples, no weights.
+"""Keep what tables, figures and notebooks read of a study: records, values of single samples and thumbnails.
 
     python experiments/comparison/collect.py [--runs-dir runs] [--study methods]
     python experiments/comparison/collect.py --digests          # of what is there, after a change by hand
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from qdit.identity import sha256
-from qdit.store import VALUES, write_json
+from qdit.store import IMAGES, VALUES, write_json
 from qdit.tables import load_results
 from qdit.tables.collected import DIGESTS
 
@@ -35,7 +35,7 @@ def collect(runs_dir: str, study: str, kept: Path) -> None:
     runs = load_results(runs_dir, study)
     shutil.rmtree(kept, ignore_errors=True)
     for folder in map(Path, runs[runs.status == "done"].folder):
-        for file in ("result.json", VALUES):
+        for file in ("result.json", VALUES, IMAGES):
             if (folder / file).is_file():
                 (kept / folder.name / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / file, kept / folder.name / file)
