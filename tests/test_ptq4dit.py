@@ -81,7 +81,7 @@ def dit_xl():
     )
 
 
-@pytest.mark.parametrize("rounding", [Nearest(), AdaRound(iterations=4, batch_size=4, step_rate=1e-3)])
+@pytest.mark.parametrize("rounding", [Nearest(), AdaRound(iterations=4, batch_size=4)])
 def test_golden_12_nothing_is_left_in_training_mode_and_calls_repeat(tiny_model, rounding):
     quantized = quantize(tiny_model, recipe(rounding), points)
     assert not tiny_model.denoiser.training
@@ -95,8 +95,8 @@ def test_golden_12_nothing_is_left_in_training_mode_and_calls_repeat(tiny_model,
 
 def test_operands_learn_their_steps_with_their_block(tiny_model):
     plain = quantize(tiny_model, recipe(Nearest()), points)
-    # Rounding stays at nearest, so that no block is worse off and falls back to its calibrated steps.
-    learned = quantize(tiny_model, recipe(AdaRound(iterations=30, batch_size=8, rate=0.0, step_rate=2e-4)), points)
+    # Rounding learns enough that no block is worse off and falls back to its calibrated steps.
+    learned = quantize(tiny_model, recipe(AdaRound(iterations=40, batch_size=8)), points)
     assert learned.attention.keys() == plain.attention.keys()
     moved = [
         not torch.equal(getattr(attend, operand).scale, getattr(learned.attention[path], operand).scale)
