@@ -18,6 +18,7 @@ class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "hydra":
             os.kill(os.getpid(), {number})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 sys.meta_path.insert(0, Finder())
 from qdit.cli import main
 main()
