@@ -90,6 +90,6 @@ def test_a_map_of_bits_shows_groups_that_offer_different_ones(tmp_path):
         pixels(figures.bit_map(rows, tmp_path / f"{number}.png"))
         for number, rows in enumerate(([quality, content], [content, quality]))
     ]
-    assert np.array_equal(*maps)  # the first row need not have all of them
+    assert np.array_equal(maps[0], maps[1])  # the first row need not have all of them
     everywhere = quality | {"loss": losses}
     assert not np.array_equal(maps[0], pixels(figures.bit_map([everywhere, content], tmp_path / "all.png")))
