@@ -1,0 +1,144 @@
+"""Train the embedded text-to-clip model from the text-to-image model, and export it as a stock pipeline folder.
+
+    python -m experiments.emoji_latte.train train --work WORK --minutes 60     # continues where it was stopped
+    python -m experiments.emoji_latte.train measure --work WORK                # motion_match, emoji_match, a film sheet
+    python -m experiments.emoji_latte.train export --work WORK --to FOLDER     # fp16, loads in LattePipeline
+
+It reads `WORK/vae` and, for its first step, `WORK/pixart.pt`. Clips are rendered and encoded on the fly.
+"""
+
+import argparse
+from pathlib import Path
+
+from qdit import torchvision_cure as torchvision_cure  # before diffusers
+
+# isort: split
+import torch
+from diffusers import AutoencoderKL, LattePipeline
+from torch import Tensor
+
+from experiments.emoji_dit.train import ASSETS, scheduler
+from experiments.emoji_pixart.fitting import arguments, fit, load_ema
+from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
+from experiments.emoji_pixart.networks import TextModel, make_latte, make_pixart, noise_loss, sample, warm_latte
+from experiments.emoji_pixart.train import SUBJECTS, save
+from experiments.emoji_pixart.words import make_tokenizer
+from qdit.dataset.captions import base_emoji, caption, held_out
+from qdit.dataset.motion import FRAMES, PHRASES, POSES, read_motion, render, subject
+
+TEMPORAL_ONLY = 1000
+"""Steps in which what the image model knows is held."""
+
+
+def trained_pairs() -> Tensor:
+    """Indices of emoji and phrase that are trained, [P, 2]."""
+    names = base_emoji()[1]
+    kept = [(i, m) for i, name in enumerate(names) for m, phrase in enumerate(PHRASES) if not held_out(name, phrase)]
+    return torch.tensor(kept)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Steps on clips of pairs that are not held out; first the temporal blocks alone."""
+    tokenizer = make_tokenizer()
+    images, names = base_emoji()
+    emoji, pairs, all_poses = images.to(args.device), trained_pairs(), POSES.to(args.device)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval().to(args.device)
+    model = TextModel(make_latte(), len(tokenizer))
+    if not (args.work / "latte.pt").exists():
+        source, step = load_ema(TextModel(make_pixart(), len(tokenizer)), args.work / "pixart.pt")
+        warm_latte(model, source)  # type: ignore[arg-type]
+        print(f"starts from the image model of step {step}", flush=True)
+
+    def prepare(step: int) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(step >= TEMPORAL_ONLY or "temporal" in name)
+
+    def loss_of(network, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pairs), (args.batch,), generator=generator, device=generator.device).cpu()
+        which, motion = pairs[chosen].unbind(1)
+        clips = render(emoji[which], all_poses[motion])
+        with torch.no_grad():
+            latents = vae.encode(2 * clips.flatten(0, 1) - 1).latent_dist.mode().float()
+        texts = [caption(names[i], PHRASES[m]) for i, m in zip(which.tolist(), motion.tolist(), strict=True)]
+        clean = latents.unflatten(0, (-1, FRAMES)).transpose(1, 2)
+        return noise_loss(network, clean, texts, tokenizer, generator)
+
+    fit(model, loss_of, args, "latte", prepare)
+
+
+def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
+    """The EMA model of the last checkpoint, and its step."""
+    model, step = load_ema(TextModel(make_latte(), len(make_tokenizer())), args.work / "latte.pt")
+    return model, step  # type: ignore[return-value]
+
+
+def probes(count: int, held: bool) -> list[tuple[int, int]]:
+    """Pairs of emoji and phrase, as many of each phrase, either all held out or none."""
+    names = base_emoji()[1]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    for m, phrase in enumerate(PHRASES):
+        fitting = [(i, m) for i in order if held_out(names[i], phrase) == held]
+        found += fitting[: count // len(PHRASES)]
+    return found
+
+
+@torch.no_grad()
+def clips_of(model: TextModel, vae: AutoencoderKL, texts: list[str], guidance: float) -> Tensor:
+    """Clips [B, T, 3, 32, 32] in [0, 1]."""
+    made = []
+    for chunk in range(0, len(texts), 24):
+        latents = sample(model, make_tokenizer(), texts[chunk : chunk + 24], FRAMES, guidance=guidance)
+        frames = vae.decode(latents.transpose(1, 2).flatten(0, 1)).sample / 2 + 0.5
+        made.append(frames.clamp(0, 1).unflatten(0, (-1, FRAMES)))
+    return torch.cat(made)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Write a film sheet with one row a phrase, and print the two scores on trained and on held-out pairs."""
+    model, step = trained(args)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    names = base_emoji()[1]
+    texts = [caption(SUBJECTS[m], phrase) for m, phrase in enumerate(PHRASES)]
+    save_sheet(clips_of(model, vae, texts, args.guidance).flatten(0, 1), args.work / f"latte-{step}.png", FRAMES)
+    for held in (False, True):
+        pairs = probes(args.probes if not held else args.probes // 2, held)
+        clips = clips_of(model, vae, [caption(names[i], PHRASES[m]) for i, m in pairs], args.guidance)
+        emoji, motion = torch.tensor(pairs).unbind(1)
+        right = read_motion(clips) == motion
+        shown = torch.cat([subject(c[None], m) for c, m in zip(clips, motion.tolist(), strict=True)])
+        ranks = emoji_ranks(shown, emoji)
+        by_phrase = {p: round(right[motion == m].float().mean().item(), 2) for m, p in enumerate(PHRASES)}
+        tops = {f"top-{k}": round((ranks < k).float().mean().item(), 3) for k in (1, 5)}
+        kind = "held-out" if held else "trained"
+        print(f"step {step}, {len(pairs)} {kind} pairs: motion_match {right.float().mean():.3f}, emoji {tops}")
+        print(by_phrase, flush=True)
+
+
+def export(args: argparse.Namespace) -> None:
+    """The pipeline folder, in half precision."""
+    model, step = trained(args)
+    parts = {"vae": AutoencoderKL.from_pretrained(args.work / "vae"), "text_encoder": model.text}
+    pipeline = LattePipeline(
+        tokenizer=make_tokenizer(),
+        scheduler=scheduler(),
+        transformer=model.transformer,  # type: ignore[arg-type]
+        **parts,
+    )
+    save(pipeline, args.to)
+    print(f"step {step} is in {args.to}")
+
+
+def main() -> None:
+    """Parse the stage and its options."""
+    parser = arguments(__doc__ or "", ("train", "measure", "export"))
+    parser.add_argument("--probes", type=int, default=240, help="clips of the scores; half as many of held-out pairs")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--to", type=Path, default=ASSETS / "latte")
+    args = parser.parse_args()
+    args.steps, args.batch, args.lr = args.steps or 6000, args.batch or 12, args.lr or 5e-4
+    {"train": train, "measure": measure, "export": export}[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()

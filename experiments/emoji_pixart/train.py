@@ -1,0 +1,115 @@
+"""Train the embedded text-to-image model, warm-started from the embedded DiT, and export it as a stock pipeline folder.
+
+    python -m experiments.emoji_pixart.train train --work WORK --minutes 60    # continues where it was stopped
+    python -m experiments.emoji_pixart.train measure --work WORK               # emoji_match and a sheet to look at
+    python -m experiments.emoji_pixart.train export --work WORK --to FOLDER    # fp16, loads in PixArtAlphaPipeline
+
+It reads the autoencoder of `autoencoder.py` from `WORK/vae`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from qdit import torchvision_cure as torchvision_cure  # before diffusers
+
+# isort: split
+import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtAlphaPipeline
+from torch import Tensor
+
+from experiments.emoji_dit.train import ASSETS, encode, scheduler
+from experiments.emoji_pixart.fitting import arguments, fit, load_ema
+from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
+from experiments.emoji_pixart.networks import TextModel, make_pixart, noise_loss, sample, warm_pixart
+from experiments.emoji_pixart.words import make_tokenizer
+from qdit.dataset.captions import base_emoji
+
+SUBJECTS = [
+    *("rocket", "grinning face", "red apple", "automobile", "dog face", "sunflower", "slice of pizza", "soccer ball"),
+    *("banana", "alarm clock", "fire", "heavy black heart", "guitar", "penguin", "umbrella", "airplane"),
+    *("cactus", "octopus", "crown", "mushroom", "camera", "key", "bicycle", "hamburger"),
+]
+"""Of the contact sheet; each is the name of one emoji."""
+
+
+def fresh(vocabulary: int) -> TextModel:
+    """The model before its first step."""
+    model = TextModel(make_pixart(), vocabulary)
+    dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
+    explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
+    print(f"the warm start takes over {explained:.3f} of the modulation's variance", flush=True)
+    return model
+
+
+def train(args: argparse.Namespace) -> None:
+    """Steps on the latents of full-size emoji, which are computed once."""
+    tokenizer = make_tokenizer()
+    images, names = base_emoji()
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    latents = encode(vae, 2 * images - 1).to(args.device)
+
+    def loss_of(model, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(names), (args.batch,), generator=generator, device=generator.device)
+        return noise_loss(model, latents[index], [names[i] for i in index.tolist()], tokenizer, generator)
+
+    fit(fresh(len(tokenizer)), loss_of, args, "pixart")
+
+
+def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
+    """The EMA model of the last checkpoint, and its step."""
+    model, step = load_ema(TextModel(make_pixart(), len(make_tokenizer())), args.work / "pixart.pt")
+    return model, step  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> None:
+    """Write a contact sheet of `SUBJECTS`, and print how often the nearest emoji is the one asked for."""
+    model, step = trained(args)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    names = base_emoji()[1]
+    spread = torch.linspace(0, len(names) - 1, args.probes).long().tolist()
+    wanted = [*[names.index(s) for s in SUBJECTS], *spread]
+    texts = [names[i] for i in wanted]
+    made = []
+    for chunk in range(0, len(texts), 64):
+        latents = sample(model, make_tokenizer(), texts[chunk : chunk + 64], None, guidance=args.guidance)
+        made.append((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1))
+    images = torch.cat(made)
+    save_sheet(images[: len(SUBJECTS)], args.work / f"pixart-{step}.png", columns=8)
+    ranks = emoji_ranks(images[len(SUBJECTS) :], torch.tensor(spread))
+    tops = {f"top-{k}": round((ranks < k).float().mean().item(), 3) for k in (1, 5)}
+    print(f"step {step}, {args.probes} prompts, guidance {args.guidance}: emoji_match_lite0 {tops}", flush=True)
+
+
+def export(args: argparse.Namespace) -> None:
+    """The pipeline folder, in half precision."""
+    model, step = trained(args)
+    vae = AutoencoderKL.from_pretrained(args.work / "vae")
+    parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text}
+    pipeline = PixArtAlphaPipeline(tokenizer=make_tokenizer(), scheduler=scheduler(), **parts)  # type: ignore[arg-type]
+    save(pipeline, args.to)
+    print(f"step {step} is in {args.to}")
+
+
+def save(pipeline, folder: Path) -> None:
+    """Write a pipeline in half precision, without the paths of the machine."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    for config in folder.glob("*/config.json"):
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Parse the stage and its options."""
+    parser = arguments(__doc__ or "", ("train", "measure", "export"))
+    parser.add_argument("--probes", type=int, default=128, help="prompts of emoji_match, evenly from all names")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--to", type=Path, default=ASSETS / "pixart")
+    args = parser.parse_args()
+    args.steps, args.batch, args.lr = args.steps or 7000, args.batch or 64, args.lr or 7e-4
+    {"train": train, "measure": measure, "export": export}[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()
