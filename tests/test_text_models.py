@@ -1,5 +1,7 @@
 """The embedded text models: prompts become tokens the stock way, and what is trained is what the pipelines compute."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
@@ -7,11 +9,11 @@ pytest.importorskip("transformers")
 from qdit import torchvision_cure as torchvision_cure  # before diffusers
 
 # isort: split
-from diffusers import AutoencoderKL, LattePipeline, PixArtAlphaPipeline
+from diffusers import AutoencoderKL, DiTTransformer2DModel, LattePipeline, PixArtAlphaPipeline
 from transformers import AutoTokenizer
 
 from experiments.emoji_dit.train import ASSETS, scheduler
-from experiments.emoji_pixart.fitting import load_ema
+from experiments.emoji_pixart.fitting import fit, load_ema
 from experiments.emoji_pixart.networks import (
     TextModel,
     make_latte,
@@ -24,8 +26,6 @@ from experiments.emoji_pixart.networks import (
 from experiments.emoji_pixart.train import save
 from experiments.emoji_pixart.words import make_tokenizer
 from qdit.dataset.captions import base_emoji
-
-pytestmark = pytest.mark.slow
 
 PROMPTS = ["Rocket", "rocket moves up", "woman, man: a-b c d e f g h i j k", "zzz"]
 CALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
@@ -64,6 +64,7 @@ def test_every_prompt_is_eleven_words_and_the_end(tokenizer, tmp_path):
     assert (tokens(AutoTokenizer.from_pretrained(tmp_path), PROMPTS) == ids).all()
 
 
+@pytest.mark.slow
 def test_pixart_pipeline_gives_the_latents_of_the_trained_forward(tokenizer, tmp_path):
     pipeline, model = saved(network(make_pixart, tokenizer), tokenizer, PixArtAlphaPipeline, tmp_path)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -75,6 +76,7 @@ def test_pixart_pipeline_gives_the_latents_of_the_trained_forward(tokenizer, tmp
     torch.testing.assert_close(longer, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_latte_pipeline_gives_the_latents_of_the_trained_forward(tokenizer, tmp_path):
     pipeline, model = saved(network(make_latte, tokenizer), tokenizer, LattePipeline, tmp_path)
     noise = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,6 +85,7 @@ def test_latte_pipeline_gives_the_latents_of_the_trained_forward(tokenizer, tmp_
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_latte_starts_as_the_image_model_on_every_frame_but_for_the_places_in_time(tokenizer):
     image, clip = network(make_pixart, tokenizer, 1), network(make_latte, tokenizer, 2)
     warm_latte(clip, image)
@@ -93,18 +96,13 @@ def test_latte_starts_as_the_image_model_on_every_frame_but_for_the_places_in_ti
         torch.testing.assert_close(clip(noisy, times, ids), frames, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pixart_starts_near_the_model_of_classes():
-    from diffusers import DiTTransformer2DModel
-
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     assert warm_pixart(make_pixart(), dit) > 0.85
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
-    from argparse import Namespace
-
-    from experiments.emoji_pixart.fitting import fit
-
     def args(steps, work):
         work.mkdir(exist_ok=True)
         common = {"lr": 1e-2, "muon_lr": 1e-2, "seed": 0, "log_every": 1, "save_every": 2, "save_minutes": 9.0}

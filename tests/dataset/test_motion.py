@@ -46,6 +46,7 @@ def test_the_motion_of_a_true_clip_is_read(emoji, phrase):
 
 
 def test_shuffled_frames_are_read_worse(emoji):
+    emoji = emoji[:4]
     clips = torch.cat([clips_of(emoji, phrase) for phrase in PHRASES])
     asked = torch.arange(len(PHRASES)).repeat_interleave(len(emoji))
     order = torch.tensor([3, 0, 6, 1, 7, 4, 2, 5])
