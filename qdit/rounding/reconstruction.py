@@ -58,8 +58,8 @@ class Learning:
     low_bits: int = 4
     batch_size: int = 8
     rate: float = 0.1
-    step_rate: float = 0.06
-    step_unit: StepUnit = "relative"
+    step_rate: float = 1e-4
+    step_unit: StepUnit = "absolute"
     round_weight: float = 0.01
     warmup: float = 0.2
     beta_start: float = 20.0

@@ -92,13 +92,13 @@ def test_the_end_of_a_range_moves_by_the_rate_in_steps_whatever_the_inputs_size(
     task, learner, _ = unit(bits, factor)
     (step,) = learner.steps.values()
     start = step.scale.item()
-    (after,) = learn(task, learner, Learning(iterations=1, step_rate=0.25))
+    (after,) = learn(task, learner, Learning(iterations=1, step_rate=0.25, step_unit="relative"))
     assert abs(after.item() / start - 1) * 2**bits == pytest.approx(0.25, rel=1e-3)
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e-3])
 def test_inputs_of_any_size_learn_the_same_steps_and_codes(factor):
-    how = Learning(iterations=60, batch_size=4, rate=0.02)
+    how = Learning(iterations=60, batch_size=4, rate=0.02, step_rate=0.06, step_unit="relative")
     found = []
     for size in (1.0, factor):
         task, learner, _ = unit(factor=size)
