@@ -5,7 +5,7 @@ squared gradient g² of a target (TQ-DiT, arXiv 2502.04056, eq. 13-17). All laye
 probe through the full-precision network, `TOKENS` tokens at a time. What is kept of a layer's g² is its mean a row
 (point and token) and its mean a channel, whose product stands for it as in Adafactor (arXiv 1804.04235): numbers for
 all layers then fit where one layer's g² would. The release stores each entry, and runs the network anew for each layer;
-the ranges that it chooses are no better on rows that did not choose (experiments/tq_dit/importance.py).
+weight ranges that it chooses from 2,048 rows are no better on others (experiments/tq_dit/importance.py).
 Of an attention the same is kept for its output before the last linear layer, by head; scores get theirs from it.
 """
 
