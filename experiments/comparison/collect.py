@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 
 from qdit.identity import sha256
+from qdit.reading import read_json
+from qdit.seal import DIGEST, sealed
 from qdit.store import IMAGES, VALUES, write_json
 from qdit.tables import load_results
 from qdit.tables.collected import DIGESTS
@@ -39,7 +41,17 @@ def collect(runs_dir: str, study: str, kept: Path) -> None:
             if (folder / file).is_file():
                 (kept / folder.name / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / file, kept / folder.name / file)
+        without_places(kept / folder.name / "result.json")
     print(f"{(runs.status == 'done').sum()} runs, {(runs.status != 'done').sum()} left out: {kept}")
+
+
+def without_places(file: Path) -> None:
+    """Let a record say where runs and caches are by default, and not where they were on some machine."""
+    record = read_json(file, "collect the runs again")
+    config = record["config"] | {"runs_dir": "runs", "cache_dir": "cache"}
+    if config != record["config"]:
+        record["config"] = config
+        write_json(file, sealed(record) if DIGEST in record else record)
 
 
 def digests(kept: Path) -> dict[str, str]:
