@@ -14,9 +14,14 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdit import names
 from qdit.errors import UserError, from_problems
+from qdit.storage import names
 
+COMPONENTS = (
+    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "correction", "search"),
+)
+"""The config groups that a recipe picks its parts from."""
+RECIPE_KEYS = (*COMPONENTS, "bits")
 _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _COUNTS = ("num_samples", "batch_size")

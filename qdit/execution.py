@@ -40,7 +40,7 @@ def stamp(device: torch.device, execution: bool = True) -> dict[str, str]:
     """What a number depends on besides its config: where it was computed, with what, and how layers multiplied.
 
     Two of these differ by flips of rounding, not only by last bits, once a model is quantized. Samples, calibration
-    data and finished parts of fits say which made them (`qdit.shelf`), and a record does under `made`.
+    data and finished parts of fits say which made them (`qdit.storage.shelf`), and a record does under `made`.
 
     Args:
         device: what computes.

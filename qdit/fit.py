@@ -1,6 +1,6 @@
 """A fit in progress: what its parts see of the model, the policy and the data.
 
-Order, always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.quantize`).
+Order, always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.fitting`).
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from qdit.attention.base import processors
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import input_values
-from qdit.layers import Shared, matrix
+from qdit.calibration.observers import input_values
 from qdit.model.base import DiffusionModel, Site
-from qdit.policy import Policy
+from qdit.nn.linear import Shared, matrix
+from qdit.policies import Policy
 from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.recipe import Recipe
-from qdit.shelf import Place
+from qdit.recipes import Recipe
+from qdit.storage.shelf import Place
 from qdit.transform import Rewrite
 
 

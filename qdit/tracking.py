@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from qdit.config import flatten
-from qdit.names import fitting
+from qdit.storage.names import fitting
 
 if TYPE_CHECKING:
     import wandb
@@ -29,7 +29,7 @@ _ID = re.compile(
     r"[^/\\#?%:;,'\s][^/\\#?%:;,'\n]{,99}"
 )  # what W&B takes as the beginning of an id of up to 128 characters
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
-_CHARTS = ("layers", "timesteps", "groups", "bits")  # as `qdit.stages.diagnose` draws them
+_CHARTS = ("layers", "timesteps", "groups", "bits")  # as `qdit.runs.stages.diagnose` draws them
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
 

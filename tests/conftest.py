@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines import write_pipeline
+from helpers.pipelines import write_pipeline
 
 from qdit.model.dit import DiT
 

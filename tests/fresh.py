@@ -38,7 +38,7 @@ def call(main: Callable[[], object], *arguments: str) -> None:
 
 def check() -> None:
     """Raise unless everything holds."""
-    from qdit.cli import main
+    from qdit.cli.main import main
 
     call(main, *RUN)
     assert not imported(), f"imported by a run that does not use them: {imported()}"
@@ -46,10 +46,10 @@ def check() -> None:
     for module in pkgutil.walk_packages(qdit.__path__, "qdit."):
         importlib.import_module(module.name)
     assert not imported(), f"imported by importing qdit's modules: {imported()}"
-    from qdit import tables
+    from qdit.cli import table
     from qdit.eval.extractor.lite0 import make_network
 
-    call(tables.main, "--study", "default")
+    call(table.main, "--study", "default")
     make_network()
     assert "wandb" not in imported(), "timm brought wandb along"
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hydra.utils import get_class
 
-from qdit.cli import CONF
-from qdit.manifest import MANIFEST, TENSORS
-from qdit.plain import Reader, Writer
-from qdit.sampler.clock import Clock
-from qdit.tensors import load_tensors
+from qdit.checkpoint.manifest import MANIFEST, TENSORS
+from qdit.checkpoint.serialize import Reader, Writer
+from qdit.cli.main import CONF
+from qdit.nn.clock import Clock
+from qdit.storage.tensors import load_tensors
 
 GOLDENS = sorted(Path(__file__).with_name("goldens").iterdir())
 """Checkpoints of the tiny pipeline, saved at commit 7d51186: a kind of recipe each."""
@@ -25,7 +25,7 @@ TARGETS = Path(__file__).with_name("targets.txt").read_text().split()
 
 def test_no_config_names_a_class_by_another_address():
     now = {name for file in CONF.rglob("*.yaml") for name in re.findall(r"_target_: *([\w.]+)", file.read_text())}
-    assert set(TARGETS) <= now | {"qdit.callback.TableCallback"}
+    assert set(TARGETS) <= now | {"qdit.cli.sweep.TableCallback"}
     for target in TARGETS:
         get_class(target)
 

@@ -7,11 +7,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from qdit.cli import CONF
+from qdit.cli.main import CONF
 from qdit.config import check, describe, fits, flatten, resolved, type_problems
 from qdit.errors import UserError
-from qdit.parts import build_recipe
-from qdit.store import digest, science
+from qdit.runs.identity import science
+from qdit.runs.setup import build_recipe
+from qdit.storage.digest import digest
 
 OVERLAYS = ("hydra", "local")
 OPTIONS = sorted(

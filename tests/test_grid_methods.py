@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from qdit.cli import CONF
+from qdit.cli.main import CONF
 from qdit.config import resolved
-from qdit.run import run_id
+from qdit.runs.identity import run_id
 from qdit.tables.families import FAMILIES
 
 NO_METHODS = {"fp", "load"}

@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import fitted
+from helpers.checkpoints import fitted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qdit import checkpoint
-from qdit.arrays import read_arrays, read_image
+from qdit.checkpoint import checkpoint
+from qdit.checkpoint.manifest import MANIFEST, TENSORS, Manifest
 from qdit.errors import UserError
 from qdit.eval import reference
 from qdit.eval.statistics import Moments
-from qdit.manifest import MANIFEST, TENSORS, Manifest
 from qdit.model.checks import check_dit
 from qdit.model.dit import DiT
 from qdit.model.files import read_config
-from qdit.policy import Policy
-from qdit.search.journal import Journal
-from qdit.store import RunDir
+from qdit.policies import Policy
+from qdit.storage.arrays import read_arrays, read_image
+from qdit.storage.journal import Journal
+from qdit.storage.run_folder import RunDir
+from qdit.storage.tensors import load_tensors, save_tensors
 from qdit.tables.records import read_record
-from qdit.tensors import load_tensors, save_tensors
 
 METRICS = {"sqnr": {"value": 12.5, "stderr": 0.25, "n": 64, "settings": "0a1b2c3d", "higher_is_better": True}}
 SKIPPED = object()

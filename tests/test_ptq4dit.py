@@ -8,14 +8,14 @@ import torch
 from qdit.activation import StaticActivation
 from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData
-from qdit.checkpoint import load, provenance, save
-from qdit.cost import ledger
+from qdit.checkpoint.checkpoint import load, provenance, save
+from qdit.fitting import quantize
+from qdit.ledger import ledger
 from qdit.model.base import OPERANDS
 from qdit.model.dit import list_attentions, list_producers, list_sites
-from qdit.policy import Policy
+from qdit.policies import Policy
 from qdit.quant.ranges import PercentileMSE
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.rounding.adaround import AdaRound
 from qdit.scope import Scope

@@ -18,18 +18,20 @@ from zlib import crc32
 
 import pytest
 import torch
+from helpers.pipelines import write_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from pipelines import write_pipeline
 
-from qdit import cli, design, refs, run, tables
+from qdit.cli import design, refs, table
+from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
 from qdit.model.dit import DiT
 from qdit.quant.affine import affine, encode, fake_quantize, round_to_grid
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
-from qdit.store import RunDir
+from qdit.runs import run
+from qdit.storage.run_folder import RunDir
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -215,7 +217,7 @@ def run_table(words: list[str], reader: Path) -> None:
     if "--write" in words:  # is for who has the repository
         shutil.copyfile(ROOT / "README.md", reader / "README.md")
         (reader / "experiments").symlink_to(ROOT / "experiments")
-    assert tables.main(words) == 0
+    assert table.main(words) == 0
 
 
 def pretended(reader: Path, folder: Path, quantizer: str, family: str, bits: str) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
 
 # isort: split
 from diffusers import AutoencoderKL, DiTTransformer2DModel, LattePipeline, PixArtAlphaPipeline

@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from qdit.cli import CONF
+from qdit.cli.main import CONF
 from qdit.config import check, resolved
 from qdit.model.dit import list_attentions, list_sites
-from qdit.parts import build_recipe
+from qdit.runs.setup import build_recipe
 
 
 @pytest.fixture(autouse=True)

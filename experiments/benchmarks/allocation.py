@@ -13,7 +13,7 @@ import numpy as np
 from tabulate import tabulate
 
 from qdit.model.base import Site
-from qdit.policy import LayerSpec
+from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec
 from qdit.search.allocate import MILP, Allocator, DynamicProgramme, Greedy
 from qdit.search.bit_budget import BitBudget, BitBytes, Losses, MeanBits

@@ -17,17 +17,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qdit import torchvision_cure as torchvision_cure
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData
+from qdit.fitting import quantize
 from qdit.model.dit import list_sites
+from qdit.nn.clock import Clock
 from qdit.quant.affine import round_to_grid
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ
-from qdit.rounding.columns import Curvature, round_columns
-from qdit.sampler.clock import Clock
+from qdit.rounding.gptq_columns import Curvature, round_columns
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

@@ -19,8 +19,8 @@ from gptq import LiveBytes
 from tabulate import tabulate
 
 from qdit.hessian import Hessian, Probe
-from qdit.hessian.alternation import reader
 from qdit.hessian.grids import multiples
+from qdit.hessian.linears import reader
 from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
 from qdit.hessian.scores import Layer, moments, scaled, search_weight
 from qdit.quant.affine import Affine, round_to_grid

@@ -19,11 +19,12 @@ from torch import nn
 
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
+from qdit.fitting import quantize
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
-from qdit.rounding import AdaRound, session
-from qdit.rounding.lanes import Lanes, Task
+from qdit.recipes import Recipe
+from qdit.rounding import AdaRound
+from qdit.rounding.reconstruction.loop import session
+from qdit.rounding.reconstruction.targets import Lanes, Task
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

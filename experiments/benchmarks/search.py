@@ -17,9 +17,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from tabulate import tabulate
 
-from qdit.cli import CONF
+from qdit.cli.main import CONF
 from qdit.config import resolved
-from qdit.parts import assemble
+from qdit.runs.setup import assemble
 from qdit.search.base import Bench
 from qdit.search.scored import Scorer
 from qdit.tracking import NoTracker

@@ -15,11 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from tabulate import tabulate
 
-from qdit.cli import CONF
+from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.execution import attending, executing, has_int8, tune_cpu
-from qdit.parts import assemble
-from qdit.quantize import quantize
+from qdit.fitting import quantize
+from qdit.runs.setup import assemble
 
 SETTINGS = ("bits=w8a8", "bits=w4a4", "bits=w4a4 weight=group activation=group")
 SMALL = "calibration.num_samples=20 calibration.per_trajectory=5"

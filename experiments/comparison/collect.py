@@ -12,10 +12,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from qdit.identity import sha256
-from qdit.reading import read_json
-from qdit.seal import DIGEST, sealed
-from qdit.store import IMAGES, VALUES, write_json
+from qdit.storage.atomic import write_json
+from qdit.storage.digest import sha256
+from qdit.storage.reading import read_json
+from qdit.storage.run_folder import IMAGES, VALUES
+from qdit.storage.seal import DIGEST, sealed
 from qdit.tables import load_results
 from qdit.tables.collected import DIGESTS
 

@@ -10,18 +10,16 @@ import argparse
 import json
 from pathlib import Path
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from hydra import compose, initialize_config_dir
 
-from qdit.cli import CONF
-from qdit.figures import sample_grid
-from qdit.run import run
-from qdit.samples import SampleSet
+from qdit.cli.main import CONF
+from qdit.eval.samples import SampleSet
+from qdit.plots.run import sample_grid
+from qdit.runs.run import run
 
 ASSETS = Path("qdit/assets/emoji")
 CARD = """---

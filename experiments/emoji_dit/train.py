@@ -16,8 +16,6 @@ import json
 import time
 from pathlib import Path
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import numpy as np
 import torch

@@ -10,8 +10,6 @@ It reads `WORK/vae` and, for its first step, `WORK/pixart.pt`. Clips are rendere
 import argparse
 from pathlib import Path
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import torch
 from diffusers import AutoencoderKL, LattePipeline

@@ -6,8 +6,6 @@ python -m experiments.emoji_pixart.autoencoder measure --work WORK     # PSNR of
 
 import argparse
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import torch
 from diffusers import AutoencoderKL

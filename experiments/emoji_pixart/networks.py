@@ -1,7 +1,5 @@
 """The two transformers, what they start from, and the forward pass that the pipelines make, too."""
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel, PixArtTransformer2DModel

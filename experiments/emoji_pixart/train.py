@@ -11,8 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-from qdit import torchvision_cure as torchvision_cure  # before diffusers
-
 # isort: split
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtAlphaPipeline

@@ -7,8 +7,6 @@ filled, since an empty text is normalised to itself: it is the end and padding, 
 at. PixArt's transformer does not look at it either; Latte's does, for it is given no mask.
 """
 
-from qdit import torchvision_cure as torchvision_cure  # before transformers
-
 # isort: split
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel

@@ -20,18 +20,18 @@ from torch import nn
 from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
-from qdit.cli import CONF
+from qdit.calibration.blocks import Segment
+from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.fit import Fit
-from qdit.layers import replaced
-from qdit.parts import Parts, assemble
+from qdit.nn.linear import replaced
 from qdit.quant.affine import Rounded
 from qdit.rounding import AdaRound
-from qdit.rounding.blocks import Segment
-from qdit.rounding.lanes import Lanes, Task
-from qdit.rounding.reconstruction import TOKENS, error
-from qdit.rounding.session import Session
-from qdit.rounding.units import Unit
+from qdit.rounding.reconstruction.loop import TOKENS, error
+from qdit.rounding.reconstruction.session import Session
+from qdit.rounding.reconstruction.targets import Lanes, Task
+from qdit.rounding.reconstruction.units import Unit
+from qdit.runs.setup import Parts, assemble
 from qdit.transform import Trial, rewritten
 
 LEARN, JUDGE = 1000, 2000

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from qdit.activation import EqualGroups, SidedInputs, StaticActivation
 from qdit.attention import TwoRegionProbabilities, UnsignedProbabilities
 from qdit.attention.base import operand_values
-from qdit.calibration.statistics import input_values
-from qdit.cli import CONF
+from qdit.calibration.observers import input_values
+from qdit.cli.main import CONF
 from qdit.config import resolved
-from qdit.parts import assemble
+from qdit.nn.clock import Clock
 from qdit.plots.style import COLOURS, save
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL
-from qdit.sampler.clock import Clock
+from qdit.runs.setup import assemble
 
 WORDS = ["quantizer=tq_dit", "calibration.num_samples=40", "device=cpu"]
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}

@@ -15,16 +15,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from qdit.calibration.statistics import watching
-from qdit.cli import CONF
+from qdit.calibration.observers import watching
+from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.execution import repeatable
 from qdit.hessian.scores import scaled
 from qdit.hessian.target import points_at_once
-from qdit.parts import assemble
 from qdit.quant.affine import round_to_grid
-from qdit.rounding.fisher import outputs
-from qdit.sampler.noise import generator
+from qdit.rounding.reconstruction.fisher import outputs
+from qdit.runs.setup import assemble
+from qdit.seeding import generator
 
 ROLES = ("qkv", "attn_out", "ffn_up", "ffn_down")
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups
 from qdit.errors import UserError
+from qdit.nn.clock import Clock
 from qdit.quant.affine import affine, fake_quantize
 from qdit.quant.integers import Codes, encoded
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import Granularity, Grid, QuantSpec, as_rows
 from qdit.quant.time_groups import Groups
-from qdit.sampler.clock import Clock
 
 
 class DynamicQuantizer(nn.Module):

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from qdit.activation.quantizers import BookQuantizer
 from qdit.activation.time import TimeGroups
 from qdit.errors import UserError
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.affine import SMALLEST_SCALE, affine
 from qdit.quant.ranges import Range
 from qdit.quant.regions import GELU_MINIMUM, TwoSided
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
-from qdit.sampler.clock import Clock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from qdit.activation.quantizers import uniform_quantizer
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups, TimeGroups
 from qdit.errors import UserError
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import uniform_quantizer
 from qdit.quant.affine import affine
 from qdit.quant.ranges import Range
 from qdit.quant.spec import Granularity, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
-from qdit.sampler.clock import Clock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import input_maxima
+from qdit.calibration.observers import input_maxima
 from qdit.errors import UserError
 from qdit.model.base import OPERANDS, DiffusionModel, Site
 from qdit.quant.time_groups import Groups, cheapest_starts, equal_starts, interpolated, range_costs, split

@@ -5,7 +5,7 @@ An attention is softmax(q kᵀ / √d) v. diffusers computes it in one fused cal
 probabilities, to a module of its own, which may round it to any code-book: with grids per tensor or per head, uniform
 or not, or dependent on time. The scores q kᵀ before the softmax stay in full precision.
 
-It takes the place of diffusers' attention processor, through `qdit.layers.replaced`; diffusers itself is not edited.
+It takes the place of diffusers' attention processor, through `qdit.nn.linear.replaced`; diffusers itself is not edited.
 Left out: normalisations of the attention's own input and image-shaped inputs, which transformers do not have.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
 from qdit.calibration.calibration import CalibrationData
-from qdit.calibration.statistics import GroupedReservoirs
-from qdit.layers import Observed, replaced
+from qdit.calibration.observers import GroupedReservoirs
 from qdit.model.base import Attention, DiffusionModel
+from qdit.nn.linear import Observed, replaced
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 

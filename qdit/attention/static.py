@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
-from qdit.activation.quantizers import static_quantizer, uniform_quantizer
 from qdit.attention.base import operand_values
 from qdit.attention.probabilities import Probabilities
 from qdit.errors import UserError
 from qdit.model.base import OPERANDS, Attention
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import static_quantizer, uniform_quantizer
 from qdit.quant.affine import affine
 from qdit.quant.ranges import Range
 from qdit.quant.spec import IDENTITY_BITS, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
-from qdit.sampler.clock import Clock
 
 if TYPE_CHECKING:
     from qdit.fit import Fit

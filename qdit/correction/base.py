@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-from qdit.shelf import Shelf
+from qdit.storage.shelf import Shelf
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
+    from qdit.fitting import Quantized
     from qdit.search.base import Setting
 
 FITTED = "correction"

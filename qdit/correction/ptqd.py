@@ -29,7 +29,7 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
+    from qdit.fitting import Quantized
     from qdit.search.base import Setting
 
 log = logging.getLogger("qdit")

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.arrays import read_arrays
 from qdit.dataset.emoji import FILE
+from qdit.storage.arrays import read_arrays
 
 WORDS = 11
 """Words of a prompt that the embedded text encoder reads; its twelfth token is the end."""

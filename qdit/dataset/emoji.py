@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.arrays import read_arrays
 from qdit.dataset.base import Dataset
+from qdit.storage.arrays import read_arrays
 
 FILE = Path(__file__).parents[1] / "assets" / "emoji" / "emoji32.npz"
 

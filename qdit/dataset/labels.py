@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.sampler.noise import generator, uniform
+from qdit.seeding import generator, uniform
 
 STREAM = "label"
 

@@ -4,4 +4,4 @@ One extractor pass over the samples feeds every distribution metric; a metric is
 The order of a run is `preflight.prepare` (before sampling), then features, then `Metric.compute`.
 """
 
-from qdit import torchvision_cure as torchvision_cure
+from qdit import compat as compat

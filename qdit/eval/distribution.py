@@ -17,9 +17,9 @@ from qdit.errors import UserError
 from qdit.eval.base import Features, Metric, Result, Samples
 from qdit.eval.extractor import make_extractor
 from qdit.eval.inception_score import inception_score
-from qdit.eval.kernel import kernel_distance
+from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
-from qdit.eval.neighbours import precision_recall
+from qdit.eval.precision_recall import precision_recall
 from qdit.eval.reference import Reference, no_features, no_spatial
 from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from qdit.decibels import decibels
 from qdit.errors import UserError
 from qdit.eval.base import Metric, Result, Samples
 from qdit.eval.memo import remember_pair
 from qdit.eval.reference import Reference
+from qdit.quant.decibels import decibels
 
 WINDOW, SIGMA = 11, 1.5
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdit.assets import shipped
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.distribution import DistributionMetric
 from qdit.eval.extractor import FeatureExtractor, make_extractor
 from qdit.eval.reference import Reference, find, wrong_size
-from qdit.identity import shipped
 
 log = logging.getLogger("qdit")
 

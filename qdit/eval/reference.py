@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdit.assets import places
 from qdit.errors import UserError
 from qdit.eval.extractor import EXTRACTORS
-from qdit.eval.kernel import mean_within
-from qdit.eval.neighbours import radii_of
+from qdit.eval.kid import mean_within
+from qdit.eval.precision_recall import radii_of
 from qdit.eval.statistics import Moments, symmetric_root
-from qdit.identity import places
-from qdit.reading import parse_json
-from qdit.tensors import Damaged, load_with_about, save_tensors
+from qdit.storage.reading import parse_json
+from qdit.storage.tensors import Damaged, load_with_about, save_tensors
 
 FORMAT = "1"
 

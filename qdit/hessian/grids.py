@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qdit.activation.quantizers import BookQuantizer, StaticQuantizer
+from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.affine import SMALLEST_SCALE
 from qdit.quant.books import Book, LogSqrt2, Uniform
 from qdit.quant.regions import TwoSided

@@ -20,18 +20,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.activation.quantizers import BookQuantizer, StaticQuantizer
 from qdit.attention.base import watching_operands
 from qdit.attention.static import StaticAttention
+from qdit.calibration.blocks import Segment, Walk
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched
 from qdit.hessian.products import Moving, Other, best, shortlist
 from qdit.hessian.rule import Hessian
 from qdit.hessian.target import Importance
 from qdit.model.base import OPERANDS, Attention
+from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.time_groups import Groups
-from qdit.rounding.blocks import Segment, Walk
-from qdit.sampler.noise import generator
+from qdit.seeding import generator
 
 if TYPE_CHECKING:
     from qdit.fit import Fit

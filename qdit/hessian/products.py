@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.quant.books import Book
-from qdit.sampler.noise import generator
+from qdit.seeding import generator
 
 CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**24}  # of an operand or of its products, held at once: 1 or 64 MiB
 SAMPLE_ROWS = 512  # on which candidates are ranked: so many, or a quarter a cell, or one item in SAMPLE_SHARE

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qdit.calibration.statistics import site_input, watching
+from qdit.calibration.blocks import Segment, Walk, segments
+from qdit.calibration.observers import site_input, watching
 from qdit.errors import UserError
-from qdit.hessian.alternation import Alternation, Found, Reading
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
+from qdit.hessian.linears import Alternation, Found, Reading
 from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer, scaled
 from qdit.hessian.target import Importance, importances
-from qdit.layers import Shared
 from qdit.model.base import Attention, Site
+from qdit.nn.linear import Shared
 from qdit.quant.affine import Affine
 from qdit.quant.spec import as_rows
-from qdit.rounding.blocks import Segment, Walk, segments
-from qdit.sampler.noise import generator
-from qdit.shelf import Place, Shelf
+from qdit.seeding import generator
+from qdit.storage.shelf import Place, Shelf
 
 if TYPE_CHECKING:
     from qdit.fit import Fit

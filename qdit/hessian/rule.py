@@ -18,7 +18,7 @@ from qdit.quant.ranges import MinMax
 from qdit.quant.spec import IDENTITY_BITS, QuantSpec
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 SHARED = ("target", "rounds", "tokens", "seed")
 """What the rules of weights, inputs and operands must agree on: they are searched under one objective."""

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.execution import repeatable
-from qdit.layers import patch_size
 from qdit.model.base import Attention, DiffusionModel, Site
-from qdit.rounding.fisher import outputs
-from qdit.sampler.noise import noise
+from qdit.nn.linear import patch_size
+from qdit.rounding.reconstruction.fisher import outputs
+from qdit.seeding import noise
 
 log = logging.getLogger("qdit")
 TOKENS = 1024  # in one backward pass, whose activations are all alive at once: 4 points of DiT-XL/2

@@ -1,3 +1,3 @@
 """Adapters of pretrained diffusion transformers; importing this package makes torchvision importable first."""
 
-from qdit import torchvision_cure as torchvision_cure
+from qdit import compat as compat

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from qdit.sampler.clock import Clock
+from qdit.nn.clock import Clock
 
 ROLES = (
     "qkv",

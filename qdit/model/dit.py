@@ -22,11 +22,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.hub import at, named, short
 from qdit.model.base import Attention, Producer, Site
 from qdit.model.checks import check_autoencoder, check_dit, check_schedule
 from qdit.model.files import check_class, load_module, locate, read_config, shapes
-from qdit.sampler.clock import Clock
+from qdit.model.hub import at, named, short
+from qdit.nn.clock import Clock
 
 # (path inside a block, role, stage), in forward order
 _BLOCK_SITES = (

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from qdit.assets import EMBEDDED
 from qdit.errors import UserError
-from qdit.hub import is_id
-from qdit.reading import read_json
-from qdit.store import EMBEDDED
+from qdit.model.hub import is_id
+from qdit.storage.reading import read_json
 
 # diffusers' names: diffusion_pytorch_model[.VARIANT][-00001-of-00002][.VARIANT].safetensors
 _WEIGHTS = re.compile(

@@ -1,4 +1,4 @@
-"""Figures of a study, for `qdit-table --figures FOLDER`; those of a run are in `qdit.figures`. No torch here."""
+"""Figures of a study, for `qdit-table --figures FOLDER`; those of a run are in `qdit.plots.run`. No torch here."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from qdit.errors import UserError
-from qdit.names import fitting
 from qdit.plots.charts import against_cost, by_bits, over_time
 from qdit.plots.pictures import side_by_side
 from qdit.plots.study import Study, study_of
+from qdit.storage.names import fitting
 from qdit.tables.quantity import plain, rank, stem
 
 COSTS = {"weight_bits": "bits", "model_mb": "bytes", "gbops": "bitops"}  # column of the ledger → name of the file

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from qdit.errors import UserError
 from qdit.plots.style import family_colour, look
-from qdit.seal import Broken, check_tensors
-from qdit.store import IMAGES
+from qdit.storage.run_folder import IMAGES
+from qdit.storage.seal import Broken, check_tensors
 from qdit.tables import families, select
 from qdit.tables.records import read_record
 from qdit.tables.summary import Summary, summarise

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
 
-from qdit.store import atomic_write
+from qdit.storage.atomic import atomic_write
 from qdit.tables import families
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")

@@ -1,7 +1,7 @@
 """Code-books of static quantizers: what a value becomes, given numbers that the calibration found.
 
 A code-book is called with values and its numbers, tensors that broadcast against the values: one each, or one a head,
-or one a sample (`qdit.activation.quantizers`). Here are the uniform grid and RepQ-ViT's logarithmic one; those of
+or one a sample (`qdit.nn.quantizers`). Here are the uniform grid and RepQ-ViT's logarithmic one; those of
 several regions are in `qdit.quant.regions`.
 """
 

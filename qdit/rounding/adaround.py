@@ -1,8 +1,9 @@
 """AdaRound with block reconstruction: the rounding of PTQ4DiT, Q-Diffusion, PTQD and BRECQ.
 
-Every unit (`qdit.rounding.units`) learns, code by code, whether its weights round up or down, and the steps of its
-static activation quantizers, so that its output comes close to the full-precision network's. Sources: Nagel et al.,
-AdaRound (arXiv 2004.10568); Li et al., BRECQ (arXiv 2102.05426); PTQ4DiT (arXiv 2405.16005) and its release.
+Every unit (`qdit.rounding.reconstruction.units`) learns, code by code, whether its weights round up or down, and the
+steps of its static activation quantizers, so that its output comes close to the full-precision network's. Sources:
+Nagel et al., AdaRound (arXiv 2004.10568); Li et al., BRECQ (arXiv 2102.05426); PTQ4DiT (arXiv 2405.16005) and its
+release.
 
 What differs from the release: time is linear in depth, the loss does not depend on the number of tokens, data is
 shuffled as a whole, finished units are saved, a learned step stays positive, a unit that ends further from its target
@@ -17,8 +18,8 @@ from qdit.errors import UserError
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.nearest import Nearest
-from qdit.rounding.reconstruction import Learning
-from qdit.rounding.session import Session
+from qdit.rounding.reconstruction.loop import Learning
+from qdit.rounding.reconstruction.session import Session
 
 if TYPE_CHECKING:
     from qdit.fit import Fit
@@ -33,7 +34,8 @@ class AdaRound(Learning):
     Args:
         inputs: `quantized` inputs are those of the network as quantized so far ("asymmetric" reconstruction, as
             released); `full_precision` ones the original network's. The target is the original network's output.
-        weighting: of the squared error: `uniform`, or `fisher`, by point and channel (`qdit.rounding.fisher`).
+        weighting: of the squared error: `uniform`, or `fisher`, by point and channel
+            (`qdit.rounding.reconstruction.fisher`).
 
     Raises:
         UserError: a value is out of range.

@@ -1,8 +1,8 @@
 """GPTQ (arXiv 2210.17323) on diffusion transformers, as Q-DiT (arXiv 2406.17343) uses it for its weights.
 
-Hessians are streamed block by block (`qdit.rounding.blocks`); the column loop is `qdit.rounding.columns`. Layers that
-read one input (q, k and v) share its Hessian and its factor. The calibration data holds points of both halves of
-guidance, the null class too; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
+Hessians are streamed block by block (`qdit.calibration.blocks`); the column loop is `qdit.rounding.gptq_columns`.
+Layers that read one input (q, k and v) share its Hessian and its factor. The calibration data holds points of both
+halves of guidance, the null class too; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
 
+from qdit.calibration.blocks import Segment, Walk
 from qdit.errors import UserError
-from qdit.layers import Observed, QuantLinear
 from qdit.model.base import Site
+from qdit.nn.linear import Observed, QuantLinear
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
-from qdit.rounding.blocks import Segment, Walk
-from qdit.rounding.columns import Hessian, curvature, round_columns
+from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.quant.affine import Affine, Rounded, code_range
 from qdit.quant.spec import QuantSpec, as_rows
-from qdit.rounding.blocks import Segment, Walk, segments
-from qdit.shelf import Place, Shelf
+from qdit.storage.shelf import Place, Shelf
 
 if TYPE_CHECKING:
     from qdit.fit import Fit

@@ -20,8 +20,8 @@ from torch import Tensor
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
-from qdit.sampler.noise import generator, noise
 from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
+from qdit.seeding import generator, noise
 
 Callback = Callable[[int, int, Tensor, Tensor], None]
 _SCHEDULE_KEYS = (

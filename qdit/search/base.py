@@ -17,18 +17,18 @@ from qdit.calibration import CalibrationData
 from qdit.dataset.base import Dataset
 from qdit.eval.preflight import Prepared, prepare
 from qdit.model.base import DiffusionModel, Site
-from qdit.policy import Policy
+from qdit.policies import Policy
 from qdit.sampler.sampler import Sampler
 from qdit.search.budget import Budget, Table
 from qdit.search.objective import Objective
 from qdit.search.space import Choice, Space
 from qdit.search.variants import Variants
-from qdit.shelf import Place
+from qdit.storage.shelf import Place
 from qdit.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
-    from qdit.recipe import Recipe
+    from qdit.fitting import Quantized
+    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
 
@@ -121,7 +121,7 @@ class Search(ABC):
         folder: Place | None,
         setting: Setting,
     ) -> "Quantized":
-        """Search, and put the model together from the layers that were found; arguments as `qdit.quantize.quantize`."""
+        """Search, and put the model together from the layers that were found; arguments as `qdit.fitting.quantize`."""
 
     def preflight(self, dataset: str, cache_dir: Path, image_size: int | None = None) -> Prepared:
         """The objective's extractors and references.

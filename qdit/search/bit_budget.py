@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
-from qdit.cost import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
 from qdit.errors import UserError
-from qdit.policy import Policy
+from qdit.ledger import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
+from qdit.policies import Policy
 from qdit.search.allocate import Menu
 from qdit.search.bit_space import BitSpace, Pattern, Plan
 from qdit.search.budget import Table, relaxed
@@ -24,7 +24,7 @@ from qdit.search.space import Gene
 
 if TYPE_CHECKING:
     from qdit.model.base import DiffusionModel, Site
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 Losses = Sequence[Sequence[dict[int, float]]]
 """For each gene and range, the loss by bits."""

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qdit.model.base import OPERANDS, Site
-from qdit.policy import LayerSpec, Policy, Span
+from qdit.policies import LayerSpec, Policy, Span
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 
 def pattern_of(layer: LayerSpec, ranges: int) -> Pattern:

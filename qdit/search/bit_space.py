@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.policy import LayerSpec, Policy, Span
+from qdit.policies import LayerSpec, Policy, Span
 from qdit.quant.time_groups import Groups
 from qdit.search.space import Gene, genes_of
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 Pattern = tuple[int, ...]
 """Bits of a gene in each range."""

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from qdit.policy import Policy
-from qdit.quantize import Quantized, fit_policy
+from qdit.fitting import Quantized, fit_policy
+from qdit.nn.switch import Now, TimedLinear
+from qdit.policies import Policy
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 from qdit.search.variants import Fits
-from qdit.timed import Now, TimedLinear
 
 log = logging.getLogger("qdit")
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from qdit.cost import activation_storage_bits, weight_storage_bits
 from qdit.errors import UserError
+from qdit.ledger import activation_storage_bits, weight_storage_bits
 from qdit.search.space import Choice, Gene, Space
 
 TRIES = 10  # draws before an illegal one is mended

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import OPERANDS, DiffusionModel, Site
-from qdit.policy import LayerSpec, Policy
+from qdit.policies import LayerSpec, Policy
 from qdit.search.base import Allocation, Bench, GroupSearch, Setting
 from qdit.search.bit_policy import bit_misfits, chooses_bits, plan_of
 from qdit.search.bit_variants import BitVariants
 from qdit.search.space import Gene, Space, resized
-from qdit.shelf import Place
+from qdit.storage.shelf import Place
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
-    from qdit.recipe import Recipe
+    from qdit.fitting import Quantized
+    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

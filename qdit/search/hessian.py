@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import matrix
 from qdit.rounding import Nearest
 from qdit.search.base import Bench
 from qdit.search.programme import Errors, LeastError
 from qdit.search.variants import Variants
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qdit.calibration.statistics import watching
+from qdit.calibration.observers import watching
 from qdit.model.base import Site
 from qdit.search.base import Bench
 from qdit.search.programme import Errors, LeastError

@@ -6,10 +6,10 @@ instead of computing them, walks the same way and goes on behind the last line. 
 
 from typing import Any
 
-from qdit.search.journal import Entry, Journal
 from qdit.search.objective import Score
 from qdit.search.space import Choice
-from qdit.shelf import Place
+from qdit.storage.journal import Entry, Journal
+from qdit.storage.shelf import Place
 
 FORMAT = 1
 NAME = "search"

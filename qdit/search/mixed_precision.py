@@ -3,7 +3,7 @@
 1. The sampling steps are split into ranges, the sites into groups, each with the metric that its errors harm.
 2. The sensitivity of (site, bits, range) is the metric's loss when that site alone is quantized in that range alone,
    on paired noise, with its standard error. Each sample has the same say, and what two standard errors do not tell
-   apart is a tie (`qdit.search.ties`); both are ours.
+   apart is a tie (`qdit.search.significance`); both are ours.
 3. The budget is split between groups, and allocated within each.
 4. A site whose bits change over time keeps a weight for each of its bit-widths; the clock picks.
 
@@ -24,7 +24,7 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError, from_problems
 from qdit.eval.paired import LatentMSE
 from qdit.model.base import DiffusionModel, Site
-from qdit.policy import Policy
+from qdit.policies import Policy
 from qdit.quant.spec import divisors
 from qdit.search import metric_groups
 from qdit.search.allocate import Allocator
@@ -33,17 +33,18 @@ from qdit.search.bit_budget import BitBudget, Losses, Rest
 from qdit.search.bit_space import BitSpace, Plan, Ranges
 from qdit.search.bit_variants import BitVariants
 from qdit.search.budget import relaxed
-from qdit.search.journal import Journal
 from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
+from qdit.search.significance import evened, standard_error, tied
 from qdit.search.split import Share, Split
-from qdit.search.ties import evened, standard_error, tied
-from qdit.shelf import Place, Shelf
-from qdit.store import RunDir, digest
+from qdit.storage.digest import digest
+from qdit.storage.journal import Journal
+from qdit.storage.run_folder import RunDir
+from qdit.storage.shelf import Place, Shelf
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
-    from qdit.recipe import Recipe
+    from qdit.fitting import Quantized
+    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
 FORMAT = 1
@@ -226,7 +227,7 @@ class Case:
         ranges: of the sampler.
         rest: what the model has besides.
         parts: the numbers of each group's genes.
-        losses: that allocators see (`qdit.search.ties`).
+        losses: that allocators see (`qdit.search.significance`).
         variants: the layers of each bit-width.
         meter: measures whole groups and plans.
     """

@@ -19,7 +19,7 @@ from qdit.eval.base import Metric
 from qdit.model.base import DiffusionModel
 
 if TYPE_CHECKING:
-    from qdit.quantize import Quantized
+    from qdit.fitting import Quantized
     from qdit.search.base import Setting
 
 OFFSET = 3 * INDEX_OFFSET  # evaluated samples start at 0, calibration at one offset, diagnosis at two

@@ -20,7 +20,7 @@ from qdit.search.budget import Table
 from qdit.search.space import Choice, Space
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 Errors = Sequence[dict[Any, float]]
 """For each gene, the error by group size (or by whatever else is chosen)."""

@@ -18,10 +18,10 @@ from qdit.search.objective import Judge, Objective, Score
 from qdit.search.progress import Progress
 from qdit.search.space import Choice, Space
 from qdit.search.variants import Variants
-from qdit.store import digest
+from qdit.storage.digest import digest
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

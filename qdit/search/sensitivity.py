@@ -22,16 +22,16 @@ from tqdm import tqdm
 
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
-from qdit.layers import replaced
 from qdit.model.base import DiffusionModel
+from qdit.nn.linear import replaced
+from qdit.nn.switch import Now, TimedLinear
 from qdit.search.base import Setting
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.bit_variants import BitVariants
-from qdit.search.journal import Entry, Journal
 from qdit.search.metric_groups import MetricGroup, by_gene
 from qdit.search.objective import OFFSET, Drawn
 from qdit.search.space import Gene
-from qdit.timed import Now, TimedLinear
+from qdit.storage.journal import Entry, Journal
 
 Cells = list[list[dict[int, NDArray[np.float64]]]]
 """For each gene and range, by bits: the loss of each sample."""

@@ -10,11 +10,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qdit.model.base import Site
-from qdit.policy import LayerSpec, Policy
+from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec, divisors
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 Choice = tuple[int, ...]
 """A group size for each gene."""

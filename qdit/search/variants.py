@@ -12,14 +12,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qdit.calibration import CalibrationData
+from qdit.fitting import Quantized, fit_policy
 from qdit.model.base import DiffusionModel
-from qdit.quantize import Quantized, fit_policy
 from qdit.search.space import Choice, Space, uniform_policy
-from qdit.shelf import Place
+from qdit.storage.shelf import Place
 from qdit.transform import Rewrite, Trial, rewritten
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
 

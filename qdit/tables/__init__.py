@@ -9,11 +9,10 @@ and what differs from it by less than two standard errors is marked.
 The layout follows lm-evaluation-harness's `make_table`: `higher_is_better` travels with each number. No torch here.
 """
 
-from qdit.tables.build import Table, build_table
-from qdit.tables.cli import main
 from qdit.tables.compare import compare, is_comparison
 from qdit.tables.records import load_results
 from qdit.tables.render import render, to_csv
 from qdit.tables.select import where
+from qdit.tables.table import Table, build_table
 
-__all__ = ["Table", "build_table", "compare", "is_comparison", "load_results", "main", "render", "to_csv", "where"]
+__all__ = ["Table", "build_table", "compare", "is_comparison", "load_results", "render", "to_csv", "where"]

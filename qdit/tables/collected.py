@@ -4,8 +4,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from qdit.identity import sha256
-from qdit.seal import Broken
+from qdit.storage.digest import sha256
+from qdit.storage.seal import Broken
 
 DIGESTS = "digests.json"
 """In a study's folder: SHA-256 of files by their path in it."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from qdit.tables import select
-from qdit.tables.build import Table, build_table
 from qdit.tables.families import KEY
 from qdit.tables.quantity import rank, stem
 from qdit.tables.records import metric_names
 from qdit.tables.summary import Seeds
+from qdit.tables.table import Table, build_table
 
 COMPARED = ("sqnr", "psnr", "ssim", "fid", "sfid", "is")  # stems of the metrics, in the order of the columns
 SPENT = ("weight_bits", "model_mb", "seconds_quantize", "samples_per_second")

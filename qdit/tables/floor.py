@@ -7,8 +7,8 @@ The file `qdit/assets/<dataset>/floor-<extractor>.json` is made with the referen
 
 import json
 
-from qdit import names
-from qdit.identity import ASSETS
+from qdit.assets import ASSETS
+from qdit.storage import names
 from qdit.tables.quantity import stem
 
 LABEL = "real data"

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from qdit.names import one_line
-from qdit.tables.build import Cell, Table
+from qdit.storage.names import one_line
 from qdit.tables.layout import notes, spans
+from qdit.tables.table import Cell, Table
 
 WIDE = 8  # columns of numbers that fit between the margins of a page
 _CHARACTERS = {"\\": r"\textbackslash{}", "—": "---", "±": r"$\pm$", "≈": r"$\approx$", "↑": r"$\uparrow$"}

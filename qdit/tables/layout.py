@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from qdit.tables.build import Table
+from qdit.tables.table import Table
 
 
 def notes(table: Table) -> list[str]:

@@ -19,7 +19,7 @@ from math import hypot
 from typing import Literal
 
 from qdit.tables import select
-from qdit.tables.paired import difference
+from qdit.tables.differences import difference
 from qdit.tables.quantity import Quantity
 from qdit.tables.summary import Summary
 

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from qdit.errors import UserError, visible
-from qdit.names import fits
-from qdit.record_check import wrong
-from qdit.seal import verify
-from qdit.store import SCHEMA
+from qdit.storage.names import fits
+from qdit.storage.record_check import wrong
+from qdit.storage.run_folder import SCHEMA
+from qdit.storage.seal import verify
 from qdit.tables import collected
 from qdit.tables.quantity import APART
 

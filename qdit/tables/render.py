@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from tabulate import tabulate
 
-from qdit.names import one_line
-from qdit.tables.build import Cell, Table
+from qdit.storage.names import one_line
 from qdit.tables.latex import latex
 from qdit.tables.layout import notes, spans
 from qdit.tables.records import COSTS, METRIC_FIELDS
 from qdit.tables.select import shown
 from qdit.tables.summary import Summary
+from qdit.tables.table import Cell, Table
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)

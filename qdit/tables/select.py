@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError
-from qdit.store import RECIPE_KEYS
 
 Row = dict[str, Any]
 FULL_PRECISION = "fp"

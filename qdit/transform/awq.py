@@ -47,7 +47,7 @@ class ActivationAware(Scaling):
     """Scale by a power of the inputs' mean magnitudes, each input's chosen by the error of its layers' outputs.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
         steps: exponents that are tried.
         rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
             are held at once, on the CPU: 4 bytes a channel and row.

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.layers import replaced
 from qdit.model.base import DiffusionModel, Site
-from qdit.shelf import Place, Shelf
+from qdit.nn.linear import replaced
+from qdit.storage.shelf import Place, Shelf
 from qdit.transform.trial import Trial
 
 if TYPE_CHECKING:
-    from qdit.transform.draft import Draft
+    from qdit.transform.folding import Draft
 
 MEASURED = "transform"
 

@@ -23,7 +23,7 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.transform.base import Rewrite, RunTime, Step, Transform
-from qdit.transform.draft import Draft
+from qdit.transform.folding import Draft
 from qdit.transform.timestep_aware import Unabsorbing
 from qdit.transform.trial import Trial, Way
 

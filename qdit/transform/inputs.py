@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import changed_input, watching
+from qdit.calibration.observers import changed_input, watching
 from qdit.model.base import DiffusionModel, Site
-from qdit.sampler.noise import generator
+from qdit.seeding import generator
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import matrix
 from qdit.transform.base import RunTime
-from qdit.transform.draft import Draft, Drafted
+from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows
 from qdit.transform.trial import Trial, unchanged
 
@@ -99,7 +99,7 @@ class LowRank(Drafted):
     """Split a branch off the weights.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
         rank: of the branch; 0 splits nothing.
         iterations: at most so often the branch takes over what rounding does to the rest; 0 needs no data.
         seed: of the rows of inputs on which errors are measured.

@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import ValueReservoir
+from qdit.calibration.observers import ValueReservoir
 from qdit.model.base import DiffusionModel, Site
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
 from qdit.transform.base import RunTime
-from qdit.transform.draft import Draft, Drafted, Scale, Shift
+from qdit.transform.folding import Draft, Drafted, Scale, Shift
 from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 
@@ -58,7 +58,7 @@ class Reparameterization(Drafted):
     """Give all channels of inputs one range.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
         range: the rule that finds each channel's range.
         bits: of inputs; for rules that depend on them.
     """

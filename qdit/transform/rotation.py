@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.quant.hadamard import operations, rotate, split
-from qdit.sampler.noise import generator
+from qdit.seeding import generator
 from qdit.transform.base import RunTime
-from qdit.transform.draft import Draft, Drafted
+from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input
 from qdit.transform.trial import Trial, Way
 
@@ -61,7 +61,7 @@ class Hadamard(Drafted):
     """Rotate inputs and weights.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
         block: channels that are mixed together at run time; None: all of an input.
         seed: of the signs.
     """

@@ -25,12 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import input_maxima
-from qdit.layers import matrix
+from qdit.calibration.observers import input_maxima
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import matrix
 from qdit.transform.alpha import Alpha, FixedAlpha
 from qdit.transform.base import RunTime
-from qdit.transform.draft import Draft, Drafted, Scale
+from qdit.transform.folding import Draft, Drafted, Scale
 from qdit.transform.inputs import Input, sample_rows
 from qdit.transform.statistics import Statistic
 from qdit.transform.trial import OutputError, Trial
@@ -41,7 +41,7 @@ class Scaling(Drafted):
     """What transforms share that scale the channels of inputs and weights: where factors go.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
     """
 
     needs_calibration = True
@@ -82,7 +82,7 @@ class ChannelScaling(Scaling):
     """Scale by a power of the saliences.
 
     Args:
-        name, roles: see `qdit.transform.draft.Drafted`.
+        name, roles: see `qdit.transform.folding.Drafted`.
         alpha: exponent of the activations' salience, 0 to 1, the weights' is 1 - alpha; or the rule that chooses it.
         statistic: takes the activations' salience.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
-from qdit.transform.draft import Draft
+from qdit.transform.folding import Draft
 from qdit.transform.inputs import sample_rows
 from qdit.transform.rotation import Hadamard
 from qdit.transform.trial import OutputError, Trial, Way, unchanged

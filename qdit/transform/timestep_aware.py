@@ -7,7 +7,7 @@ imbalance moves with the timestep:
 
 The released code scales and rounds W anew in every forward pass, and, by mistake, with the first range's steps in all
 of them. Here each range is a fit of its own: it has its basis and its data, and each weight is rounded once for it
-(`qdit.quantize`). At run time the clock picks.
+(`qdit.fitting`). At run time the clock picks.
 
 Nothing is folded: a modulation that absorbed the factors would itself be different from range to range, and would have
 to be kept, in full precision, for each. The inputs take their factors at run time. Left out: bases that are not taken
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.nn.switch import Now, TimedLinear
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
-from qdit.timed import Now, TimedLinear
 from qdit.transform.base import Rewrite, RunTime, Transform
 from qdit.transform.trial import Trial
 

@@ -20,15 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.layers import matrix
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import matrix
 from qdit.quant.affine import affine, round_to_grid
 from qdit.quant.ranges import MinMax, Range
 from qdit.quant.spec import Grid, QuantSpec
 from qdit.transform.inputs import Input
 
 if TYPE_CHECKING:
-    from qdit.recipe import Recipe
+    from qdit.recipes import Recipe
 
 CANDIDATE_VALUES = 2**24  # of the inputs, weights and outputs of candidates held at once: 64 MiB
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qdit import checkpoint
 from qdit.activation import DynamicActivation, EqualGroups, RangeGroups, SidedInputs, StaticActivation
-from qdit.activation.quantizers import BookQuantizer, StaticQuantizer, uniform_quantizer
 from qdit.activation.time import range_curve
 from qdit.attention import (
     LogSqrt2Probabilities,
@@ -18,20 +16,22 @@ from qdit.attention import (
     UnsignedProbabilities,
 )
 from qdit.calibration import CalibrationData
-from qdit.calibration.statistics import ValueReservoir, input_values
-from qdit.cost import activation_storage_bits, ledger
+from qdit.calibration.observers import ValueReservoir, input_values
+from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
+from qdit.fitting import quantize
+from qdit.ledger import activation_storage_bits, ledger
 from qdit.model.base import OPERANDS
-from qdit.policy import Policy
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import BookQuantizer, StaticQuantizer, uniform_quantizer
+from qdit.policies import Policy
 from qdit.quant.affine import affine, fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.regions import GELU_MINIMUM
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
-from qdit.sampler.clock import Clock
 from qdit.scope import Scope
 from qdit.transform import Hadamard
 from qdit.weight import WeightGrid

@@ -5,22 +5,22 @@ import torch
 from diffusers.models.attention_processor import Attention as Original
 
 from qdit.activation import DynamicActivation, StaticActivation
-from qdit.activation.quantizers import StaticQuantizer
 from qdit.attention import Attend, UniformAttention
 from qdit.attention.base import operand_values, watching_operands
 from qdit.calibration import CalibrationData, NoCalibration
-from qdit.cost import ledger
-from qdit.diagnose import Trajectory, layer_report
-from qdit.dry import operand_rows
 from qdit.errors import UserError
-from qdit.layers import replaced
+from qdit.fitting import quantize
+from qdit.ledger import ledger
 from qdit.model.base import OPERANDS
-from qdit.policy import Policy
+from qdit.nn.linear import replaced
+from qdit.nn.quantizers import StaticQuantizer
+from qdit.policies import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.time_groups import ALL
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest
+from qdit.runs.diagnose import Trajectory, layer_report
+from qdit.runs.plan import operand_rows
 from qdit.scope import Scope
 from qdit.search import ILP, Fixed, Setting
 from qdit.search.budget import MeanGroup

@@ -10,21 +10,21 @@ from torch import nn
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import NoCalibration
-from qdit.checkpoint import load, provenance, save
+from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.correction import PTQD, NoiseCorrection
 from qdit.correction.ptqd import Moments
-from qdit.diagnose import timestep_curve, trajectory
 from qdit.errors import UserError
+from qdit.fitting import quantize
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import Nearest
+from qdit.runs.diagnose import timestep_curve, trajectory
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.dpm_solver import DPMSolver
 from qdit.scope import Scope
 from qdit.search.base import Setting
-from qdit.tensors import load_tensors
+from qdit.storage.tensors import load_tensors
 from qdit.weight import WeightGrid
 
 LABELS = SimpleNamespace(labels=lambda indices, seed: torch.tensor([i % 10 for i in indices]))
@@ -172,7 +172,7 @@ def test_other_timesteps_other_predictions_and_divergence_are_refused(tiny_model
     speed = SimpleNamespace(scheduler_config=lambda: {"prediction_type": "v_prediction"})
     (problem,) = PTQD_8.problems(speed)  # pyright: ignore[reportArgumentType]
     assert problem.endswith("this model predicts v_prediction")
-    monkeypatch.setattr("qdit.quantize.QuantLinear.forward", lambda self, x: nn.functional.linear(x, self.weight) / 0)
+    monkeypatch.setattr("qdit.fitting.QuantLinear.forward", lambda self, x: nn.functional.linear(x, self.weight) / 0)
     with pytest.raises(UserError, match="is not finite"):
         fit(tiny_model)
 

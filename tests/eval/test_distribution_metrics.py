@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from qdit.assets import cached
 from qdit.errors import UserError
 from qdit.eval import distribution
 from qdit.eval.distribution import FID, KID, SFID, FIDInfinity, InceptionScore, Precision, Recall
 from qdit.eval.paired import SQNR
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import find
-from qdit.identity import cached
 
 ALL = [FID, FIDInfinity, SFID, InceptionScore, KID, Precision, Recall]
 

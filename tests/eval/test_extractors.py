@@ -9,12 +9,12 @@ from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as port
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as tf1_resize
 
+from qdit.assets import ASSETS
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor
 from qdit.eval.extractor.common import channels_last, check_images, outputs_of
 from qdit.eval.extractor.inception import FILE, ADMInception, Inception, MissingWeights
 from qdit.eval.extractor.lite0 import Lite0, load_in_order
-from qdit.identity import ASSETS
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> torch.Tensor:

@@ -5,9 +5,10 @@ import torch
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from qdit.eval import kernel, neighbours
-from qdit.eval.kernel import kernel_distance, mean_within
-from qdit.eval.neighbours import precision_recall, radii_of
+from qdit.eval import kid as kernel
+from qdit.eval import precision_recall as neighbours
+from qdit.eval.kid import kernel_distance, mean_within
+from qdit.eval.precision_recall import precision_recall, radii_of
 
 
 def draw(n: int, dim: int, seed: int, scale: float = 1.0) -> torch.Tensor:

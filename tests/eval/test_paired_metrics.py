@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from qdit.errors import UserError
 from qdit.eval.paired import PSNR, SQNR, SSIM, LatentMSE, psnr, sqnr, ssim
 from qdit.eval.preflight import prepare
-from qdit.samples import SampleSet
-from qdit.shelf import Shelf
+from qdit.eval.samples import SampleSet
+from qdit.storage.shelf import Shelf
 
 
 def latents(n: int = 16, seed: int = 0) -> torch.Tensor:

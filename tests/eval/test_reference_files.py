@@ -7,11 +7,11 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from qdit.assets import ASSETS, cached
 from qdit.errors import UserError
 from qdit.eval.reference import Reference, find, load
 from qdit.eval.statistics import Moments, frechet_distance
-from qdit.identity import ASSETS, cached
-from qdit.seal import TENSORS_DIGEST
+from qdit.storage.seal import TENSORS_DIGEST
 
 
 def lite0_reference(n: int = 40, kept: int | None = None) -> Reference:

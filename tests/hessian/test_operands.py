@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from qdit.activation import EqualGroups, StaticActivation
-from qdit.activation.quantizers import BookQuantizer
 from qdit.attention import (
     LogSqrt2Probabilities,
     ReleasedSumProbabilities,
@@ -16,18 +15,19 @@ from qdit.attention import (
     UnsignedProbabilities,
 )
 from qdit.calibration import CalibrationData
+from qdit.fitting import quantize
 from qdit.hessian import Hessian, LegacyKL, Probe, products
 from qdit.hessian.grids import multiples
 from qdit.hessian.operands import Side, alternate, chosen_points, output_weights, score_weights
 from qdit.hessian.target import Importance, importances
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest
-from qdit.sampler.clock import Clock
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

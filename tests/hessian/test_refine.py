@@ -8,12 +8,12 @@ import torch
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.errors import UserError
+from qdit.fitting import quantize
 from qdit.hessian import Hessian, LegacyKL, Probe, refine
-from qdit.layers import Shared
+from qdit.nn.linear import Shared
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import as_rows
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.scope import Scope
 from qdit.transform import Hadamard

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qdit.hessian import products, scores
-from qdit.hessian.alternation import KEPT, reader
 from qdit.hessian.grids import multiples
+from qdit.hessian.linears import KEPT, reader
 from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
 from qdit.hessian.rule import Hessian
 from qdit.hessian.scores import Layer, moments, scaled, search_weight

@@ -11,7 +11,7 @@ from qdit.hessian import DiffusionLoss, LegacyKL, Probe
 from qdit.hessian import target as targets
 from qdit.hessian.target import importances
 from qdit.model.base import Site
-from qdit.sampler.clock import Clock
+from qdit.nn.clock import Clock
 
 
 class Pixels:

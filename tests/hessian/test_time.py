@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from qdit.activation import EqualGroups, SidedInputs, StaticActivation
-from qdit.activation.quantizers import BookQuantizer
 from qdit.calibration import CalibrationData
+from qdit.fitting import quantize
 from qdit.hessian import Hessian, Probe
-from qdit.layers import Shared
+from qdit.nn.linear import Shared
+from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.ranges import MinMax
 from qdit.quant.regions import GELU_MINIMUM
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid

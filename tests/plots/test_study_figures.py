@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from fake_records import METHODS, PROTOCOL, comparison, metric, record, write
+from helpers.fake_records import METHODS, PROTOCOL, comparison, metric, record, write
 from PIL import Image
 
+from qdit.cli.table import main
 from qdit.errors import UserError
 from qdit.plots import charts, draw, study_of
 from qdit.plots.style import FAMILY_COLOURS, family_colour, spread
 from qdit.plots.tiles import tiles
-from qdit.store import IMAGES
-from qdit.tables import load_results, main, where
+from qdit.storage.run_folder import IMAGES
+from qdit.tables import load_results, where
 
 
 def pixels(path) -> np.ndarray:

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from qdit.activation.dynamic import DynamicQuantizer
-from qdit.activation.quantizers import StaticQuantizer, uniform_quantizer
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8, int8, tune_cpu
-from qdit.layers import QuantLinear, Shared
+from qdit.nn.clock import Clock
+from qdit.nn.linear import QuantLinear, Shared
+from qdit.nn.quantizers import StaticQuantizer, uniform_quantizer
 from qdit.quant.affine import Rounded, affine, fake_quantize
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups
-from qdit.sampler.clock import Clock
 
 CPU = torch.device("cpu")
 GRIDS = ("asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full")

@@ -4,17 +4,17 @@ import logging
 
 import pytest
 import torch
-from adaround_parts import BLOCKS, CONF, OPERANDS, QUICK, TOKEN, codes, network_error, points, recipe, steps
+from helpers.adaround_parts import BLOCKS, CONF, OPERANDS, QUICK, TOKEN, codes, network_error, points, recipe, steps
 from omegaconf import OmegaConf
 
 from qdit.calibration import CalibrationData
 from qdit.config import build
 from qdit.errors import UserError
-from qdit.layers import QuantLinear, replaced
-from qdit.quantize import quantize
+from qdit.fitting import quantize
+from qdit.nn.linear import QuantLinear, replaced
 from qdit.rounding import AdaRound, Nearest
-from qdit.rounding.lanes import Lanes
-from qdit.rounding.reconstruction import Learning
+from qdit.rounding.reconstruction.loop import Learning
+from qdit.rounding.reconstruction.targets import Lanes
 from qdit.scope import Scope
 from qdit.transform.scaling import ChannelScaling
 from qdit.transform.statistics import Maximum

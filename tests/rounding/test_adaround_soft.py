@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from qdit.activation.dynamic import DynamicQuantizer
-from qdit.activation.quantizers import StaticQuantizer
 from qdit.errors import UserError
+from qdit.nn.quantizers import StaticQuantizer
 from qdit.quant.affine import Affine, Rounded, affine
 from qdit.quant.spec import QuantSpec, as_rows
-from qdit.rounding.reconstruction import Learning, shuffled
-from qdit.rounding.soft import SoftWeight, beta_at, initial_alpha, rectified
-from qdit.rounding.straight import LearnedStep, Straight, learnable
+from qdit.rounding.reconstruction.loop import Learning, shuffled
+from qdit.rounding.reconstruction.soft import SoftWeight, beta_at, initial_alpha, rectified
+from qdit.rounding.reconstruction.ste import LearnedStep, Straight, learnable
 
 SPECS = [
     QuantSpec(bits=4, dynamic=False),

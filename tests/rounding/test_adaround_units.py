@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from adaround_parts import BLOCKS, OPERANDS, QUICK, TOKEN, points, recipe, steps
+from helpers.adaround_parts import BLOCKS, OPERANDS, QUICK, TOKEN, points, recipe, steps
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.blocks import segments
 from qdit.errors import UserError
 from qdit.fit import Fit
+from qdit.fitting import quantize
 from qdit.model.dit import list_sites
-from qdit.quantize import quantize
-from qdit.rounding import AdaRound, Nearest, session
-from qdit.rounding.blocks import segments
-from qdit.rounding.fisher import importances
-from qdit.rounding.session import Session
-from qdit.rounding.units import list_units
-from qdit.sampler.noise import generator
+from qdit.rounding import AdaRound, Nearest
+from qdit.rounding.reconstruction import session
+from qdit.rounding.reconstruction.fisher import importances
+from qdit.rounding.reconstruction.session import Session
+from qdit.rounding.reconstruction.units import list_units
+from qdit.seeding import generator
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from omegaconf import OmegaConf
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData, NoCalibration
+from qdit.calibration.blocks import segments
 from qdit.config import build
 from qdit.errors import UserError
 from qdit.fit import Fit
-from qdit.layers import QuantLinear, replaced
+from qdit.fitting import quantize
+from qdit.nn.linear import QuantLinear, replaced
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
-from qdit.quantize import quantize
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest, gptq
-from qdit.rounding.blocks import segments
-from qdit.rounding.columns import Hessian, curvature, round_columns
+from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qdit.activation.quantizers import StaticQuantizer
 from qdit.errors import UserError
+from qdit.nn.quantizers import StaticQuantizer
 from qdit.quant.affine import affine
 from qdit.quant.spec import QuantSpec
-from qdit.rounding.lanes import Task
-from qdit.rounding.reconstruction import Learner, Learning, reconstruct, shuffled
-from qdit.rounding.soft import SoftWeight
-from qdit.rounding.straight import LearnedStep
+from qdit.rounding.reconstruction.loop import Learner, Learning, reconstruct, shuffled
+from qdit.rounding.reconstruction.soft import SoftWeight
+from qdit.rounding.reconstruction.ste import LearnedStep
+from qdit.rounding.reconstruction.targets import Task
 
 POINTS, WIDTH = 12, 8
 

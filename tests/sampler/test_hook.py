@@ -6,7 +6,7 @@ import torch
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.hook import Transition, absorbed, upcoming
-from qdit.sampler.noise import generator
+from qdit.seeding import generator
 
 LABELS = torch.tensor([1, 7])
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import original_dit as original  # beside this file
 import pytest
 import torch
+from helpers import original_dit as original
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -13,8 +13,8 @@ from qdit.model.dit import DiT
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.dpm_solver import DPMSolver
-from qdit.sampler.noise import generator, noise
 from qdit.sampler.spacing import visited
+from qdit.seeding import generator, noise
 
 CONF = Path(__file__).parents[2] / "conf" / "sampler"
 OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))

@@ -9,7 +9,7 @@ from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.eval.paired import SQNR
 from qdit.quant.ranges import MinMax
-from qdit.recipe import Recipe
+from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.sampler.ddim import DDIM
 from qdit.scope import Scope

@@ -8,15 +8,15 @@ import torch
 
 from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.policy import LayerSpec
+from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec
 from qdit.search.allocate import MILP, DynamicProgramme, Greedy, Menu
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.budget import Table
+from qdit.search.significance import classes, evened, tied
 from qdit.search.space import Gene
 from qdit.search.split import ByError, ByRatio, Even, Share
-from qdit.search.ties import classes, evened, tied
 
 ALLOCATORS = [Greedy(), MILP(), DynamicProgramme()]
 WIDTHS = (2, 4, 8)

@@ -2,12 +2,13 @@
 
 import torch
 
-from qdit import checkpoint
 from qdit.activation import DynamicActivation
-from qdit.cost import ledger
+from qdit.checkpoint import checkpoint
 from qdit.eval.paired import LatentMSE
+from qdit.fitting import quantize
+from qdit.ledger import ledger
+from qdit.nn.switch import TimedLinear
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
 from qdit.sampler.ddim import DDIM
 from qdit.search import ILP, Fixed, Hessian, MixedPrecision
 from qdit.search.allocate import Greedy
@@ -16,7 +17,6 @@ from qdit.search.budget import Bytes, MeanGroup
 from qdit.search.metric_groups import MetricGroup
 from qdit.search.sensitivity import Paired
 from qdit.search.split import Even
-from qdit.timed import TimedLinear
 from qdit.transform import ChannelScaling
 from qdit.transform.statistics import Maximum
 from qdit.transform.timestep_aware import TimestepAware

@@ -9,7 +9,7 @@ import torch
 
 from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.policy import LayerSpec
+from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec
 from qdit.search import Evolution, RandomSearch
 from qdit.search.budget import BitOps, Bytes, MeanGroup, Table

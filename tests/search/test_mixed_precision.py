@@ -9,22 +9,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from qdit import checkpoint
 from qdit.activation import DynamicActivation
-from qdit.cli import CONF
+from qdit.checkpoint import checkpoint
+from qdit.cli.main import CONF
 from qdit.config import resolved
-from qdit.cost import ledger
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
-from qdit.figures import bit_map
-from qdit.parts import build_recipe
-from qdit.policy import LayerSpec, Policy, Span
+from qdit.fitting import quantize
+from qdit.ledger import ledger
+from qdit.nn.clock import Clock
+from qdit.nn.switch import Now, TimedLinear
+from qdit.plots.run import bit_map
+from qdit.policies import LayerSpec, Policy, Span
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ
-from qdit.sampler.clock import Clock
+from qdit.runs.setup import build_recipe
 from qdit.sampler.ddim import DDIM
 from qdit.search import Fixed, MixedPrecision, metric_groups
 from qdit.search.allocate import MILP, Greedy
@@ -35,7 +36,6 @@ from qdit.search.budget import MeanGroup
 from qdit.search.metric_groups import MetricGroup
 from qdit.search.sensitivity import Meter, Paired
 from qdit.search.split import ByError, ByRatio, Even
-from qdit.timed import Now, TimedLinear
 from qdit.weight import WeightGrid
 
 BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]

@@ -10,10 +10,10 @@ from qdit.activation import DynamicActivation
 from qdit.errors import UserError
 from qdit.eval.distribution import FID
 from qdit.eval.paired import SQNR, LatentMSE
-from qdit.policy import LayerSpec, Policy
+from qdit.fitting import quantize
+from qdit.policies import LayerSpec, Policy
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ
 from qdit.search import Fixed, RandomSearch
 from qdit.search import scored as scoring

@@ -1,7 +1,7 @@
 """A study of three methods."""
 
 import pytest
-from fake_records import failed, fid, metric, record, write
+from helpers.fake_records import failed, fid, metric, record, write
 
 
 @pytest.fixture

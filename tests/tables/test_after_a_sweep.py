@@ -1,11 +1,11 @@
 """The table and the exit code at the end of a multirun."""
 
 import pytest
-from fake_records import PROTOCOL, failed, metric, record, write
+from helpers.fake_records import PROTOCOL, failed, metric, record, write
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
-from qdit.callback import TableCallback
+from qdit.cli.sweep import TableCallback
 
 
 def sweep(runs_dir, made) -> int:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qdit.tables import main
+from qdit.cli.table import main
 
 
 def test_command_writes_a_file(runs, tmp_path, capsys):
@@ -84,5 +84,5 @@ def test_expect_does_not_compare_protocols(runs, tmp_path, capsys):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, qdit.tables, qdit.callback; assert 'torch' not in sys.modules"
+    code = "import sys, qdit.tables, qdit.cli.sweep; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,9 +1,10 @@
 """The comparison: chosen by itself, families under titles, bits side by side, parts that fit, in all formats."""
 
 import pytest
-from fake_records import comparison, failed, metric, record, write
+from helpers.fake_records import comparison, failed, metric, record, write
 
-from qdit.tables import build_table, compare, is_comparison, load_results, main, render
+from qdit.cli.table import main
+from qdit.tables import build_table, compare, is_comparison, load_results, render
 from qdit.tables.families import OTHER, rank, title
 
 

@@ -4,9 +4,10 @@ import csv
 import io
 
 import pytest
-from fake_records import failed, metric, record, write
+from helpers.fake_records import failed, metric, record, write
 
-from qdit.tables import build_table, load_results, main, render
+from qdit.cli.table import main
+from qdit.tables import build_table, load_results, render
 
 
 def test_markdown(runs):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_records import PROTOCOL, cells, column, fid, metric, record, write
+from helpers.fake_records import PROTOCOL, cells, column, fid, metric, record, write
 
 from qdit.errors import UserError
 from qdit.tables import build_table, floor, load_results, render

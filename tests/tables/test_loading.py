@@ -1,10 +1,10 @@
 """Records become a frame: one row a run, damaged files named, other schemas refused."""
 
 import pytest
-from fake_records import failed, metric, record, write
+from helpers.fake_records import failed, metric, record, write
 
 from qdit.errors import UserError
-from qdit.record_check import wrong
+from qdit.storage.record_check import wrong
 from qdit.tables import build_table, load_results, render
 
 

@@ -1,6 +1,6 @@
 """What is best, and what cannot be told from it."""
 
-from fake_records import fid, metric, record, write
+from helpers.fake_records import fid, metric, record, write
 
 from qdit.tables import build_table, load_results
 

@@ -1,7 +1,7 @@
 """Numbers of different protocols, sample counts or references never share a column; conditions."""
 
 import pytest
-from fake_records import PROTOCOL, column, failed, fid, metric, record, write
+from helpers.fake_records import PROTOCOL, column, failed, fid, metric, record, write
 
 from qdit.errors import UserError
 from qdit.tables import build_table, load_results, where

@@ -1,7 +1,7 @@
 """Several seeds of a row: mean, spread, standard error."""
 
 import pytest
-from fake_records import column, failed, metric, record, write
+from helpers.fake_records import column, failed, metric, record, write
 
 from qdit.tables import build_table, load_results
 

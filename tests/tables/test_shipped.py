@@ -2,8 +2,8 @@
 
 import pytest
 
-from qdit import tables
-from qdit.cli import CONF
+from qdit.cli import table
+from qdit.cli.main import CONF
 from qdit.tables import load_results
 
 ROOT = CONF.parent
@@ -31,5 +31,5 @@ def test_documents_show_what_is_shipped(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # their commands are given there
     again = tmp_path / "README.md"
     again.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    assert tables.main(["--write", str(again)]) == 0
+    assert table.main(["--write", str(again)]) == 0
     assert again.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), f"qdit-table --write {path.name}"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rewriting import (
+from helpers.rewriting import (
     BLOCKS,
     EVERYTHING,
     assert_same,
@@ -13,11 +13,11 @@ from rewriting import (
 )
 
 from qdit.activation import StaticActivation
-from qdit.calibration.statistics import input_maxima
-from qdit.checkpoint import load, provenance, save
+from qdit.calibration.observers import input_maxima
+from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
+from qdit.fitting import quantize
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ
 from qdit.transform import (
     Chain,

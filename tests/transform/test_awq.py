@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from rewriting import (
+from helpers.rewriting import (
     BLOCKS,
     EVERYTHING,
     assert_same,
@@ -13,15 +11,17 @@ from rewriting import (
     recipe,
     unable_to_fold,
 )
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from qdit.checkpoint import load, provenance, save
-from qdit.cli import CONF
+from qdit.checkpoint.checkpoint import load, provenance, save
+from qdit.cli.main import CONF
 from qdit.config import check, resolved
 from qdit.errors import UserError
-from qdit.layers import matrix
-from qdit.parts import build_recipe
+from qdit.fitting import quantize
+from qdit.nn.linear import matrix
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
+from qdit.runs.setup import build_recipe
 from qdit.transform import ActivationAware, Trial, rewritten
 from qdit.transform.awq import candidates
 from qdit.transform.inputs import sample_rows, watch_rows

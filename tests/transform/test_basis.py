@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from rewriting import BLOCKS, EVERYTHING, TRIAL, assert_same, calibration, output, points, recipe, scaling
+from helpers.rewriting import BLOCKS, EVERYTHING, TRIAL, assert_same, calibration, output, points, recipe, scaling
 
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import NoCalibration
-from qdit.diagnose import Trajectory, layer_report
 from qdit.errors import UserError
+from qdit.fitting import quantize
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ, Nearest
+from qdit.runs.diagnose import Trajectory, layer_report
 from qdit.search import ILP, Hessian
 from qdit.search.base import Bench
 from qdit.search.budget import MeanGroup

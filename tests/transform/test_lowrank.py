@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from rewriting import (
+from helpers.rewriting import (
     BLOCKS,
     EVERYTHING,
     assert_same,
@@ -15,7 +15,7 @@ from rewriting import (
     scaling,
     unable_to_fold,
 )
-from splitting import BLOCK, FULL, NAME, chain, lowrank, matrix, svdquant
+from helpers.splitting import BLOCK, FULL, NAME, chain, lowrank, matrix, svdquant
 
 from qdit.calibration import NoCalibration
 from qdit.errors import UserError

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from rewriting import TRIAL, assert_same, calibration, output, points, recipe, unable_to_fold
+from helpers.rewriting import TRIAL, assert_same, calibration, output, points, recipe, unable_to_fold
 from torch import nn
 
 from qdit.activation import StaticActivation
-from qdit.calibration.statistics import input_values
+from qdit.calibration.observers import input_values
+from qdit.fitting import quantize
 from qdit.quant.affine import affine, encode
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.spec import QuantSpec
-from qdit.quantize import quantize
 from qdit.transform import Chain, Hadamard, Reparameterization, rewritten
 from qdit.transform.reparam import aligned
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rewriting import (
+from helpers.rewriting import (
     STATISTICS,
     TRIAL,
     assert_same,
@@ -16,9 +16,9 @@ from rewriting import (
 )
 from torch import nn
 
-from qdit.dry import transform_text
 from qdit.model.base import Producer
 from qdit.model.dit import list_producers, list_sites
+from qdit.runs.plan import transform_text
 from qdit.transform import rewritten
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rewriting import (
+from helpers.rewriting import (
     BLOCKS,
     EVERYTHING,
     TRIAL,
@@ -16,15 +16,15 @@ from rewriting import (
 )
 
 from qdit.calibration import NoCalibration
-from qdit.checkpoint import load, provenance, save
-from qdit.dry import transform_text
+from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
-from qdit.layers import QuantLinear
+from qdit.fitting import quantize
+from qdit.nn.linear import QuantLinear
 from qdit.quant.affine import fake_quantize
 from qdit.quant.hadamard import base_matrix, sylvester
 from qdit.quant.spec import QuantSpec
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ, Nearest
+from qdit.runs.plan import transform_text
 from qdit.transform import Chain, Hadamard, rewritten
 from qdit.transform.rotation import Rotation, random_signs
 from qdit.transform.statistics import Maximum

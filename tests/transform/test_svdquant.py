@@ -4,9 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from rewriting import (
+from helpers.rewriting import (
     BLOCKS,
     assert_same,
     calibration,
@@ -15,19 +13,21 @@ from rewriting import (
     recipe,
     scaling,
 )
-from splitting import FULL, STATIC, chain, lowrank, spoiled, svdquant
+from helpers.splitting import FULL, STATIC, chain, lowrank, spoiled, svdquant
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from qdit.checkpoint import load, provenance, save
-from qdit.cli import CONF
+from qdit.checkpoint.checkpoint import load, provenance, save
+from qdit.cli.main import CONF
 from qdit.config import check, resolved
-from qdit.cost import ledger
-from qdit.diagnose import Trajectory, layer_report
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8
-from qdit.parts import build_recipe
-from qdit.policy import Policy
-from qdit.quantize import quantize
+from qdit.fitting import quantize
+from qdit.ledger import ledger
+from qdit.policies import Policy
 from qdit.rounding import GPTQ, AdaRound, Nearest
+from qdit.runs.diagnose import Trajectory, layer_report
+from qdit.runs.setup import build_recipe
 from qdit.transform import ChannelScaling, LowRank, Trial, rewritten
 from qdit.transform.statistics import Maximum
 

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rewriting import BLOCKS, TRIAL, assert_same, output, points, recipe, scaling, unable_to_fold
+from helpers.rewriting import BLOCKS, TRIAL, assert_same, output, points, recipe, scaling, unable_to_fold
 
-from qdit import checkpoint
 from qdit.activation import StaticActivation
 from qdit.attention import UniformAttention
-from qdit.cost import ledger, weight_storage_bits
-from qdit.dry import weight_text
+from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
-from qdit.policy import LayerSpec, Policy
+from qdit.fitting import quantize
+from qdit.ledger import ledger, weight_storage_bits
+from qdit.nn.switch import TimedLinear
+from qdit.policies import LayerSpec, Policy
 from qdit.quant.ranges import MinMax
-from qdit.quantize import quantize
 from qdit.rounding import GPTQ, AdaRound
+from qdit.runs.plan import weight_text
 from qdit.scope import Scope
-from qdit.timed import TimedLinear
 from qdit.transform import Chain, ChannelScaling, Hadamard, rewritten
 from qdit.transform.mean import Mean
 from qdit.transform.statistics import Maximum

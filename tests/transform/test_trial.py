@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from rewriting import BLOCKS, TRIAL, calibration, recipe
+from helpers.rewriting import BLOCKS, TRIAL, calibration, recipe
 
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.activation.regions import SidedInputs
 from qdit.errors import UserError
-from qdit.layers import matrix
+from qdit.nn.linear import matrix
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.spec import QuantSpec

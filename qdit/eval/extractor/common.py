@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.identity import sha256
+from qdit.storage.digest import sha256
 
 SPATIAL_CHANNELS = 7
 

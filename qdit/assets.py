@@ -1,0 +1,28 @@
+"""The files that come with qdit, and where reference statistics lie. Imports no torch."""
+
+from pathlib import Path
+
+from qdit.storage.names import component
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
+"""The embedded pipeline."""
+
+
+def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:
+    """Where the reference of a data set may lie, the first choice first: the shipped file, then the cache."""
+    return [_asset(dataset, extractor), cached(dataset, extractor, cache_dir)]
+
+
+def shipped(dataset: str, extractor: str) -> bool:
+    """Whether the reference of a data set comes with qdit."""
+    return _asset(dataset, extractor).is_file()
+
+
+def _asset(dataset: str, extractor: str) -> Path:
+    return ASSETS / component(dataset, "dataset.reference") / component(f"reference-{extractor}.safetensors", "a file")
+
+
+def cached(dataset: str, extractor: str, cache_dir: Path) -> Path:
+    """Where `qdit-refs` puts a reference."""
+    return cache_dir / "references" / component(f"{dataset}-{extractor}.safetensors", "the name of a reference")

@@ -1,0 +1,211 @@
+"""Streaming statistics of site inputs, taken by hooks on the full-precision model; nothing grows with the data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from qdit.calibration.calibration import CalibrationData
+from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import QuantLinear, patch_size
+from qdit.quant.time_groups import ALL, Groups
+
+RESERVOIR = 2**18  # values of one site
+LEAST_RESERVOIR = 2**15  # of one group of timesteps
+
+
+class ValueReservoir:
+    """The exact minimum and maximum and a fair sample of about `size` of all values seen.
+
+    The stream of values, each of which has a number, is cut into blocks of 2^k, and one value of each block is kept,
+    chosen at random. When there are too many, two blocks become one and one of their two values is dropped. So every
+    value is as likely as any other, whatever axis of a tensor it lies on, and the sample depends on the seed and the
+    stream, not on the batches in which the stream came.
+
+    Args:
+        size: of values kept, of all rows together; at least four of each row.
+        rows: that are told apart, such as channels or heads; what is seen is [rows, …] then.
+        seed: of the choice.
+    """
+
+    def __init__(self, size: int = RESERVOIR, rows: int = 1, seed: int = 0) -> None:
+        self.size, self.rows, self.seed = max(size, 4 * rows), rows, seed
+        self.level = self.seen = 0  # k, and the values of a row so far
+        self.kept: list[Tensor] = []
+        self.places: list[Tensor] = []  # of what is kept, in the stream
+        self.extremes = torch.tensor([float("inf"), float("-inf")]).repeat(rows, 1)
+
+    def add(self, x: Tensor) -> None:
+        """Take in a tensor of any shape, or [rows, …]."""
+        rows = x.detach().reshape(self.rows, -1)
+        if not rows.shape[1]:
+            return
+        lo, hi = (end.cpu() for end in rows.aminmax(dim=1))
+        self.extremes = torch.stack(
+            [torch.minimum(self.extremes[:, 0], lo), torch.maximum(self.extremes[:, 1], hi)], dim=1
+        )
+        end = self.seen + rows.shape[1]
+        self._thin(end)
+        blocks = torch.arange(self.seen >> self.level, ((end - 1) >> self.level) + 1)
+        places = chosen(blocks, self.level, self.seed)
+        places = places[(places >= self.seen) & (places < end)]
+        self.kept.append(rows[:, (places - self.seen).to(rows.device)].float().cpu())
+        self.places.append(places)
+        self.seen = end
+
+    def _thin(self, end: int) -> None:
+        """Make the blocks long enough for rows of `end` values."""
+        level = self.level
+        while self.rows * (((end - 1) >> level) + 1) > self.size and end > 1 << level:
+            level += 1
+        if level > self.level and self.kept:
+            kept, places = torch.cat(self.kept, 1), torch.cat(self.places)
+            stay = chosen(places >> level, level, self.seed) == places
+            self.kept, self.places = [kept[:, stay]], [places[stay]]
+        self.level = level
+
+    def values(self) -> Tensor:
+        """The sample, whose least and greatest values are the exact extremes, [n], or [rows, n] of several."""
+        values = torch.cat(self.kept, 1)
+        if self.level:
+            row, top = torch.arange(self.rows), values.argmax(1)
+            low = values.argmin(1)
+            low = torch.where(low == top, (top + 1) % values.shape[1], low)
+            values[row, low], values[row, top] = self.extremes.unbind(1)
+        return values[0] if self.rows == 1 else values
+
+
+def chosen(blocks: Int[Tensor, " n"], level: int, seed: int) -> Int[Tensor, " n"]:
+    """The number of the value that is kept of each block of 2^`level` values.
+
+    Of a block's two halves one is chosen by a random bit, and so on downwards: a choice at one level is one of the two
+    choices at the level below.
+
+    >>> chosen(torch.arange(4), 3, seed=0) // 8
+    tensor([0, 1, 2, 3])
+    """
+    for k in range(level, 0, -1):
+        bits = _scrambled(_scrambled(blocks & _LOW32) + (blocks >> 32) + k * 0x9E3779B9 + seed * 0x85EBCA6B)
+        blocks = 2 * blocks + (bits & 1)
+    return blocks
+
+
+_LOW32 = 0xFFFFFFFF
+
+
+def _scrambled(numbers: Tensor) -> Tensor:
+    """Pseudo-random 32-bit numbers, each a function of one number: the last steps of MurmurHash3."""
+    x = numbers & _LOW32
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _LOW32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _LOW32
+    return x ^ (x >> 16)
+
+
+class GroupedReservoirs:
+    """A reservoir for each group of timesteps, smaller ones where there are many.
+
+    Args:
+        groups: of timesteps.
+        rows: see `ValueReservoir`; what is seen is [samples, rows, …] if there are several.
+    """
+
+    def __init__(self, groups: Groups, rows: int = 1) -> None:
+        size = min(RESERVOIR, max(LEAST_RESERVOIR, RESERVOIR // groups.count))
+        self.groups, self.rows = groups, rows
+        self.parts = [ValueReservoir(size, rows) for _ in range(groups.count)]
+
+    def add(self, x: Tensor, timesteps: Tensor) -> None:
+        """Take in a tensor [samples, …] with the samples' timesteps [samples]."""
+        if len(self.parts) == 1:
+            self.parts[0].add(self._by_rows(x))
+            return
+        numbers = self.groups.of(timesteps)
+        for number in numbers.unique().tolist():
+            self.parts[number].add(self._by_rows(x[numbers == number]))
+
+    def values(self) -> list[Tensor]:
+        """The sample of each group."""
+        return [part.values() for part in self.parts]
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        return x if self.rows == 1 else x.transpose(0, 1)
+
+
+def site_input(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows that a layer multiplies: patches for a patch embedding, the input itself otherwise."""
+    patch = patch_size(layer)
+    return x if patch is None else F.unfold(x, patch, stride=patch).transpose(1, 2)
+
+
+def changed_input(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows that a layer multiplies, behind what a rewritten layer does to its input first."""
+    rows = site_input(layer, x)
+    return layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
+
+
+@contextmanager
+def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
+    """Call `see(site, layer, input, output)` whenever a site runs; the hooks are gone afterwards."""
+    handles = []
+    try:
+        for site in sites:
+            layer = model.denoiser.get_submodule(site.name)
+            handles.append(layer.register_forward_hook(lambda m, args, out, site=site: see(site, m, args[0], out)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def input_values(
+    model: DiffusionModel,
+    sites: list[Site],
+    data: CalibrationData,
+    first: Mapping[str, nn.Module] | None = None,
+    groups: Groups = ALL,
+) -> dict[str, list[Tensor]]:
+    """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
+
+    Args:
+        model, sites, data: whose inputs of which layers on what.
+        first: what a site does to its input before it is quantized, if anything.
+        groups: of timesteps; each must have points.
+    """
+    reservoirs = {site.name: GroupedReservoirs(groups) for site in sites}
+    first = first or {}
+    shown: list[Tensor] = []
+
+    def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        rows = site_input(layer, x)
+        reservoirs[site.name].add(first[site.name](rows) if site.name in first else rows, shown[0])
+
+    with watching(model, sites, see):
+        for x, t, y in data.batches(model):
+            shown[:] = [t]
+            model.denoise(x, t, y)
+    return {name: reservoir.values() for name, reservoir in reservoirs.items()}
+
+
+@torch.no_grad()
+def input_maxima(
+    model: DiffusionModel, sites: list[Site], data: CalibrationData, see: Callable[[Site, Tensor, Tensor], None]
+) -> None:
+    """Call `see(site, maxima [samples, in], timesteps [samples])` for every batch and site.
+
+    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, behind what a
+    rewritten layer does to its input.
+    """
+    timesteps: list[Tensor] = []
+
+    def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        rows = changed_input(layer, x)
+        see(site, rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float(), timesteps[-1])
+
+    with watching(model, sites, reduce):
+        for x, t, y in data.batches(model):
+            timesteps[:] = [t]
+            model.denoise(x, t, y)

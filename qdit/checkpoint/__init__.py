@@ -1,0 +1,1 @@
+"""Saving and loading a quantized model: one folder of plain JSON beside safetensors, never a pickle."""

@@ -1,0 +1,44 @@
+"""The console script `qdit`: takes signals and words as they were meant, and hands over to `qdit.cli.command`.
+
+Imports nothing beyond the standard library until signals are taken care of.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from qdit.cli import interrupts
+
+_here = Path(__file__).parents[1]
+CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())  # installed, or the source tree
+_NAMING = re.compile(r"((?:\+{0,2})(?:study|name|[\w.]+\.name))=(.+)")
+_NO_TEXT = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]*(e[+-]?\d[\d_]*)?|[+-]?inf|nan|true|false", re.IGNORECASE)
+
+
+def main() -> None:
+    """Carry out the command line; code 130 after Ctrl-C and 143 after SIGTERM."""
+    try:
+        with interrupts.taken():
+            from qdit.cli.command import main as run
+
+            sys.argv[1:] = [as_text(word) for word in sys.argv[1:]]
+            run()
+    except KeyboardInterrupt as stop:
+        sys.exit(interrupts.report(stop))
+
+
+def as_text(word: str) -> str:
+    """A word of the command line in which a name that looks like a number is quoted, for Hydra would change it.
+
+    >>> as_text("study=2026_11_28"), as_text("study=1e3,b"), as_text("seed=1_000")
+    ("study='2026_11_28'", "study='1e3',b", 'seed=1_000')
+    """
+    found = _NAMING.fullmatch(word)
+    if found is None or set(found[2]) & set("'\"()[]{}\\$"):
+        return word
+    parts = [f"'{part}'" if part.strip() and _NO_TEXT.fullmatch(part.strip()) else part for part in found[2].split(",")]
+    return f"{found[1]}={','.join(parts)}"
+
+
+if __name__ == "__main__":
+    main()

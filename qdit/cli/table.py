@@ -1,0 +1,128 @@
+"""The console script `qdit-table`: one command from a folder of runs to a table that can be pasted."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qdit.cli.documents import filled
+from qdit.errors import UserError
+from qdit.storage.atomic import atomic_write
+from qdit.tables.compare import compare, is_comparison
+from qdit.tables.expect import differences
+from qdit.tables.records import load_results
+from qdit.tables.render import FORMATS, render, to_csv
+from qdit.tables.select import where
+from qdit.tables.summary import Summary, summarise
+from qdit.tables.table import Table, build_table
+
+_EXAMPLES = """examples:
+  qdit-table                                              every run below runs/, a row a quantizer and bits
+  qdit-table --study methods                              families and bits: a row a method, bits side by side
+  qdit-table --study table1 --cols bits --metrics sqnr fid_lite0
+  qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
+  qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
+  qdit-table --study methods --figures figures --at w4a8  its figures, too
+  qdit-table --write README.md                            again, the tables that it asks for between lines such as
+                                                          <!-- qdit-table: --study methods --> and <!-- /qdit-table -->
+  qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write the table; return 0, 1 (it is not what --expect says) or 2 (the user can mend it)."""
+    options = _parser().parse_args(argv)
+    try:
+        for path in options.write:
+            atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
+        return 0 if options.write else _run(options)
+    except UserError as error:
+        print(f"qdit-table: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    frame = _frame(options)
+    text = _text(frame, options)
+    if options.out is None:
+        print(text, end="")
+    else:
+        atomic_write(options.out, text)
+    if options.figures is not None:
+        _draw(frame, options)
+    if options.expect is None:
+        return 0
+    found = differences(_summary(frame, options), options.expect, options.tolerance)
+    for line in found:
+        print(f"qdit-table: {line}", file=sys.stderr)
+    return int(bool(found))
+
+
+def _part(words: str) -> str:
+    """The table that a document asks for in the words of the command line."""
+    options = _parser().parse_args(shlex.split(words))
+    return _text(_frame(options), options)
+
+
+def _frame(options: argparse.Namespace) -> pd.DataFrame:
+    return where(load_results(options.runs_dir, options.study), options.where)
+
+
+def _summary(frame: pd.DataFrame, options: argparse.Namespace) -> Summary:
+    keys = list(dict.fromkeys([*(options.rows or ["quantizer"]), *filter(None, [options.cols]), "bits"]))
+    return summarise(frame, keys, seeds=options.seeds, mix_protocols=options.mix_protocols)
+
+
+def _text(frame: pd.DataFrame, options: argparse.Namespace) -> str:
+    if options.format == "csv":
+        return to_csv(_summary(frame, options))
+    return render(_table(frame, options), options.format)
+
+
+def _table(frame: pd.DataFrame, options: argparse.Namespace) -> Table:
+    """Lay out the runs: as a comparison if they are one, and nothing else was asked for."""
+    choices: dict[str, Any] = {"seeds": options.seeds, "mix_protocols": options.mix_protocols}
+    if options.rows is None and options.cols in (None, "bits") and is_comparison(frame):
+        return compare(frame, metrics=options.metrics, **choices)
+    rows = options.rows or ["quantizer"]
+    return build_table(frame, rows=rows, cols=options.cols, metrics=options.metrics, **choices)
+
+
+def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
+    from qdit.plots import draw  # matplotlib takes longer to come than most tables to make
+
+    for path in draw(frame, options.figures, options.metrics, options.at):
+        print(path, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qdit-table",
+        description="Tables of qdit's results: protocols kept apart, error bars, best in bold, missing as —.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
+    parser.add_argument("--study", help="one study of it (default: all)")
+    parser.add_argument("--rows", nargs="+", metavar="KEY", help="config keys of the rows (default: quantizer)")
+    parser.add_argument("--cols", metavar="KEY", help="spread this key over the columns, e.g. bits")
+    parser.add_argument("--metrics", nargs="+", metavar="M", help="metrics, <metric>_delta, ledger columns, or all")
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")
+    parser.add_argument("--seeds", choices=("mean", "all"), default="mean", help="average the seeds, or a row each")
+    parser.add_argument("--format", choices=[*FORMATS, "csv"], default="markdown")
+    parser.add_argument("--mix-protocols", action="store_true", help="show several protocols, each labelled")
+    parser.add_argument("--expect", metavar="FILE_OR_N", help="exit 1 unless it agrees with this CSV or number of runs")
+    parser.add_argument("--tolerance", type=float, metavar="SHARE", help="for --expect: relative, instead of 2 SE")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="also draw: metrics, Pareto fronts, curves, samples"
+    )
+    parser.add_argument("--at", metavar="BITS", help="for --figures: the bits of curves and samples, e.g. w4a8")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    parser.add_argument(
+        "--write", type=Path, nargs="+", default=[], metavar="FILE", help="write the tables that documents ask for"
+    )
+    return parser

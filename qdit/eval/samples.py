@@ -1,0 +1,129 @@
+"""A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
+
+A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. A chunk
+that is damaged, or that another machine, library or execution made (`qdit.execution.stamp`), is made again. Processes
+that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder, which is
+deterministic, makes them of the latents, which are smaller.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdit.storage.locks import exclusive
+from qdit.storage.seal import TENSORS_DIGEST, tensors_about
+from qdit.storage.shelf import Shelf, Stamp, without_execution
+
+
+@dataclass(eq=False)  # a set is itself and no other: what was computed of it is remembered by identity
+class SampleSet:
+    """Samples 0 … n-1 on a shelf; see `qdit.eval.base.Samples`.
+
+    Args:
+        shelf: where the chunks are, what they are of and what makes them.
+        n: number of samples.
+        chunk: samples a chunk (the sampling batch size).
+        generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
+        decode: latents -> uint8 images [B, 3, H, W].
+        extract: extractor name -> (images -> features by name).
+        progress: called with the number of samples that exist, after each chunk of latents that was generated.
+    """
+
+    shelf: Shelf
+    n: int
+    chunk: int
+    generate: Callable[[list[int]], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
+    progress: Callable[[int], None] = lambda done: None
+    generated: int = field(default=0, init=False)  # samples made by this process, for the rate
+
+    def indices(self) -> list[list[int]]:
+        """The sample indices of each chunk."""
+        return [list(range(a, min(a + self.chunk, self.n))) for a in range(0, self.n, self.chunk)]
+
+    @property
+    def folder(self) -> Path:
+        """Where the chunks are."""
+        return self.shelf.folder
+
+    @property
+    def made(self) -> Stamp | None:
+        """What makes the samples, or made them; None where it is not known."""
+        return self.shelf.made
+
+    def complete(self) -> bool:
+        """Whether every chunk of latents is on disk, and whole, so that nothing needs to be generated."""
+        return all(self._found("latents", number) is not None for number in range(len(self.indices())))
+
+    def adopt(self, made: Stamp | None) -> bool:
+        """Take the chunks as `made` left them (None: as any did); false, and nothing changes, if one is missing."""
+        before, self.shelf = self.shelf, replace(self.shelf, made=made)
+        if self.complete():
+            return True
+        self.shelf = before
+        return False
+
+    def _shelf(self, kind: str, number: int) -> Shelf:
+        """Where a chunk is: features are of their chunk of latents, and the same however layers multiply."""
+        if kind == "latents":
+            return self.shelf
+        latents = tensors_about(self.shelf.path(_name("latents", number))).get(TENSORS_DIGEST)
+        made = self.made and without_execution(self.made)
+        about: Any = {"of": self.shelf.identity, "latents": latents}
+        return replace(self.shelf, identity=about, made=made)
+
+    def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a chunk, from disk or made and stored."""
+        if (stored := self._found(kind, number)) is not None:
+            return stored
+        with exclusive(self.folder / ".lock"):
+            if (stored := self._found(kind, number, quiet=True)) is None:
+                made = make()  # the latents of features, too
+                stored = self._shelf(kind, number).save(_name(kind, number), made)
+        return stored
+
+    def _found(self, kind: str, number: int, quiet: bool = False) -> dict[str, Tensor] | None:
+        """The tensors of a chunk that is on disk, whole, and made as the set is."""
+        stored = self._shelf(kind, number).load(_name(kind, number), quiet)
+        if stored is None or {len(tensor) for tensor in stored.values()} != {len(self.indices()[number])}:
+            return None
+        return stored
+
+    def _latent_chunk(self, number: int) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            index = self.indices()[number]
+            latents = self.generate(index).float()
+            self.generated += len(index)
+            self.progress(index[-1] + 1)
+            return {"latents": latents}
+
+        return self._stored("latents", number, make)["latents"]
+
+    def latents(self) -> Tensor:
+        """Final latents, float32 [n, C, h, w]; missing chunks are sampled."""
+        return torch.cat([self._latent_chunk(number) for number in range(len(self.indices()))])
+
+    def images(self) -> Iterator[Tensor]:
+        """Decoded images, uint8 [b, 3, H, W] a chunk."""
+        for number in range(len(self.indices())):
+            yield self.decode(self._latent_chunk(number))
+
+    def features(self, extractor: str) -> dict[str, Tensor]:
+        """Features of every sample by name, each float32 [n, D]; missing chunks are extracted."""
+        chunks = []
+        for number in range(len(self.indices())):
+
+            def make(number: int = number) -> dict[str, Tensor]:
+                return self.extract(extractor)(self.decode(self._latent_chunk(number)))
+
+            chunks.append(self._stored(f"features-{extractor}", number, make))
+        return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
+
+
+def _name(kind: str, number: int) -> str:
+    return f"{kind}_{number:05d}"

@@ -1,0 +1,121 @@
+"""The cost ledger: effective bits, bytes and BitOps of a policy with everything counted.
+
+Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
+does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
+asymmetric, everything else at 16 bits; a weight whose bits or basis change over time once for each. BitOps: multiply-
+accumulates of one forward pass of one sample times the bits of both factors: weight and input, queries and keys,
+probabilities and values (no dequantization is counted). What a transform leaves to be done at run time counts with
+both: factors, signs and branches at 16 bits a value (a bit a sign), and its multiplications and additions, each as a
+multiply-accumulate of 16 x 16 bits. A low-rank branch is a part of its layer's weight, and counts in its mean bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from qdit.model.base import Attention, Site
+from qdit.policies import LayerSpec, Policy
+from qdit.quant.spec import QuantSpec
+from qdit.transform.base import RunTime
+
+SCALE_BITS = 16
+FULL_BITS = 16
+
+
+def weight_storage_bits(site: Site, spec: QuantSpec | None) -> int:
+    """Bits to store a site's weight with its scales and zero points."""
+    numel = site.in_features * site.out_features
+    if spec is None:
+        return numel * FULL_BITS
+    rows = numel // spec.row_length(site.in_features, numel)
+    return numel * spec.bits + rows * (SCALE_BITS + (0 if spec.symmetric else spec.bits))
+
+
+def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:
+    """Bits to store a site's calibrated input grids: of each group of timesteps, and of each head where they have own.
+
+    Two regions have a step each. Dynamic grids store nothing.
+    """
+    if spec is None or spec.dynamic:
+        return 0
+    steps = 2 if spec.grid in ("two_region", "two_sided") else 1
+    grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
+    return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Costs of a model under a policy."""
+
+    weight_bits_quantized: float | None
+    """Mean stored bits a weight over the quantized layers, with their branches; None if there are none."""
+    weight_bits_used: float | None
+    """Mean bits of the codes of quantized weights that a sampling step uses; None if there are none."""
+    weight_bits_model: float
+    """Mean stored bits a parameter over the whole denoiser."""
+    model_bytes: int
+    """Stored size of the denoiser."""
+    bops: float
+    """BitOps of one forward pass of one sample."""
+    quantized_share: float
+    """Share of the denoiser's parameters that are quantized weights."""
+    run_time_bytes: int
+    """Of `model_bytes`: what a transform stores to change inputs, or to add branches, at run time."""
+    run_time_bops: float
+    """Of `bops`: changing inputs, and branches, at run time."""
+
+
+def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
+    """BitOps of an attention's two products, q kᵀ and probs v, for one sample; 16 bits where they are not quantized."""
+    none = LayerSpec(weight=None, activation=None)
+    bits = {operand: policy.get(site, none).activation_bits for operand, site in attention.sites.items()}
+    return attention.macs * bits["q"] * bits["k"], attention.macs * bits["probs"] * bits["v"]
+
+
+def ledger(
+    denoiser: nn.Module,
+    sites: Sequence[Site],
+    policy: Policy,
+    attentions: Sequence[Attention] = (),
+    run_time: Sequence[RunTime] = (),
+) -> Ledger:
+    """The ledger of `policy` on a denoiser.
+
+    Args:
+        denoiser: in full precision.
+        sites, attentions: the model's, all of them.
+        policy: how they are quantized.
+        run_time: what a transform leaves to be done at run time.
+    """
+    none = LayerSpec(weight=None, activation=None)
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    quantized = [s for s in sites if any(policy.get(s.name, none).weights)]
+    quantized_numel = sum(s.in_features * s.out_features for s in quantized)
+    quantized_bits = sum(weight_storage_bits(s, spec) for s in quantized for spec in policy[s.name].weights)
+    used_bits = sum(s.in_features * s.out_features * policy[s.name].weight_bits for s in quantized)
+    heads = {name: attention.heads for attention in attentions for name in attention.sites.values()}
+    grids = sum(
+        activation_storage_bits(layer.activation, heads.get(name, 1)) * layer.bases for name, layer in policy.items()
+    )
+    full = [s for s in sites if not any(policy.get(s.name, none).weights)]
+    again = sum(s.in_features * s.out_features * (policy.get(s.name, none).bases - 1) for s in full) * FULL_BITS
+    names = {site.name for site in quantized}
+    branches = sum(left.weight_bits for left in run_time if left.site.name in names)
+    changes = sum(left.storage_bits for left in run_time)
+    total = quantized_bits + grids + changes + again + (parameters - quantized_numel) * FULL_BITS
+    bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
+    for site in sites:
+        layer = policy.get(site.name, none)
+        bops += site.macs * layer.weight_bits * layer.activation_bits
+    changing = float(sum(left.site.tokens * left.operations for left in run_time)) * FULL_BITS**2
+    return Ledger(
+        weight_bits_quantized=(quantized_bits + branches) / quantized_numel if quantized_numel else None,
+        weight_bits_used=used_bits / quantized_numel if quantized_numel else None,
+        weight_bits_model=total / parameters,
+        model_bytes=total // 8,
+        bops=bops + changing,
+        quantized_share=quantized_numel / parameters,
+        run_time_bytes=changes // 8,
+        run_time_bops=changing,
+    )

@@ -1,0 +1,1 @@
+"""What runs in a quantized network, and what a checkpoint may hold: layers, quantizers, changes of basis, attention."""

@@ -1,0 +1,111 @@
+"""Static quantizers: of one grid, or of a code-book whose numbers depend on the head and on the time (TQ-DiT: TGQ)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.nn.clock import Clock
+from qdit.quant.affine import Affine, fake_quantize
+from qdit.quant.books import Book, Uniform
+from qdit.quant.integers import Codes, encoded
+from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import Groups, group_of
+
+
+class StaticQuantizer(nn.Module):
+    """Round an input to one calibrated grid."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, grid: Affine) -> None:
+        super().__init__()
+        self.spec, self.low, self.high = spec, grid.low, grid.high
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", grid.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return fake_quantize(x, self.spec, Affine(self.scale, self.zero_point, self.low, self.high))
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the grid is one of a whole tensor."""
+        return self.spec.granularity == "tensor"
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integers, of rows [tokens, channels]."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high, self.spec.grid)
+        return Codes(integers, self.scale, offset)
+
+
+class BookQuantizer(nn.Module):
+    """Round an input [B, …] to a code-book, with the numbers of each sample's group of timesteps.
+
+    Args:
+        spec: bits and kind.
+        book: what rounds.
+        numbers: of the book, for each group, and for each head of inputs [B, heads, …]; other inputs have one head.
+        groups: of timesteps.
+        clock: shows the timesteps; with one group it is not read.
+    """
+
+    numbers: Tensor
+    edges: Tensor
+
+    def __init__(
+        self, spec: QuantSpec, book: Book, numbers: Float[Tensor, "groups heads numbers"], groups: Groups, clock: Clock
+    ) -> None:
+        super().__init__()
+        self.spec, self.book, self.clock = spec, book, clock
+        self.register_buffer("numbers", numbers.float())
+        self.register_buffer("edges", torch.tensor(groups.edges, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        numbers = self.now(len(x))
+        return self.book(x.float(), *numbers.reshape(*numbers.shape, *[1] * (x.ndim - 2))).to(x.dtype)
+
+    def now(self, batch: int) -> Float[Tensor, "numbers samples heads"]:
+        """The numbers at the time of each of `batch` samples, or of all."""
+        numbers = self.numbers
+        if len(self.edges):
+            numbers = numbers[group_of(self.clock.read(batch), self.edges)]
+        return numbers.permute(2, 0, 1)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the book is a uniform grid of all channels."""
+        return isinstance(self.book, Uniform) and self.numbers.shape[1] == 1
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integers, of rows [tokens, channels]."""
+        assert isinstance(self.book, Uniform)
+        rows = x.reshape(-1, x.shape[-1]).float()
+        scale, zero_point = self.now(len(x))
+        if len(scale) > 1:  # a grid a sample, for all its tokens
+            scale, zero_point = (t.repeat_interleave(len(rows) // len(x), 0) for t in (scale, zero_point))
+        integers, offset = encoded(rows, scale, zero_point, self.book.low, self.book.high, self.spec.grid)
+        return Codes(integers, scale, offset)
+
+
+def static_quantizer(
+    spec: QuantSpec, book: Book, numbers: Float[Tensor, "groups heads numbers"], groups: Groups, clock: Clock
+) -> nn.Module:
+    """The module of a code-book; arguments as `BookQuantizer`.
+
+    A uniform grid of a whole tensor makes a `StaticQuantizer`, which gives the same bits and whose step can learn.
+    """
+    if isinstance(book, Uniform) and spec.granularity == "tensor" and groups.count == 1:
+        scale, zero_point = numbers.view(2, 1, 1)
+        return StaticQuantizer(spec, Affine(scale.clone(), zero_point.clone(), book.low, book.high))
+    return BookQuantizer(spec, book, numbers, groups, clock)
+
+
+def uniform_quantizer(spec: QuantSpec, grids: Sequence[Affine], groups: Groups, clock: Clock) -> nn.Module:
+    """The module of uniform grids, one for each group of timesteps; their rows are heads."""
+    numbers = torch.stack([torch.cat([grid.scale, grid.zero_point], 1) for grid in grids])
+    return static_quantizer(spec, Uniform(grids[0].low, grids[0].high), numbers, groups, clock)

@@ -1,0 +1,1 @@
+"""AdaRound's reconstruction: units of a network are fitted to their full-precision outputs by gradient descent."""

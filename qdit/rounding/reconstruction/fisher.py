@@ -1,0 +1,103 @@
+"""How much the network's output minds an error in a unit's: the diagonal Fisher information, a point and channel.
+
+BRECQ (Li et al., arXiv 2102.05426, eq. 10) weighs the squared error of each output z of a unit by the squared gradient
+of the task's loss. The task here is regression, so the loss is the likelihood of a Gaussian around the prediction, and
+its Fisher information with respect to z is E (Jᵀ v)² with J = dε/dz and random signs v: one backward pass of the
+full-precision network, one v a point, gives it for all units at once. The empirical variant (the gradient of the
+distance to the full-precision output) would be 0 at that very output.
+
+What stays linear in depth: one forward and one backward pass, `POINTS` points at a time, before the first unit learns.
+Squares are averaged over a point's tokens, [points, 1, channels] a unit: a boundary's activations divided by the number
+of tokens. BRECQ keeps them a token; that would be as large as the activations of all units together.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdit.calibration import CalibrationData
+from qdit.execution import repeatable
+from qdit.model.base import DiffusionModel
+from qdit.rounding.reconstruction.units import Unit
+from qdit.seeding import generator
+
+log = logging.getLogger("qdit")
+POINTS = 4  # in one backward pass, whose activations are all alive at once
+
+
+def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int) -> dict[str, Tensor]:
+    """The mean squared gradient of each unit's output, relative to the unit's mean, on the CPU; by the unit's name.
+
+    Tokens have [points, 1, channels], images [points, channels, 1, 1], and vectors [points, channels].
+
+    What is behind the blocks is left out: its output is the network's, of which all entries count alike.
+
+    Args:
+        model: the network in full precision.
+        data: the calibration points.
+        units: whose outputs; the copies of a unit's layer count as one place.
+        seed: of the random signs.
+    """
+    places = {u.name: [path, *u.twins] for u in units if (path := u.layer or u.segment.block) is not None}
+    paths = [path for group in places.values() for path in group]
+    found: dict[str, list[Tensor]] = {name: [] for name in places}
+    first = 0
+    for x, t, y in replace(data, batch_size=POINTS).batches(model):
+        with torch.enable_grad(), repeatable(model.device), outputs(model.denoiser, paths) as seen:
+            output = model.denoise(x, t, y)
+            signs = torch.stack([_signs(seed, first + n, output[0]) for n in range(len(x))]).to(output)
+            gradients = dict(zip(paths, torch.autograd.grad(output, [seen[p] for p in paths], signs), strict=True))
+        for name, group in places.items():
+            found[name].append(_per_channel(torch.stack([gradients[p].float() for p in group]).sum(0).square()).cpu())
+        first += len(x)
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: _relative(name, squares) for name, squares in joined.items()}
+
+
+def _relative(name: str, squares: Tensor) -> Tensor:
+    """Squares relative to their mean; where nothing reaches the prediction (a closed gate), all count alike."""
+    mean = squares.mean()
+    if mean == 0:
+        log.warning("adaround: nothing reaches the prediction from %s, whose outputs count alike", name)
+        return torch.ones_like(squares)
+    return squares / mean
+
+
+@contextmanager
+def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of modules in the pass that follows, by path, as nodes of its graph; the first call's of each."""
+    seen: dict[str, Tensor] = {}
+
+    def catch(path: str, output: Any) -> Any:
+        if path in seen:
+            return output
+        plain = output[0] if isinstance(output, tuple) else output
+        seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
+        return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
+
+    handles = [
+        network.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: catch(path, output))
+        for path in paths
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _signs(seed: int, point: int, like: Tensor) -> Tensor:
+    bits = torch.randint(0, 2, like.shape, generator=generator(seed, "fisher", point))
+    return bits * 2.0 - 1.0
+
+
+def _per_channel(squares: Tensor) -> Tensor:
+    """Means over everything but points and channels, which are dimension 1 of images and the last of tokens."""
+    if squares.ndim == 4:
+        return squares.mean((2, 3), keepdim=True)
+    return squares.mean(tuple(range(1, squares.ndim - 1)), keepdim=True) if squares.ndim > 2 else squares

@@ -1,0 +1,209 @@
+"""The loop that reconstructs a unit: rounding and activation steps learn to give the full-precision output.
+
+BRECQ (Li et al., arXiv 2102.05426) as PTQ4DiT's release (arXiv 2405.16005) runs it. The loss is
+
+    256 · mean (y - ŷ)²  +  round_weight · Σ 1 - |2 h - 1|^β
+
+with the mean over points, tokens and channels. The released code sums over tokens, so that 512-pixel weights count four
+times as much as 256-pixel ones against the same penalty; the factor is DiT's 256 tokens at 256 pixels, where the two
+are equal. Data is shuffled over the whole calibration set; the release visits shard after shard.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.nn.linear import QuantLinear
+from qdit.quant.affine import Rounded
+from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
+from qdit.rounding.reconstruction.ste import LearnedStep
+from qdit.rounding.reconstruction.targets import Task
+
+StepUnit = Literal["relative", "absolute"]
+TOKENS = 256  # at which the loss is the release's
+LOW_BITS = 4  # of weights; below them more iterations are needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How a unit learns.
+
+    The defaults are a short schedule for small networks: 500 steps, each a hundred times as long as the paper's. The
+    paper's 20,000 short ones are `rounding=adaround_paper`.
+
+    Args:
+        iterations: steps a unit; 0 rounds to nearest.
+        low_bits: so many times as many steps for a unit with a weight of 2 or 3 bits, which 500 leave underfitted.
+        batch_size: calibration points a step.
+        rate: Adam's learning rate of the rounding; over all steps, α moves by about `rate` times `iterations` at most.
+        step_rate: Adam's learning rate of static activation steps, falling to 0 as a cosine, in units of `step_unit`.
+        step_unit: `relative`: the step as calibrated, over 2^bits, so that the far end of the range moves by about
+            `step_rate` steps an iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
+            the released code, where the size of the inputs decides how far a step gets.
+        round_weight: of the penalty on undecided rounding, against an error in the square of the output's units, as
+            released.
+        warmup: share of the iterations without the penalty.
+        beta_start, beta_end: the penalty's exponent, falling linearly after the warm-up.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    iterations: int = 500
+    low_bits: int = 4
+    batch_size: int = 8
+    rate: float = 0.1
+    step_rate: float = 1e-4
+    step_unit: StepUnit = "absolute"
+    round_weight: float = 0.01
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+
+    def __post_init__(self) -> None:
+        least = {
+            "iterations": 0,
+            "low_bits": 1,
+            "batch_size": 1,
+            "rate": 0,
+            "step_rate": 0,
+            "round_weight": 0,
+            "warmup": 0,
+        }
+        least |= {"beta_start": 1, "beta_end": 1}  # below 1 the penalty's slope has no bound
+        wrong = [
+            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
+        ]
+        wrong += [f"warmup={self.warmup} (a share below 1)"] if self.warmup >= 1 else []
+        if wrong:
+            raise UserError(f"{', '.join(wrong)} cannot be; the paper's values are in rounding=adaround_paper")
+        if self.step_unit not in get_args(StepUnit):
+            raise UserError(f"step_unit={self.step_unit!r} is unknown; choose from {', '.join(get_args(StepUnit))}")
+
+    def scaled(self, bits: Iterable[int]) -> "Learning":
+        """How a unit learns whose weights have these bits.
+
+        >>> Learning(iterations=500, low_bits=4).scaled([8, 3]).iterations
+        2000
+        """
+        low = min(bits, default=LOW_BITS) < LOW_BITS
+        return replace(self, iterations=self.low_bits * self.iterations) if low else self
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns in a unit, installed by its owner."""
+
+    layers: Mapping[str, QuantLinear]
+    """Those whose weight is rounded, by site; their weight is set before every call of the unit."""
+    weights: Mapping[str, SoftWeight]
+    """For each of the layers."""
+    steps: Mapping[str, LearnedStep]
+    """By the path of the quantizer."""
+
+    def soften(self) -> list[Tensor]:
+        """Give the layers their soft weights; these, in the order of `weights`."""
+        for name, weight in self.weights.items():
+            self.layers[name].weight = weight.soft()
+        return [self.layers[name].weight for name in self.weights]
+
+    def result(self) -> tuple[dict[str, Rounded], dict[str, Tensor]]:
+        """The rounded weights and the activation steps as they stand."""
+        steps = {path: step.scale.detach().clone() for path, step in self.steps.items()}
+        return {name: weight.hard() for name, weight in self.weights.items()}, steps
+
+    def harden(self) -> None:
+        """Give the layers the weights that their codes stand for."""
+        for name, weight in self.weights.items():
+            self.layers[name].weight = weight.hard().weight.to(weight.dtype)
+
+
+def distance(output: Tensor, target: Tensor, importance: Tensor | None) -> Tensor:
+    """The mean square of output - target times 256, of entries that weigh `importance` (broadcast)."""
+    square = (output.float() - target.to(output.device).float()).square()
+    return TOKENS * (square if importance is None else square * importance.to(output.device)).mean()
+
+
+def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of row numbers without end: all rows in a new order, again and again.
+
+    >>> batches = shuffled(4, 2, torch.Generator().manual_seed(0))
+    >>> torch.cat([next(batches), next(batches)]).sort().values
+    tensor([0, 1, 2, 3])
+    """
+    left = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < size:
+            left = torch.cat([left, torch.randperm(count, generator=generator)])
+        yield left[:size]
+        left = left[size:]
+
+
+@torch.no_grad()
+def error(task: Task, batch_size: int, importance: Tensor | None = None) -> float:
+    """The loss of a unit, as it is installed, over all calibration points; without the penalty."""
+    total = 0.0
+    for rows in torch.arange(len(task.target)).split(batch_size):
+        some = None if importance is None else importance[rows]
+        total += float(distance(task.predict(rows), task.target[rows], some)) * len(rows)
+    return total / len(task.target)
+
+
+def reconstruct(
+    task: Task,
+    learner: Learner,
+    how: Learning,
+    generator: torch.Generator,
+    importance: Tensor | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> None:
+    """Learn; the parameters of the network get no gradient.
+
+    Args:
+        task: inputs and targets of the unit.
+        learner: what learns; it must be installed where `task` calls it.
+        how: the hyperparameters.
+        generator: shuffles the points.
+        importance: weighs the error of each point and channel, [points, 1, channels] or alike; None: all alike.
+        tick: called after each iteration.
+    """
+    softs, steps = list(learner.weights.values()), list(learner.steps.values())
+    values = [step.value for step in steps]
+    optimizers = [_adam([soft.alpha for soft in softs], how.rate), _adam(values, how.step_rate)]
+    batches = shuffled(len(task.target), min(how.batch_size, len(task.target)), generator)
+    for n in range(1, how.iterations + 1):
+        rows = next(batches)
+        with torch.enable_grad():
+            leaves = learner.soften()
+            some = None if importance is None else importance[rows]
+            loss = distance(task.predict(rows), task.target[rows], some)
+            gradients = torch.autograd.grad(loss, [*leaves, *values], allow_unused=True)
+        beta = beta_at(n, how.iterations, how.warmup, how.beta_start, how.beta_end)
+        weight = how.round_weight if n >= how.warmup * how.iterations else 0.0
+        for soft, gradient, leaf in zip(softs, gradients, leaves, strict=False):
+            soft.learn(torch.zeros_like(leaf) if gradient is None else gradient, weight, beta)
+        for value, gradient in zip(values, gradients[len(softs) :], strict=True):
+            value.grad = gradient
+        _descend(optimizers, how, n - 1)
+        for step in steps:
+            step.bound()
+        tick()
+
+
+def _adam(parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer | None:
+    return torch.optim.Adam(parameters, lr=rate, fused=True) if parameters else None
+
+
+def _descend(optimizers: Sequence[torch.optim.Optimizer | None], how: Learning, done: int) -> None:
+    """One step of both optimizers, the second with its share of the cosine."""
+    rounding, stepping = optimizers
+    if rounding is not None:
+        rounding.step()
+    if stepping is not None:
+        stepping.param_groups[0]["lr"] = how.step_rate * 0.5 * (1 + math.cos(math.pi * done / how.iterations))
+        stepping.step()

@@ -1,0 +1,216 @@
+"""One fit's reconstruction: unit after unit is read from the disk, or learns and is saved.
+
+A unit's file holds codes, scales and zero points of its weights (`qdit.rounding.resume`) and its activation steps, as
+`<path>.step`. It is written whole or not at all, and nothing else decides how the next unit learns: the lanes are made
+again from what was saved, and each unit shuffles with a random stream of its own. A killed fit, started again, ends
+with the bytes of an undisturbed one.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qdit.calibration.blocks import Segment, segments
+from qdit.errors import UserError
+from qdit.execution import repeatable
+from qdit.model.base import Site
+from qdit.nn.linear import QuantLinear, replaced
+from qdit.nn.quantizers import StaticQuantizer
+from qdit.quant.affine import Rounded
+from qdit.rounding.reconstruction.fisher import importances
+from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
+from qdit.rounding.reconstruction.soft import SoftWeight
+from qdit.rounding.reconstruction.ste import LearnedStep, learnable, quantizers
+from qdit.rounding.reconstruction.targets import Lanes
+from qdit.rounding.reconstruction.units import Unit, list_units
+from qdit.rounding.resume import load_named, save_named
+from qdit.seeding import generator
+
+if TYPE_CHECKING:
+    from qdit.fit import Fit
+
+log = logging.getLogger("qdit")
+
+
+class Session:
+    """A reconstruction in progress.
+
+    Args:
+        fit: what is fitted; its static quantizers get the steps that were learned.
+        how: the hyperparameters.
+        lagging: whether units learn from full-precision inputs: the second lane then stays in full precision, too, one
+            segment behind the first.
+        fisher: whether errors are weighted by the output's Fisher information.
+    """
+
+    def __init__(self, fit: "Fit", how: Learning, *, lagging: bool, fisher: bool) -> None:
+        self.fit, self.how, self.lagging, self.fisher = fit, how, lagging, fisher
+        self.parts = segments(fit.model.sites(), fit.policy)
+        self.units = list_units(self.parts, self.alike)
+        self.weights: dict[str, Rounded] = {}
+        self.done: set[str] = set()
+        branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
+        self.exact = {part for module in (*fit.rewrite.inputs.values(), *branches) for part in module.modules()}
+        self.seed: int = getattr(fit.recipe.calibration, "seed", 0)
+
+    def run(self) -> dict[str, Rounded]:
+        """The rounded weights of all units."""
+        missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
+        total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
+        lanes = Lanes(self.fit.model, self.fit.data, self.parts) if missing else None
+        with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
+            for part, group in zip(self.parts, self.units, strict=True):
+                for unit in group:
+                    if unit.name in missing:
+                        assert lanes is not None
+                        self.learn(unit, lanes, bar)
+                        missing.remove(unit.name)
+                if not missing or lanes is None:
+                    break
+                lanes.advance(part, self.passed(part))
+        return self.weights
+
+    def learn(self, unit: Unit, lanes: Lanes, bar: tqdm) -> None:
+        """Reconstruct a unit, save it and keep it."""
+        layers, passed = self.layers(unit), self.passed(unit.segment)
+        task, importance = lanes.task(unit, passed), self.importance.get(unit.name)
+        learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
+        learner = self.learner(unit, layers, learning)
+        nearest = learner.result()
+        random = generator(self.seed, f"reconstruction {unit.name}", 0)
+        with lanes.installed(unit.segment, {**passed, **layers}), replaced(self.fit.model.denoiser, learning):
+            learner.harden()
+            before = error(task, self.how.batch_size, importance)
+            if not isfinite(before):
+                raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
+            with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device):
+                reconstruct(task, learner, self.schedule(unit), random, importance, bar.update)
+            learner.harden()
+            after = error(task, self.how.batch_size, importance)
+        log.debug("%s: error %.4g, nearest %.4g", unit.name, after, before)
+        better = after <= before
+        if not better:
+            log.warning(
+                "adaround: %s stays at nearest, whose error is %.4g, not %.4g; more rounding.iterations, or a larger "
+                "rounding.rate, may help",
+                *(unit.name, before, after),
+            )
+        result = learner.result() if better else nearest
+        self.save(unit, *result)
+        self.keep(unit, *result)
+
+    def schedule(self, unit: Unit) -> Learning:
+        """How a unit learns."""
+        return self.how.scaled(self.fit.weight_spec(site).bits for site in unit.sites if self.fit.rounds(site))
+
+    def learner(self, unit: Unit, layers: Mapping[str, nn.Module], learning: Mapping[str, nn.Module]) -> Learner:
+        """What learns in a unit whose `layers`, and `learning` in the place of their quantizers, are installed."""
+        softs = {site.name: self.soft(site) for site in unit.sites if self.fit.rounds(site)}
+        linears = {name: layer for name, layer in layers.items() if isinstance(layer, QuantLinear) and name in softs}
+        return Learner(linears, softs, {p: step for p, step in learning.items() if isinstance(step, LearnedStep)})
+
+    @cached_property
+    def importance(self) -> dict[str, Tensor]:
+        """The Fisher weights of the units' outputs; empty if all errors weigh alike."""
+        units = [unit for group in self.units for unit in group]
+        return importances(self.fit.model, self.fit.data, units, self.seed) if self.fisher else {}
+
+    def soft(self, site: Site) -> SoftWeight:
+        """A site's weight, ready to learn."""
+        return SoftWeight(self.fit.weight_of(site), self.fit.grid(site), self.fit.weight_spec(site))
+
+    def layers(self, unit: Unit, like: str | None = None) -> dict[str, nn.Module]:
+        """What is installed for a unit, its weights not rounded; `like`: for the unit's copy of that name instead."""
+        names = [site.name for site in unit.sites] if like is None else [like]
+        made: dict[str, nn.Module] = {name: self.layer(name) for name in names}
+        if unit.layer is None and unit.segment.block is not None:
+            made |= self.fit.processors(unit.segment.block)
+        return made
+
+    def layer(self, name: str) -> nn.Module:
+        """The quantized layer of a site, with its weight rounded if that is known by now."""
+        full = self.fit.model.denoiser.get_submodule(name)
+        return QuantLinear(full, self.weights.get(name), self.fit.quantizers.get(name)).eval()
+
+    def passed(self, part: Segment) -> dict[str, nn.Module]:
+        """The layers of a segment through which the second lane goes: those that are finished."""
+        if self.lagging:
+            return {}
+        made = {site.name: self.layer(site.name) for site in part.sites if site.name in self.done}
+        return made | (self.fit.processors(part.block) if part.block is not None else {})
+
+    def static(self, layers: Mapping[str, nn.Module]) -> dict[str, StaticQuantizer]:
+        """The static quantizers inside installed layers, by path."""
+        return {path: m for path, m in quantizers(layers, self.exact) if isinstance(m, StaticQuantizer)}
+
+    def alike(self, one: Site, other: Site) -> bool:
+        """Whether two layers are equal and quantized alike."""
+        fit, inputs = self.fit, self.fit.rewrite.inputs
+        if fit.policy[one.name] != fit.policy[other.name] or one.name in inputs or other.name in inputs:
+            return False
+        pair = fit.layer(one), fit.layer(other)
+        if any(getattr(layer, "branch", None) is not None for layer in pair):
+            return False
+        return all(_equal(*(getattr(layer, key) for layer in pair)) for key in ("weight", "bias"))
+
+    def restore(self, unit: Unit) -> bool:
+        """Whether an earlier run finished a unit, which is then kept; one with nothing to learn is always finished.
+
+        Raises:
+            UserError: the file is damaged or of another model.
+        """
+        steps = {f"{path}.step": m for path, m in self.static(self.layers(unit)).items()}
+        sites = [site for site in unit.sites if self.fit.rounds(site)]
+        if not sites and not steps:
+            self.keep(unit, {}, {})
+            return True
+        found = load_named(self.fit, unit.name, sites, {key: tuple(m.scale.shape) for key, m in steps.items()})
+        if found is None:
+            return False
+        self.keep(unit, found[0], {key.removesuffix(".step"): step for key, step in found[1].items()})
+        return True
+
+    def save(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
+        """Save a finished unit, whole or not at all."""
+        save_named(self.fit.folder, unit.name, rounded, {f"{place}.step": step for place, step in steps.items()})
+
+    def keep(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
+        """Take over a finished unit: its weights, and its steps into the quantizers; for the layer's copies, too."""
+        self.weights.update(rounded)
+        static = self.static(self.layers(unit))
+        for path, step in steps.items():
+            static[path].scale.copy_(step)
+        for twin in unit.twins:
+            assert unit.layer is not None
+            self.weights |= dict.fromkeys([twin], rounded[unit.layer]) if rounded else {}
+            static = self.static(self.layers(unit, like=twin))
+            for path, step in steps.items():
+                static[twin + path.removeprefix(unit.layer)].scale.copy_(step)
+        self.done |= {site.name for site in unit.sites} | set(unit.twins)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """A network whose own parameters need no gradient; those that did do again afterwards."""
+    free = [tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.requires_grad]
+    for tensor in free:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in free:
+            tensor.requires_grad_()
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one is other:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)

@@ -1,0 +1,1 @@
+"""A run: from a composed config through stages that resume to a record."""

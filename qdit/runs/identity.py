@@ -1,0 +1,137 @@
+"""What makes two runs the same, and two numbers of a metric comparable, as digests.
+
+A run's id is a digest of its science. What a metric's number depends on besides the samples is one, too: a record keeps
+it with each metric, so that a number made with another reference is computed again and never shares a column of a table
+with the new ones. Imports no torch: a finished run is recognised at once.
+"""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from qdit.assets import EMBEDDED, places
+from qdit.checkpoint.manifest import is_loaded, with_recipe
+from qdit.config import RECIPE_KEYS
+from qdit.model.hub import named, pinned
+from qdit.runs.versions import versioned, without_neutral
+from qdit.storage.digest import content_digest, digest, sha256
+from qdit.storage.names import component
+from qdit.storage.run_folder import RunDir
+from qdit.storage.walk import files_below
+
+SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
+# What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
+PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
+FINDING = ("weights", "allow_download")
+"""Keys of a metric that say how a file is found; which file it must be, the extractor's name says and checks."""
+WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore",)
+"""Metrics with an extractor that read no reference."""
+
+
+def science(config: dict) -> dict:
+    """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
+    protocol = without_neutral({k: config[k] for k in PROTOCOL_KEYS})
+    if is_full_precision(config):
+        return protocol
+    if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
+        return protocol | {"checkpoint": checkpoint}
+    chosen = protocol | versioned({k: config[k] for k in RECIPE_KEYS}, config)
+    if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
+        given = Path(path).expanduser()
+        found = [file for file in (given, given / "policy.yaml") if file.is_file()]
+        chosen["search"] = chosen["search"] | {"policy": content_digest(found, found[0].parent) if found else path}
+    return chosen
+
+
+def is_full_precision(config: dict) -> bool:
+    """Whether the scope selects nothing, so that the run is the reference of its protocol."""
+    scope = config["scope"]
+    return scope["roles"] == [] and scope["include"] == []
+
+
+def weights(config: dict[str, Any]) -> str:
+    """A digest of the checkpoint's weights and configs, so that a new one never meets stale results.
+
+    Hub ids hash as text with their commits (see `qdit.model.hub`).
+    """
+    model = config["model"]
+    found = [_weights_digest(model["path"], model.get("revision"))]
+    if model.get("vae_path"):
+        found.append(_weights_digest(model["vae_path"], model.get("vae_revision")))
+    return "-".join(found)
+
+
+def _weights_digest(path: str | None, revision: str | None) -> str:
+    folder = EMBEDDED if path is None else Path(path).expanduser()
+    found = files_below(folder) if folder.is_dir() else []
+    files = [file for file in found if file.name.endswith((".safetensors", ".json"))]
+    return content_digest(files, folder) if files else digest(named(path, revision))
+
+
+def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
+    """Eight hex digits of a metric's config and of the reference file that it would be computed with.
+
+    Args:
+        node: the metric's resolved config, `_target_` included.
+        dataset: name of the data set's reference, `dataset.reference`.
+        cache_dir: where `qdit-refs` keeps references.
+    """
+    content = None
+    if (extractor := node.get("extractor")) and node.get("_target_") not in WITHOUT_REFERENCE:
+        found = next((place for place in places(dataset, extractor, cache_dir) if place.is_file()), None)
+        content = sha256(found) if found else None
+    return digest({"metric": {k: v for k, v in node.items() if k not in FINDING}, "reference": content})
+
+
+def search_settings(search: dict[str, Any], dataset: str, cache_dir: Path) -> dict[str, Any]:
+    """A search's config with the metric of its objective, if it has one, as the digest that `settings` gives."""
+    if (objective := search.get("objective")) is None:
+        return search
+    return search | {"objective": objective | {"metric": settings(objective["metric"], dataset, cache_dir)}}
+
+
+def canonical(config: dict[str, Any]) -> dict[str, Any]:
+    """The config under the one name of what it does.
+
+    A scope that selects nothing is full precision; the recipe of `quantizer=load` is that of the run that saved; a hub
+    id has the commit of its revision.
+    """
+    config = pinned(config)
+    if is_loaded(config):
+        return with_recipe(config)
+    return full_precision(config) if is_full_precision(config) else config
+
+
+def full_precision(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the reference run under the same protocol."""
+    reference = deepcopy(config)
+    reference["scope"] |= {"roles": [], "include": []}
+    reference["bits"] = {"name": "w16a16", "weight": 16, "activation": 16}
+    reference["quantizer"] = {"name": "fp", "paper": None}
+    return reference | {"name": "fp"}
+
+
+def run_id(config: dict[str, Any]) -> str:
+    """Eight hex digits of `identity`."""
+    return digest(identity(config))
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Everything the result depends on, the checkpoint's contents included."""
+    found = science(config)
+    if "search" in found:
+        where = config["dataset"]["reference"], Path(config["cache_dir"])
+        found["search"] = search_settings(found["search"], *where)
+    return {"version": SCIENCE, "science": found, "weights": weights(config)}
+
+
+def run_dir(config: dict[str, Any]) -> RunDir:
+    """Where a config's run lives."""
+    study, name = (component(config[key], key) for key in ("study", "name"))  # a checkpoint may have brought the name
+    return RunDir(Path(config["runs_dir"]) / study / f"{name}-{run_id(config)}")
+
+
+def wanted_metrics(config: dict[str, Any]) -> dict[str, str]:
+    """Name -> digest of its settings and reference, of every metric in the config."""
+    where = config["dataset"]["reference"], Path(config["cache_dir"])
+    return {name: settings(node, *where) for name, node in (config.get("eval") or {}).items()}

@@ -1,0 +1,158 @@
+"""`qdit dry=true`: what would be quantized, at which bits and cost, and what stays in full precision and why."""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qdit.checkpoint.manifest import Manifest
+from qdit.ledger import attention_products, ledger, weight_storage_bits
+from qdit.model.base import Attention, Site
+from qdit.policies import LayerSpec, Policy
+from qdit.quant.spec import QuantSpec
+from qdit.runs.setup import assemble
+
+
+def describe(config: dict[str, Any]) -> None:
+    """Print the plan of a config; nothing is written or computed."""
+    parts = assemble(config)
+    sites = parts.model.sites()
+    attentions = parts.model.attentions()
+    policy = parts.policy()
+    console = Console(width=None if Console().is_terminal else 240)
+    table = Table(title=config["name"])
+    table.add_column("site", no_wrap=True)
+    for column in ("count", "role", "out × in"):
+        table.add_column(column, no_wrap=True)
+    for column in ("weight", "input"):
+        table.add_column(column)
+    for column in ("MB", "GBitOps"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("in full precision because")
+    none = LayerSpec(weight=None, activation=None)
+
+    def kind(site: Site) -> tuple:
+        layer = policy.get(site.name, none)
+        return pattern(site.name), site.role, site.out_features, site.in_features, repr(layer)
+
+    for _, group in groupby(sorted(sites, key=kind), key=kind):
+        alike = list(group)
+        first, layer = alike[0], policy.get(alike[0].name, none)
+        why = parts.why_not(first)
+        table.add_row(
+            pattern(first.name),
+            str(len(alike)),
+            first.role,
+            f"{first.out_features} × {first.in_features}",
+            weight_text(layer),
+            spec_text(layer.activation),
+            f"{sum(weight_storage_bits(s, spec) for s in alike for spec in layer.weights) / 8e6:.2f}",
+            f"{sum(s.macs for s in alike) * layer.weight_bits * layer.activation_bits / 1e9:.1f}",
+            why or "",
+        )
+    operands = operand_rows(attentions, policy)
+    for row in operands:
+        table.add_row(*row)
+    console.print(table)
+    left = parts.run_time()
+    costs = ledger(parts.model.denoiser, sites, policy, attentions, left)
+    full = ledger(parts.model.denoiser, sites, Policy(), attentions)
+    bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
+    console.print(
+        f"{sum(s.name in policy for s in sites)} of {len(sites)} sites quantized, "
+        f"{costs.quantized_share:.1%} of the parameters; "
+        f"bits a weight, all counted: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
+        f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
+        f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
+        highlight=False,
+    )
+    if parts.loaded is not None:
+        console.print(checkpoint_text(parts.loaded), highlight=False)
+    if parts.recipe and parts.recipe.transform:
+        for name, part in parts.recipe.transform.parts.items():
+            carriers = part.carriers(parts.model, parts.recipe.scope.select(sites))
+            console.print(f"transform {name}: {transform_text(carriers)}", highlight=False)
+        console.print(
+            f"  of all that is counted above, at run time: {costs.run_time_bytes / 1e3:.1f} kB of factors, signs and "
+            f"branches, {costs.run_time_bops / 1e9:.2f} GBitOps at {len({each.site.name for each in left})} layers",
+            highlight=False,
+        )
+    if parts.recipe and parts.recipe.search:
+        console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
+
+
+def operand_rows(attentions: Sequence[Attention], policy: Policy) -> list[list[str]]:
+    """The attentions' quantized operands as rows of the table; a product's BitOps stand with its first operand."""
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for attention in attentions:
+        scores, output = attention_products(attention, policy)
+        products: dict[str, float] = {"q": scores, "probs": output}
+        for operand, site in attention.sites.items():
+            if site in policy:
+                columns = attention.keys if operand == "probs" else attention.head_dim
+                rows = attention.tokens if operand in ("q", "probs") else attention.keys
+                shape = f"{attention.heads} × {rows} × {columns}"
+                key = pattern(site), operand, shape, spec_text(policy[site].activation)
+                groups.setdefault(key, []).append(products.get(operand, 0.0))
+    return [
+        [site, str(len(bops)), operand, shape, "", spec, "", f"{sum(bops) / 1e9:.1f}" if any(bops) else "", ""]
+        for (site, operand, shape, spec), bops in groups.items()
+    ]
+
+
+def checkpoint_text(manifest: Manifest) -> str:
+    """Where a checkpoint is, what it belongs to, and which run saved it."""
+    source, about = manifest.source, manifest.content["provenance"]
+    lines = [
+        f"checkpoint: {manifest.folder}, {manifest.bytes() / 1e6:.2f} MB, of {about.get('made_of')} in "
+        f"{manifest.content['base']['dtype']}",
+        "saved by " + ", ".join(f"{key} {value}" for key, value in source.items() if value is not None),
+        "with " + ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
+    ]
+    for key in ("transform", "attention", "rounding", "correction"):
+        part = (about.get("config") or {}).get(key) or {}
+        if "_target_" in part:
+            lines.append(f"{key}: {part.get('name') or part['_target_'].rpartition('.')[2]}")
+    return "\n".join(lines)
+
+
+def pattern(name: str) -> str:
+    """A site's name with its block number starred."""
+    return re.sub(r"\.\d+\.", ".*.", name, count=1) if "blocks." in name else name
+
+
+def transform_text(carriers: dict[str, str | None]) -> str:
+    """What a transform does to which sites' inputs, and what of it is left to do at run time.
+
+    >>> transform_text({"blocks.0.up": "blocks.0.norm", "blocks.1.up": "blocks.1.norm", "blocks.0.down": None})
+    'folded into blocks.*.norm for blocks.*.up; at run time for blocks.*.down'
+    """
+    sites: dict[str, dict[str, None]] = {}
+    for site, carrier in carriers.items():
+        where = f"folded into {pattern(carrier)}" if carrier else "at run time"
+        sites.setdefault(where, {})[pattern(site)] = None
+    return "; ".join(f"{where} for {', '.join(names)}" for where, names in sites.items()) or "no site has its roles"
+
+
+def weight_text(layer: LayerSpec) -> str:
+    """A weight's spec in a few words, with what changes over time: its bits, noisiest range first, or its basis."""
+    text = spec_text(layer.weight)
+    if layer.spans:
+        text = (
+            f"{'/'.join(str(span.weight.bits if span.weight else 16) for span in layer.spans)} bits over time, {text}"
+        )
+    if layer.bases > 1:
+        text = f"{layer.bases} bases over time, {text}"
+    return text
+
+
+def spec_text(spec: QuantSpec | None) -> str:
+    """A spec in a few words; whether an input's is static follows from its rows being the tensor."""
+    if spec is None:
+        return "16 bits"
+    rows = f"group {spec.group_size}" if spec.group_size else spec.granularity
+    times = f", {spec.time_groups} groups of steps" if spec.time_groups else ""
+    return f"{spec.bits} bits {rows} {spec.grid}{times}"

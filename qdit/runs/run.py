@@ -1,0 +1,270 @@
+"""The recipe of a run: load → calibrate → quantize → sample → evaluate → record, in full precision, then quantized.
+
+`run` is what the command line calls. The same command is the resume: a finished run returns at once, finished chunks of
+samples are read from disk, and metrics that a record holds already are not computed again.
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from qdit.checkpoint.manifest import is_loaded
+from qdit.config import build, resolved
+from qdit.errors import UserError
+from qdit.runs.identity import canonical, full_precision, identity, is_full_precision, run_dir, run_id, wanted_metrics
+from qdit.storage.atomic import atomic_write, remove, writable
+from qdit.storage.run_folder import RunDir
+from qdit.tracking import reported, reporting
+
+if TYPE_CHECKING:
+    from qdit.eval.samples import SampleSet
+    from qdit.fitting import Quantized
+    from qdit.runs.setup import Parts
+    from qdit.storage.shelf import Shelf
+    from qdit.tracking import Tracker
+
+log = logging.getLogger("qdit")
+
+
+def run(cfg: DictConfig) -> dict[str, Any] | None:
+    """Carry out one composed config; the record, or None for a dry run.
+
+    Raises:
+        UserError: the user can mend it; nothing was half-written.
+    """
+    config = canonical(resolved(cfg))
+    if config["dry"]:
+        from qdit.runs.plan import describe
+
+        return describe(config)
+    # The reference is made again only when it is itself the run that is asked for.
+    configs = [config] if is_full_precision(config) else [full_precision(config) | {"overwrite": False}, config]
+    if (records := finished(configs)) is not None:
+        log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
+        return records[-1]
+    from qdit.execution import attending, executing, tune_cpu
+    from qdit.runs.setup import assemble
+
+    tune_cpu()
+    parts = assemble(config)
+    for key in ("runs_dir", "cache_dir"):
+        writable(Path(config[key]), key)
+    try:
+        keys = max((attention.keys for attention in parts.model.attentions()), default=0)
+        with executing(config["execution"], parts.model.device), attending(parts.model.device, keys):
+            return [execute(each, parts) for each in configs][-1]
+    finally:
+        del parts
+        gc.collect()  # a multirun holds one model at a time
+
+
+def complaints(cfg: DictConfig) -> list[str]:
+    """What can be said against a composed config before its model is read; nothing against a finished run."""
+    try:
+        config = canonical(resolved(cfg))
+        if config["overwrite"] or settled(config) is None:
+            from qdit.runs.setup import plan
+
+            plan(config)
+    except UserError as error:
+        return error.lines()
+    except Exception:
+        return []  # the run itself will tell
+    return []
+
+
+def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The records of these runs if all are settled; a logger that has not seen one of them is told."""
+    if any(config["overwrite"] for config in configs):
+        return None
+    records = [record for config in configs if (record := settled(config)) is not None]
+    if len(records) < len(configs):
+        return None
+    for config, record in zip(configs, records, strict=True):
+        logger, where = build(config["logger"]), run_dir(config)
+        if not reported(logger, where.path):
+            with reporting(logger, config, record["run_id"], where.path) as tracker:
+                tracker.finish(record, where.path)
+    return records
+
+
+def settled(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished run that holds every wanted metric, else None. Needs no torch.
+
+    Raises:
+        UserError: its layers multiplied otherwise than `execution` demands, or the record is damaged.
+    """
+    record = run_dir(config).result()
+    if record is None or record["status"] != "done":
+        return None
+    check_execution(record, config)
+    if unsaved(record, config):
+        return None
+    have = {name: metric["settings"] for name, metric in record["metrics"].items()} | record["inapplicable"]
+    return record if wanted_metrics(config).items() <= have.items() else None
+
+
+def check_execution(record: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse a finished record whose layers multiplied otherwise than is demanded; `auto` takes any.
+
+    Raises:
+        UserError: they did.
+    """
+    wanted, cost = config["execution"], record["cost"]
+    if wanted == "auto" or is_full_precision(config):
+        return
+    known = "int8" if "int8" in str(cost.get("executed")) else "simulated"  # records of an earlier qdit say no more
+    if (found := (record.get("made") or {}).get("execution", known)) != wanted:
+        raise UserError(
+            f"{run_dir(config).path} was made with execution={found}, and execution={wanted} is asked for: take it "
+            "with execution=auto, make another one in another study, or replace it with overwrite=true"
+        )
+
+
+def unsaved(record: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a checkpoint is wanted that the run was told not to save; a deleted one is not made again."""
+    return config["save_checkpoint"] and record.get("checkpoint", {}) is None
+
+
+def record_failure(cfg: DictConfig, error: Exception, kind: str) -> bool:
+    """Note a failed cell of a multirun, so that its table shows it; `kind` is "user" or "internal".
+
+    A finished record that a new metric failed to extend keeps everything and gains `update_error`. False if nothing can
+    be noted: the config has no run, or its folder cannot be written or is another process's.
+    """
+    from qdit.runs import record
+
+    text = str(error).strip() or type(error).__name__
+    try:
+        config = canonical(resolved(cfg))
+        where = run_dir(config)
+        with where.lock():
+            known = where.result()
+            if known is not None and known["status"] == "done":
+                where.save_result(known | {"update_error": text, "error_kind": kind})
+            else:
+                failed = record.header(config, run_id(config)) | record.footer(record.now())
+                failed |= {"status": "failed", "error": text, "error_kind": kind, "metrics": {}, "cost": {}}
+                where.save_result(failed)
+    except UserError:
+        return False
+    return True
+
+
+def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
+    """Make one run, in full precision or quantized, alone in its directory."""
+    where, reference = run_dir(config), is_full_precision(config)
+    with where.lock(wait=reference):
+        if not config["overwrite"] and (done := settled(config)):  # made by another process while this one waited
+            return done
+        log.info("%s: %s", config["name"], where.path)
+        if config["overwrite"]:
+            where.clear()
+            remove(cached(config), "**/*.safetensors", "**/*.jsonl")
+        with reporting(build(config["logger"]), config, run_id(config), where.path) as tracker:
+            result = where.save_result(measure(config, parts, where, tracker))
+            log.info("  pictures: %s", where.path / "samples.png")
+            tracker.finish(result, where.path)
+    return result
+
+
+def cached(config: dict[str, Any]) -> Path:
+    """What a run keeps in the cache: its samples in full precision, its rounded weights otherwise."""
+    from qdit.runs import stages
+
+    if is_loaded(config):
+        return run_dir(config).path / "samples"  # nothing of it is in the cache
+    if is_full_precision(config):
+        return Path(config["cache_dir"]) / "samples" / run_id(config)
+    return stages.rounding_folder(config)
+
+
+def shelf_of(config: dict[str, Any], parts: "Parts") -> "Shelf":
+    """Where what a run makes lies: in the run's folder, or, in full precision, in the cache with other machines'."""
+    from qdit.execution import stamp
+    from qdit.storage.shelf import Shelf
+
+    reference = is_full_precision(config)
+    folder = cached(config) if reference else run_dir(config).path
+    return Shelf(folder, identity(config), stamp(parts.model.device, execution=not reference), shared=reference)
+
+
+def taken(
+    config: dict[str, Any], known: dict[str, Any], where: RunDir, samples: "SampleSet", reference: "SampleSet"
+) -> tuple[dict[str, Any], bool]:
+    """What is used of a record, and whether its samples are; else they are made again here, and none are mixed.
+
+    The samples of a finished record are taken as they were made, wherever that was; new metrics are of them, too.
+    """
+    from qdit.storage.shelf import without_execution
+
+    if known.get("status") != "done":
+        return known, False
+    made = known.get("made")  # none in a record of an earlier qdit
+    if not unsaved(known, config) and known.get("policy") in (None, where.policy_digest()) and samples.adopt(made):
+        if reference is not samples:
+            reference.adopt(made and without_execution(made))
+        return known, True
+    return (known if made in (None, samples.made) else {}), False
+
+
+def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
+    """Quantize, sample and evaluate one config; its record."""
+    from qdit.ledger import ledger
+    from qdit.policies import Policy
+    from qdit.runs import record, stages
+
+    record.reset_peak_memory()
+    started, watch, reference_config = record.now(), record.Stopwatch(), full_precision(config)
+    known = where.result() or {}
+    atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    samples = reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
+    fit: Callable[[], Quantized] | None = None
+    if not is_full_precision(config):
+        place = shelf_of(config, parts)
+        fit = cache(partial(stages.fit, config, parts, place, tracker))
+        samples = stages.sample_set(config, parts, place / "samples", fit, tracker)
+    known, kept = taken(config, known, where, samples, reference)
+    policy, executed, diagnosis = Policy(), "full precision", {}
+    if fit is not None and kept:
+        policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
+        diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
+    elif fit is not None:
+        with watch.stage("quantize"):
+            policy, executed = fit().policy, fit().executed
+        policy.save(where.path / "policy.yaml")
+        with watch.stage("save"):
+            diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
+        with watch.stage("diagnose"):
+            diagnosis |= stages.diagnose(config, parts, fit(), where.path)
+    with watch.stage("sample"):
+        samples.latents()
+    wanted = wanted_metrics(config)
+    # Paired metrics of full precision with itself say nothing.
+    inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}
+    with watch.stage("evaluate"):
+        applicable = {n: s for n, s in wanted.items() if n not in inapplicable}
+        metrics = known.get("metrics", {}) | where.metrics(samples.made)
+        keep = partial(where.save_metrics, made=samples.made)
+        metrics = stages.evaluate(applicable, metrics, parts, samples, reference, keep)
+    stages.picture(config, parts, samples, reference, where.path / "samples.png")
+    rate = samples.generated / watch.seconds["sample"] if samples.generated else None
+    left = parts.run_time() if policy else []
+    spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)
+    costs = record.cost(spent, executed, watch, rate)
+    return record.header(config, run_id(config)) | {
+        "protocol": stages.protocol(config, parts),
+        "protocol_id": run_id(reference_config),
+        "metrics": metrics,
+        "inapplicable": known.get("inapplicable", {}) | inapplicable,
+        **diagnosis,
+        **({"made": samples.made} if samples.made else {}),
+        **({"policy": where.policy_digest()} if policy else {}),
+        "cost": record.keep_earlier(costs, known.get("cost")),
+        **record.footer(started),
+    }

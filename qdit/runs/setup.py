@@ -1,0 +1,191 @@
+"""Everything a run needs, built and checked before the first computation: `assemble` turns a config into `Parts`."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdit.checkpoint.checkpoint import transform_of, verify
+from qdit.checkpoint.manifest import Manifest, is_loaded
+from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
+from qdit.dataset.base import Dataset
+from qdit.errors import UserError, from_problems
+from qdit.eval.base import Metric
+from qdit.eval.preflight import Prepared, prepare
+from qdit.model.base import DiffusionModel, Site
+from qdit.policies import Policy
+from qdit.recipes import Recipe
+from qdit.runs.identity import is_full_precision
+from qdit.sampler.sampler import Sampler
+from qdit.search.base import Setting
+from qdit.storage.shelf import Place
+from qdit.tracking import Tracker
+from qdit.transform import RunTime
+
+log = logging.getLogger("qdit")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of one run; `recipe` is None for full precision and for a model that is loaded."""
+
+    model: DiffusionModel
+    model_protocol: str
+    dataset: Dataset
+    sampler: Sampler
+    recipe: Recipe | None
+    metrics: dict[str, Metric]
+    prepared: Prepared
+    objective: Prepared
+    """Extractors and references of a search's objective."""
+    loaded: Manifest | None = None
+    """The checkpoint of `quantizer=load`."""
+
+    def policy(self) -> Policy:
+        """What is quantized, and how; with a search, a policy that it might find."""
+        if self.loaded is not None:
+            return Policy.of(self.loaded.content["policy"])
+        if self.recipe is None:
+            return Policy()
+        return self.recipe.completed(self.recipe.plan(self.model.sites()), self.model)
+
+    def run_time(self) -> list[RunTime]:
+        """What a transform leaves to be done to inputs at run time."""
+        if self.loaded is None:
+            return self.recipe.run_time(self.model) if self.recipe is not None else []
+        if (found := transform_of(self.loaded)) is None:
+            return []
+        transform, names = found
+        return transform.run_time(self.model, [site for site in self.model.sites() if site.name in set(names)])
+
+    def why_not(self, site: Site) -> str | None:
+        """Why a site stays in full precision; None if it is quantized."""
+        if self.loaded is not None:
+            return None if site.name in self.loaded.content["policy"] else "the checkpoint does not have it"
+        return self.recipe.scope.why_not(site) if self.recipe else "full precision"
+
+    def setting(self, seed: int, folder: Place, tracker: Tracker) -> Setting:
+        """The run around a search: its seed, the folder of its ledger, and what it reports to."""
+        return Setting(
+            sampler=self.sampler,
+            dataset=self.dataset,
+            seed=seed,
+            prepared=self.objective,
+            folder=folder,
+            tracker=tracker,
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first accelerator, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    available = ["cpu"]
+    available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device(available[1] if len(available) > 1 else "cpu")
+    if (f"{name}:0" if name == "cuda" else name) not in available:
+        raise UserError(f"device={name} is not here; this machine has {', '.join(available)} (device=auto picks one)")
+    return torch.device(name)
+
+
+def build_recipe(config: dict[str, Any]) -> Recipe | None:
+    """The recipe of a config, None for full precision.
+
+    Raises:
+        UserError: with every part that refuses its values.
+    """
+    if is_full_precision(config) or is_loaded(config):
+        return None
+    parts: dict[str, Any] = {}
+    problems: list[str] = []
+    for key in COMPONENTS:
+        try:
+            parts[key] = build(config[key]) if "_target_" in config[key] else None  # none: an option that is no part
+        except UserError as error:
+            problems += [f"{key}: {p}" for p in error.problems]
+    if problems:
+        raise from_problems(problems, "this recipe")
+    recipe = Recipe(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
+    recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
+    recipe.activation.spec(recipe.activation_bits)
+    return recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config describes, checked as far as that goes without its model."""
+
+    device: torch.device
+    dataset: Dataset
+    sampler: Sampler
+    recipe: Recipe | None
+    loaded: Manifest | None
+    metrics: dict[str, Metric]
+    prepared: Prepared
+    objective: Prepared
+    loader: Any
+
+
+def plan(config: dict[str, Any]) -> Plan:
+    """Build every part of a resolved config but the model; no weights are read.
+
+    Raises:
+        UserError: with all problems that were found at the first stage that found any.
+    """
+    # Of a recipe that was saved only the bits matter, for the tables.
+    check({k: v for k, v in config.items() if not is_loaded(config) or k not in RECIPE_KEYS or k == "bits"})
+    loaded = Manifest.read(config["quantizer"]["path"]) if is_loaded(config) else None
+    device = pick_device(config["device"])
+    recipe = build_recipe(config)
+    dataset: Dataset = build(config["dataset"])
+    sampler: Sampler = build(config["sampler"])
+    metrics = {name: build(node) for name, node in (config.get("eval") or {}).items()}
+    loader = build(config["model"])
+    search = recipe.search if recipe else None
+    prepared = objective = Prepared({}, {})
+    if not config["dry"]:
+        cache_dir = Path(config["cache_dir"])
+        about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
+        prepared = prepare(metrics, n=config["num_samples"], **about)
+        if search is not None:
+            objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
+    return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Build every part of a resolved config and check them against each other; nothing is computed yet.
+
+    Raises:
+        UserError: with all problems that were found at the first stage that found any.
+    """
+    made = plan(config)
+    dataset, sampler, recipe, loaded, loader = made.dataset, made.sampler, made.recipe, made.loaded, made.loader
+    search = recipe.search if recipe else None
+    model = loader.load(made.device, getattr(torch, config["dtype"]))
+    if loaded is not None:
+        verify(loaded, model)
+        if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():
+            log.warning("the checkpoint was saved of %s, and this run has %s", made_of, loader.protocol())
+    problems = sampler.check(model) + dataset.check(model)
+    measures = {f"eval={name}": metric for name, metric in made.metrics.items()}
+    if search is not None and search.measured is not None:
+        measures["search.objective"] = search.measured.metric
+    problems += [
+        f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
+        f"{config['model']['name']} makes {model.modality}s"
+        for name, m in measures.items()
+        if model.modality not in m.modalities
+    ]
+    if recipe is not None:
+        problems += recipe.problems(model.sites())
+        problems += recipe.correction.problems(model) if recipe.correction is not None else []
+    if problems:
+        raise from_problems(problems, "this run")
+    about = made.metrics, made.prepared, made.objective, loaded
+    return Parts(model, loader.protocol(), dataset, sampler, recipe, *about)

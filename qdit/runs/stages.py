@@ -1,0 +1,278 @@
+"""The stages that `qdit.runs.run.execute` composes: calibration data, sample sets, metrics, diagnosis, pictures."""
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qdit.calibration import CalibrationData
+from qdit.checkpoint import checkpoint
+from qdit.checkpoint.manifest import FOLDER, is_loaded
+from qdit.config import RECIPE_KEYS
+from qdit.eval.paired import PairedMetric
+from qdit.eval.samples import SampleSet
+from qdit.execution import stamp
+from qdit.fitting import Quantized, quantize
+from qdit.plots import run as figures
+from qdit.rounding.resume import FORMAT
+from qdit.runs.diagnose import Trajectory, layer_report, timestep_curve, trajectory
+from qdit.runs.identity import SCIENCE, weights
+from qdit.runs.setup import Parts
+from qdit.runs.versions import versioned, without_neutral
+from qdit.storage.digest import digest
+from qdit.storage.locks import exclusive
+from qdit.storage.run_folder import IMAGES, VALUES
+from qdit.storage.shelf import Shelf
+from qdit.storage.tensors import save_tensors
+from qdit.tracking import Tracker
+
+log = logging.getLogger("qdit")
+SHOWN = 16  # samples in samples.png
+DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
+DIAGNOSIS = ("checkpoint", "curves", "layers", "search")  # what a fit and its diagnosis leave in the record
+
+
+def path_id(config: dict[str, Any]) -> str:
+    """A digest of `path_identity`."""
+    return digest(path_identity(config))
+
+
+def path_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a full-precision trajectory depends on; how many others there are, and how batched, is not."""
+    known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
+    known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
+    known = without_neutral(known)
+    return {"version": SCIENCE, "weights": weights(config), **known}
+
+
+def shared(config: dict[str, Any], parts: Parts, folder: str, identity: Any, execution: bool = False) -> Shelf:
+    """A folder of the cache, whose files other machines do not replace; `execution`: quantized layers made them."""
+    made = stamp(parts.model.device, execution)
+    return Shelf(Path(config["cache_dir"]) / folder, identity, made, shared=True)
+
+
+def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
+    """The calibration data of a config, from the stage cache if any run made it before."""
+    assert parts.recipe is not None
+    source = parts.recipe.calibration
+    about = without_neutral({"calibration": config["calibration"]})
+    key = digest(about | {"path": path_id(config)})
+
+    def make() -> dict[str, Tensor]:
+        log.info("calibrating: %d points", source.num_samples)
+        data = source.collect(parts.model, parts.sampler, parts.dataset, config["seed"])
+        kept = {"x": data.x, "t": data.t, "y": data.y, "origin": data.origin}
+        return {key: tensor for key, tensor in kept.items() if tensor is not None}
+
+    shelf = shared(config, parts, "calibration", about | {"path": path_identity(config)})
+    stored = shelf.once(key, make)
+    told = parts.sampler.timesteps(parts.model)
+    return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"), told)
+
+
+def rounding_folder(config: dict[str, Any]) -> Path:
+    """Where rounded weights are kept: shared by all runs that round alike, whatever they search, correct or sample."""
+    return Path(config["cache_dir"]) / "rounding" / digest(_rounding(config) | {"path": path_id(config)})
+
+
+def _rounding(config: dict[str, Any]) -> dict[str, Any]:
+    """What rounded weights depend on, besides the path."""
+    recipe = versioned({k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}, config)
+    return {"format": FORMAT, "recipe": recipe}
+
+
+def fit(config: dict[str, Any], parts: Parts, folder: Shelf, tracker: Tracker) -> Quantized:
+    """The quantized model of a config; the ledger of a search is in `folder`."""
+    if parts.loaded is not None:
+        return checkpoint.load(parts.loaded.folder, parts.model)
+    assert parts.recipe is not None
+    identity = _rounding(config) | {"path": path_identity(config)}
+    place = shared(config, parts, f"rounding/{rounding_folder(config).name}", identity, execution=True)
+    setting = parts.setting(config["seed"], folder, tracker)
+    # Runs that round alike do it once. Those that search, too, share fits, but not hours of scoring.
+    with exclusive(place.folder / ".lock") if parts.recipe.search is None else nullcontext():
+        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), place, setting)
+
+
+def save(
+    config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path, run_id: str
+) -> dict[str, dict[str, Any] | None]:
+    """Save the quantized model in `folder`, if that is wanted and it was not itself loaded; as a record entry."""
+    if is_loaded(config):
+        return {}
+    if not config["save_checkpoint"]:
+        return {"checkpoint": None}
+    about = checkpoint.provenance(parts.model, config=config, run_id=run_id, made_of=parts.model_protocol)
+    saved = checkpoint.save(quantized, folder / FOLDER, about)
+    log.info("  checkpoint: %s (%.2f MB)", saved.folder, saved.bytes() / 1e6)
+    return {"checkpoint": {"bytes": saved.bytes(), "digest": saved.identity}}
+
+
+class Bar:
+    """A progress bar over samples, with rate and time left, that also moves between denoising steps."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
+        self.bar: tqdm | None = None
+
+    def stepping(self, indices: list[int], steps: int) -> Callable[..., None]:
+        """A sampler callback that moves the bar by one step of a batch."""
+        if self.bar is None:
+            shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+            about: dict[str, Any] = {"desc": self.label, "unit": "image", "disable": None, "bar_format": shape}
+            self.bar = tqdm(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
+        bar, batch = self.bar, len(indices)
+
+        def step(*_: object) -> None:
+            bar.update(batch / steps)
+
+        return step
+
+    def reach(self, done: int) -> None:
+        """Note how many samples exist; close at the end."""
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.refresh()
+            if done >= self.total:
+                self.bar.close()
+                self.bar = None
+
+
+def sample_set(
+    config: dict[str, Any], parts: Parts, shelf: Shelf, fit: Callable[[], Quantized] | None, tracker: Tracker
+) -> SampleSet:
+    """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
+    label = f"{config['name']}: sampling"
+    bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
+
+    def generate(indices: list[int]) -> Tensor:
+        labels = parts.dataset.labels(indices, config["seed"])
+        watch = bar.stepping(indices, steps)
+        if fit is None:
+            return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
+        quantized = fit()
+        with quantized.installed(parts.model):
+            return parts.sampler.sample(
+                parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
+            )
+
+    def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+        extractor = parts.prepared.extractors[name]
+        extractor.load(str(parts.model.device))
+        return extractor
+
+    def progress(done: int) -> None:
+        bar.reach(done)
+        tracker.log({"samples": done}, done, "sampling")
+
+    return SampleSet(
+        shelf, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress
+    )
+
+
+def evaluate(
+    wanted: dict[str, str],
+    known: dict[str, Any],
+    parts: Parts,
+    samples: SampleSet,
+    reference: SampleSet,
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Every wanted metric as a record; those in `known` with the same settings are kept.
+
+    Args:
+        wanted: name -> digest of the metric's settings.
+        known: metrics of an earlier record of the same run.
+        parts: for the metrics and their references.
+        samples, reference: the run's samples and those of full precision on the same noise.
+        save: keeps what was found so far, after each metric.
+    """
+    found = dict(known)
+    for name, settings in wanted.items():
+        if name in known and known[name]["settings"] == settings:
+            continue
+        metric = parts.metrics[name]
+        result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
+        found[name] = asdict(result) | {"settings": settings}
+        if isinstance(metric, PairedMetric):
+            keep_values(samples.shelf, f"{name}@{settings}", metric.each(samples, reference))
+        save(found)
+        error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
+        log.info("  %-16s %.4g%s", name, result.value, error)
+    return found
+
+
+def keep_values(shelf: Shelf, key: str, values: Tensor) -> None:
+    """Add a metric of each sample, [n], to the file of a run; tables compare methods sample by sample."""
+    name = Path(VALUES).stem
+    shelf.save(name, (shelf.load(name) or {}) | {key: values.double()})
+
+
+def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
+    """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
+
+    def make() -> dict[str, Tensor]:
+        made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
+        return vars(made) | {"timesteps": torch.tensor(made.timesteps)}
+
+    shelf = shared(config, parts, "trajectory", {"trajectories": DIAGNOSED, "path": path_identity(config)})
+    stored = shelf.once(f"{path_id(config)}-{DIAGNOSED}", make)
+    timesteps = stored.pop("timesteps").tolist()
+    return Trajectory(**stored, timesteps=timesteps)
+
+
+def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path) -> dict[str, Any]:
+    """Per-layer and per-timestep SQNR and what a search found, as record entries and as charts in `folder`."""
+    path = diagnosed_path(config, parts)
+    curve = timestep_curve(parts.model, parts.sampler, quantized, path)
+    layers = layer_report(parts.model, quantized, path)
+    figures.timestep_chart({config["name"]: curve}, folder / "timesteps.png")
+    figures.layer_chart(layers, folder / "layers.png", title=config["name"])
+    found = {"curves": {"sqnr_per_timestep": curve}, "layers": layers}
+    if (allocation := quantized.allocation) is not None:
+        found["curves"] |= allocation.curves
+        found["search"] = allocation.details
+        for key, draw in (("groups", figures.group_map), ("bits", figures.bit_map)):
+            if key in allocation.details:
+                draw(allocation.details[key], folder / f"{key}.png", title=config["name"])
+    return found
+
+
+def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet, path: Path) -> None:
+    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names.
+
+    The run's images in it are kept beside it, with their captions, for pictures of several runs.
+    """
+    first = own = next(reference.images())[:SHOWN]
+    rows = [("full precision", first)]
+    if samples is not reference:
+        own = next(samples.images())[:SHOWN]
+        rows.append((config["name"], own))
+    names = parts.dataset.class_names()
+    labels = parts.dataset.labels(list(range(len(first))), config["seed"])
+    captions = [names[int(label)] for label in labels]
+    figures.sample_grid(rows, path, captions)
+    save_tensors(path.parent / IMAGES, {"images": own}, {"captions": json.dumps(captions)})
+
+
+def protocol(config: dict[str, Any], parts: Parts) -> str:
+    """Everything that a number depends on besides the recipe, in one readable line."""
+    return "|".join(
+        [
+            parts.model_protocol,
+            f"weights={weights(config)}",
+            parts.dataset.protocol(),
+            parts.sampler.protocol(),
+            f"N={config['num_samples']}",
+            f"seed={config['seed']}",
+            f"bs={config['batch_size']}",
+            config["dtype"],
+        ]
+    )

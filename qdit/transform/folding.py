@@ -1,0 +1,229 @@
+"""Rewritten copies of layers: scales and rotations that move between a layer and the one that makes its input, exactly.
+
+With r the factor of the input channels of a layer W and b = 1 / r:
+
+* the layer takes W diag(r);
+* plain rows P that make the input take diag(b) P, and b times their bias (an attention's value rows: the products
+  with the probabilities are linear, channel by channel);
+* rows that enter as 1 + output (adaLN's scale) take the same, and b - 1 more in the bias, because
+  b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
+
+With d added to the input's channels, the layer's bias loses W d, and plain rows that make the input get d in theirs.
+
+With R orthogonal on the input channels, the layer takes W R, and plain rows P whose channels may mix take Rᵀ P.
+
+A layer that was split, W = R + L₁ L₂ with a low-rank branch L₁ L₂, is changed in both terms: L₂ as the columns of W, L₁
+as its rows.
+
+The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
+b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.nn.branch import Branch
+from qdit.nn.linear import QuantLinear, matrix
+from qdit.transform.base import Rewrite
+from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
+
+
+class _ByChannel(nn.Module):
+    """Hold a number for each channel of an input.
+
+    Args:
+        by: the numbers, [channels].
+        dtype: of the inputs.
+    """
+
+    by: Tensor
+
+    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("by", by.to(dtype))
+
+
+class Scale(_ByChannel):
+    """Multiply an input [..., channels] by a vector at run time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x * self.by
+
+
+class Shift(_ByChannel):
+    """Add a vector to an input [..., channels] at run time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x + self.by
+
+
+class Draft:
+    """Float32 copies of a model's weights and biases, to be changed from both sides; the model stays as it is."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        self.weights: dict[str, Tensor] = {}
+        self.biases: dict[str, Tensor | None] = {}
+        self.inputs: dict[str, nn.Module] = {}
+        self.branches: dict[str, tuple[Tensor, Tensor]] = {}
+        """L₁ [out, rank] and L₂ [rank, channels] of the layers that were split; `weight` has the rest."""
+
+    def weight(self, name: str) -> Float[Tensor, "out channels"]:
+        """The copy of a layer's weight, made when first asked for."""
+        if name not in self.weights:
+            layer = self.model.denoiser.get_submodule(name)
+            bias = layer.bias
+            assert bias is None or isinstance(bias, Tensor)
+            self.weights[name] = matrix(layer).float().clone()
+            self.biases[name] = None if bias is None else bias.detach().float().clone()
+        return self.weights[name]
+
+    def split(self, name: str, up: Float[Tensor, "out rank"], down: Float[Tensor, "rank channels"]) -> None:
+        """Move `up` @ `down` from a layer's weight to its branch, beside what is there; what is cast stays exact."""
+        up, down = (part.to(self.model.device, self.model.dtype, copy=True).float() for part in (up, down))
+        self.weight(name).sub_(up @ down)
+        if name in self.branches:
+            own_up, own_down = self.branches[name]
+            up, down = torch.cat([own_up, up], 1), torch.cat([own_down, down])
+        self.branches[name] = up, down
+
+    def scale_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
+        """Multiply a layer's input channels: W diag(by)."""
+        self._each_row(name, lambda rows: rows * by)
+
+    def shift_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
+        """Let a layer be given x + by, and make of it what it made of x."""
+        weight, bias = self.weight(name), self.biases[name]
+        change = weight @ by
+        if name in self.branches:
+            up, down = self.branches[name]
+            change += up @ (down @ by)
+        self.biases[name] = -change if bias is None else bias - change
+
+    def rotate_columns(self, name: str, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Change a layer's rows as its input will be: W R, where `rotate` makes x R of rows x."""
+        self._each_row(name, rotate)
+
+    def _each_row(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the rows of a layer's weight, and those of its branch that read the same input."""
+        self.weights[name] = change(self.weight(name))
+        if name in self.branches:
+            up, down = self.branches[name]
+            self.branches[name] = up, change(down)
+
+    def rotate_output(self, producer: Producer, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Let a producer make x R where it made x, of `width` channels; all its rows must enter as they are."""
+        assert not producer.one_plus, f"{producer.layer} modulates; it cannot mix channels"
+        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
+        for start in producer.linear:
+            rows = slice(start, start + width)
+            for part in (weight, *self._outer(producer.layer)):
+                part[rows] = rotate(part[rows].T).T
+            if bias is not None:
+                bias[rows] = rotate(bias[rows])
+
+    def at_run_time(self, name: str, change: nn.Module) -> None:
+        """Let a layer change its own input, after earlier changes; layers that read one input are given one module."""
+        before = self.inputs.get(name)
+        self.inputs[name] = change if before is None else nn.Sequential(before, change)
+
+    def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
+        """Make a producer's rows, as they enter the input that is made of them, `by` times as large."""
+        weight, bias = self.weight(producer.layer), self._bias(producer.layer)
+        for start in (*producer.linear, *producer.one_plus):
+            rows = slice(start, start + len(by))
+            for part in (weight, *self._outer(producer.layer)):
+                part[rows] *= by[:, None]
+            bias[rows] *= by
+        for start in producer.one_plus:
+            bias[start : start + len(by)] += by - 1
+
+    def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
+        """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
+        start = producer.linear[0]
+        self._bias(producer.layer)[start : start + len(by)] += by
+
+    def _bias(self, name: str) -> Float[Tensor, " out"]:
+        """The copy of a layer's bias, zeros where it had none."""
+        weight = self.weight(name)
+        bias = self.biases[name]
+        if bias is None:
+            bias = self.biases[name] = weight.new_zeros(len(weight))
+        return bias
+
+    def _outer(self, name: str) -> tuple[Tensor, ...]:
+        """What has a row an output channel in a layer's branch, if it has one."""
+        return self.branches[name][:1] if name in self.branches else ()
+
+    def rewrite(self) -> Rewrite:
+        """The layers, in the model's dtypes; a draft is used once, and gives its copies up one by one."""
+        layers = {name: self._layer(name) for name in list(self.weights)}
+        return Rewrite(layers, dict(self.inputs))
+
+    def _layer(self, name: str) -> nn.Module:
+        layer = deepcopy(self.model.denoiser.get_submodule(name))
+        weight, bias = layer.weight, self.biases[name]
+        assert isinstance(weight, Tensor)
+        made = self.weights.pop(name).view_as(weight).to(weight.dtype)
+        layer.weight = nn.Parameter(made, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+        if name in self.branches:
+            layer.branch = Branch(*self.branches.pop(name), self.inputs.get(name), weight.dtype)
+        elif name not in self.inputs:
+            return layer
+        return QuantLinear(layer, None, self.inputs.get(name)).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafted(ABC):
+    """What the simple transforms share, which edit a draft (see `qdit.transform.base.Step`).
+
+    Args:
+        name: what tables call it.
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+    """
+
+    name: str
+    roles: list[str]
+
+    @property
+    def parts(self) -> dict[str, Self]:
+        """See `Transform`."""
+        return {self.name: self}
+
+    def bases(self, role: str) -> int:
+        """See `Transform`: one."""
+        return 1
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """See `Transform`."""
+        return role_problems(self.roles, sites)
+
+    def inputs(self, model: DiffusionModel, sites: list[Site]) -> list[Input]:
+        """The inputs that are transformed, in forward order."""
+        return chosen_inputs(model, sites, self.roles)
+
+    def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
+        """See `Transform`: what makes an input absorbs what is done to its channels."""
+        return folded_into(model, self.inputs(model, sites))
+
+    @abstractmethod
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Step`."""
+
+    def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
+        """See `Transform`."""
+        draft = Draft(model)
+        self.edit(draft, sites, measured)
+        return draft.rewrite()

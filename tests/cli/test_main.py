@@ -1,0 +1,108 @@
+"""The command line as a user sees it: speed of --help, exit codes, no traceback, multirun with a failing cell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdit.cli.main import as_text
+
+TINY = [
+    "quantizer=rtn",
+    *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
+    *("sampler.steps=2", "num_samples=4", "batch_size=4", "eval=smoke", "device=cpu"),
+]
+
+
+def qdit(*words, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "qdit.cli.main", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_command_line_imports_no_torch():
+    code = "import sys, qdit.cli.main, qdit.tables, qdit.cli.sweep; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_names_that_look_like_numbers_stay_text():
+    for word, kept in (
+        ("study=2026_11_28", "study='2026_11_28'"),
+        ("study=1e3,b,true", "study='1e3',b,'true'"),
+        ("+quantizer.name=007", "+quantizer.name='007'"),
+        ("study='1','2'", "study='1','2'"),
+        ("study=choice(1,2)", "study=choice(1,2)"),
+        ("study=v1.2", "study=v1.2"),
+        ("seed=1_000", "seed=1_000"),
+    ):
+        assert as_text(word) == kept
+
+
+def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_path):
+    result = qdit("-m", "quantizer=rtn,quarot", "bits=w4a8,w4a4", "num_samples=0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", ["../../x", "a,../../x"])
+def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path):
+    inside = tmp_path / "one" / "two"
+    inside.mkdir(parents=True)
+    result = qdit("-m", f"study={study}", "seed=0,1", cwd=inside)
+    assert result.returncode == 2
+    assert "study='../../x'; a name of one folder" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["one", "two"]
+
+
+def test_help_lists_groups(tmp_path):
+    result = qdit("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "weight/range: hessian, minmax, mse, percentile" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["num_samples=0"], 2, "num_samples=0; a whole number of at least 1 is needed"),
+        (["model.path=missing_folder"], 2, "missing_folder"),
+        (["bits=w5a5"], 1, "Could not find 'bits/w5a5'"),
+        (["sampler.stepz=3"], 1, "stepz"),
+    ],
+)
+def test_mistakes_have_one_message_and_no_traceback(words, code, message, tmp_path):
+    result = qdit(*words, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_unwritable_runs_dir(tmp_path, tiny_pipeline):
+    (tmp_path / "runs").write_text("a file stands where the folder should be")
+    result = qdit(*TINY, f"model.path={tiny_pipeline}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "cannot write runs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, tiny_pipeline):
+    words = ["-m", *TINY, f"model.path={tiny_pipeline}", "study=grid", "weight=group", "weight.group_size=24,16"]
+    result = qdit(*words, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "group_size=24 does not divide" in result.stdout
+    assert result.stdout.count("| rtn") == 2
+    code = "import sys; from qdit.cli.table import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "--study", "grid", "--format", "csv"]
+    table = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert table.returncode == 0
+    assert "sqnr_stderr" in table.stdout.splitlines()[0]

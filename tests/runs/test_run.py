@@ -1,0 +1,330 @@
+"""The main job from end to end on a tiny random pipeline: record, resume, extension, identity of full precision."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from qdit.cli.main import CONF
+from qdit.errors import UserError
+from qdit.execution import has_int8
+from qdit.runs import identity
+from qdit.runs import run as running
+from qdit.sampler.sampler import Sampler
+from qdit.storage.run_folder import RunDir
+
+N = 40  # the least that a jackknife of 20 groups takes
+TINY = (
+    "quantizer=rtn dataset=imagenet256 dataset.num_classes=10 dataset.image_size=16 dataset.reference=emoji "
+    f"sampler.steps=3 num_samples={N} batch_size=10 calibration.num_samples=8"
+).split()
+
+
+def overrides(pipeline: Path, root: Path, *more: str) -> list[str]:
+    places = [f"model.path={pipeline}", f"runs_dir={root / 'runs'}", f"cache_dir={root / 'cache'}", "device=cpu"]
+    words = {word.split("=")[0]: word for word in (*TINY, *places, *more)}  # the last word on a key counts
+    return list(words.values())
+
+
+def run(*words: str) -> dict:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        record = running.run(compose("config", list(words)))
+    assert record is not None
+    return record
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pipeline, tmp_path_factory):
+    """A finished default run and the folder that holds it."""
+    root = tmp_path_factory.mktemp("finished")
+    return run(*overrides(tiny_pipeline, root)), root
+
+
+def test_record_and_files(finished):
+    record, root = finished
+    folder = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}"
+    assert json.loads((folder / "result.json").read_text()) == record
+    assert {p.name for p in folder.iterdir()} >= {
+        *("result.json", "config.yaml", "policy.yaml", "samples.png", "layers.png", "timesteps.png", "samples")
+    }
+    assert record["metrics"].keys() == {"sqnr", "psnr", "ssim", "fid_lite0", "sfid_lite0", "is_lite0", "kid_lite0"}
+    assert all(m["stderr"] > 0 and m["n"] == N for m in record["metrics"].values())
+    assert record["cost"]["executed"] == ("int8" if has_int8(torch.device("cpu")) else "simulated")
+    assert record["cost"]["weight_bits_quantized"] > 4
+    assert len(record["layers"]) == 12
+    assert len(record["curves"]["sqnr_per_timestep"]["y"]) == 3
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_full_precision_is_recorded_beside_it(finished):
+    record, root = finished
+    (path,) = (root / "runs" / "default").glob("fp-*/result.json")
+    reference = json.loads(path.read_text())
+    assert reference["protocol_id"] == record["protocol_id"]
+    assert reference["cost"]["weight_bits_model"] == 16
+    assert "sqnr" not in reference["metrics"]
+    assert reference["metrics"]["fid_lite0"]["delta"] is None
+
+
+def test_the_same_command_returns_at_once(finished, tiny_pipeline, monkeypatch):
+    record, root = finished
+    monkeypatch.setattr("qdit.runs.setup.assemble", lambda config: pytest.fail("a finished run was assembled again"))
+    assert run(*overrides(tiny_pipeline, root)) == record
+
+
+def test_an_added_metric_is_the_only_one_computed(finished, tiny_pipeline, monkeypatch):
+    record, root = finished
+    monkeypatch.setattr(Sampler, "step", lambda *a: pytest.fail("samples were made again"), raising=True)
+    monkeypatch.setattr("qdit.fitting.quantize", lambda *a, **k: pytest.fail("the model was quantized again"))
+    from qdit.eval import distribution
+
+    monkeypatch.setattr(distribution.FID, "compute", lambda *a: pytest.fail("a finished metric was computed again"))
+    extended = run(*overrides(tiny_pipeline, root, "eval=[fidelity,precision_lite0]"))
+    assert extended["metrics"].keys() - record["metrics"].keys() == {"precision_lite0"}
+    assert all(extended["metrics"][k] == v for k, v in record["metrics"].items())
+
+
+def test_a_metric_that_fails_leaves_the_finished_record(finished, tiny_pipeline):
+    record, root = finished
+    words = overrides(tiny_pipeline, root, "eval=[fidelity,fid]", "inception_weights=/nowhere")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words)
+    with pytest.raises(UserError, match="/nowhere") as error:
+        running.run(cfg)
+    assert running.record_failure(cfg, error.value, "user")
+    noted = json.loads((running.run_dir(running.resolved(cfg)).path / "result.json").read_text())
+    assert noted["status"] == "done"
+    assert "/nowhere" in noted["update_error"]
+    assert noted["metrics"].items() >= record["metrics"].items()
+    assert run(*overrides(tiny_pipeline, root, "eval=[fidelity]"))["metrics"].items() >= record["metrics"].items()
+
+
+def test_metrics_survive_a_failure_of_the_next_one(tiny_pipeline, tmp_path, monkeypatch):
+    from qdit.eval.paired import SSIM
+
+    words = overrides(tiny_pipeline, tmp_path, "eval=paired")
+    with monkeypatch.context() as patch:
+        patch.setattr(SSIM, "compute", lambda *a: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            run(*words)
+    (kept,) = (tmp_path / "runs").glob("*/rtn*/metrics.json")
+    before = json.loads(kept.read_text())
+    assert {"made", "digest"} <= before.keys()
+    before = {name: metric for name, metric in before.items() if name not in ("made", "digest")}
+    assert "sqnr" in before
+    assert "ssim" not in before
+    monkeypatch.setattr("qdit.eval.paired.SQNR.compute", lambda *a: pytest.fail("a kept metric was computed again"))
+    assert run(*words)["metrics"].items() >= before.items()
+    assert not kept.exists()
+
+
+def test_overwrite_computes_the_run_again_and_not_its_reference(tiny_pipeline, tmp_path):
+    words = overrides(tiny_pipeline, tmp_path, "eval=smoke")
+    first = run(*words)
+    (reference,) = (tmp_path / "runs").glob("*/fp-*/result.json")
+    (chunk,) = (tmp_path / "runs").glob("*/rtn*/samples/latents_00000*")
+    times = reference.stat().st_mtime_ns, chunk.stat().st_mtime_ns
+    again = run(*words, "overwrite=true")
+    assert again["metrics"] == first["metrics"]
+    assert reference.stat().st_mtime_ns == times[0]
+    assert chunk.stat().st_mtime_ns > times[1]
+    chunk = next((tmp_path / "cache/samples").glob("*/latents_00000*"))
+    before = chunk.stat().st_mtime_ns
+    assert run(*overrides(tiny_pipeline, tmp_path, "eval=smoke", "quantizer=fp", "overwrite=true"))["name"] == "fp"
+    assert chunk.stat().st_mtime_ns > before
+
+
+def test_a_checkpoint_with_another_config_is_another_run(tiny_pipeline, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_pipeline, copy)
+    config = {"model": {"path": str(copy)}}
+    before = identity.weights(config)
+    assert before == identity.weights({"model": {"path": str(tiny_pipeline)}})
+    file = copy / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"norm_eps": 1e-05', '"norm_eps": 1e-06'))
+    assert identity.weights(config) != before
+
+
+def test_a_logger_is_told_of_a_run_that_was_finished_without_it(finished, tiny_pipeline, monkeypatch):
+    _, root = finished
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = overrides(tiny_pipeline, root, "logger=wandb_offline")
+    record = run(*words)
+    folder = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}"
+    told = list((folder / "wandb").glob("offline-run-*"))
+    assert len(told) == 1
+    run(*words)
+    assert list((folder / "wandb").glob("offline-run-*")) == told
+
+
+def test_killed_in_the_middle_of_sampling_and_restarted(finished, tiny_pipeline, tmp_path):
+    record, _ = finished
+    words = overrides(tiny_pipeline, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qdit.cli.main", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as here: the last bits of a product depend on the threads
+    )
+    deadline = time.time() + 240
+    while time.time() < deadline and not list((tmp_path / "runs").glob("*/rtn*/samples/latents_00001*")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("runs/*/rtn*/result.json"))
+    assert run(*words)["metrics"] == record["metrics"]
+
+
+def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, monkeypatch):
+    from qdit.runs import setup as assembling
+
+    kept = {}
+    original = assembling.assemble
+
+    def assemble(config):
+        parts = original(config)
+        x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([500, 20]), torch.tensor([1, 2])
+        kept.update(parts=parts, inputs=(x, t, y), before=parts.model.denoise(x, t, y))
+        return parts
+
+    monkeypatch.setattr(assembling, "assemble", assemble)
+    run(*overrides(tiny_pipeline, tmp_path, "eval=smoke", "bits=w4a4"))
+    assert torch.equal(kept["parts"].model.denoise(*kept["inputs"]), kept["before"])
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *("weight=group weight.group_size=16", "weight=tensor", "weight/range=mse", "weight/range=percentile"),
+        *("activation=group activation.group_size=16", "activation=tensor", "weight.grid=symmetric_full"),
+        *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
+        *("weight/range=hessian transform=hadamard", "activation=tensor activation/range=hessian weight=tensor"),
+        "scope=all weight/range=hessian weight/range/target=diffusion_loss rounding=gptq dtype=bfloat16",
+        "activation=time_grouped activation.time.groups=2 activation/regions=gelu activation/range=hessian "
+        "weight/range=hessian weight=group weight.group_size=16 attention=multi_region rounding=gptq",
+        "weight/range=percentile_mse weight.grid=asymmetric_free activation=tensor activation/range=percentile_mse",
+        *(
+            "attention=uniform",
+            "attention=uniform attention/range=minmax activation=tensor transform=salience rounding=gptq",
+        ),
+        *("activation=time_grouped activation.time.groups=3 attention=multi_region", "attention=log_sqrt2"),
+        "activation=multi_region activation/time=ranges activation.time.groups=2 attention=uniform rounding=gptq",
+        "attention=multi_region attention/probabilities=released_sum activation/regions=gelu dtype=bfloat16",
+        "quantizer=q_dit weight.group_size=16 activation.group_size=16 attention=multi_region activation/regions=gelu",
+        *(f"quantizer=tq_dit activation.time.groups=3 {more}" for more in ("bits=w8a8", "weight=row rounding=gptq")),
+        *("quantizer=ptq4vit bits=w6a6", "quantizer=repq_vit", "quantizer=repq_vit transform/range=minmax bits=w8a8"),
+        *("activation=tensor calibration=normal", "activation=tensor calibration=paired"),
+        *(f"quantizer={name} rounding.iterations=3" for name in ("ptq4dit", "q_diffusion", "ptq4dm")),
+        *("quantizer=ptq4dit rounding=nearest dtype=bfloat16", "quantizer=ptq4dit rounding=gptq bits=w8a8"),
+        *("activation=tensor calibration=random", "scope=all", "scope=blocks_adaln", "scope=all activation=tensor"),
+        *("sampler=ddpm", "sampler=dpm_solver", "sampler=dit_ddim", "sampler=dit_ddpm", "sampler.guidance=1"),
+        *("transform=salience", "transform=salience transform/statistic=middle rounding=gptq", "quantizer=smoothquant"),
+        *("transform=salience transform/statistic=row activation=tensor", "transform=smooth bits=w4a16"),
+        "scope=all transform=smooth transform.roles=[qkv,attn_out,ffn_up,ffn_down,adaln,embedder,final]",
+        "transform=smooth quantizer=q_dit weight.group_size=16 activation.group_size=16 dtype=bfloat16",
+        *("bits=w8a16", "bits=w3a8", "dtype=bfloat16", "quantizer=fp", "rounding=gptq"),
+        "quantizer=q_dit weight.group_size=16 activation.group_size=16",
+    ],
+)
+def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path):
+    words = overrides(tiny_pipeline, tmp_path, "eval=smoke", "num_samples=4", "batch_size=2", *choice.split())
+    record = run(*words)
+    if "quantizer=fp" in choice:
+        assert record["metrics"] == {}
+        assert record["name"] == "fp"
+    else:
+        assert 0 < record["metrics"]["sqnr"]["value"] < 120
+
+
+def test_more_bits_are_better_and_sixteen_are_exact(tiny_pipeline, tmp_path):
+    def sqnr(bits):
+        words = overrides(tiny_pipeline, tmp_path, "eval=smoke", f"bits={bits}", "num_samples=8", "batch_size=8")
+        return run(*words)["metrics"]["sqnr"]["value"]
+
+    values = [sqnr(bits) for bits in ("w4a4", "w6a6", "w8a8", "w16a16")]
+    assert values == sorted(values)
+    assert values[-1] == 120
+
+
+def test_dry_writes_nothing(tiny_pipeline, tmp_path, capsys):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert running.run(compose("config", overrides(tiny_pipeline, tmp_path, "dry=true"))) is None
+    printed = capsys.readouterr().out
+    assert "12 of 21 sites quantized" in printed
+    assert "adaln is not in scope.roles" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("weight=group weight.group_size=24", r"weight.group_size=24 does not divide .*\(32 inputs\); 16 and 32 do"),
+        ("device=cuda:7", "device=cuda:7 is not here; this machine has cpu"),
+        ("model.path=/nowhere/at/all", "nowhere/at/all"),
+        ("dataset.num_classes=11", "11 classes, the model 10"),
+        ("scope.roles=[attention]", "scope.roles has 'attention'; this model has"),
+        ("scope.exclude=[nothing.*]", "matches none of the model's 21 sites"),
+        ("activation=tensor calibration=none", "calibration=none gives none; use calibration=uniform"),
+        ("eval=fid", "weights"),
+        ("eval=fidelity num_samples=8", "8 samples are too few"),
+        ("eval=temporal_flickering", "needs a model that makes videos; imagenet-like"),
+        ("sampler.guidance=0", "sampler.guidance=0"),
+        ("sampler.steps=2000", "sampler.steps=2000; allowed"),
+        ("seed=-1", "seed=-1; a whole number of at least 0"),
+        ("calibration.seed=-1", "calibration.seed=-1; a whole number of at least 0"),
+        ("study=a/b", "study='a/b'; a name of one folder"),
+        ("study=2026_11_28", "study=20261128; a name is text; write it in quotes"),
+        ("quantizer.name={}", "quantizer.name={}; a name is text"),
+        ("sampler.guidance=nan", "sampler.guidance=nan; a finite number is needed"),
+        ("+dataset.some.list=[1,[inf]]", "dataset.some.list.1.0=inf; a finite number is needed"),
+        ("study=''", "study=''; a name of one folder"),
+        ("runs_dir=null", "runs_dir=None; a folder is needed"),
+        ("model.path=7", "model.path=7; a folder, a hub id or null"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_leaves_nothing(override, message, tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.delenv("QDIT_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    words = overrides(tiny_pipeline, tmp_path, "eval=smoke", "model.name=imagenet-like", *override.split())
+    with pytest.raises(UserError, match=message):
+        run(*words)
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_two_runs_in_one_directory(tiny_pipeline, tmp_path, finished):
+    record, root = finished
+    folder = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}"
+    with (
+        RunDir(folder).lock(),
+        pytest.raises(UserError, match="in use by another qdit process"),
+        RunDir(folder).lock(),
+    ):
+        pass
+
+
+def test_a_damaged_record_is_named(finished, tiny_pipeline):
+    record, root = finished
+    file = root / "runs" / "default" / f"rtn-w4a8-{record['run_id']}" / "result.json"
+    good = file.read_text()
+    try:
+        file.write_text(good[:100])
+        with pytest.raises(UserError, match=r"result.json is not a result record .*overwrite=true"):
+            run(*overrides(tiny_pipeline, root))
+    finally:
+        file.write_text(good)
