@@ -25,8 +25,9 @@ TARGETS = Path(__file__).with_name("targets.txt").read_text().split()
 
 def test_no_config_names_a_class_by_another_address():
     now = {name for file in CONF.rglob("*.yaml") for name in re.findall(r"_target_: *([\w.]+)", file.read_text())}
-    assert set(TARGETS) <= now | {"qdit.cli.sweep.TableCallback"}
-    for target in TARGETS:
+    kept = set(TARGETS) - {"qdit.callback.TableCallback"}  # of Hydra's node, which is in no hash
+    assert kept <= now
+    for target in kept:
         get_class(target)
 
 
