@@ -1,4 +1,8 @@
-"""The grid of the inputs: dynamic (from the tensor at hand) or static (calibrated), in regions, over time."""
+"""How the inputs of linear layers (activations) are quantized (`conf/activation/`).
+
+Ranges are dynamic, from the tensor at hand, or static, calibrated; static ones may have two regions (MRQ) and may
+differ between groups of timesteps (TGQ).
+"""
 
 from qdit.activation.dynamic import DynamicActivation
 from qdit.activation.regions import SidedInputs

@@ -1,7 +1,7 @@
-"""Dynamic activations: each token (or group of its channels) gets the grid of its own minimum and maximum.
+"""Dynamic (per-token) activation quantization: each token, or group of its channels, has its own min-max range.
 
-Needs no calibration, and a sample's result does not depend on its batch mates. Q-DiT calls the group variant
-"sample-wise dynamic"; ViDiT-Q and QuaRot use the token variant.
+It needs no calibration, and the result for a sample does not depend on the rest of the batch. Q-DiT calls the variant
+with groups "sample-wise dynamic"; ViDiT-Q and QuaRot use the variant per token.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class DynamicQuantizer(nn.Module):
         return not self.spec.is_identity
 
     def codes(self, x: Tensor) -> Codes:
-        """`x` as integers, of rows [tokens, channels]."""
+        """`x` as integer codes, in rows [tokens, channels]."""
         rows = as_rows(x, self.spec).float()
         grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
         integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)

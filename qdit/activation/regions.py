@@ -1,7 +1,7 @@
-"""Two regions, below and above 0, for inputs behind GELU (TQ-DiT, arXiv 2502.04056, and PTQ4ViT: MRQ).
+"""Two regions, below and above 0, for inputs that come from a GELU (TQ-DiT, arXiv 2502.04056, and PTQ4ViT: MRQ).
 
-GELU's negative values lie in a short interval with a fixed end, and get half of the codes; the positive step has the
-range that the rule for inputs finds for the positive values.
+GELU's negative values lie in a short interval whose end is known, and get half of the codes with a step of their own.
+The step of the positive values follows from the range that the input's range rule finds for them.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from qdit.quant.time_groups import Groups
 
 @dataclass(frozen=True, kw_only=True)
 class SidedInputs:
-    """Which inputs have two sides, and where the negative one ends.
+    """Which inputs have two regions, and where the negative one ends.
 
     Args:
-        roles: of the layers whose inputs have two; none by default.
-        negative: how far the negative side reaches; GELU's own minimum, as released, or None for the rule of ranges.
+        roles: of the layers whose inputs have two regions; none by default.
+        negative: how far the negative region reaches; GELU's own minimum, as released, or None for the range rule.
 
     Raises:
         UserError: `negative` is not positive.
@@ -60,7 +60,7 @@ class SidedInputs:
             values: of the input, [n] for each group of timesteps.
             rule: finds the ranges.
             groups: of timesteps.
-            clock: shows them.
+            clock: says which timestep each sample is at.
 
         Raises:
             UserError: the values go far below GELU's.

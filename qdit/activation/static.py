@@ -1,7 +1,8 @@
-"""Static activations: a grid per tensor, or one per group of timesteps, calibrated on full-precision inputs.
+"""Static activation quantization: one grid per tensor, or per group of timesteps, calibrated on full-precision inputs.
 
-The rule of the papers' "MinMax" and "RTN" baselines; PTQ4DiT uses it with `activation/range=percentile` or `mse`.
-Left out: exponential moving averages of batch ranges, which only add a dependence on the order of the batches.
+With `activation/range=minmax` it is the "MinMax" or "RTN" baseline of the papers; Q-Diffusion uses it so, and PTQ4DiT
+with `percentile_mse`. Left out: exponential moving averages of batch ranges, which would only make the result depend on
+the order of the batches.
 """
 
 from collections.abc import Sequence

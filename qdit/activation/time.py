@@ -1,7 +1,8 @@
-"""Groups of sampling steps with static grids of their own (TQ-DiT, arXiv 2502.04056, eq. 9-12: TGQ).
+"""Time-grouped quantization (TGQ; TQ-DiT, arXiv 2502.04056, eq. 9-12): static ranges for each group of sampling steps.
 
-The paper groups all activations into equal groups; its release those of probabilities alone. The groups of least cost
-on the curve of ranges over time are an alternative. A group's grid is calibrated on its own points.
+The paper divides the steps into equal groups for all activations; its release does so for attention probabilities
+alone. An alternative here are the groups of least cost on the curve of ranges over time. The grid of a group is
+calibrated on the calibration points of that group.
 """
 
 from abc import ABC, abstractmethod
@@ -23,11 +24,11 @@ PLACES = ("inputs", *OPERANDS)
 
 @dataclass(frozen=True, kw_only=True)
 class TimeGroups(ABC):
-    """How steps are grouped, and for what.
+    """How sampling steps are grouped, and which tensors have a grid for each group.
 
     Args:
         groups: how many.
-        where: what has a grid a group: `inputs` of layers, and operands of attentions (`q`, `k`, `v`, `probs`).
+        where: what has one grid per group: `inputs` of layers, and operands of attentions (`q`, `k`, `v`, `probs`).
 
     Raises:
         UserError: fewer than one group, or an unknown place.
@@ -83,7 +84,7 @@ class TimeGroups(ABC):
 
 
 class EqualGroups(TimeGroups):
-    """Groups of as many steps each, one more or less."""
+    """Groups of equally many steps; sizes differ by one at most."""
 
     def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:
         """See `TimeGroups`."""
@@ -91,10 +92,10 @@ class EqualGroups(TimeGroups):
 
 
 class RangeGroups(TimeGroups):
-    """The groups with the least rounding noise, estimated from the ranges of layers' inputs over time.
+    """The groups with the least rounding noise, estimated from how the ranges of layers' inputs change over time.
 
-    Noise is taken as the square of a group's widest range, relative to the input's mean square range; the sum over
-    inputs and steps is minimal (dynamic programming). Steps without calibration points are interpolated.
+    The noise in a group is taken as the square of its widest range, relative to the input's mean squared range. Dynamic
+    programming minimizes the sum over inputs and steps. Ranges at steps without calibration points are interpolated.
     """
 
     def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:

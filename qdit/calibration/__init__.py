@@ -1,4 +1,4 @@
-"""Which (x_t, t, y) a method sees, and the streaming statistics that are taken of them."""
+"""Calibration data, the points (x_t, t, y) that a method sees, and observers that take statistics of them."""
 
 from qdit.calibration.calibration import (
     CalibrationData,

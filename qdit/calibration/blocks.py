@@ -1,10 +1,11 @@
-"""Walk a diffusion transformer block by block, from outside.
+"""Run calibration data through a diffusion transformer block by block, without changing the model's code.
 
-The activations at one block's boundary are kept (on the CPU) and advanced in place, so that time grows linearly with
-depth and memory not at all; Q-DiT's release runs the whole network for every block. Blocks are found through the sites'
-names and called with the arguments that the network itself gave to the first one; behind the last one, the network runs
-without its blocks. What is assumed of a network: its blocks follow one another, map their first argument to the next
-one's, and share all others (DiT, PixArt and their kin).
+Only the activations at one block's boundary are kept (on the CPU); each step replaces them by the next boundary's. So
+time grows linearly with depth, and memory does not grow; Q-DiT's release runs the whole network for every block. Blocks
+are found through the names of the sites, and are called with the arguments that the network itself gave to the first
+block. After the last one, the network runs with its blocks bypassed. What is assumed of a network: its blocks follow
+one another, each maps its first argument to that of the next, and they share all other arguments (DiT, PixArt and
+similar).
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from qdit.nn.linear import replaced
 
 @dataclass(frozen=True)
 class Segment:
-    """Quantized sites among which the walk halts: those before the blocks, of one block, or after the blocks."""
+    """One stop of the walk, and its quantized sites: those before the blocks, of one block, or after the blocks."""
 
     name: str
     """`before`, `block_000` …, `after`."""
@@ -34,7 +35,7 @@ class Segment:
     """The block's path in the denoiser."""
 
     def stages(self) -> list[list[Site]]:
-        """The sites in true order: a list a stage of the computation."""
+        """The sites in the order of the computation; those of one list depend only on earlier lists (q, k and v)."""
         return [list(stage) for _, stage in groupby(self.sites, key=lambda site: site.stage)]
 
 
@@ -71,7 +72,7 @@ class _Reached(Exception):
 
 @dataclass
 class Walk:
-    """Calibration data on its way through a network; segments are visited in order.
+    """Calibration data on its way through a network; the segments are visited in order.
 
     Args:
         model: the network.
@@ -113,7 +114,7 @@ class Walk:
             return self.model.denoise(x, t, y)
 
     def run(self, segment: Segment, layers: Mapping[str, nn.Module]) -> Iterator[Any]:
-        """What the data becomes in `segment` with `layers` in place, batch by batch: see the three below."""
+        """What the data becomes in `segment` with `layers` in place, batch by batch: see the three methods below."""
         if segment.block is not None:
             return self._run_block(segment.block, layers)
         if segment is self.segments[0]:
@@ -161,7 +162,7 @@ class Walk:
 
 @contextmanager
 def bypassed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
-    """`blocks` that return `hidden`, whatever they are given; afterwards they compute again."""
+    """Let `blocks` return `hidden`, whatever they are given; afterwards they compute again."""
     originals = [vars(block).get("forward") for block in blocks]  # a wrapper may have put one there
     try:
         for block in blocks:

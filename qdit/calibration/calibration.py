@@ -1,13 +1,13 @@
 """Calibration data: points (x_t, t, y) of guided full-precision trajectories.
 
-Points are chosen first, as (class, noise, step): `TrajectoryCalibration.choose`. Then only those trajectories are
-sampled that have one, and only as far as their last one; those of equal length go together. PTQ4DiT's release samples
-2,000 whole trajectories and reads a hundredth. The choice depends on the config and the seeds alone and is the
-specification; the states are a cache of it.
+Points are chosen first, as (class, noise, step): `TrajectoryCalibration.choose`. Only trajectories on which a point was
+chosen are then sampled, only as far as their last point, and those of equal length in one batch. PTQ4DiT's release
+samples 2,000 whole trajectories and uses a hundredth of their states. The choice depends on the config and the seeds
+alone: it specifies the data, and saved states are a cache of it.
 
-The state is recorded before the guidance doubles the batch. Because sampling runs the network on the condition and on
-the null class, a share of the points gets the null class as its label (Q-DiT's release has none; that is
-`null_share=0`). Options differ in which steps of a trajectory they keep: see their classes.
+The state x_t is recorded before classifier-free guidance doubles the batch. Because sampling runs the network on the
+class and on the null class, a share of the points gets the null class as its label (Q-DiT's release has none, which is
+`null_share=0`). The options differ in which steps of a trajectory they keep: see their classes.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ INDEX_OFFSET = 10_000_000  # calibration trajectories never share noise with eva
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Points on the CPU: `x` [n, C, h, w], `t` [n], `y` [n], run in batches of `batch_size`."""
+    """Points on the CPU: states `x` [n, C, h, w], timesteps `t` [n], classes `y` [n]; run `batch_size` at a time."""
 
     x: Tensor
     t: Tensor
@@ -45,7 +45,7 @@ class CalibrationData:
 
     @property
     def timesteps(self) -> list[int]:
-        """The sampler's timesteps, ascending; where they are not known, those that occur."""
+        """The sampler's timesteps, ascending; where they are not known, those that occur in the data."""
         return sorted(set(self.t.tolist() if self.visited is None else self.visited))
 
     def batches(self, model: "DiffusionModel") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -69,14 +69,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryCalibration(ABC):
-    """What the options share: choose points of trajectories, and collect them.
+    """What the options share: choosing points of trajectories, and collecting them.
 
     Args:
         num_samples: points in all.
         per_trajectory: points taken from one trajectory.
         null_share: share of the points that get the null class.
         batch_size: trajectories sampled, and points run, at a time.
-        seed: own stream, added to the run's seed: calibration can be repeated while the evaluated noise stays.
+        seed: added to the run's seed for calibration alone, so that the calibration set can be varied while the noise
+            of the evaluated samples stays.
     """
 
     num_samples: int
@@ -102,14 +103,14 @@ class TrajectoryCalibration(ABC):
         Args:
             num_steps: of the sampler.
             seed: the run's.
-            null_share: of these points, whatever the config's; the null class goes to an even share of them.
+            null_share: share of the null class among these points, instead of the config's; spread evenly over them.
         """
         states = self.states(self.num_samples, num_steps, seed)
         null = [int((n + 1) * null_share) > int(n * null_share) for n in range(len(states))]
         return [Point(*state, null=is_null) for state, is_null in zip(states, null, strict=True)]
 
     def states(self, count: int, num_steps: int, seed: int) -> list[tuple[int, int]]:
-        """Trajectory and step of `count` shuffled states, from as few trajectories as have them."""
+        """Trajectory and step of `count` shuffled states, from as few trajectories as possible."""
         trajectories = ceil(count / min(self.per_trajectory, num_steps))
         found = [(i, step) for i in range(trajectories) for step in self.kept_steps(i, num_steps, seed)]
         found.sort(key=lambda state: (state[0] // self.batch_size, state[1], state[0]))
@@ -119,7 +120,7 @@ class TrajectoryCalibration(ABC):
     def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Dataset", seed: int) -> CalibrationData:
         """Sample the chosen points in full precision."""
         timesteps = sampler.timesteps(model)
-        # Unguided, the network never sees the null class.
+        # Without guidance the network never sees the null class.
         points = self.choose(len(timesteps), seed, self.null_share if sampler.guidance != 1 else 0.0)
         states = {(point.trajectory, point.step): torch.empty(0) for point in points}
         last: dict[int, int] = {}
@@ -165,8 +166,8 @@ class UniformCalibration(TrajectoryCalibration):
 class PairedCalibration(TrajectoryCalibration):
     """The same evenly spaced steps of each trajectory, the noisiest first (Q-Diffusion, PTQ4DiT).
 
-    A state with the null class is one that also has its own class, as in guidance. With the share 0.5 all states are
-    such pairs, and half as many trajectories are sampled.
+    A state that gets the null class also occurs with its own class, as in classifier-free guidance. With the share 0.5
+    all states are such pairs, and half as many trajectories are sampled.
     """
 
     def __post_init__(self) -> None:
@@ -194,7 +195,7 @@ class RandomCalibration(TrajectoryCalibration):
     """Steps drawn anew, without replacement, for every trajectory."""
 
     def chances(self, num_steps: int) -> Sequence[float] | None:
-        """The share of each step in the draws; None: all are alike."""
+        """The probability of each step; None: all are equal."""
         return None
 
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
@@ -230,14 +231,14 @@ class NormalCalibration(RandomCalibration):
         """The probability of each step, the noisiest first."""
         edges = [(i / num_steps - self.mean) / self.deviation for i in range(1, num_steps)]
         below = [0.0, *(0.5 * (1 + erf(edge / sqrt(2))) for edge in edges), 1.0]
-        # A step that is never drawn would be missing where a trajectory gives more points than are likely.
+        # A step of probability 0 would be missing where a trajectory gives more points than there are likely steps.
         chances = np.maximum(np.diff(below)[::-1], 1e-12)
         return chances / chances.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoCalibration:
-    """No data; a part that needs some refuses. The keys are those of the other options."""
+    """No data; parts of a recipe that need some raise an error. It has the keys of the other options, all unused."""
 
     num_samples: int = 0
     per_trajectory: int = 1

@@ -1,4 +1,8 @@
-"""Streaming statistics of site inputs, taken by hooks on the full-precision model; nothing grows with the data."""
+"""Observers: statistics of the inputs of sites, streamed from hooks on the full-precision model.
+
+Minima and maxima are exact; of the values themselves a fair sample is kept (reservoir sampling), so that memory does
+not grow with the amount of calibration data.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,21 +17,21 @@ from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import QuantLinear, patch_size
 from qdit.quant.time_groups import ALL, Groups
 
-RESERVOIR = 2**18  # values of one site
-LEAST_RESERVOIR = 2**15  # of one group of timesteps
+RESERVOIR = 2**18  # values kept of one site
+LEAST_RESERVOIR = 2**15  # values kept of one group of timesteps, at least
 
 
 class ValueReservoir:
     """The exact minimum and maximum and a fair sample of about `size` of all values seen.
 
-    The stream of values, each of which has a number, is cut into blocks of 2^k, and one value of each block is kept,
-    chosen at random. When there are too many, two blocks become one and one of their two values is dropped. So every
-    value is as likely as any other, whatever axis of a tensor it lies on, and the sample depends on the seed and the
-    stream, not on the batches in which the stream came.
+    The stream of values is cut into blocks of 2^k consecutive values, and one value of each block, chosen at random, is
+    kept. When too many are kept, pairs of blocks are merged and one value of each pair is dropped. So every value is
+    equally likely to be kept, wherever in a tensor it lies, and the sample depends on the seed and the order of the
+    stream, not on how the stream was divided into batches.
 
     Args:
-        size: of values kept, of all rows together; at least four of each row.
-        rows: that are told apart, such as channels or heads; what is seen is [rows, …] then.
+        size: how many values are kept of all rows together; at least four of each row.
+        rows: how many rows, such as channels or heads, are sampled separately; tensors are then [rows, …].
         seed: of the choice.
     """
 
@@ -35,11 +39,11 @@ class ValueReservoir:
         self.size, self.rows, self.seed = max(size, 4 * rows), rows, seed
         self.level = self.seen = 0  # k, and the values of a row so far
         self.kept: list[Tensor] = []
-        self.places: list[Tensor] = []  # of what is kept, in the stream
+        self.places: list[Tensor] = []  # positions in the stream of the values that are kept
         self.extremes = torch.tensor([float("inf"), float("-inf")]).repeat(rows, 1)
 
     def add(self, x: Tensor) -> None:
-        """Take in a tensor of any shape, or [rows, …]."""
+        """Take in a tensor of any shape, or [rows, …] where rows are separate."""
         rows = x.detach().reshape(self.rows, -1)
         if not rows.shape[1]:
             return
@@ -57,7 +61,7 @@ class ValueReservoir:
         self.seen = end
 
     def _thin(self, end: int) -> None:
-        """Make the blocks long enough for rows of `end` values."""
+        """Double the length of the blocks until the sample of rows of `end` values is small enough."""
         level = self.level
         while self.rows * (((end - 1) >> level) + 1) > self.size and end > 1 << level:
             level += 1
@@ -68,7 +72,7 @@ class ValueReservoir:
         self.level = level
 
     def values(self) -> Tensor:
-        """The sample, whose least and greatest values are the exact extremes, [n], or [rows, n] of several."""
+        """The sample [n], or [rows, n] of several rows; its least and greatest values are the exact extremes."""
         values = torch.cat(self.kept, 1)
         if self.level:
             row, top = torch.arange(self.rows), values.argmax(1)
@@ -79,10 +83,10 @@ class ValueReservoir:
 
 
 def chosen(blocks: Int[Tensor, " n"], level: int, seed: int) -> Int[Tensor, " n"]:
-    """The number of the value that is kept of each block of 2^`level` values.
+    """The position of the value that is kept of each block of 2^`level` values.
 
-    Of a block's two halves one is chosen by a random bit, and so on downwards: a choice at one level is one of the two
-    choices at the level below.
+    A random bit chooses one of the two halves of a block, another one a half of that half, and so on. So the choice for
+    a block is one of the two choices for its halves, and merging blocks never needs a value that was dropped.
 
     >>> chosen(torch.arange(4), 3, seed=0) // 8
     tensor([0, 1, 2, 3])
@@ -105,11 +109,11 @@ def _scrambled(numbers: Tensor) -> Tensor:
 
 
 class GroupedReservoirs:
-    """A reservoir for each group of timesteps, smaller ones where there are many.
+    """A reservoir for each group of timesteps; the more groups, the smaller each reservoir.
 
     Args:
         groups: of timesteps.
-        rows: see `ValueReservoir`; what is seen is [samples, rows, …] if there are several.
+        rows: see `ValueReservoir`; tensors are [samples, rows, …] if there are several.
     """
 
     def __init__(self, groups: Groups, rows: int = 1) -> None:
@@ -135,20 +139,20 @@ class GroupedReservoirs:
 
 
 def site_input(layer: nn.Module, x: Tensor) -> Tensor:
-    """The rows that a layer multiplies: patches for a patch embedding, the input itself otherwise."""
+    """The rows that a layer multiplies: flattened patches for a patch embedding, the input itself otherwise."""
     patch = patch_size(layer)
     return x if patch is None else F.unfold(x, patch, stride=patch).transpose(1, 2)
 
 
 def changed_input(layer: nn.Module, x: Tensor) -> Tensor:
-    """The rows that a layer multiplies, behind what a rewritten layer does to its input first."""
+    """The rows that a layer multiplies, after what a transformed layer does to its input first (a run-time change)."""
     rows = site_input(layer, x)
     return layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
 
 
 @contextmanager
 def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
-    """Call `see(site, layer, input, output)` whenever a site runs; the hooks are gone afterwards."""
+    """Observe sites: call `see(site, layer, input, output)` whenever one runs; the hooks are removed afterwards."""
     handles = []
     try:
         for site in sites:
@@ -171,7 +175,9 @@ def input_values(
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
     Args:
-        model, sites, data: whose inputs of which layers on what.
+        model: the network in full precision.
+        sites: the layers whose inputs are observed.
+        data: the calibration points.
         first: what a site does to its input before it is quantized, if anything.
         groups: of timesteps; each must have points.
     """
@@ -196,8 +202,8 @@ def input_maxima(
 ) -> None:
     """Call `see(site, maxima [samples, in], timesteps [samples])` for every batch and site.
 
-    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, behind what a
-    rewritten layer does to its input.
+    The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, after what a
+    transformed layer does to its input first.
     """
     timesteps: list[Tensor] = []
 

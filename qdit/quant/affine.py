@@ -1,8 +1,10 @@
 """Uniform affine quantization of rows: code = clamp(round(x / scale) + zero_point), x̂ = scale (code - zero_point).
 
-Rounding is half to even. Sources: Q-DiT (arXiv 2406.17343) eq. 1 and its released quantizer, GPTQ (arXiv 2210.17323),
-Nagel et al., "A white paper on neural network quantization" (arXiv 2106.08295). Everything here is simulated: values
-are rounded to the grid and kept in floating point. Codes for storage come from `encode`.
+Scale and zero point are the quantization parameters; the *grid* is the set of values that they and the code range can
+represent. Rounding is half to even. Sources: Q-DiT (arXiv 2406.17343) eq. 1 and its released quantizer, GPTQ (arXiv
+2210.17323), Nagel et al., "A white paper on neural network quantization" (arXiv 2106.08295). Quantization here is
+simulated ("fake quantization"): values are rounded to the grid, that is quantized and dequantized, and stay in floating
+point. Integer codes for storage come from `encode`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ CLAMPED_SMALLEST_RANGE = 1e-5  # the released Q-DiT quantizer's
 
 @dataclass(frozen=True)
 class Affine:
-    """A grid a row: `scale` and `zero_point` [rows, 1], codes from `low` to `high`."""
+    """One uniform grid per row: `scale` and `zero_point` [rows, 1], and integer codes from `low` to `high`."""
 
     scale: Float[Tensor, "rows 1"]
     zero_point: Float[Tensor, "rows 1"]
@@ -29,7 +31,7 @@ class Affine:
 
 
 def affine(lo: Float[Tensor, "rows 1"], hi: Float[Tensor, "rows 1"], spec: QuantSpec) -> Affine:
-    """The grid of `spec` that covers [lo, hi] a row (see `QuantSpec.grid` for the conventions).
+    """The grid of `spec` that covers each row's range [lo, hi] (see `QuantSpec.grid` for the conventions).
 
     Raises:
         ValueError: the spec's code-book has no single step.
@@ -73,25 +75,25 @@ def code_range(spec: QuantSpec) -> tuple[int, int]:
 
 
 def encode(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
-    """Integer codes in [low, high], as floats."""
+    """Quantize: integer codes in [low, high], as floats."""
     return (torch.round(x / grid.scale) + grid.zero_point).clamp(grid.low, grid.high)
 
 
 def decode(codes: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
-    """The values that codes stand for."""
+    """Dequantize: the values that codes stand for."""
     return (codes - grid.zero_point) * grid.scale
 
 
 def round_to_grid(x: Float[Tensor, "rows n"], grid: Affine) -> Float[Tensor, "rows n"]:
-    """`decode(encode(x))` with one temporary tensor, which is new."""
+    """`decode(encode(x))`, simulated quantization, in a new tensor and without further temporaries."""
     return nearest(x, grid.scale, grid.zero_point, grid.low, grid.high)
 
 
 def nearest(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
     """The nearest values of a grid, a new tensor; scale and zero point broadcast against `x`.
 
-    The passes are in place because an activation is large: a fresh tensor an operation costs several times the
-    arithmetic in page faults.
+    The passes work in place because an activation is large: a fresh tensor for every operation would cost several
+    times the arithmetic in page faults.
     """
     y = x / scale
     y.round_()
@@ -101,7 +103,7 @@ def nearest(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, low: 
 
 
 def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: Affine | None = None) -> Float[Tensor, "*shape"]:
-    """Round `x` to the grid of `spec`, by default the one of each row's own minimum and maximum; in `x`'s dtype.
+    """Round `x` to the grid of `spec`, in `x`'s dtype; without a `grid`, to the one of each row's minimum and maximum.
 
     >>> x = torch.tensor([-0.3, -0.1, 0.0, 0.25, 1.0])
     >>> fake_quantize(x, QuantSpec(bits=4))
@@ -125,7 +127,7 @@ def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: Affine | No
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight on its grid, as the integers that stand for it; `weight` is what they stand for."""
+    """A quantized weight: integer codes with their grid; `weight` is the dequantized tensor."""
 
     codes: Integer[Tensor, "out channels"]
     """uint8, or int8 where codes are signed."""
@@ -135,7 +137,7 @@ class Rounded:
 
     @classmethod
     def of(cls, weight: Float[Tensor, "out channels"], grid: Affine, spec: QuantSpec) -> "Rounded":
-        """The codes nearest to a weight; those of a weight that is on the grid already give it back, bit for bit.
+        """The codes nearest to a weight; the codes of a weight that lies on the grid already give it back bit for bit.
 
         `grid` is that of the rows of `as_rows(weight, spec)`.
 
@@ -149,5 +151,5 @@ class Rounded:
 
     @property
     def weight(self) -> Float[Tensor, "out channels"]:
-        """The values of the codes, float32."""
+        """The dequantized weight, float32."""
         return decode(as_rows(self.codes, self.spec).float(), self.grid).view(self.codes.shape)

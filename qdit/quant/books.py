@@ -1,7 +1,8 @@
-"""Code-books of static quantizers: what a value becomes, given numbers that the calibration found.
+"""Code-books of static quantizers: the function that rounds a value, given calibrated quantization parameters.
 
-A code-book is called with values and its numbers, tensors that broadcast against the values: one each, or one a head,
-or one a sample (`qdit.nn.quantizers`). Here are the uniform grid and RepQ-ViT's logarithmic one; those of
+A code-book is called with values and its *numbers*, its quantization parameters: scale and zero point for a uniform
+grid, other steps for others. They are tensors that broadcast against the values: one for the whole tensor, one per head
+or one per sample (`qdit.nn.quantizers`). Here are the uniform grid and RepQ-ViT's logarithmic one; the code-books with
 several regions are in `qdit.quant.regions`.
 """
 
@@ -41,8 +42,8 @@ class LogSqrt2:
 
     code = clamp(round(-2 log₂(x / s)), 0, 2^b - 1),   x̂ = s 2^(-⌈code / 2⌉) (√2 if the code is odd)
 
-    Values beyond the last code become 0, which is a level more than b bits hold (as released; a kernel would give up
-    the smallest power).
+    Values below the smallest power become 0. That is one level more than b bits can hold, as in the released code; an
+    integer kernel would have to give up the smallest power.
     """
 
     bits: int
@@ -52,7 +53,7 @@ class LogSqrt2:
         return torch.round(-2 * torch.log2(x / scale)).clamp(0, 2**self.bits)
 
     def decode(self, codes: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
-        """What the codes stand for."""
+        """Dequantize: the values that the codes stand for."""
         values = torch.exp2(-torch.ceil(codes / 2)) * (1 + (sqrt(2) - 1) * (codes % 2)) * scale
         return torch.where(codes < 2**self.bits, values, 0.0)
 

@@ -1,4 +1,4 @@
-"""Signal to noise in decibels, the same wherever qdit compares a quantized thing with its original."""
+"""Signal-to-noise ratio in decibels (SQNR), the same wherever qdit compares something quantized with its original."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,9 @@ CAP_DB = 120.0
 
 
 def decibels(signal: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """10 log10(signal / noise) of energies, within ±120 dB and always a number, for means and for JSON.
+    """10 log10(signal / noise) of energies, clipped to ±120 dB and never NaN, so that it can be averaged and saved.
 
-    No noise is 120 dB, whatever the signal. A signal or noise that is not finite is -120 dB: what diverged lost all.
+    No noise is 120 dB, whatever the signal. A signal or noise that is not finite is -120 dB: the model diverged.
     """
     ratio = 10 * (signal.log10() - noise.log10())  # a difference of logarithms neither over- nor underflows
     ratio = torch.where(noise == 0, CAP_DB, ratio.clamp(-CAP_DB, CAP_DB))

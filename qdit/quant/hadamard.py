@@ -1,4 +1,4 @@
-"""The Hadamard transform of rows, fast: x H / √n without the n × n matrix; orthogonal, because H Hᵀ = n I.
+"""The fast Hadamard transform of rows: x H / √n without forming the n × n matrix. It is orthogonal, as H Hᵀ = n I.
 
 H is the Kronecker product of a Sylvester matrix of size 2^p and a small matrix of size K, where n = 2^p K. The small
 one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic character of the difference,
@@ -8,9 +8,10 @@ one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic charac
 
 which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more, and with them the widths of published
 diffusion transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456)
-reads them in tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Each factor is applied
-as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications a row instead of n². A kernel of
-its own would need no multiplications for the powers of two, and p additions instead of Σ 2^pᵢ: `operations` counts so.
+reads these matrices from tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Here each
+factor is applied as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications per row
+instead of n². A dedicated kernel would need no multiplications for the powers of two, and p additions instead of
+Σ 2^pᵢ; `operations` counts the operations of such a kernel.
 
 Left out: half precision inside (16-bit butterflies were seen to flicker in video), and sizes from prime powers (52).
 """
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 LARGEST_BASE = 256  # beyond it the small matrix is not small
-_CHUNK = 5  # binary digits a matrix product
+_CHUNK = 5  # powers of two that are handled by one matrix product
 
 
 def _prime(n: int) -> bool:

@@ -1,13 +1,13 @@
-"""Products of integer codes: operands of 8 bits, sums of 32, scales and zero points after.
+"""Integer matrix products: int8 operands, 32-bit accumulation, scales and zero points applied afterwards.
 
-A row of a tensor in groups of channels holds the values s (a - d): int8 integers a, a scale s and an offset d a group.
-With the weight's t (b - e), a group of n channels contributes
+Each group of channels in a row of a tensor holds the values s (a - d): int8 integers a, with one scale s and one offset
+(zero point) d per group. With the weight's t (b - e), a group of n channels contributes
 
     s t (Σ a b  -  d Σ b  -  e Σ a  +  n d e)
 
-to an output, of which Σ b is known beforehand. The products Σ a b run in the machine's int8 instructions; float32 holds
-the sums exactly up to 2²⁴, which 1,024 channels of 8 bits never exceed. So the result differs from the simulated one,
-which rounds every product, in the last bits only.
+to an output; Σ b is known beforehand. The products Σ a b run in the machine's int8 instructions; float32 holds the sums
+exactly up to 2²⁴, which 1,024 channels of 8 bits never exceed. So the result differs only in the last bits from that of
+simulated quantization, which multiplies dequantized values in floating point.
 
 Source: Jacob et al., arXiv 1712.05877, §2.3. Left out: packed 4-bit products, which torch has no kernel for; codes of
 fewer than 8 bits are multiplied as int8.
@@ -29,7 +29,7 @@ CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch's int8 product on CUDA asks of th
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows of values s (a - d), in groups of channels."""
+    """Rows of values s (a - d): int8 codes with one scale and offset per row and group of channels."""
 
     integers: Int8[Tensor, "rows channels"]
     scale: Float[Tensor, "rows groups"]
@@ -58,7 +58,8 @@ def encoded(
 ) -> tuple[Int8[Tensor, "rows channels"], Tensor | None]:
     """The integers a and the offset d of values on a grid; scale and zero point broadcast against `x`.
 
-    Codes less their zero point are taken where they fit; zero points of `asymmetric_free` may be any number.
+    Where code minus zero point fits into int8, that difference is a, and no offset is left (d is None). Zero points of
+    `asymmetric_free` may be any number, so they always keep an offset.
 
     >>> a, d = encoded(torch.tensor([[-0.3, 0.2, 9.0]]), torch.tensor(0.1), torch.tensor(3.0), 0, 15, "asymmetric")
     >>> a, d
@@ -73,9 +74,9 @@ def encoded(
 
 
 def weight_codes(rounded: Rounded) -> Codes:
-    """A weight [out, channels] as operand, of as many groups as its rows have scales.
+    """A weight [out, channels] as an operand with as many groups as each of its rows has scales.
 
-    Codes less their zero point are taken where they fit, so that no correction is left for run time.
+    Where code minus zero point fits into int8, that difference is stored, so that no correction is left for run time.
     """
     grid, out = rounded.grid, len(rounded.codes)
     groups = max(1, len(grid.scale) // out)
@@ -88,7 +89,7 @@ def weight_codes(rounded: Rounded) -> Codes:
 
 
 def multiplies(rows: int, weight: Codes, groups: int) -> bool:
-    """Whether the device has a product of integers for these shapes."""
+    """Whether the device has an integer matrix product for these shapes."""
     out, channels = weight.integers.shape
     if weight.integers.device.type == "cpu":
         return True
@@ -97,7 +98,7 @@ def multiplies(rows: int, weight: Codes, groups: int) -> bool:
 
 
 def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-    """x̂ Ŵᵀ + bias in float32; the loop is over parts of the channels with one scale on both sides."""
+    """x̂ Ŵᵀ + bias in float32; the loop runs over parts of the channels within which both sides have one scale."""
     groups = lcm(x.groups, weight.groups)
     part = weight.integers.shape[1] // groups
     start, y = bias.float() if bias is not None else x.scale.new_zeros(()), None
@@ -119,7 +120,7 @@ def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Floa
 
 
 def _sums(codes: Codes, number: int, groups: int) -> Float[Tensor, " rows"]:
-    """Σ a of one of so many parts of the channels."""
+    """Σ a over one of `groups` equal parts of the channels."""
     if codes.groups == groups:
         return codes.sums[:, number]
     return _summed(codes.group(number, groups))

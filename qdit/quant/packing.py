@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits as bytes without gaps, the first code in the highest bits; the last byte is filled with zeros.
+"""Bit packing: codes of 2 to 8 bits as bytes without gaps, first code in the highest bits, last byte padded with zeros.
 
 At 4 bits a byte holds two codes, the earlier one in its upper half. Codes of a grid that starts below 0 are shifted: -8
 to 7 is stored as 0 to 15.

@@ -1,7 +1,8 @@
-"""Which range a grid covers: minimum to maximum, percentiles, or the candidate range of least error.
+"""Range (clipping) rules: which interval a grid covers. Minimum to maximum, percentiles, or the range of least error.
 
-Each class maps rows [rows, n] to (lo, hi), both [rows, 1], for rows of any length. No rule loops over rows. Quantiles
-come from the sorted tails alone, and are exact; errors are summed in pieces that fit a processor's cache.
+The field calls these range estimators, or calibrators; what lies beyond the range is clipped. Each class maps rows
+[rows, n] to (lo, hi), both [rows, 1], for rows of any length. No rule loops over rows. Quantiles come from the sorted
+tails alone, and are exact; errors are summed in pieces that fit into a processor's cache.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from qdit.errors import UserError
 from qdit.quant.affine import Affine, affine, round_to_grid
 from qdit.quant.spec import QuantSpec
 
-CHUNK_VALUES = 2**25  # values of all candidates held at once: 128 MiB
-PIECE_VALUES = 2**17  # values whose error is taken at once: 512 KiB, which stay in cache through all passes
+CHUNK_VALUES = 2**25  # values of all candidates that are held at once: 128 MiB
+PIECE_VALUES = 2**17  # values whose error is computed at once: 512 KiB, which stay in cache through all passes
 
 
 class Range(Protocol):
@@ -83,8 +84,8 @@ def outer_quantiles(rows: Float[Tensor, "rows n"], shares: list[float]) -> list[
 class PercentileMSE:
     """Of a few percentile ranges, the one with the least mean |x - x̂|^`power` (PTQ4DiT's release; RepQ-ViT).
 
-    The first of equal candidates wins. The minimum and maximum are no candidate, as released. With the grid
-    `asymmetric_free` the zero point is the released one too: a whole number, which need not be a code.
+    The first of equal candidates wins. As in the release, the min-max range is not among the candidates. With the grid
+    `asymmetric_free` the zero point is the released one too: an integer that need not lie within the code range.
 
     Args:
         shares: p of each candidate (see `Percentile`).

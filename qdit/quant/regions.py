@@ -1,16 +1,17 @@
-"""Multi-region quantization (MRQ): two grids that share the codes.
+"""Multi-region quantization (MRQ; PTQ4ViT's "twin uniform quantization"): two uniform grids share the codes.
 
-Sources: TQ-DiT (arXiv 2502.04056), PTQ4ViT (arXiv 2111.12293). With b bits, one tells the region and the others, for
-H = 2^(b-1) steps, the place in it.
+Sources: TQ-DiT (arXiv 2502.04056), PTQ4ViT (arXiv 2111.12293). Of b bits, one says which region a value is in, and the
+others say which of the region's H = 2^(b-1) steps it takes.
 
-* Probabilities: fine steps s₁ below H s₁, coarse steps s₂ = 1/H above. With s₁ = 2^-m s₂, 0 ≤ m < b, the border is a
-  multiple of both, the map is monotone and a region is a shift; PTQ4ViT's and TQ-DiT's lists of m go on to 19, where
-  values between the border and s₂/2 become 0. H s₂ = 1 itself, which saturates at 1 - 1/H on the paper's grid, can have
-  a code that the coarse region does not need (`top="one_exact"`).
-* Both sides of GELU: steps Δ₋ below 0, Δ₊ above.
+* Probabilities (outputs of softmax): fine steps s₁ below the border H s₁, coarse steps s₂ = 1/H above. With
+  s₁ = 2^-m s₂, 0 ≤ m < b, the border is a multiple of both steps, the map is monotone, and changing region is a bit
+  shift. The lists of m in PTQ4ViT and TQ-DiT go on to 19, where values between the border and s₂/2 become 0. On the
+  paper's grid the value 1 = H s₂ saturates at 1 - 1/H; with `top="one_exact"` it gets a code that the coarse region
+  does not need.
+* Outputs of GELU: one step Δ₋ for values below 0, another Δ₊ for those above.
 
-Every value goes to the nearest level. The papers' mask compares with the border before it rounds, and sends the last
-half step below it one level too low. The released code of both papers has no mask at all: `ReleasedSum`.
+Every value goes to the nearest level. The papers' mask compares with the border before rounding, so that the last half
+step below the border is sent one level too low. The released code of both papers has no mask at all: `ReleasedSum`.
 """
 
 from dataclasses import dataclass
@@ -29,24 +30,24 @@ GELU_MINIMUM = 0.16997124254703522  # |min GELU|, as released; that of the tanh 
 
 @dataclass(frozen=True)
 class TwoRegion:
-    """Two grids for values from 0 to 1, one above the other.
+    """Two grids for values from 0 to 1: a fine one below the border, a coarse one above.
 
-    Numbers: the `fine` and `coarse` steps, and `last`, the greatest multiple of the coarse step. A uniform grid of b
-    bits is the case of equal steps with `last` = 2H - 1.
+    Its numbers (quantization parameters) are the `fine` and `coarse` steps, and `last`, the greatest multiple of the
+    coarse step. A uniform grid of b bits is the special case of equal steps with `last` = 2H - 1.
     """
 
     bits: int
 
     @property
     def half(self) -> int:
-        """H."""
+        """H, the number of steps in a region."""
         return 2 ** (self.bits - 1)
 
     def numbers(self, shift: int, top: Top) -> tuple[float, float, float]:
         """The three numbers of s₁ = 2^-shift s₂.
 
         Raises:
-            UserError: the shift would make the map fall somewhere.
+            UserError: with this shift the map would not be monotone.
         """
         if not 0 <= shift < self.bits:
             raise UserError(
@@ -61,7 +62,7 @@ class TwoRegion:
         return step, step, 2 * self.half - 1
 
     def encode(self, x: Float[Tensor, "*shape"], fine: Tensor, coarse: Tensor, last: Tensor) -> Float[Tensor, "*shape"]:
-        """Codes of b bits as floats: the region's bit above the step's; of a step H or more the last bits are kept."""
+        """Codes of b bits as floats: the region is the top bit; step numbers of H or more keep their last bits."""
         low, upper = self._places(x, fine, coarse, last)
         return torch.where(low < self.half, low, self.half + upper % self.half)
 

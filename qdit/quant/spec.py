@@ -1,6 +1,8 @@
-"""How one tensor is quantized: granularity and `QuantSpec`, as plain values that can be saved and compared.
+"""How one tensor is quantized: `QuantSpec`, its bits, granularity and grid, as plain values to save and compare.
 
 A quantizer works on *rows*: the tensor is reshaped so that all values of a row share one scale and one zero point.
+`tensor`, `row` and `group` are what the field calls per-tensor; per-channel for weights and per-token for activations;
+and group-wise quantization along the input channels.
 
 =================  ==========================  =======================================
 granularity        weight [out, in] -> rows    activation [..., tokens, in] -> rows
@@ -34,15 +36,15 @@ class QuantSpec:
 
     Args:
         bits: 2 to 8; 16 is the identity.
-        granularity: which values share a scale (see the module's table); `head` is static.
-        group_size: input channels a group; only with `granularity="group"`.
+        granularity: which values share a scale (see the module's table); `head` is for static quantizers.
+        group_size: input channels per group; only with `granularity="group"`.
         grid: `asymmetric` (range extended to hold 0, so the zero point is a code), `asymmetric_free` (Q-DiT's paper:
             the integer zero point is not clamped), `asymmetric_clamped` (Q-DiT's released code: it is clamped without
             extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
             `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped), `unsigned` (zero point 0,
             scale max / (2^b - 1): for values that are not negative, such as probabilities); or, for static inputs, one
             of the code-books of `qdit.quant.books` and `qdit.quant.regions`.
-        dynamic: ranges are taken from the tensor at hand; otherwise they were calibrated.
+        dynamic: whether ranges are taken from the tensor at hand at run time; static ones are calibrated beforehand.
         time_groups: groups of sampling steps, each with ranges of its own; None for one. Only static inputs have them.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Contiguous groups of sampling steps, equal or of least cost, as functions on timesteps (TQ-DiT, arXiv 2502.04056).
+"""Contiguous groups of sampling steps: equal ones (TQ-DiT, arXiv 2502.04056), or those of least cost.
 
-`Groups` is the one map from a timestep to its group, for calibration and for sampling. TQ-DiT's release has two, of
-which the sampling one puts nearly all steps into the last group.
+`Groups` is the one map from a timestep to its group, used for calibration and for sampling. TQ-DiT's release has two
+maps, and the one for sampling puts nearly all steps into the last group.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ ALL = Groups()
 
 
 def split(timesteps: Sequence[int], starts: Sequence[int]) -> Groups:
-    """The groups of a sampler's timesteps, whose first (lowest) members are its `starts`-th, counted from 0 upwards."""
+    """The groups of a sampler's `timesteps`, sorted upwards; `starts` are the positions where a new group begins."""
     ascending = sorted(set(timesteps))
     return Groups(tuple(ascending[start] for start in starts))
 

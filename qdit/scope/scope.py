@@ -1,4 +1,4 @@
-"""Scope: a choice of sites by role, refined by name patterns."""
+"""Scope: which sites (quantized places) are quantized, by their role in the network, refined by name patterns."""
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatch

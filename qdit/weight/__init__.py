@@ -1,4 +1,4 @@
-"""The grid of the weights."""
+"""How weights are quantized: granularity, grid and range rule (`conf/weight/`)."""
 
 from qdit.weight.grid import WeightGrid
 

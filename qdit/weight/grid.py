@@ -1,4 +1,4 @@
-"""Weights [out, in] on a uniform grid: per output channel (`row`), per group of input channels, or per tensor."""
+"""Weights [out, in] on a uniform grid, per output channel (`row`), per group of input channels, or per tensor."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class WeightGrid:
 
     Args:
         granularity, group_size, grid: see `QuantSpec`.
-        range: the rule that finds each row's range.
+        range: the rule that finds each row's range (clipping).
     """
 
     granularity: Granularity
