@@ -1,4 +1,4 @@
-"""How weights choose their codes."""
+"""How weights are rounded to integer codes: to nearest, by GPTQ, or by AdaRound with block reconstruction."""
 
 from qdit.rounding.adaround import AdaRound
 from qdit.rounding.base import Rounding

@@ -1,14 +1,14 @@
 """AdaRound with block reconstruction: the rounding of PTQ4DiT, Q-Diffusion, PTQD and BRECQ.
 
-Every unit (`qdit.rounding.reconstruction.units`) learns, code by code, whether its weights round up or down, and the
-steps of its static activation quantizers, so that its output comes close to the full-precision network's. Sources:
-Nagel et al., AdaRound (arXiv 2004.10568); Li et al., BRECQ (arXiv 2102.05426); PTQ4DiT (arXiv 2405.16005) and its
-release.
+The network is reconstructed unit by unit (a layer or a block, `qdit.rounding.reconstruction.units`). A unit learns for
+each weight whether it rounds up or down, and the step sizes (scales) of its static activation quantizers, so that its
+output comes close to the full-precision network's. Sources: Nagel et al., AdaRound (arXiv 2004.10568); Li et al., BRECQ
+(arXiv 2102.05426); PTQ4DiT (arXiv 2405.16005) and its release.
 
-What differs from the release: time is linear in depth, the loss does not depend on the number of tokens, data is
-shuffled as a whole, finished units are saved, a learned step stays positive, a unit that ends further from its target
-than nearest rounding (too few iterations) stays at nearest, with a warning, and the network never leaves evaluation
-mode. Left out: QDrop's random dropping of activation quantization.
+What differs from the release: time is linear in depth; the loss does not depend on the number of tokens; data is
+shuffled over the whole set; finished units are saved; a learned step size stays positive; a unit that ends further from
+its target than nearest rounding (after too few iterations) stays at nearest, with a warning; and the network never
+leaves evaluation mode. Left out: QDrop's random dropping of activation quantization.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ Weighting = Literal["uniform", "fisher"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdaRound(Learning):
-    """Units learn their rounding and their activation steps, one after the other; see `Learning` for the loop.
+    """Units learn their rounding and their activation step sizes one after the other; see `Learning` for the loop.
 
     Args:
         inputs: `quantized` inputs are those of the network as quantized so far ("asymmetric" reconstruction, as
-            released); `full_precision` ones the original network's. The target is the original network's output.
+            released); `full_precision` ones are the original network's. The target is the original network's output.
         weighting: of the squared error: `uniform`, or `fisher`, by point and channel
             (`qdit.rounding.reconstruction.fisher`).
 
@@ -54,7 +54,7 @@ class AdaRound(Learning):
     def weights(self, fit: "Fit") -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; `fit`'s static quantizers learn too.
 
-        Finished units come from `fit.folder`.
+        Units that an earlier process finished are read from `fit.folder`.
 
         Raises:
             UserError: no calibration data, inputs that are not finite, or a damaged file of a finished unit.

@@ -1,8 +1,9 @@
 """GPTQ (arXiv 2210.17323) on diffusion transformers, as Q-DiT (arXiv 2406.17343) uses it for its weights.
 
-Hessians are streamed block by block (`qdit.calibration.blocks`); the column loop is `qdit.rounding.gptq_columns`.
-Layers that read one input (q, k and v) share its Hessian and its factor. The calibration data holds points of both
-halves of guidance, the null class too; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
+The Hessian of a layer's inputs, H = (2/n) Σ x xᵀ, is accumulated block by block (`qdit.calibration.blocks`); the column
+loop is `qdit.rounding.gptq_columns`. Layers that consume one input (its *readers*, such as q, k and v) share its
+Hessian and its Cholesky factor. The calibration data holds points of both halves of guidance, with their class and with
+the null class; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
 """
 
 from collections.abc import Mapping
@@ -28,14 +29,15 @@ Order = Literal["together", "sequential"]
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQ:
-    """Round columns one by one; what a column loses, the later columns make up for.
+    """Round columns one by one; the later columns compensate for the rounding error of each.
 
     Args:
-        damping: share of the Hessian's mean diagonal that is added to the diagonal.
-        block_size: columns whose outward updates wait for each other; a matter of speed, not of the result.
-        order: inside a block, `together` collects all Hessians in one pass, before any of its weights is rounded (as
-            Q-DiT's release); `sequential` goes in true order: attention input, attention output, ffn up, ffn down, each
-            seeing the rounded ones before it.
+        damping: share of the Hessian's mean diagonal that is added to the diagonal (GPTQ's `percdamp`).
+        block_size: columns in a lazy block, whose updates of later columns are applied together; it matters for speed,
+            not for the result.
+        order: inside a transformer block, `together` collects all Hessians in one pass, before any of its weights is
+            rounded (as Q-DiT's release); `sequential` follows the computation ("true sequential"): attention input,
+            attention output, ffn up, ffn down, each with the rounded ones before it in place.
         act_order: sort input channels by falling diag H. Group grids are then those of the original weight ("static
             groups"), because sorted groups are no longer contiguous when they are reached.
         inputs: `quantized` inputs are those of the network as quantized so far: earlier blocks' weights and all inputs
@@ -87,7 +89,7 @@ class GPTQ:
         return weights
 
     def round_readers(self, fit: "Fit", readers: list[Site], hessian: Hessian) -> dict[str, Rounded]:
-        """The rounded weights of sites that read the one input whose Hessian is given."""
+        """The rounded weights of the sites that read (consume) the one input whose Hessian is given."""
         curve = curvature(hessian.value(), self.damping, self.act_order, readers[0].name)
         rounded = {}
         for site in readers:
@@ -99,7 +101,7 @@ class GPTQ:
     def layers(
         self, fit: "Fit", segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, Hessian]
     ) -> dict[str, nn.Module]:
-        """The segment's layers, with the weights that are rounded already; some show their inputs to their Hessians."""
+        """The segment's layers, with the weights that are rounded already; some add their inputs to their Hessians."""
         made: dict[str, nn.Module] = {}
         full = self.inputs == "full_precision"
         for site in segment.sites:

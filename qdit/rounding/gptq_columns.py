@@ -1,15 +1,15 @@
 """GPTQ's arithmetic: the factor of the inverse Hessian, and the column loop that rounds a weight under it.
 
-Frantar et al., "GPTQ" (arXiv 2210.17323), Algorithm 1. With H = (2/n) Σ x xᵀ over the inputs x of a layer, the columns
-of W are rounded one after the other, and what column i loses is made up for by the columns that are still free: with
-H⁻¹ = Uᵀ U, U upper triangular,
+Frantar et al., "GPTQ" (arXiv 2210.17323), Algorithm 1. With the Hessian of the layer inputs, H = (2/n) Σ x xᵀ, the
+columns of W are rounded one after the other, and the columns that are not rounded yet compensate for the error of
+column i: with H⁻¹ = Uᵀ U, U upper triangular (the Cholesky factor),
 
     q = Q(w_i)        e = (w_i - q) / U_ii        W[:, i+1:] -= e U[i, i+1:]
 
 Rows do not interact, so all of them are rounded at once. Updates of columns beyond a lazy block wait for its end, where
-they are one matrix product. Two points differ from GPTQ's code and Q-DiT's, whose results depend on the lazy block's
-size: a group's grid is found from weights that have received every earlier update, and the mean
-that scales the damping leaves dead channels out. Left out: GPTQ's quantized storage and its CUDA kernels.
+they are one matrix product. Two points differ from GPTQ's code and from Q-DiT's, whose results depend on the lazy
+block's size: a group's grid is found from weights that have received every earlier update, and the mean that scales the
+damping leaves dead channels out. Left out: GPTQ's quantized storage and its CUDA kernels.
 """
 
 import logging
@@ -28,7 +28,7 @@ from qdit.quant.spec import QuantSpec
 
 log = logging.getLogger("qdit")
 FitGrid = Callable[[Tensor, QuantSpec], Affine]
-RETRIES = 5  # of the factorisation, each with ten times the damping
+RETRIES = 5  # of the factorization, each with ten times the damping
 
 
 class Hessian:
@@ -39,7 +39,7 @@ class Hessian:
         self.sum: Tensor | None = None
 
     def add(self, x: Float[Tensor, "*rows channels"]) -> None:
-        """Take in inputs of any leading shape."""
+        """Accumulate inputs of any leading shape."""
         rows = x.detach().flatten(0, -2).float()
         if self.sum is None:
             self.sum = rows.new_zeros(rows.shape[1], rows.shape[1])
@@ -47,14 +47,14 @@ class Hessian:
         self.rows += len(rows)
 
     def value(self) -> Float[Tensor, "channels channels"]:
-        """The Hessian of what was seen."""
+        """The Hessian of all inputs that were added."""
         assert self.sum is not None, "no input was seen"
         return self.sum * (2 / self.rows)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """A Hessian, made ready for the column loop; layers that read the same input share it."""
+    """A Hessian, damped and factored for the column loop; layers that read the same input share it."""
 
     factor: Float[Tensor, "channels channels"]
     """U, upper triangular with Uᵀ U = H⁻¹, columns in the order in which they are rounded; float64."""
@@ -104,7 +104,7 @@ def _inverse_factor(hessian: Tensor, mean: float, damping: float, name: str) -> 
     for share in tries:
         damped = hessian + share * mean * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        # A failure may hide in a factorisation that "succeeds" by rounding errors; its result is then enormous.
+        # A factorization of a singular matrix may "succeed" through rounding errors; its result is then enormous.
         if not failed and lower.isfinite().all() and lower.diagonal().amin() > 1e-7 * math.sqrt(mean):
             if share != damping:
                 log.warning("gptq: %s needed damping %g instead of %g", name, share, damping)
@@ -117,7 +117,7 @@ def _inverse_factor(hessian: Tensor, mean: float, damping: float, name: str) -> 
 
 
 class Grids(Protocol):
-    """Which grid a column is rounded to."""
+    """Which grid (scale and zero point of each row) a column is rounded to."""
 
     def at(self, position: int, columns: Float[Tensor, "channels out"]) -> Affine:
         """The grid [out, 1] of the column at `position`, given all columns as they are now."""
@@ -129,7 +129,7 @@ class Grids(Protocol):
 
 
 class FixedGrids:
-    """Grids of the original weight; GPTQ calls them static groups where channels are sorted."""
+    """Grids of the original weight; where channels are sorted, GPTQ calls this "static groups"."""
 
     def __init__(self, grid: Affine, spec: QuantSpec, order: Tensor) -> None:
         self.grid = grid
@@ -150,7 +150,7 @@ class FixedGrids:
 
 
 class FreshGrids:
-    """The grid of each group of columns is found when its first column is reached."""
+    """The grid of each group of columns is found from the updated weights, when its first column is reached."""
 
     def __init__(self, spec: QuantSpec, fit: FitGrid) -> None:
         assert spec.group_size is not None
@@ -173,10 +173,10 @@ class FreshGrids:
 
 
 def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of columns whose outward updates wait for each other, at most `block_size` long.
+    """Lazy blocks: ranges of columns whose updates of later columns are applied together, at most `block_size` long.
 
-    A group never starts behind a range's first column and ends beyond its last one, so that its columns have all their
-    updates when its grid is found.
+    A group never starts inside a lazy block and ends beyond it, so that all its columns have received all updates when
+    its grid is found.
 
     >>> list(lazy_blocks(96, 32, 80))
     [(0, 64), (64, 96)]
@@ -202,8 +202,8 @@ def round_columns(
         curve: the inputs' curvature.
         spec: granularity and grid; group grids come from up-to-date weights, all others (and those of sorted channels)
             from the original ones.
-        grid: of the weight's rows, or what finds it, as `WeightGrid.fit`.
-        block_size: columns a lazy block.
+        grid: of the weight's rows, or a function that finds it, such as `WeightGrid.fit`.
+        block_size: columns per lazy block.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     alive = weight.to(dtype).masked_fill(curve.dead, 0)
@@ -225,7 +225,7 @@ def round_columns(
 
 
 def _round_block(columns: Tensor, factor: Tensor, grids: Grids, start: int, end: int) -> Float[Tensor, "block out"]:
-    """Round columns start … end in place; their scaled errors e."""
+    """Round columns start … end in place, and return their scaled errors e."""
     errors = torch.empty_like(columns[start:end])
     pivots = factor.diagonal()[start:end].tolist()
     for i in range(start, end):

@@ -1,8 +1,8 @@
-"""Round a network segment by segment; finished segments are saved, and a killed fit goes on behind the last one.
+"""Round a network segment by segment and save each one, so that a killed fit goes on after the last finished segment.
 
-A saved segment is read back bit for bit and the data passes through it again, so that a resumed fit ends with the bytes
-of an undisturbed one. Nothing but codes, scales and zero points is stored, as `<site>.codes` and so on: the activations
-at a boundary cost one forward pass to make again, and would be the largest file.
+A saved segment is read back bit for bit, and the data passes through it again, so that a resumed fit ends with the
+bytes of an undisturbed one. Only codes, scales and zero points are stored, as `<site>.codes` and so on. The activations
+at a boundary can be computed again in one forward pass, and would be the largest file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
 def load_named(
     fit: "Fit", name: str, sites: Sequence[Site], others: Mapping[str, tuple[int, ...]]
 ) -> tuple[Weights, dict[str, Tensor]] | None:
-    """What an earlier run saved as `name`: the weights of sites, and other tensors; None if no file can be used.
+    """Read what an earlier run saved as `name`: the weights of sites, and other tensors; None if no file can be used.
 
     Args:
         fit: the fit.
@@ -90,7 +90,7 @@ def load_named(
 
 
 def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
-    """What `as_tensors` gives for a site."""
+    """The shapes of the tensors that `as_tensors` gives for a site."""
     rows = as_rows(fit.weight_of(site), fit.weight_spec(site)).shape[0]
     whole = {"codes": (site.out_features, site.in_features), "scale": (rows, 1), "zero_point": (rows, 1)}
     return {f"{site.name}.{part}": shape for part, shape in whole.items()}
@@ -104,7 +104,7 @@ def save_named(folder: Place | None, name: str, weights: Mapping[str, Rounded], 
 
 
 def as_tensors(weight: Rounded, name: str) -> dict[str, Tensor]:
-    """A rounded weight by the names of its file."""
+    """The tensors of a rounded weight, by their names in the file."""
     grid = weight.grid
     return {f"{name}.codes": weight.codes, f"{name}.scale": grid.scale, f"{name}.zero_point": grid.zero_point}
 

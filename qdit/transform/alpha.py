@@ -1,8 +1,8 @@
-"""Which α does an input get? The exponent of SmoothQuant's factors r = s(X)^α / s(W)^(1-α), fixed or by output error.
+"""The exponent α (migration strength) of SmoothQuant's factors r = s(X)^α / s(W)^(1-α): fixed, or chosen by search.
 
 Papers set α by hand, differently at every bit-width (ViDiT-Q's configs have 0.3, 0.5665, 0.75 and 0.99 in a convention
-that is the complement of this one). The grid takes it from what the rounding of the recipe does to the outputs of the
-layers that read an input, with "no scaling" among the candidates.
+that is the complement of this one). The grid search tries candidates, "no scaling" among them, and takes the one whose
+quantized layers have the least output error under the recipe's bits and grids.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ from qdit.errors import UserError
 from qdit.transform.trial import OutputError
 
 DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
-CHOSEN = "alpha/"  # before the input's name: the key of a chosen α; an input without one is not scaled
+CHOSEN = "alpha/"  # prefix of the key of an input's chosen α; an input without such a key is not scaled
 
 Saliences = tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]
 """Of an input and of the weights that read it."""
@@ -49,7 +49,7 @@ class Alpha(Protocol):
 
         Args:
             saliences: by the name of the input.
-            errors: gives each input's name with its output error, on so many rows chosen with such a seed.
+            errors: given a number of rows and the seed of their choice, each input's name with its output error.
         """
         ...
 
@@ -59,7 +59,7 @@ class FixedAlpha:
     """One α for all inputs.
 
     Args:
-        value: the activations' share of the difficulty, 0 to 1; in a config the number alone says the same.
+        value: α, from 0 to 1; a config may give the number alone instead of this class.
 
     Raises:
         UserError: it is out of range, or no number.
@@ -85,8 +85,8 @@ class GridAlpha:
 
     Args:
         steps: of the grid.
-        rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
-            are held at once, on the CPU: 4 bytes a channel and row.
+        rows: number of rows (tokens) of an input on which outputs are compared, chosen at random from all calibration
+            points. The rows of all inputs are held at once, on the CPU: 4 bytes per channel and row.
         seed: of that choice.
 
     Raises:

@@ -1,16 +1,17 @@
-"""Activation-aware weight quantization (AWQ, arXiv 2306.00978): input channels that are large get finer weights.
+"""Activation-aware weight quantization (AWQ, arXiv 2306.00978): salient input channels get relatively finer weights.
 
     a_j = mean |X_:j|        s = max(a, 1e-4)^(i / 20), i = 0 … 19        s ← s / √(max s · min s)
     s* = argmin ‖ x / s Q(W diag(s))ᵀ - x Wᵀ ‖²
 
-Only weights are rounded in the search, as only weights are in the paper: scaling up a channel makes its rounding error
-smaller in proportion, as long as the range of the row or group that it shares does not grow. i = 0 is no scaling, so
-that the error on the sample is never more than rounding to nearest has. Where the input's producer cannot absorb s, x
-is divided at run time (the release wraps the activation function in the same way).
+Only weights are rounded in the search, because the paper quantizes only weights: scaling up a channel makes its
+rounding error smaller in proportion, as long as the range of the row or group that it shares does not grow. i = 0 is no
+scaling, so that the error on the sample is never more than that of rounding to nearest. Where s cannot be folded into
+the layer that produces the input, x is divided by s at run time (the release wraps the activation function in the same
+way).
 
-Simpler than the release: the error is that of the layers that read an input, all together, where the release takes the
-output of the attention, or of the whole block, that they belong to. Left out: its search for clipped ranges, which are
-a rule of ranges here (`weight/range=hessian`, conf/quantizer/awq.yaml).
+Simpler than the release: the error is that of all layers that consume (read) an input together, where the release takes
+the output of the attention or of the whole block that they belong to. Left out: its search for clipped ranges, which is
+a range rule here (`weight/range=hessian`, conf/quantizer/awq.yaml).
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from qdit.transform.inputs import Input, RowSample, watch_rows
 from qdit.transform.scaling import Scaling
 from qdit.transform.trial import OutputError, Trial
 
-LEAST = 1e-4  # of a mean magnitude, as released
+LEAST = 1e-4  # lower bound of a mean magnitude, as released
 
 
 def candidates(mean: Float[Tensor, " channels"], steps: int) -> Float[Tensor, "steps channels"]:
@@ -44,13 +45,13 @@ def candidates(mean: Float[Tensor, " channels"], steps: int) -> Float[Tensor, "s
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationAware(Scaling):
-    """Scale by a power of the inputs' mean magnitudes, each input's chosen by the error of its layers' outputs.
+    """Scale by a power of the inputs' mean magnitudes; the exponent of each input is the one of least output error.
 
     Args:
         name, roles: see `qdit.transform.folding.Drafted`.
         steps: exponents that are tried.
-        rows: of an input on which outputs are compared, chosen at random from all calibration points. All inputs'
-            are held at once, on the CPU: 4 bytes a channel and row.
+        rows: number of rows (tokens) of an input on which outputs are compared, chosen at random from all calibration
+            points. The rows of all inputs are held at once, on the CPU: 4 bytes per channel and row.
         seed: of that choice.
 
     Raises:

@@ -1,15 +1,16 @@
-"""Several transforms, one after the other, in the order given: each folds what it can into what the others left.
+"""Several transforms in the order given, each applied to the network as the ones before it left it.
 
-The layers take W T₁ T₂ …, and the input, where nothing absorbs it, T₁⁻¹ first. ViDiT-Q (arXiv 2406.02540) is such a
-chain: scaling takes out what is static in the imbalance of channels, rotation spreads what moves with the timestep. The
-weight is rounded once, behind all of them; ViDiT-Q's release rounds it after the scaling and again after the rotation,
-which costs several decibels.
+The weights become W T₁ T₂ …; the input is changed at run time by those inverses that cannot be folded into the layer
+that produces it, T₁⁻¹ first. ViDiT-Q (arXiv 2406.02540) is such a chain: scaling removes the static part of the
+imbalance between channels, rotation spreads the part that varies with the timestep. The weight is rounded once, after
+all of them; ViDiT-Q's release rounds it after the scaling and again after the rotation, which costs several decibels.
 
-What a step does to an input at run time it does behind the layer that makes it, so that this layer absorbs nothing of
-what the steps after it do to that input: they are done at run time, too.
+Once a step changes an input at run time, later steps can no longer fold their change of that input into the layer that
+produces it, because the run-time change comes in between. They then act at run time, too.
 
-A step that chooses by the error of outputs sees that error behind the steps that follow, where these can be foreseen: a
-scaling's α is the best behind the rotation, and behind the better of rotation and none where the rotation is a choice.
+A step that chooses its factors by output error takes that error with the following steps applied, where these are known
+without data: a scaling's α is the best one under the rotation that follows, or under the better of rotation and none
+where the rotation itself is a choice.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,10 @@ from qdit.transform.trial import Trial, Way
 
 @runtime_checkable
 class Foreseen(Protocol):
-    """A transform of which earlier steps can know, without data, what it may do to the rows that they leave."""
+    """A transform that can say without data what it may do to input rows, so that earlier steps can allow for it."""
 
     def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
-        """The orthogonal changes among which it will choose, by site; readers of one input have as many."""
+        """The orthogonal changes among which it will choose, by site; all readers of one input have the same number."""
         ...
 
 
@@ -89,7 +90,7 @@ class Chain:
         ]
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: a layer only where all that happens to the input is absorbed, the last absorber's name."""
+        """See `Transform`: a layer (the last step's) only where every step's change of the input is folded into one."""
         found: dict[str, str | None] = {}
         for _, step, here in self._in_order(model, sites):
             for site, carrier in step.carriers(here, sites).items():
@@ -126,7 +127,7 @@ class Chain:
         return self._drafted(model, sites, measured, len(self.steps)).rewrite()
 
     def _drafted(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor], steps: int) -> Draft:
-        """The model behind so many of the steps."""
+        """The model after the first `steps` of the steps."""
         draft = Draft(model)
         self._edit(draft, sites, measured, steps)
         return draft
@@ -151,7 +152,7 @@ class Chain:
 
 
 class _Changed(Unabsorbing):
-    """A model some of whose inputs are changed at run time, and are no longer what a layer makes."""
+    """A model some of whose inputs are changed at run time, so that nothing more can be folded into their producers."""
 
     def __init__(self, model: DiffusionModel, inputs: frozenset[str]) -> None:
         super().__init__(model)

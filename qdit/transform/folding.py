@@ -1,21 +1,23 @@
-"""Rewritten copies of layers: scales and rotations that move between a layer and the one that makes its input, exactly.
+"""Folding (fusing) scales, shifts and rotations into a layer and into the one that produces its input, exactly.
 
-With r the factor of the input channels of a layer W and b = 1 / r:
+Layers are edited as copies; the model stays as it is. With r the factor of the input channels of a layer W, b = 1 / r:
 
-* the layer takes W diag(r);
-* plain rows P that make the input take diag(b) P, and b times their bias (an attention's value rows: the products
-  with the probabilities are linear, channel by channel);
-* rows that enter as 1 + output (adaLN's scale) take the same, and b - 1 more in the bias, because
+* the layer's weight becomes W diag(r);
+* output rows P that enter the input as they are become diag(b) P, and their bias is multiplied by b (the value rows of
+  an attention: its output is linear in them, channel by channel);
+* output rows that enter as 1 + output (adaLN's scale γ) change in the same way, and their bias grows by b - 1, because
   b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
 
-With d added to the input's channels, the layer's bias loses W d, and plain rows that make the input get d in theirs.
+With d added to the input's channels, the layer's bias becomes smaller by W d, and that of output rows which enter the
+input as they are becomes larger by d.
 
-With R orthogonal on the input channels, the layer takes W R, and plain rows P whose channels may mix take Rᵀ P.
+With R orthogonal on the input channels, the layer's weight becomes W R, and output rows P whose channels may mix become
+Rᵀ P.
 
-A layer that was split, W = R + L₁ L₂ with a low-rank branch L₁ L₂, is changed in both terms: L₂ as the columns of W, L₁
-as its rows.
+A layer that was split into W = R + L₁ L₂, with a low-rank branch L₁ L₂, is changed in both terms: L₂ is treated as the
+columns of W, L₁ as its rows.
 
-The sums and products are made in float32 and stored in the layer's own dtype; in half precision the small difference
+Sums and products are computed in float32 and stored in the layer's own dtype; in half precision the small difference
 b - 1 + bγ keeps the absolute, not the relative, precision of 1 + γ.
 """
 
@@ -68,7 +70,7 @@ class Shift(_ByChannel):
 
 
 class Draft:
-    """Float32 copies of a model's weights and biases, to be changed from both sides; the model stays as it is."""
+    """Float32 copies of a model's weights and biases that transforms edit; the model stays as it is."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
@@ -89,7 +91,7 @@ class Draft:
         return self.weights[name]
 
     def split(self, name: str, up: Float[Tensor, "out rank"], down: Float[Tensor, "rank channels"]) -> None:
-        """Move `up` @ `down` from a layer's weight to its branch, beside what is there; what is cast stays exact."""
+        """Move `up` @ `down`, as cast to the layer's dtype, from its weight to its low-rank branch (added to it)."""
         up, down = (part.to(self.model.device, self.model.dtype, copy=True).float() for part in (up, down))
         self.weight(name).sub_(up @ down)
         if name in self.branches:
@@ -102,7 +104,7 @@ class Draft:
         self._each_row(name, lambda rows: rows * by)
 
     def shift_columns(self, name: str, by: Float[Tensor, " channels"]) -> None:
-        """Let a layer be given x + by, and make of it what it made of x."""
+        """Change the bias so that the layer, given x + by, computes what it computed of x."""
         weight, bias = self.weight(name), self.biases[name]
         change = weight @ by
         if name in self.branches:
@@ -111,7 +113,7 @@ class Draft:
         self.biases[name] = -change if bias is None else bias - change
 
     def rotate_columns(self, name: str, rotate: Callable[[Tensor], Tensor]) -> None:
-        """Change a layer's rows as its input will be: W R, where `rotate` makes x R of rows x."""
+        """Rotate a layer's input channels: W R, where `rotate` computes x R of rows x."""
         self._each_row(name, rotate)
 
     def _each_row(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -122,7 +124,7 @@ class Draft:
             self.branches[name] = up, change(down)
 
     def rotate_output(self, producer: Producer, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
-        """Let a producer make x R where it made x, of `width` channels; all its rows must enter as they are."""
+        """Fold a rotation into a producer of `width` channels: it gives x R instead of x; all rows must be plain."""
         assert not producer.one_plus, f"{producer.layer} modulates; it cannot mix channels"
         weight, bias = self.weight(producer.layer), self.biases[producer.layer]
         for start in producer.linear:
@@ -133,12 +135,12 @@ class Draft:
                 bias[rows] = rotate(bias[rows])
 
     def at_run_time(self, name: str, change: nn.Module) -> None:
-        """Let a layer change its own input, after earlier changes; layers that read one input are given one module."""
+        """Let a layer change its own input, after earlier changes; all readers of one input are given one module."""
         before = self.inputs.get(name)
         self.inputs[name] = change if before is None else nn.Sequential(before, change)
 
     def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
-        """Make a producer's rows, as they enter the input that is made of them, `by` times as large."""
+        """Fold a factor `by` of the input's channels into its producer."""
         weight, bias = self.weight(producer.layer), self._bias(producer.layer)
         for start in (*producer.linear, *producer.one_plus):
             rows = slice(start, start + len(by))
@@ -149,7 +151,7 @@ class Draft:
             bias[start : start + len(by)] += by - 1
 
     def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
-        """Let a producer make x + by where it made x; one of its ranges of rows must enter as it is."""
+        """Fold a shift into a producer: it gives x + by instead of x; one of its ranges of rows must be plain."""
         start = producer.linear[0]
         self._bias(producer.layer)[start : start + len(by)] += by
 
@@ -162,11 +164,11 @@ class Draft:
         return bias
 
     def _outer(self, name: str) -> tuple[Tensor, ...]:
-        """What has a row an output channel in a layer's branch, if it has one."""
+        """The factors of a layer's low-rank branch that have a row for each output channel; none without a branch."""
         return self.branches[name][:1] if name in self.branches else ()
 
     def rewrite(self) -> Rewrite:
-        """The layers, in the model's dtypes; a draft is used once, and gives its copies up one by one."""
+        """The edited layers, in the model's dtypes; a draft can be used once, as it frees its copies one by one."""
         layers = {name: self._layer(name) for name in list(self.weights)}
         return Rewrite(layers, dict(self.inputs))
 
@@ -187,7 +189,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Drafted(ABC):
-    """What the simple transforms share, which edit a draft (see `qdit.transform.base.Step`).
+    """Base of the simple transforms, which edit a `Draft` (see `qdit.transform.base.Step`).
 
     Args:
         name: what tables call it.
@@ -215,7 +217,7 @@ class Drafted(ABC):
         return chosen_inputs(model, sites, self.roles)
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: what makes an input absorbs what is done to its channels."""
+        """See `Transform`: what is done to an input's channels is folded into its producer."""
         return folded_into(model, self.inputs(model, sites))
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The inputs that a transform changes: each is made once, and read by one layer or by several (q, k and v)."""
+"""The inputs that a transform changes: each has one producer, and one or several consumers (*readers*: q, k and v)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) ->
 
 
 def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | None]:
-    """The layer that makes each input and so absorbs what is done to its channels, by quantized reader; or None."""
+    """By quantized reader, the layer into which a change of its input's channels can be folded, or None."""
     producers = model.producers()
     found: dict[str, str | None] = {}
     for each in inputs:
@@ -64,7 +64,7 @@ def watch_rows(
     data: CalibrationData,
     see: Callable[[Input, Float[Tensor, "rows channels"]], None],
 ) -> None:
-    """Call `see(input, rows)` for every batch and input, behind what a rewritten layer does to its input first."""
+    """Observe inputs: call `see(input, rows)` for every batch, after what a transformed layer does to them first."""
     by_site = {each.name: each for each in inputs}
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
@@ -77,12 +77,12 @@ def watch_rows(
 
 
 class RowSample:
-    """A sample of the rows of one input, of all calibration points alike, on the CPU.
+    """A random sample of the rows (tokens) of one input, over all calibration points, on the CPU.
 
     Args:
         read: the input.
         points: how many the calibration data has.
-        rows: that are kept, if there are as many.
+        rows: how many rows are kept; all, if there are fewer.
         seed: of the choice; the same rows for the same seed and number of rows.
     """
 

@@ -1,17 +1,18 @@
-"""A low-rank branch in full precision takes the weight's largest singular parts; the rest is rounded (SVDQuant).
+"""SVDQuant: a low-rank branch in 16 bits holds the largest singular components of a weight; the residual is quantized.
 
     W = R + L₁ L₂        y = Q(x) Q(R)ᵀ + x L₂ᵀ L₁ᵀ        L₁ L₂ = SVD_r(W)
 
-Li et al., "SVDQuant" (arXiv 2411.05007): a scaling before (`smooth_lowrank`) moves the inputs' outliers into the
-weight, where few singular values hold them, so that what is left of the weight is small and even. What rounding does to
-the rest is given to the branch in turn,
+Li et al., "SVDQuant" (arXiv 2411.05007): a scaling first (`smooth_lowrank`) moves the inputs' outliers into the weight,
+where a few singular components hold them, so that the residual R is small and even. The branch is then fitted again to
+what rounding leaves,
 
     L₁ L₂ ← SVD_r(W - Q(R))
 
-for as long as the error of the layer's output falls, |x Rᵀ - Q(x) Q(R)ᵀ|² over rows of its full-precision input; Q
-rounds as the recipe does, weights to nearest. The residual R then goes through the recipe's own rounding as any weight
-does. The branch reads the input behind all changes that a chain makes to it at run time, so that later steps may scale
-and rotate what was split; a rotation to come is foreseen, a scaling is not.
+and so on for as long as the error of the layer's output falls, |x Rᵀ - Q(x) Q(R)ᵀ|² over rows x of its full-precision
+input; Q has the bits and grids of the recipe, with weights rounded to nearest. The residual R then goes through the
+recipe's own rounding as any weight does. The branch reads the input after all changes that a chain makes to it at run
+time, so that later steps may scale and rotate what was split; the choice allows for a later rotation, not for a later
+scaling.
 
 Left out: the unsigned codes that the release has behind GELU, where it shifts inputs to be positive; fused kernels.
 """
@@ -34,19 +35,19 @@ from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows
 from qdit.transform.trial import Trial, unchanged
 
-EXACT = 512  # rows or columns up to which the decomposition is exact
-OVERSAMPLING = 8  # singular vectors beyond the rank that the randomized decomposition follows
-POWER = 4  # of its iterations
-ROWS = 512  # of an input, on which output errors are measured
+EXACT = 512  # rows or columns up to which the singular value decomposition is exact
+OVERSAMPLING = 8  # singular vectors beyond the rank that the randomized decomposition computes
+POWER = 4  # its power iterations
+ROWS = 512  # rows of an input on which output errors are measured
 
 Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank channels"]]
 
 
 def truncated(weight: Float[Tensor, "out channels"], rank: int) -> Factors:
-    """The two factors of the best approximation of a rank, each with the square roots of the singular values.
+    """The truncated SVD as two factors, each of which takes the square roots of the singular values.
 
-    Large matrices are decomposed from random projections (Halko et al., arXiv 0909.4061), always the same ones; the
-    global random stream is as before.
+    Large matrices are decomposed from random projections (Halko et al., arXiv 0909.4061) with a fixed seed; the global
+    random state is not touched.
 
     >>> up, down = truncated(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), 1)
     >>> (up @ down).round(decimals=4) + 0.0
@@ -71,13 +72,13 @@ def alternated(
     rounded: Callable[[Tensor], Tensor],
     error: Callable[[Tensor, Tensor], float],
 ) -> tuple[Factors, list[float]]:
-    """The factors of least error, and the errors of all that were tried: falling, but for the last.
+    """The factors of least error, and the errors of all that were tried: each is smaller, except the last.
 
     Args:
         weight: W.
         rank: of the branch.
-        iterations: at most so often the branch takes over what rounding has done.
-        rounded: Q(R) of a residual.
+        iterations: how often, at most, the branch is fitted again to W - Q(R).
+        rounded: gives Q(R) of a residual R.
         error: of a residual R and Q(R).
     """
     target, best = weight, None
@@ -101,7 +102,7 @@ class LowRank(Drafted):
     Args:
         name, roles: see `qdit.transform.folding.Drafted`.
         rank: of the branch; 0 splits nothing.
-        iterations: at most so often the branch takes over what rounding does to the rest; 0 needs no data.
+        iterations: how often, at most, the branch is fitted again to W - Q(R); 0 needs no data.
         seed: of the rows of inputs on which errors are measured.
 
     Raises:
@@ -140,7 +141,7 @@ class LowRank(Drafted):
         return found
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: branches are nobody else's."""
+        """See `Transform`: a branch cannot be folded into another layer."""
         return {site.name: None for site in self.chosen(sites)}
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
@@ -164,7 +165,7 @@ class LowRank(Drafted):
         return _named(found)
 
     def factors(self, weight: Tensor, site: Site, x: Float[Tensor, "rows channels"], trial: Trial) -> Factors:
-        """The factors of a layer's weight, for rows of its input; of the ways that a later step has, the best's."""
+        """A layer's factors, given rows of its input; where a later step may change these, under its best change."""
         least, best = float("inf"), truncated(weight, self.rank)
         for way in trial.ways(site):
             exact, turned = way(x), way(weight)

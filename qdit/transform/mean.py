@@ -1,7 +1,7 @@
-"""The salience of ViDiT-Q's first version: the greatest magnitude of a sample, averaged over samples.
+"""The salience of ViDiT-Q's first version: the greatest magnitude of each sample, averaged over samples.
 
 Its release (arXiv 2406.02540v1) averages over a batch and keeps a running mean of batches, with a decay of 0.95. Here
-all samples weigh alike: a running mean depends on the order of the batches, and on how many there are.
+all samples have equal weight: a running mean would depend on the order of the batches, and on how many there are.
 """
 
 from dataclasses import dataclass

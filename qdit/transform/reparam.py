@@ -1,14 +1,14 @@
-"""Scale reparameterization: all channels of an input get one range, so that one grid serves them (RepQ-ViT).
+"""Scale reparameterization (RepQ-ViT): all channels of an input get the same range, so that one grid fits them all.
 
 Inputs behind a LayerNorm vary from channel to channel. RepQ-ViT (arXiv 2212.08254, eq. 5-11) gives each channel a grid
 (s, z) of its own, and then rewrites the network so that the mean grid (s̃, z̃) gives the very same codes:
 
     r₁ = s / s̃,   r₂ = z - z̃,   x' = (x + s r₂) / r₁,   W' = W diag(r₁),   b' = b - W (s r₂)
 
-Here the same is written in ranges, without bits or rounded zero points: x' = (x + d) / r maps every channel's range to
-one of the mean width, in which 0 has the mean place (`aligned`). In a DiT the LayerNorm has no affine of its own; adaLN
-makes it, of each sample, and absorbs the scale in 1 + γ and both in β. The grid is calibrated behind the rewrite as any
-other; RepQ-ViT takes over (s̃, z̃), which can be a fraction.
+Here the same is written in terms of ranges, without bits or rounded zero points: x' = (x + d) / r maps every channel's
+range to one of the mean width, in which 0 lies at the mean position (`aligned`). In a DiT the LayerNorm has no affine
+parameters; adaLN computes them for each sample, and scale and shift are folded into it (the scale into 1 + γ, both into
+β). The grid is calibrated after the rewrite as any other; RepQ-ViT takes over (s̃, z̃), whose z̃ can be a fraction.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from qdit.transform.folding import Draft, Drafted, Scale, Shift
 from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 
-CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel does not change
-VALUES = 2**20  # kept of an input, for the rule
+CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel counts as constant
+VALUES = 2**20  # values kept of an input for the range rule
 
 
 def aligned(
@@ -68,7 +68,7 @@ class Reparameterization(Drafted):
     needs_calibration = True
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
-        """See `Transform`: two 16-bit numbers, an addition and a multiplication a channel."""
+        """See `Transform`: two 16-bit numbers, an addition and a multiplication for each channel."""
         producers = model.producers()
         left = [each for each in self.inputs(model, sites) if each.name not in producers]
         return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
@@ -84,7 +84,7 @@ class Reparameterization(Drafted):
         return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. What is absorbed reaches all readers of an input, the quantized ones and the others."""
+        """See `Step`. What is folded into a producer reaches all readers of the input, quantized or not."""
         model = draft.model
         producers = model.producers()
         for each in self.inputs(model, sites):

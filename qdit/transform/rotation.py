@@ -2,14 +2,15 @@
 
     x ← x R        W ← W R        R = diag(±1) H / √n        (x R)(W R)ᵀ = x Wᵀ
 
-QuaRot (arXiv 2404.00456) absorbs most rotations in a language model's weights, because its RMS norm commutes with them.
-In a DiT, LayerNorm subtracts the mean and adaLN multiplies channel by channel with factors of the sample, so that x R
-has to be computed at run time (`qdit.quant.hadamard`); only the rows of the values can absorb one, within each head,
-because the attention's probabilities multiply whole heads. That input is rotated head by head, for nothing, wherever a
-head's width has a Hadamard matrix; the others as a whole, or in blocks.
+QuaRot (arXiv 2404.00456) folds most rotations into a language model's weights, because its RMS norm commutes with them.
+In a DiT, LayerNorm subtracts the mean and adaLN multiplies channel by channel with factors that depend on the sample,
+so that x R has to be computed at run time (`qdit.quant.hadamard`). Only the input of the attention's output layer is
+different: its rotation can be folded into the value rows, within each head, because the attention's probabilities
+multiply whole heads. That input is rotated head by head, at no cost, wherever a head's width has a Hadamard matrix; the
+others are rotated as a whole, or in blocks.
 
-The signs come from the seed and the input's name alone, and are a buffer of what runs, so that a stored model does not
-depend on a random stream (released ViDiT-Q draws R anew from the global seed when it loads).
+The signs depend on the seed and the input's name alone and are stored as a buffer, so that a saved model does not
+depend on a random state (released ViDiT-Q draws R anew from the global seed when it loads).
 """
 
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class Hadamard(Drafted):
         return found
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
-        """See `Transform`: a bit a channel for the signs, and the additions of the fast transform."""
+        """See `Transform`: one bit per channel for the signs, and the additions of the fast transform."""
         left = [each for each in self.inputs(model, sites) if _mixing(model, each) is None]
         return [RunTime(e.quantized[0], e.channels, operations(e.channels, self.block)) for e in left]
 
@@ -107,7 +108,7 @@ class Hadamard(Drafted):
         return {}
 
     def turn(self, model: DiffusionModel, read: Input) -> "partial[Tensor]":
-        """What makes x R of rows x of an input."""
+        """The function that computes x R of rows x of an input."""
         signs = random_signs(self.seed, read.name, read.channels).to(model.device)
         producer = _mixing(model, read)
         return partial(rotate, signs=signs, block=producer.mixing if producer else self.block)
@@ -117,7 +118,7 @@ class Hadamard(Drafted):
         return {s.name: (self.turn(model, e),) for e in self.inputs(model, sites) for s in e.quantized}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. What the values absorb reaches all readers, the quantized ones and the others."""
+        """See `Step`. What is folded into the value rows reaches all readers of the input, quantized or not."""
         model = draft.model
         for each in self.inputs(model, sites):
             producer, turn = _mixing(model, each), self.turn(model, each)
@@ -132,7 +133,7 @@ class Hadamard(Drafted):
 
 
 def _mixing(model: DiffusionModel, read: Input) -> Producer | None:
-    """What can absorb a rotation of an input within its heads, if their width has a Hadamard matrix."""
+    """The layer that an input's rotation within heads can be folded into, if their width has a Hadamard matrix."""
     producer = model.producers().get(read.name)
     if producer is None or producer.mixing == 1:
         return None

@@ -1,19 +1,20 @@
-"""Diagonal scaling: difficulty moves between an input's channels and the weight's, channel by channel.
+"""Diagonal scaling (smoothing): moves quantization difficulty between an input and its weight, channel by channel.
 
     r_j = s(X)_j^α / s(W)_j^(1-α)        x ← x / r        W ← W diag(r)
 
-with the saliences s(X)_j, an option of its own (`qdit.transform.statistics`), and s(W)_j = max_o |W_oj| over all
-quantized layers that read the input (q, k and v together).
+with the salience of the input s(X)_j, a config option of its own (`qdit.transform.statistics`), and that of the weight,
+s(W)_j = max_o |W_oj|, over all quantized layers that consume the input (its readers: q, k and v together).
 
-* SmoothQuant (arXiv 2211.10438, eq. 4): the maximum over all data; α is the activations' share of the difficulty that
-  the weights take over. Some later code writes the complement.
-* ViDiT-Q (arXiv 2406.02540): the first sampling step's, behind which comes a rotation; its release has the maximum.
+* SmoothQuant (arXiv 2211.10438, eq. 4): s(X) is the maximum over all data; α, the migration strength, is the share of
+  the difficulty that moves to the weights. Some later code writes the complement, 1 - α.
+* ViDiT-Q (arXiv 2406.02540): s(X) is taken at the first sampling step, and a rotation follows; its release takes the
+  maximum over all steps.
 * PTQ4DiT (arXiv 2405.16005, eq. 3-11): α = 0.5 makes both saliences √(s(X) s(W)), "channel-wise salience balancing";
   the statistic is Spearman's salience calibration.
 
-All factors come from the original weights. A value row that absorbs a factor keeps its codes on a grid of its own
-(rows commute with per-row scales), so that the order in which inputs are treated does not matter. Dead channels, whose
-salience is next to nothing on either side, keep their scale: the released code divides by zero there.
+All factors are computed from the original weights. Folding a factor into a value row does not change the row's codes on
+its own grid (per-row scales commute with it), so the order in which inputs are treated does not matter. Dead channels,
+whose salience is almost 0 on either side, keep their scale; the released code divides by zero there.
 """
 
 from abc import abstractmethod
@@ -38,7 +39,7 @@ from qdit.transform.trial import OutputError, Trial
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Drafted):
-    """What transforms share that scale the channels of inputs and weights: where factors go.
+    """Base of transforms that scale the channels of inputs and weights: it puts the factors where they belong.
 
     Args:
         name, roles: see `qdit.transform.folding.Drafted`.
@@ -47,7 +48,7 @@ class Scaling(Drafted):
     needs_calibration = True
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
-        """See `Transform`: a 16-bit factor and a multiplication a channel."""
+        """See `Transform`: one 16-bit factor and one multiplication per channel."""
         producers = model.producers()
         left = [each.quantized[0] for each in self.inputs(model, sites) if each.name not in producers]
         return [RunTime(site, 16 * site.in_features, site.in_features) for site in left]
@@ -59,7 +60,7 @@ class Scaling(Drafted):
         """The factor r [channels] of every input, by its name."""
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. An absorbed factor reaches all readers of an input, the quantized ones and the others."""
+        """See `Step`. A factor that is folded into a producer reaches all readers of the input, quantized or not."""
         model = draft.model
         producers = model.producers()
         for each in self.inputs(model, sites):
@@ -83,8 +84,8 @@ class ChannelScaling(Scaling):
 
     Args:
         name, roles: see `qdit.transform.folding.Drafted`.
-        alpha: exponent of the activations' salience, 0 to 1, the weights' is 1 - alpha; or the rule that chooses it.
-        statistic: takes the activations' salience.
+        alpha: exponent of the activations' salience, 0 to 1 (the weights' is 1 - alpha); or the rule that chooses it.
+        statistic: computes the activations' salience.
 
     Raises:
         UserError: alpha is out of range.

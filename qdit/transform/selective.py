@@ -1,10 +1,10 @@
-"""Rotation where it helps: each input is rotated only if its layers' outputs are closer to full precision's for it.
+"""Selective rotation: an input is rotated only if that brings its layers' outputs closer to those of full precision.
 
-ViDiT-Q (arXiv 2406.02540) rotates by hand-written lists of layers. Rotation costs a fast transform at run time, and at
-moderate imbalance it can lose: with some scalings, released ViDiT-Q's W4A8 layers are up to half a decibel better
-without.
+ViDiT-Q (arXiv 2406.02540) chooses the rotated layers by hand-written lists. Rotation costs a fast transform at run
+time, and at moderate imbalance of channels it can do harm: with some scalings, released ViDiT-Q's W4A8 layers are up to
+half a decibel better without it.
 
-Left out: the ledger's run time (`run_time`) is that of all inputs rotated, an upper bound, because it is asked for
+The run-time cost in the ledger (`run_time`) is that of rotating all inputs, an upper bound, because it is asked for
 before there is data.
 """
 
@@ -25,12 +25,13 @@ from qdit.transform.trial import OutputError, Trial, Way, unchanged
 
 @dataclass(frozen=True, kw_only=True)
 class SelectiveHadamard(Hadamard):
-    """Rotate the inputs whose layers' outputs get a lesser error by it; equal ones stay as they are.
+    """Rotate the inputs for which that makes the output error of their layers smaller; at equal errors do not rotate.
 
     Args:
         name, roles, block: see `Hadamard`.
         seed: of the signs, and of the choice of rows.
-        rows: of an input on which outputs are compared; all inputs' are held at once, on the CPU.
+        rows: number of rows (tokens) of an input on which outputs are compared; all inputs' are held at once, on the
+            CPU.
 
     Raises:
         UserError: no rows.

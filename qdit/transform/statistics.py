@@ -1,13 +1,13 @@
-"""How large are the channels of an input? Saliences of activations, streamed over calibration data.
+"""Saliences of activation channels: how large each channel of an input is, streamed over calibration data.
 
 A salience is a greatest magnitude, s(X)_j = max |X_:j| (PTQ4DiT eq. 3; SmoothQuant eq. 4). The options differ in the
 values over which it is taken, because in a diffusion model it changes with the timestep. Spearman's salience
-calibration (SSC, PTQ4DiT eq. 9-11) averages the saliences of the timesteps, weighted by how unlike the weight's they
-rank:
+calibration (SSC, PTQ4DiT eq. 9-11) averages the saliences of the timesteps; a timestep counts the more, the less its
+ranking of channels agrees with the weight's:
 
     ρ_t = Spearman(s(X⁽ᵗ⁾), s(W))        η_t = exp(-ρ_t) / Σ_τ exp(-ρ_τ)        s_ρ(X) = Σ_t η_t s(X⁽ᵗ⁾)
 
-Robust where the released code is not: a constant salience has no ranks, and its ρ is 0 instead of not a number.
+Where the salience is constant it has no ranks, and ρ is 0; the released code gives NaN there.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def spearman_weighted(
 
 
 class Gathering(Protocol):
-    """The salience of one input, in the making."""
+    """Accumulates the salience of one input, batch by batch."""
 
     def add(self, maxima: Float[Tensor, "samples channels"], timesteps: Int[Tensor, " samples"]) -> None:
         """Take in the greatest magnitudes over the tokens of each sample, and the samples' timesteps."""
@@ -58,7 +58,7 @@ class Gathering(Protocol):
 
 
 class Statistic(Protocol):
-    """A rule that takes the salience of an input."""
+    """A rule that computes the salience of an input."""
 
     def start(self, weight: Float[Tensor, " channels"]) -> Gathering:
         """Begin with one input; `weight` is the salience of the weights that read it."""

@@ -1,17 +1,17 @@
-"""A transform for each range of timesteps: what it takes from data, it takes from the range's own points.
+"""A separate transform for each range of timesteps, measured on the calibration points of that range.
 
-ViDiT-Q's first version (arXiv 2406.02540v1, and its release until August 2024) balances channels so, because a DiT's
-imbalance moves with the timestep:
+ViDiT-Q's first version (arXiv 2406.02540v1, and its release until August 2024) balances channels in this way, because
+the imbalance of a DiT's channels changes with the timestep:
 
     r_j = s(X⁽ᵍ⁾)_j^α / s(W)_j^(1-α)     x ← x / r⁽ᵍ⁾     W⁽ᵍ⁾ = W diag(r⁽ᵍ⁾)     in range g
 
-The released code scales and rounds W anew in every forward pass, and, by mistake, with the first range's steps in all
-of them. Here each range is a fit of its own: it has its basis and its data, and each weight is rounded once for it
-(`qdit.fitting`). At run time the clock picks.
+The released code scales and rounds W anew in every forward pass, and, by mistake, with the step sizes of the first
+range in all of them. Here each range is a fit of its own, with its basis and its data, for which each weight is rounded
+once (`qdit.fitting`). At run time the clock, which holds the current timestep, picks the range.
 
-Nothing is folded: a modulation that absorbed the factors would itself be different from range to range, and would have
-to be kept, in full precision, for each. The inputs take their factors at run time. Left out: bases that are not taken
-from data, which are the same at all times.
+Nothing is folded: a modulation that had the factors folded into it would differ from range to range, and a copy in full
+precision would have to be kept for each. The inputs are scaled at run time. Left out: transforms that take nothing from
+data, because they would be the same at all times.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class RewriteByRange(Rewrite):
 
 
 class Unabsorbing:
-    """A model none of whose layers absorbs what happens to an input, so that a transform does all at run time."""
+    """A model into whose layers nothing can be folded, so that a transform changes all inputs at run time."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self._model = model
@@ -108,7 +108,7 @@ class TimestepAware:
         return self.each.roles
 
     def bases(self, role: str) -> int:
-        """See `Transform`: one a range where the transform has the role."""
+        """See `Transform`: one for each range, where the transform has the role."""
         return self.ranges if role in self.roles else 1
 
     def problems(self, sites: list[Site]) -> list[str]:
@@ -116,7 +116,7 @@ class TimestepAware:
         return [problem.replace("transform.", "transform.each.", 1) for problem in self.each.problems(sites)]
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: nothing is absorbed."""
+        """See `Transform`: nothing is folded into producers."""
         return self.each.carriers(unabsorbing(model), sites)
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:

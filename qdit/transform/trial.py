@@ -1,13 +1,13 @@
-"""What a recipe's rounding would do to a weight, to an input and to an output, tried before anything is fitted.
+"""Trial quantization: the output error of a layer under a recipe's bits and grids, before anything is fitted.
 
-Transforms that choose their factors by the error of a layer's output (AWQ, SVDQuant, grids of α) round candidates as
-the recipe will: weights to nearest on its grid and range rule, inputs on dynamic ranges of their own, or on the minimum
-and maximum of the sample where the recipe calibrates ranges.
+Transforms that choose their factors by the error of a layer's output (AWQ, SVDQuant, the grid search of α) quantize
+each candidate roughly as the recipe will: weights to nearest with its grid and range rule, inputs with dynamic ranges,
+or with the minimum and maximum of the sample where the recipe's ranges are static.
 
-Simpler than the fit that follows, on purpose: weights are rounded to nearest whatever the recipe's rounding, ranges
-that are searched or belong to groups of timesteps are minimum and maximum of the sample, and inputs with two regions
-have one asymmetric grid. Where a search has group sizes of its own and the recipe's does not divide a layer's channels,
-the largest size that divides both stands for it.
+It is simpler than the fit that follows, on purpose: weights are rounded to nearest whatever the recipe's rounding;
+ranges that the fit would search, or have for each group of timesteps, are the minimum and maximum of the sample; inputs
+with two regions have one asymmetric grid. Where the recipe's group size does not divide a layer's channels (because a
+search will choose it), the largest size that divides both is used.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,14 +30,14 @@ from qdit.transform.inputs import Input
 if TYPE_CHECKING:
     from qdit.recipes import Recipe
 
-CANDIDATE_VALUES = 2**24  # of the inputs, weights and outputs of candidates held at once: 64 MiB
+CANDIDATE_VALUES = 2**24  # values of candidates' inputs, weights and outputs that are held at once: 64 MiB
 
 Way = Callable[[Tensor], Tensor]
 """An orthogonal change R of the channels: x R of rows x, be they of an input or of a weight."""
 
 
 def unchanged(rows: Tensor) -> Tensor:
-    """The way that does nothing."""
+    """The change of rows that does nothing."""
     return rows
 
 
@@ -109,11 +109,11 @@ def _one_after_the_other(first: Way, then: Way) -> Way:
 
 
 class OutputError:
-    """The error of the outputs of all quantized layers that read one input, as factors of its channels make it.
+    """The output error of all quantized layers that consume (read) one input, for factors r of the input's channels.
 
         Σ ‖ Q(x / r) Q(W diag(r))ᵀ - x Wᵀ ‖²        the sum is over the layers
 
-    and with a way R that a later step has, of Q(x / r R) Q(W diag(r) R)ᵀ; the least of several counts.
+    Where a later step may rotate by R, the product is Q(x / r R) Q(W diag(r) R)ᵀ; of several R the least error counts.
 
     Args:
         trial: rounds.

@@ -1,1 +1,1 @@
-"""AdaRound's reconstruction: units of a network are fitted to their full-precision outputs by gradient descent."""
+"""Block reconstruction (BRECQ, AdaRound): units of a network learn their full-precision outputs by gradient descent."""

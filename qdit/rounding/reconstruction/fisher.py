@@ -1,14 +1,14 @@
-"""How much the network's output minds an error in a unit's: the diagonal Fisher information, a point and channel.
+"""The diagonal Fisher information of unit outputs: how sensitive the network's output is to an error in each of them.
 
 BRECQ (Li et al., arXiv 2102.05426, eq. 10) weighs the squared error of each output z of a unit by the squared gradient
 of the task's loss. The task here is regression, so the loss is the likelihood of a Gaussian around the prediction, and
-its Fisher information with respect to z is E (Jᵀ v)² with J = dε/dz and random signs v: one backward pass of the
-full-precision network, one v a point, gives it for all units at once. The empirical variant (the gradient of the
-distance to the full-precision output) would be 0 at that very output.
+its Fisher information with respect to z is E (Jᵀ v)² with J = dε/dz and random signs v. One backward pass of the
+full-precision network, with one v per point, gives an estimate for all units at once. The empirical variant (the
+gradient of the distance to the full-precision output) would be 0, because it is taken at that very output.
 
-What stays linear in depth: one forward and one backward pass, `POINTS` points at a time, before the first unit learns.
-Squares are averaged over a point's tokens, [points, 1, channels] a unit: a boundary's activations divided by the number
-of tokens. BRECQ keeps them a token; that would be as large as the activations of all units together.
+The cost is linear in depth: one forward and one backward pass, `POINTS` points at a time, before the first unit learns.
+Squares are averaged over a point's tokens, which leaves [points, 1, channels] for each unit. BRECQ keeps a value for
+each token, which would take as much memory as the activations of all units together.
 """
 
 import logging
@@ -27,20 +27,20 @@ from qdit.rounding.reconstruction.units import Unit
 from qdit.seeding import generator
 
 log = logging.getLogger("qdit")
-POINTS = 4  # in one backward pass, whose activations are all alive at once
+POINTS = 4  # in one backward pass, which holds all their activations at once
 
 
 def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int) -> dict[str, Tensor]:
     """The mean squared gradient of each unit's output, relative to the unit's mean, on the CPU; by the unit's name.
 
-    Tokens have [points, 1, channels], images [points, channels, 1, 1], and vectors [points, channels].
+    Shapes are [points, 1, channels] for tokens, [points, channels, 1, 1] for images, [points, channels] for vectors.
 
-    What is behind the blocks is left out: its output is the network's, of which all entries count alike.
+    The unit after the blocks is left out: its output is the network's, of which all entries count equally.
 
     Args:
         model: the network in full precision.
         data: the calibration points.
-        units: whose outputs; the copies of a unit's layer count as one place.
+        units: whose outputs; the gradients of several copies of a unit's layer are added up.
         seed: of the random signs.
     """
     places = {u.name: [path, *u.twins] for u in units if (path := u.layer or u.segment.block) is not None}
@@ -60,7 +60,7 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
 
 
 def _relative(name: str, squares: Tensor) -> Tensor:
-    """Squares relative to their mean; where nothing reaches the prediction (a closed gate), all count alike."""
+    """Squares relative to their mean; all 1 where the prediction does not depend on the output (a gate of 0)."""
     mean = squares.mean()
     if mean == 0:
         log.warning("adaround: nothing reaches the prediction from %s, whose outputs count alike", name)
@@ -70,7 +70,7 @@ def _relative(name: str, squares: Tensor) -> Tensor:
 
 @contextmanager
 def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of modules in the pass that follows, by path, as nodes of its graph; the first call's of each."""
+    """Capture the outputs of modules in the next forward pass, by path, as nodes of its graph; first calls only."""
     seen: dict[str, Tensor] = {}
 
     def catch(path: str, output: Any) -> Any:
@@ -97,7 +97,7 @@ def _signs(seed: int, point: int, like: Tensor) -> Tensor:
 
 
 def _per_channel(squares: Tensor) -> Tensor:
-    """Means over everything but points and channels, which are dimension 1 of images and the last of tokens."""
+    """Means over all dimensions but points and channels; channels are dimension 1 of images and the last of tokens."""
     if squares.ndim == 4:
         return squares.mean((2, 3), keepdim=True)
     return squares.mean(tuple(range(1, squares.ndim - 1)), keepdim=True) if squares.ndim > 2 else squares

@@ -1,12 +1,13 @@
-"""The loop that reconstructs a unit: rounding and activation steps learn to give the full-precision output.
+"""The loop that reconstructs a unit: rounding and activation step sizes learn to give the full-precision output.
 
 BRECQ (Li et al., arXiv 2102.05426) as PTQ4DiT's release (arXiv 2405.16005) runs it. The loss is
 
     256 · mean (y - ŷ)²  +  round_weight · Σ 1 - |2 h - 1|^β
 
-with the mean over points, tokens and channels. The released code sums over tokens, so that 512-pixel weights count four
-times as much as 256-pixel ones against the same penalty; the factor is DiT's 256 tokens at 256 pixels, where the two
-are equal. Data is shuffled over the whole calibration set; the release visits shard after shard.
+with the mean over points, tokens and channels; the second term is AdaRound's regularizer (`soft`). The released code
+sums over tokens, so that at 512 pixels the error counts four times as much as at 256 against the same regularizer. The
+factor 256 is DiT's number of tokens at 256 pixels, where both losses are equal. Data is shuffled over the whole
+calibration set; the release visits one shard after the other.
 """
 
 import math
@@ -25,8 +26,8 @@ from qdit.rounding.reconstruction.ste import LearnedStep
 from qdit.rounding.reconstruction.targets import Task
 
 StepUnit = Literal["relative", "absolute"]
-TOKENS = 256  # at which the loss is the release's
-LOW_BITS = 4  # of weights; below them more iterations are needed
+TOKENS = 256  # the number of tokens at which the loss equals the release's
+LOW_BITS = 4  # bits of weights below which more iterations are needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,19 @@ class Learning:
     paper's 20,000 short ones are `rounding=adaround_paper`.
 
     Args:
-        iterations: steps a unit; 0 rounds to nearest.
-        low_bits: so many times as many steps for a unit with a weight of 2 or 3 bits, which 500 leave underfitted.
-        batch_size: calibration points a step.
+        iterations: optimizer steps per unit; 0 rounds to nearest.
+        low_bits: factor on the iterations of a unit with a weight of 2 or 3 bits, which 500 leave underfitted.
+        batch_size: calibration points per iteration.
         rate: Adam's learning rate of the rounding; over all steps, α moves by about `rate` times `iterations` at most.
-        step_rate: Adam's learning rate of static activation steps, falling to 0 as a cosine, in units of `step_unit`.
-        step_unit: `relative`: the step as calibrated, over 2^bits, so that the far end of the range moves by about
+        step_rate: Adam's learning rate of the step sizes (scales) of static activation quantizers, in units of
+            `step_unit`; it falls to 0 as a cosine.
+        step_unit: `relative`: the step size as calibrated, over 2^bits, so that the far end of the range moves by about
             `step_rate` steps an iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
-            the released code, where the size of the inputs decides how far a step gets.
-        round_weight: of the penalty on undecided rounding, against an error in the square of the output's units, as
-            released.
-        warmup: share of the iterations without the penalty.
-        beta_start, beta_end: the penalty's exponent, falling linearly after the warm-up.
+            the released code, where the size of the inputs decides how far a step size gets.
+        round_weight: weight of the regularizer (the penalty on undecided rounding) against the squared error of the
+            output, as released.
+        warmup: share of the iterations without the regularizer.
+        beta_start, beta_end: the regularizer's exponent, falling linearly after the warm-up.
 
     Raises:
         UserError: a value is out of range.
@@ -97,7 +99,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns in a unit, installed by its owner."""
+    """The parameters that learn in a unit; the caller installs the unit's layers."""
 
     layers: Mapping[str, QuantLinear]
     """Those whose weight is rounded, by site; their weight is set before every call of the unit."""
@@ -107,7 +109,7 @@ class Learner:
     """By the path of the quantizer."""
 
     def soften(self) -> list[Tensor]:
-        """Give the layers their soft weights; these, in the order of `weights`."""
+        """Give the layers their soft weights, and return these in the order of `weights`."""
         for name, weight in self.weights.items():
             self.layers[name].weight = weight.soft()
         return [self.layers[name].weight for name in self.weights]
@@ -118,13 +120,13 @@ class Learner:
         return {name: weight.hard() for name, weight in self.weights.items()}, steps
 
     def harden(self) -> None:
-        """Give the layers the weights that their codes stand for."""
+        """Give the layers their dequantized weights, rounded up or down."""
         for name, weight in self.weights.items():
             self.layers[name].weight = weight.hard().weight.to(weight.dtype)
 
 
 def distance(output: Tensor, target: Tensor, importance: Tensor | None) -> Tensor:
-    """The mean square of output - target times 256, of entries that weigh `importance` (broadcast)."""
+    """256 times the mean square of output - target, with entries weighted by `importance` (broadcast)."""
     square = (output.float() - target.to(output.device).float()).square()
     return TOKENS * (square if importance is None else square * importance.to(output.device)).mean()
 
@@ -146,7 +148,7 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
 
 @torch.no_grad()
 def error(task: Task, batch_size: int, importance: Tensor | None = None) -> float:
-    """The loss of a unit, as it is installed, over all calibration points; without the penalty."""
+    """The loss of a unit, as it is installed, over all calibration points; without the regularizer."""
     total = 0.0
     for rows in torch.arange(len(task.target)).split(batch_size):
         some = None if importance is None else importance[rows]
@@ -169,7 +171,7 @@ def reconstruct(
         learner: what learns; it must be installed where `task` calls it.
         how: the hyperparameters.
         generator: shuffles the points.
-        importance: weighs the error of each point and channel, [points, 1, channels] or alike; None: all alike.
+        importance: weight of the error of each point and channel, [points, 1, channels] or similar; None: all equal.
         tick: called after each iteration.
     """
     softs, steps = list(learner.weights.values()), list(learner.steps.values())

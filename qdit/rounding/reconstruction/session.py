@@ -1,9 +1,9 @@
-"""One fit's reconstruction: unit after unit is read from the disk, or learns and is saved.
+"""The reconstruction of one fit, resumable: each unit is read from disk if it was finished, or learns and is saved.
 
-A unit's file holds codes, scales and zero points of its weights (`qdit.rounding.resume`) and its activation steps, as
-`<path>.step`. It is written whole or not at all, and nothing else decides how the next unit learns: the lanes are made
-again from what was saved, and each unit shuffles with a random stream of its own. A killed fit, started again, ends
-with the bytes of an undisturbed one.
+A unit's file holds codes, scales and zero points of its weights (`qdit.rounding.resume`) and its activation step sizes,
+as `<path>.step`. It is written whole or not at all, and nothing else decides how the next unit learns: inputs and
+targets are computed again from what was saved, and each unit shuffles with a random stream of its own. A fit that was
+killed and is started again ends with the bytes of an undisturbed one.
 """
 
 import logging
@@ -44,7 +44,7 @@ class Session:
     """A reconstruction in progress.
 
     Args:
-        fit: what is fitted; its static quantizers get the steps that were learned.
+        fit: what is fitted; its static quantizers get the step sizes that were learned.
         how: the hyperparameters.
         lagging: whether units learn from full-precision inputs: the second lane then stays in full precision, too, one
             segment behind the first.
@@ -183,7 +183,7 @@ class Session:
         save_named(self.fit.folder, unit.name, rounded, {f"{place}.step": step for place, step in steps.items()})
 
     def keep(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
-        """Take over a finished unit: its weights, and its steps into the quantizers; for the layer's copies, too."""
+        """Keep a finished unit: its weights, and its step sizes in the quantizers; also for copies of its layer."""
         self.weights.update(rounded)
         static = self.static(self.layers(unit))
         for path, step in steps.items():
@@ -199,7 +199,7 @@ class Session:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """A network whose own parameters need no gradient; those that did do again afterwards."""
+    """Let the network's own parameters need no gradient for a while; `requires_grad` is restored afterwards."""
     free = [tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.requires_grad]
     for tensor in free:
         tensor.requires_grad_(False)

@@ -1,13 +1,13 @@
-"""AdaRound's arithmetic: a weight between its two nearest codes, and the penalty that makes it choose.
+"""AdaRound's arithmetic: soft rounding of a weight between its two nearest codes, and the regularizer that decides it.
 
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568), eq. 21-24:
 
     w̃ = s (clamp(floor(w / s) + h(α) + z, low, high) - z)        h(α) = clamp(1.2 σ(α) - 0.1, 0, 1)
     penalty = Σ 1 - |2 h(α) - 1|^β                                 β from 20 to 2 while it learns
 
-α starts where h is the fraction of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale and zero
-point stay. Everything is element by element, so the chain rule from w̃ to α is written out: where batches are small, a
-graph of a dozen tensors of the weight's size would cost as much as the layer itself.
+α starts where h is the fractional part of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale
+and zero point stay fixed. Everything is elementwise, so the chain rule from w̃ to α is written out by hand: where
+batches are small, an autograd graph with a dozen tensors of the weight's size would cost as much as the layer itself.
 """
 
 import torch
@@ -18,7 +18,7 @@ from qdit.quant.affine import Affine, Rounded
 from qdit.quant.spec import QuantSpec, as_rows
 
 GAMMA, ZETA = -0.1, 1.1
-TIE = 1e-6  # how far below 0 an α starts whose fraction is 0.5 and whose nearest (even) code is the lower one
+TIE = 1e-6  # an α with fraction 0.5 whose nearest (even) code is the lower one starts this far below 0
 
 
 def initial_alpha(fraction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -31,7 +31,7 @@ def initial_alpha(fraction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def rectified(sigmoid: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """H of σ(α)."""
+    """The rectified sigmoid h(α), given σ(α)."""
     return (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
 
 
@@ -64,7 +64,7 @@ class SoftWeight:
         self.alpha = torch.where(up == (alpha >= 0), alpha, edge)
         """[rows, row length]; `Adam` moves it."""
         lowest, highest = grid.low - grid.zero_point, grid.high - grid.zero_point
-        # Neighbours beyond the grid are one and the same code.
+        # Beyond the grid both neighbours are clamped to the same code.
         inside = (self.floor >= lowest) & (self.floor < highest)
         self.origin = self.floor.clamp(lowest, highest) * grid.scale
         self.reach = inside * grid.scale
@@ -72,13 +72,13 @@ class SoftWeight:
         self.sigmoid = torch.empty_like(alpha)
 
     def soft(self) -> Float[Tensor, "out channels"]:
-        """W̃ in the weight's dtype, a leaf whose gradient `learn` takes."""
+        """The soft weight w̃ in the weight's dtype, a leaf tensor whose gradient is given to `learn`."""
         torch.sigmoid(self.alpha, out=self.sigmoid)
         weight = torch.addcmul(self.origin, rectified(self.sigmoid), self.reach)
         return weight.view(self.shape).to(self.dtype).requires_grad_()
 
     def learn(self, gradient: Float[Tensor, "out channels"], weight: float, beta: float) -> None:
-        """Set α's gradient: that of the loss, given with respect to the last w̃, and `weight` times the penalty's."""
+        """Set α's gradient: the loss's, by the chain rule from the last w̃'s, plus `weight` times the penalty's."""
         total = as_rows(gradient, self.spec).float() * self.reach
         stretched = (self.sigmoid * (ZETA - GAMMA)).add_(GAMMA)
         if weight:
@@ -88,7 +88,7 @@ class SoftWeight:
         self.alpha.grad = torch.ops.aten.sigmoid_backward(total, self.sigmoid).mul_(ZETA - GAMMA)
 
     def hard(self) -> Rounded:
-        """The codes as they stand: up where α >= 0."""
+        """The weight with hard rounding: up where α >= 0, down elsewhere."""
         codes = self.floor + (self.alpha >= 0) + self.grid.zero_point
         codes = codes.clamp_(self.grid.low, self.grid.high).view(self.shape)
         return Rounded(codes.to(torch.int8 if self.grid.low < 0 else torch.uint8), self.grid, self.spec)

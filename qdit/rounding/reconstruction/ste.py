@@ -1,8 +1,8 @@
-"""Activation quantizers while a unit learns: rounding with a straight-through gradient, and static steps that learn.
+"""Activation quantizers while a unit learns: straight-through estimators (STE), and learned step sizes (LSQ).
 
 Esser et al., "Learned step size quantization" (arXiv 1902.08153), without its gradient scaling, as BRECQ and PTQ4DiT
-(arXiv 2405.16005) use it: round(v) counts as v in the derivative, the zero point stays. All other quantizers (dynamic
-ones, which clip nothing) have nothing to learn, and their gradient is the identity.
+(arXiv 2405.16005) use it: round(v) counts as v in the derivative, and the zero point stays fixed. All other quantizers
+(dynamic ones, which clip nothing) have nothing to learn; their gradient is the identity.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -16,7 +16,7 @@ from qdit.quant.spec import as_rows
 
 
 class _Passed(torch.autograd.Function):
-    """A module's output, with the identity as its gradient."""
+    """A module's output, with the identity as its gradient: the straight-through estimator."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
@@ -51,7 +51,7 @@ class _Stepped(torch.autograd.Function):
 
 
 class Straight(nn.Module):
-    """A quantizer with nothing to learn; its input's gradient is its output's."""
+    """A quantizer with nothing to learn, with the straight-through estimator: gradients pass through unchanged."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class Straight(nn.Module):
 
 
 class LearnedStep(nn.Module):
-    """A static quantizer whose scale learns; the quantizer itself stays as it is.
+    """A static quantizer whose step size (scale) is learned; the quantizer itself is not changed.
 
-    What an optimizer moves is `value`, the scale in units of `unit`. A relative unit is the calibrated scale over
-    2^bits: a move of 1 shifts the far end of the range by one step, whatever the inputs' size, and the gradient that an
-    optimizer sees does not depend on that size either. The logarithm of the scale would do as much, but could not
-    express the released code's absolute moves. 1 is the unit of those.
+    The optimizer's parameter is `value`, the scale in units of `unit`. A relative unit is the calibrated scale over
+    2^bits: a change of 1 in `value` then shifts the far end of the range by one step, whatever the size of the inputs,
+    and the gradient that the optimizer sees does not depend on that size either. Learning the logarithm of the scale
+    would have the same effect, but could not express the released code, which moves the scale itself (unit 1).
 
     Args:
         quantizer: its scale is the start.
@@ -82,17 +82,17 @@ class LearnedStep(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         start = quantizer.scale.detach().float()
-        # A power of two, so that the scale at the start is the calibrated one bit for bit.
+        # A power of two, so that the initial scale equals the calibrated one bit for bit.
         self.unit = start / 2**quantizer.spec.bits if relative else torch.ones_like(start)
         self.value = (start / self.unit).requires_grad_()
         self.smallest = self.LEAST * self.value.detach()
         bounds = (bound - quantizer.zero_point for bound in (quantizer.low, quantizer.high))
-        # Where a tensor has one grid, plain numbers are faster.
+        # Plain numbers are faster where the whole tensor has one grid.
         self.lo, self.hi = (bound.item() if bound.numel() == 1 else bound for bound in bounds)
 
     @property
     def scale(self) -> Tensor:
-        """The step as it stands, of the shape of the quantizer's."""
+        """The current step size, in the shape of the quantizer's scale."""
         return self.value * self.unit
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,15 +103,15 @@ class LearnedStep(nn.Module):
 
     @torch.no_grad()
     def bound(self) -> None:
-        """Keep the step positive."""
+        """Keep the step size positive."""
         torch.maximum(self.value, self.smallest, out=self.value)
 
 
 def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Every activation quantizer inside installed layers, by path; one that several layers share comes once.
 
-    A quantizer is a module without children below a `QuantLinear`, or below any other installed module: how they are
-    composed (in a sequence, by region, around an attention's products) is left to what holds them.
+    A quantizer is a module without children below a `QuantLinear`, or below any other installed module, however they
+    are composed there (in a sequence, by group of timesteps, around an attention's products).
 
     Args:
         layers: by path.
@@ -128,7 +128,7 @@ def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> 
 def learnable(
     layers: Mapping[str, nn.Module], exact: Container[nn.Module], *, relative: bool = True
 ) -> dict[str, nn.Module]:
-    """What to put in the place of the quantizers of installed layers while these learn; see `LearnedStep`."""
+    """Modules that replace the quantizers of installed layers while these learn, by path; see `LearnedStep`."""
     return {
         path: LearnedStep(module, relative=relative) if isinstance(module, StaticQuantizer) else Straight(module)
         for path, module in quantizers(layers, exact)

@@ -1,7 +1,8 @@
-"""Two lanes through a network, block by block: the full-precision one makes the targets, the rounded one the inputs.
+"""Inputs and targets of the units: two walks through the network, one in full precision and one as quantized so far.
 
-Both lanes' activations are kept at the boundary that was reached, so that all units together cost two passes of the
-calibration data beside their own learning. PTQ4DiT's release runs the network from its input, twice, for every unit.
+The full-precision walk gives the targets, the quantized one the inputs. The activations of both are kept at the block
+boundary that was reached, so that the inputs and targets of all units together cost two passes of the calibration data.
+PTQ4DiT's release runs the network from its input, twice, for every unit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from qdit.rounding.reconstruction.units import Unit
 
 @dataclass(frozen=True)
 class Task:
-    """What a unit has to reconstruct."""
+    """What a unit has to reconstruct: its inputs and its target outputs."""
 
     predict: Callable[[Tensor], Tensor]
     """The output of the unit, as it is installed at the time of the call, for calibration points by number [n]."""
@@ -130,7 +131,7 @@ def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Mo
 
 
 class Arguments:
-    """The arguments of all batches of a call; tensors with a row a point are joined, all else is the first batch's.
+    """The arguments of all batches of a call: tensors with a row for each point are joined, others are the first's.
 
     Args:
         batches: positional arguments and keywords of each batch, nested as they may be.
@@ -149,6 +150,6 @@ class Arguments:
             self.leaves.append(torch.cat(column) if moves else column[0])
 
     def at(self, rows: Tensor) -> Any:
-        """The arguments of some points, nested as they were."""
+        """The arguments of some points, in their original nesting."""
         chosen = [leaf[rows] if moves else leaf for leaf, moves in zip(self.leaves, self.moving, strict=True)]
         return tree_unflatten(chosen, self.shape)

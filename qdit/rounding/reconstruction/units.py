@@ -1,8 +1,8 @@
-"""The units of a block reconstruction: what learns together, against one output of the full-precision network.
+"""The units of block reconstruction: layers that learn together, against one output of the full-precision network.
 
-PTQ4DiT (arXiv 2405.16005) has 32 in DiT-XL/2: the patch embedding and the two layers of the timestep embedder, each for
-itself; 28 blocks; the final layer with its modulation. diffusers gives every block a copy of the embedder. Copies that
-are equal learn once; those that are not (a model trained with diffusers) are units of their own.
+PTQ4DiT (arXiv 2405.16005) has 32 in DiT-XL/2: the patch embedding and the two layers of the timestep embedder, a unit
+each; 28 blocks; the final layer with its modulation. diffusers gives every block a copy of the embedder. Copies that
+are equal learn once; those that differ (in a model trained with diffusers) are units of their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from qdit.model.base import Site
 
 @dataclass(frozen=True)
 class Unit:
-    """Sites that learn together: one layer, the rest of a block, or all that is behind the blocks."""
+    """Sites that learn together: a single layer, the rest of a block, or all that comes after the blocks."""
 
     name: str
     """Of its file."""
