@@ -1,7 +1,7 @@
-"""What a fit asks of a correction, and what it gets: an affine map of the prediction for each timestep.
+"""Output correction: the interface of corrections, and their result, an affine map of the prediction at each timestep.
 
-A correction is fitted last, to the quantized model as it will be sampled from; a search before it compares models that
-are not corrected. It acts on the guided output, through the sampler's hook (`qdit.sampler.hook`).
+A correction is fitted last, to the quantized model as it will be sampled from; a search, which comes before, compares
+uncorrected models. A correction acts on the guided output, through the sampler's hook (`qdit.sampler.hook`).
 """
 
 from dataclasses import replace
@@ -25,14 +25,14 @@ FITTED = "correction"
 class NoiseCorrection(nn.Module):
     """Undo a slope and a bias in the predicted noise, timestep by timestep: ε ← (ε - bias) / (1 + slope).
 
-    The buffers are all there is: `NoiseCorrection(**tensors)` is the same correction again. Implements
+    Its buffers are its whole state: `NoiseCorrection(**tensors)` is the same correction again. Implements
     `qdit.sampler.hook.Hook`.
 
     Args:
-        timesteps: those that were fitted, as the model is told them.
-        slope: of the error on the noise.
-        bias: of the error, for each channel of the predicted noise.
-        variance: of what is left of the error, before the division by 1 + slope.
+        timesteps: those that were fitted, as they are given to the model.
+        slope: of the regression of the error on the noise.
+        bias: mean of the rest of the error, for each channel of the predicted noise.
+        variance: of the residual that is then left, before the division by 1 + slope.
     """
 
     timesteps: Tensor
@@ -52,7 +52,7 @@ class NoiseCorrection(nn.Module):
             self.register_buffer(name, value)
 
     def _row(self, timestep: int) -> int:
-        """The place of a timestep.
+        """The row of a timestep.
 
         Raises:
             UserError: it was not fitted.
@@ -78,13 +78,13 @@ class NoiseCorrection(nn.Module):
         return torch.cat([noise, output[:, channels:]], 1)
 
     def error(self, timestep: int) -> float:
-        """The variance of what is left of the error in the corrected noise."""
+        """The variance of the residual error in the corrected noise."""
         row = self._row(timestep)
         return (self.variance[row] / (1 + self.slope[row]) ** 2).item()
 
 
 class Correction(Protocol):
-    """A rule that fits a correction. Config only: the models and the data arrive as arguments."""
+    """A method that fits a correction. Config only: the models and the data arrive as arguments."""
 
     def problems(self, model: DiffusionModel) -> list[str]:
         """What cannot work with this model, one sentence each."""

@@ -1,16 +1,17 @@
-"""PTQD (He et al., NeurIPS 2023, arXiv 2305.10657): the error of a quantized model's noise, split into three parts.
+"""PTQD (He et al., NeurIPS 2023, arXiv 2305.10657): the error of the predicted noise is split into three parts.
 
     ε̂ - ε = k_t ε + b_t + r        correction: ε ← (ε̂ - b_t) / (1 + k_t)
 
-with the least-squares slope k_t over all elements of a timestep (section 4.1), the mean b_t of the rest a channel,
-and the variance of what is then left, r, which the noise of stochastic samplers absorbs (section 4.2;
-`qdit.sampler.hook`). A negative slope is taken as 0, as in the released code: then the mean square of r / (1 + k), the
-error after the correction, is at most that of the error before, on the data of the fit; dividing by less than 1 would
-make r larger.
+with the part that is correlated with ε, of least-squares slope k_t over all elements at a timestep (section 4.1); the
+mean b_t of the rest, for each channel; and the uncorrelated residual r, whose variance is taken off the noise that
+stochastic samplers add (section 4.2; `qdit.sampler.hook`). A negative slope is taken as 0, as in the released code:
+then the mean square of r / (1 + k), the error after the correction, is at most that of the error before, on the data of
+the fit; dividing by less than 1 would make r larger.
 
-The pairs are guided predictions at the states of full-precision trajectories, which is how they are used. Trajectories
-have noise of their own, not that of calibration or of evaluated samples. The released code subtracts the mean of
-the whole error as b_t, k_t times the mean of ε included; here b_t is the mean of the rest, as in the paper.
+The correction is fitted to pairs of guided predictions, because it corrects those, at the states of full-precision
+trajectories. These have noise of their own, not that of calibration or of evaluated samples. The released code
+subtracts the mean of the whole error as b_t, k_t times the mean of ε included; here b_t is the mean of the rest, as in
+the paper.
 
 Left out: the paper's mixed precision, steps with more bits where the signal-to-noise ratio is low.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from qdit.search.base import Setting
 
 log = logging.getLogger("qdit")
-# Evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three.
+# Sample indices: evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three.
 OFFSET = 4 * INDEX_OFFSET
 
 

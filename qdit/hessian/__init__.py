@@ -1,4 +1,4 @@
-"""Ranges of least error in a layer's output, weighted by what the network's output minds (TQ-DiT, PTQ4ViT)."""
+"""Hessian-guided ranges (TQ-DiT, PTQ4ViT): of least output error, weighted by its effect on the network's output."""
 
 from qdit.hessian.rule import Hessian
 from qdit.hessian.target import DiffusionLoss, LegacyKL, Probe, Target

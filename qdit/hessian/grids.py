@@ -1,6 +1,8 @@
-"""What `range=hessian` reads of static quantizers, and sets in them: grids by head and by group of timesteps.
+"""The quantization parameters of static quantizers, as `range=hessian` reads and sets them.
 
-A quantizer's grids are its cells: one, one a group, one a head, or one a group and head, in this order.
+Each grid of a quantizer is a *cell*: it has one for the whole tensor, or one per group of timesteps, or one per head,
+or one per group and head, in this order. A cell's *numbers* are the parameters of its code-book: scale and zero point,
+or the steps of several regions (`qdit.quant.books`).
 """
 
 import torch
@@ -23,19 +25,19 @@ def searched(module: nn.Module | None) -> StaticQuantizer | BookQuantizer | None
 
 
 def book_of(module: StaticQuantizer | BookQuantizer) -> Book:
-    """What rounds."""
+    """The code-book of a quantizer."""
     return module.book if isinstance(module, BookQuantizer) else Uniform(module.low, module.high)
 
 
 def numbers_of(module: StaticQuantizer | BookQuantizer) -> Float[Tensor, "cells numbers"]:
-    """The numbers of a quantizer's code-book, for each cell."""
+    """The numbers (quantization parameters) of a quantizer's code-book, for each cell."""
     if isinstance(module, BookQuantizer):
         return module.numbers.flatten(0, 1).clone()
     return torch.cat([module.scale, module.zero_point], 1)
 
 
 def set_numbers(module: StaticQuantizer | BookQuantizer, numbers: Float[Tensor, "cells numbers"]) -> None:
-    """Put numbers in the place of those of a quantizer."""
+    """Replace the numbers of a quantizer, in place."""
     if isinstance(module, BookQuantizer):
         module.numbers.copy_(numbers.view_as(module.numbers))
     else:

@@ -1,7 +1,7 @@
-"""The rounds of the search for one input and the layers that read it: weights with the input as it is, then the input.
+"""The alternating search for one input and the layers that read it: first their weights, then the input's grid.
 
-It ends before its last round when nothing changes any more. Rounds after the first compare the best candidates of the
-first one.
+A round searches each side while the other is fixed at its current grid. The search ends early when nothing changes any
+more. Rounds after the first compare only the best candidates of the first one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from qdit.quant.spec import QuantSpec, as_rows
 if TYPE_CHECKING:
     from qdit.fit import Fit
 
-KEPT = 16  # candidates of a weight that are compared again
+KEPT = 16  # candidates of a weight that later rounds compare again
 
 Found = dict[str, Tensor]
 """Of weights what steps are multiplied by: `<site>.weight` [rows, 1]. Numbers of the code-books of static inputs and of
@@ -32,7 +32,7 @@ operands: `<first reader>.input` and `<site>.operand` [cells, numbers]."""
 
 @dataclass(frozen=True)
 class Reading:
-    """An input and the layers that read it."""
+    """An input and the layers that read (consume) it."""
 
     readers: Sequence[Site]
     layers: Sequence[Layer]
@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass
 class _Weight:
-    """A weight that is rounded; `factors` multiply the steps of `start`."""
+    """A weight that is quantized; `factors` multiply the scales of the grid `start`."""
 
     layer: Layer
     spec: QuantSpec
@@ -52,7 +52,7 @@ class _Weight:
     tried: Float[Tensor, "candidates #rows"]
 
     def rounded(self) -> Float[Tensor, "out channels"]:
-        """On its grid as it is now."""
+        """The weight on its current grid."""
         rows = as_rows(self.layer.weight, self.spec)
         return round_to_grid(rows, scaled(self.start, self.factors)).view(self.layer.weight.shape)
 
@@ -92,7 +92,7 @@ class Alternation:
                 self.weights[site.name] = _Weight(layer, spec, start, one, tried.to(one).unsqueeze(1))
 
     def run(self) -> Found:
-        """What is best after the last round."""
+        """The best grids after the last round."""
         grouped = any(weight.spec.granularity == "group" for weight in self.weights.values())
         for _ in range(self.rounds):
             before, moved = self.numbers, False
@@ -126,7 +126,7 @@ class Alternation:
         return moved
 
     def search_input(self, rule: Hessian) -> Float[Tensor, "cells numbers"]:
-        """New numbers of the input's code-book."""
+        """New numbers (quantization parameters) of the input's code-book."""
         named = zip(self.reading.readers, self.reading.layers, strict=True)
         others = [
             reader(layer, self.weights[site.name].rounded() if site.name in self.weights else layer.weight)
@@ -139,7 +139,7 @@ class Alternation:
         return best(self.moving, [reached(other) for other in others], self.tried)
 
     def rounded_inputs(self) -> Float[Tensor, "n channels"]:
-        """The input on its grid as it is now."""
+        """The input on its current grid."""
         if self.module is not None:
             return self.moving.rounded(self.numbers.unsqueeze(0))[:, 0, 0]
         return self.dynamic(self.reading.inputs) if self.dynamic is not None else self.reading.inputs

@@ -1,15 +1,16 @@
 """The search of an attention's operands: queries and keys of s = q kᵀ, probabilities and values of o = p v.
 
-As in TQ-DiT's release both products are searched by themselves, first the left operand, then the right one, in rounds;
-the release keeps v in full precision while p is searched, here each sees the other as it is. A score of errors in o
-weighs them with the importance of o (`qdit.hessian.target`): a_i of a query i and head times b_d of a channel. Errors
-in s reach o through the softmax, whose derivative is ∂o_i / ∂s_ij = p_ij (v_j - o_i), so that an entry of s has
+As in TQ-DiT's release each product is searched separately: in every round first the left operand, then the right one.
+The release keeps v in full precision while p is searched; here each operand sees the other as quantized so far. The
+score of errors in o weighs them with the importance of o (`qdit.hessian.target`): a_i of a query i and head times b_d
+of a channel. Errors in s reach o through the softmax, whose derivative is ∂o_i / ∂s_ij = p_ij (v_j - o_i), so that the
+importance of an entry of s is
 
     p_ij² a_i Σ_d b_d (v_jd - o_id)²
 
-the diagonal of the Hessian of s for that diagonal of o's, without numbers of its own for each pair of tokens.
+the diagonal of the Hessian with respect to s, given that with respect to o. It needs no storage for pairs of tokens.
 
-Whole points are looked at, as many of each group of timesteps as possible; of one attention at a time.
+Whole calibration points are used, spread evenly over the groups of timesteps, for one attention at a time.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ Values = dict[str, Float[Tensor, "points heads tokens inner"]]
 
 
 def chosen_points(timesteps: Int[Tensor, " n"], groups: Groups, count: int, seed: int) -> Int[Tensor, " count"]:
-    """Numbers of the points that are looked at, in random order; of each group one after the other in turn."""
+    """Indices of the points that are used, in random order, taken from the groups of timesteps in turn."""
     order = torch.randperm(len(timesteps), generator=generator(seed, "hessian points", 0))
     member = groups.of(timesteps)[order]
     turns = torch.zeros_like(member)
@@ -97,12 +98,12 @@ class Side:
 
     @property
     def moving(self) -> Moving:
-        """As the operand that moves."""
+        """As the operand whose grid is searched."""
         assert self.module is not None
         return Moving(self.values, book_of(self.module), self.cells)
 
     def other(self, weights: Float[Tensor, "items columns rows"]) -> Other:
-        """As the operand that stays, on its grid as it is now."""
+        """As the operand that stays fixed, on its current grid."""
         rounded = self.values if self.module is None else self.moving.rounded(self.numbers.unsqueeze(0))[:, 0]
         return Other(rounded.mT, (self.values - rounded).mT, weights)
 
@@ -151,7 +152,7 @@ class OperandSearch:
         return found | self.product(values, "probs", "v", outputs)
 
     def product(self, values: Values, left: str, right: str, weights: Tensor) -> dict[str, Tensor]:
-        """The numbers of two operands; the second is multiplied as it is in the sum over its inner dimension."""
+        """Search the numbers of the two operands of a product, which sums over their inner dimension."""
         first, second = values.pop(left), values.pop(right)
         sides = {left: self.side(left, first), right: self.side(right, second.mT if right == "v" else second)}
         alternate(sides[left], sides[right], weights.flatten(0, 1), self.rule.rounds)

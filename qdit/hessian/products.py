@@ -1,16 +1,18 @@
-"""Scores of candidate grids of one operand of products, all candidates at once: pure functions on tensors.
+"""Scores of candidate grids for one operand of matrix products, all candidates at once: pure functions on tensors.
 
-One of the operands of z = x y moves, the other has its grid. With x̂ and ŷ on their grids, the score is
+Of the two operands of z = x y the grid of one is searched (it *moves*), that of the other is fixed. With x̂ and ŷ the
+quantized operands, the score is
 
     Σ w e²        e = x y - x̂ ŷ = x (y - ŷ) - (x̂ - x) ŷ
 
-with the importance w of the entries of z (`qdit.hessian.target`). A linear layer's input is the case of a y that all
-products share, and of several layers that read it; queries, keys, values and probabilities have a product for each
-point and head. To search y instead of x, both and w are transposed.
+with the importance w of the entries of z (`qdit.hessian.target`). For a linear layer's input, y is the weight, which
+all items (rows) share, and there is one product for each layer that reads the input. Queries, keys, values and
+probabilities have one product per item, a calibration point and head. To search y instead of x, both and w are
+transposed.
 
-One candidate after the other costs all products each. So candidates are ranked on a sample of the items, of linear
-layers also with outputs replaced by a few random sums of them, and the best ones and the current one are compared on
-all items, by the score itself. With few items, all candidates are.
+Scoring every candidate on everything would repeat all products for each. So candidates are ranked on a sample of the
+items, and for linear layers with a few random sums of outputs instead of all outputs; the best ones and the current one
+are then compared by the score itself on all items. With few items, all candidates are.
 
 Candidates run in chunks that stay in a processor's cache.
 """
@@ -28,7 +30,7 @@ from qdit.quant.books import Book
 from qdit.seeding import generator
 
 CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**24}  # of an operand or of its products, held at once: 1 or 64 MiB
-SAMPLE_ROWS = 512  # on which candidates are ranked: so many, or a quarter a cell, or one item in SAMPLE_SHARE
+SAMPLE_ROWS = 512  # on which candidates are ranked: these, or a quarter as many per cell, or one item in SAMPLE_SHARE
 SAMPLE_SHARE = 32
 SHORTLIST = 4  # candidates that are compared on all items, beside the start
 SUMS = 64  # random sums of outputs with which linear layers are ranked
@@ -41,7 +43,7 @@ def chunk_values(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Moving:
-    """The operand whose grids are searched: for each item a matrix, whose rows are multiplied."""
+    """The operand whose grids are searched: one matrix for each item."""
 
     values: Float[Tensor, "items rows inner"]
     """In full precision; items in random order."""
@@ -63,7 +65,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class Other:
-    """The operand that stays, and how much an error in the product matters."""
+    """The operand whose grid is fixed, and how much an error in the product matters."""
 
     rounded: Float[Tensor, "*items inner columns"]
     """On its grid; one matrix for all items, or one for each."""
@@ -95,16 +97,17 @@ class Other:
 
 
 def reached(other: Other) -> Other:
-    """The same scores up to a constant, from fewer columns, where an operand shared by all items has more than rows.
+    """The same scores up to a constant, with fewer columns, where a shared operand has more columns than rows.
 
-    What x̂ ŷ can reach is a space of as many dimensions as x has channels; the part of the error beside it is x's alone.
+    The products x̂ ŷ lie in a space with as many dimensions as x has channels. The part of the error outside of that
+    space does not depend on the candidate.
     """
     inner, columns = other.rounded.shape[-2:]
     return other.onto(torch.linalg.qr(other.rounded.T).Q) if columns > inner else other
 
 
 def summed(other: Other, seed: int) -> Other:
-    """Scores of the same mean over random signs, from `SUMS` columns: each is a sum of all, with signs."""
+    """Scores from `SUMS` columns, each a sum of all columns with random signs; their expectation is the score."""
     columns = other.rounded.shape[-1]
     if columns <= SUMS:
         return other

@@ -1,9 +1,10 @@
-"""The fit step of `range=hessian`: search the grids of weights, static inputs and operands, before rounding.
+"""The fit step of `range=hessian`: search the grids of weights, static inputs and attention operands, before rounding.
 
-Everything is seen in full precision, in the basis of the recipe's transform, as in TQ-DiT (arXiv 2502.04056, algorithm
-1): errors do not propagate, and layers do not depend on each other, but for those that read one input (queries, keys
-and values), which share its grid. Of inputs no more than `HELD_VALUES` are held at a time, or one layer's, or the
-operands of one attention. A finished segment of the network is saved as what was found, and read back by the same fit.
+All inputs are those of the full-precision network, in the basis of the recipe's transform, as in TQ-DiT (arXiv
+2502.04056, algorithm 1). So errors do not propagate, and layers do not depend on each other, except for those that
+consume one input (its *readers*: queries, keys and values), which share its grid. At most `HELD_VALUES` values of
+inputs are held at a time, or those of one layer or one attention. What was found for a segment of the network is saved,
+and is read back by the same fit after a kill.
 """
 
 import logging
@@ -52,7 +53,7 @@ def refine(fit: "Fit") -> dict[str, Affine]:
 
 @dataclass
 class Refinement:
-    """The search of a fit; `rule` has what the rules of weights, inputs and operands share."""
+    """The search of a fit; `rule` holds the settings that the rules of weights, inputs and operands share."""
 
     fit: "Fit"
     rule: Hessian
@@ -74,7 +75,7 @@ class Refinement:
         return self.apply({key: value for own in found if own for key, value in own.items()})
 
     def search_all(self, walk: Walk, part: Segment) -> Found:
-        """What is found for a segment that `walk` has come to."""
+        """Search the segment that `walk` has come to."""
         found: Found = {}
         readings = [readers for readers in self.fit.by_input(part.sites) if self.shapes(readers)]
         for some in self.batches(readings):
@@ -86,7 +87,7 @@ class Refinement:
         return found
 
     def batches(self, readings: Sequence[list[Site]]) -> list[list[list[Site]]]:
-        """Readings whose inputs are collected together."""
+        """Batches of inputs (with their readers) that are collected in one pass."""
         made: list[list[list[Site]]] = []
         room = 0
         for readers in readings:
@@ -118,7 +119,7 @@ class Refinement:
         return {f"{site}.operand": numbers for site, numbers in found.items()}
 
     def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:
-        """What is searched of the readers of an input, with the shapes of the factors."""
+        """What is searched for the readers of an input, with the shapes of the factors that are saved."""
         weight, inputs, _ = rules(self.fit.recipe)
         shapes: dict[str, tuple[int, ...]] = {}
         if weight is not None:
@@ -131,7 +132,7 @@ class Refinement:
         return shapes
 
     def search(self, readers: Sequence[Site], inputs: Tensor) -> Found:
-        """What is found for the readers of one input."""
+        """Search the grids of one input and of the weights of its readers."""
         chosen = self.chosen(readers[0])
         layers = self.layers(readers, chosen)
         if layers is None:
@@ -146,7 +147,7 @@ class Refinement:
 
     @cached_property
     def importance(self) -> dict[str, Importance]:
-        """How much the prediction minds errors in the outputs of the sites and of the attentions, by name."""
+        """How sensitive the prediction is to errors in the outputs of sites and attentions, by name."""
         weight, inputs, operands = rules(self.fit.recipe)
         sites = self.fit.sites if weight is not None or inputs is not None else []
         attentions = self.fit.model.attentions() if operands is not None else []
@@ -154,7 +155,7 @@ class Refinement:
         return importances(self.fit.model, self.fit.data, sites, self.rule.target, self.rule.seed, chosen)
 
     def chosen(self, site: Site) -> Tensor:
-        """Numbers of the rows of a site's input that are looked at, in random order."""
+        """Indices of the rows of a site's input that are used, in random order."""
         total = self.importance[site.name].rows.numel()
         return torch.randperm(total, generator=generator(self.rule.seed, "hessian rows", 0))[: self.rule.tokens]
 
@@ -189,7 +190,7 @@ class Refinement:
         return layers
 
     def rounder(self, site: Site) -> nn.Module | None:
-        """What rounds a site's input, without what a transform does to it before."""
+        """The quantizer of a site's input, without the transform's change before it."""
         if self.fit.policy[site.name].activation is None:
             return None
         module = self.fit.quantizers[site.name]

@@ -1,16 +1,17 @@
 """Scores of candidate ranges of a layer's weight, all candidates at once: pure functions on tensors.
 
-With weight and input on their grids a layer z = W x gives ẑ = Ŵ x̂. The score of a pair of grids is
+With quantized weight and input a layer z = W x gives ẑ = Ŵ x̂. The score of a pair of grids is
 
     Σ_nr a_n b_r e_nr²        e = z - ẑ = (W - Ŵ) x̂ - W (x̂ - x)
 
 with the importance a of input rows and b of output channels (`qdit.hessian.target`). For row r of the weight, with
-δ = w_r - ŵ_r, it is δ S δᵀ - 2 δ · L_r + constant, where S = Σ a x̂ x̂ᵀ and L = W Σ a (x̂ - x) x̂ᵀ: after one pass over the
-data a candidate costs nothing that grows with it. Rows of the weight do not interact; groups along a row do, and are
-searched one after the other, given all others. Inputs are searched by `qdit.hessian.products`.
+δ = w_r - ŵ_r, it is δ S δᵀ - 2 δ · L_r + constant, where S = Σ a x̂ x̂ᵀ (a weighted Hessian of the layer inputs) and
+L = W Σ a (x̂ - x) x̂ᵀ. So after one pass over the data, the cost of a candidate does not grow with the data. Rows of
+the weight do not interact; groups along a row do, and are searched one after the other, given all others. Inputs are
+searched by `qdit.hessian.products`.
 
-Candidates are factors of the steps of a start, and the first of equal ones wins. Sums over rows of the input run in
-pieces, and candidates in chunks that stay in a processor's cache.
+Candidates are factors on the scales of a starting grid, and the first of equal ones wins. Sums over rows of the input
+run in pieces, and candidates in chunks that stay in a processor's cache.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from qdit.hessian.products import chunk_values
 from qdit.quant.affine import SMALLEST_SCALE, Affine, round_to_grid
 from qdit.quant.spec import QuantSpec
 
-PIECE_ROWS = 1024  # of the input, that are summed at once
+PIECE_ROWS = 1024  # rows of the input that are summed at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Layer:
 
 
 def scaled(grid: Affine, factors: Float[Tensor, "#rows 1"]) -> Affine:
-    """The grid with its steps multiplied."""
+    """The grid with its scales multiplied."""
     return replace(grid, scale=(grid.scale * factors).clamp(min=SMALLEST_SCALE))
 
 

@@ -1,12 +1,13 @@
-"""How much the network's output minds an error in each entry of a layer's output: the diagonal of a loss's Hessian.
+"""The importance of layer outputs: the diagonal of a loss's Hessian with respect to each entry of a layer's output.
 
-Near full precision a loss grows by ½ Δzᵀ H Δz with the change Δz of a layer's output; the diagonal of H is taken as the
-squared gradient g² of a target (TQ-DiT, arXiv 2502.04056, eq. 13-17). All layers get theirs from one backward pass a
-probe through the full-precision network, `TOKENS` tokens at a time. What is kept of a layer's g² is its mean a row
-(point and token) and its mean a channel, whose product stands for it as in Adafactor (arXiv 1804.04235): numbers for
-all layers then fit where one layer's g² would. The release stores each entry, and runs the network anew for each layer;
-weight ranges that it chooses from 2,048 rows are no better on others (experiments/tq_dit/importance.py).
-Of an attention the same is kept for its output before the last linear layer, by head; scores get theirs from it.
+Near full precision a loss grows by ½ Δzᵀ H Δz with the change Δz of a layer's output; the diagonal of H is estimated by
+the squared gradient g² of a target (TQ-DiT, arXiv 2502.04056, eq. 13-17). One backward pass per probe through the
+full-precision network, `TOKENS` tokens at a time, gives it for all layers. Of a layer's g² only its mean for each row
+(point and token) and its mean for each channel are kept, whose product approximates it as in Adafactor (arXiv
+1804.04235); all layers together then need less memory than one layer's g² would. The release stores each entry, and
+runs the network anew for each layer; weight ranges that it chooses from 2,048 rows are no better on other rows
+(experiments/tq_dit/importance.py). For an attention the same is kept of its output before the last linear layer, by
+head; the importance of its scores follows from that.
 """
 
 import logging
@@ -30,11 +31,11 @@ from qdit.rounding.reconstruction.fisher import outputs
 from qdit.seeding import noise
 
 log = logging.getLogger("qdit")
-TOKENS = 1024  # in one backward pass, whose activations are all alive at once: 4 points of DiT-XL/2
+TOKENS = 1024  # in one backward pass, which holds all their activations at once: 4 points of DiT-XL/2
 
 
 class Target(Protocol):
-    """Whose gradients weigh errors. Config only."""
+    """The loss whose squared gradients weigh errors. Config only."""
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
         """The points at which gradients are taken: as many, at the same times, of the same classes."""
@@ -47,14 +48,14 @@ class Target(Protocol):
 
         Args:
             output: the predicted noise.
-            points: numbers of the points, on which alone, and on `seed`, what is random depends.
+            points: indices of the points; random draws depend on them and on `seed` alone.
             seed: of the random streams.
         """
         ...
 
 
 def drawn(like: Tensor, points: Tensor, stream: str, seed: int) -> Tensor:
-    """Normal noise shaped as `like`, a row a point from a stream of its own."""
+    """Normal noise shaped as `like`; each point's row comes from a random stream of its own."""
     return torch.stack([noise(seed, stream, int(point), like.shape[1:]) for point in points]).to(like)
 
 
@@ -65,7 +66,7 @@ class Probe:
     That is the Hessian of half the squared distance to the full-precision prediction (Gauss-Newton, exact there).
 
     Args:
-        probes: draws of v a point, whose squares are averaged.
+        probes: draws of v per point, whose squares are averaged.
 
     Raises:
         UserError: no probes.
@@ -89,10 +90,10 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionLoss:
-    """The distance of the prediction to the noise that is in its input, the paper's literal reading.
+    """The distance of the prediction to the noise in its input: the diffusion loss, as the paper is read literally.
 
-    Points of a trajectory have no noise of their own, so they get one: what the network predicts is replaced by a new
-    draw, x + σ (ε - ε̂), at the same time.
+    It is not known which noise is in a point of a sampling trajectory. So the noise that the network predicts there,
+    ε̂, is replaced by a new draw ε at the same timestep: x + σ (ε - ε̂).
     """
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
@@ -127,7 +128,7 @@ class DiffusionLoss:
 class LegacyKL:
     """The release's target: the divergence of the prediction's softmax over the latents' width from its own.
 
-    Its gradient is 0, and what is squared is what floating point leaves of it; kept to reproduce the release.
+    Its gradient is 0, so that what is squared is floating-point error; it is here to reproduce the release.
     """
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
@@ -161,12 +162,12 @@ def importances(
     seed: int,
     attentions: Sequence[Attention] = (),
 ) -> dict[str, Importance]:
-    """The importance of each site's output, and of each attention's, by name; 0 where nothing reaches the prediction.
+    """The importance of each site's output, and of each attention's, by name; 0 where the prediction ignores it.
 
     Args:
         model: the network in full precision. Of its output only the predicted noise counts.
         data: the calibration points.
-        sites: whose outputs; of a site that runs twice, the first time.
+        sites: whose outputs; the first call counts of a site that runs several times.
         target: whose gradient.
         seed: of its random streams.
         attentions: whose products probs v, all heads side by side, count as well.
@@ -197,7 +198,7 @@ def points_at_once(model: DiffusionModel) -> int:
 
 @contextmanager
 def _mixed(network: nn.Module, attentions: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What attentions give to their last linear layers in the pass that follows, by name, as nodes of its graph."""
+    """Capture the inputs of attentions' last linear layers in the next forward pass, by name, as nodes of its graph."""
     seen: dict[str, Tensor] = {}
 
     def catch(name: str, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:

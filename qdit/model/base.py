@@ -1,6 +1,8 @@
-"""What qdit asks of a diffusion transformer: its latents, its quantizable sites with their roles, and three functions.
+"""The interface of a diffusion transformer: its latents, its sites with their roles, and functions to run it.
 
-An adapter wraps a diffusers model from outside; the model itself is neither copied nor edited.
+A *site* is a place that may be quantized: a linear layer, or one operand of an attention. Its *role* says what it is
+for (qkv projection, feed-forward up, adaLN, …). An adapter wraps a diffusers model from outside; the model itself is
+neither copied nor edited.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ ROLES = (
 
 @dataclass(frozen=True)
 class Site:
-    """A linear layer, or the patch-embedding convolution seen as one, that may be quantized."""
+    """A linear layer that may be quantized, or the patch-embedding convolution, seen as a linear layer."""
 
     name: str
     """Module path inside the denoiser."""
@@ -79,7 +81,7 @@ class Attention:
 
     @property
     def processor(self) -> str:
-        """Path of what diffusers calls to compute it."""
+        """Path of its diffusers attention processor."""
         return f"{self.name}.processor"
 
     @property
@@ -90,10 +92,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Producer:
-    """A linear layer whose output makes a site's input, so that it can absorb a scale of the input's channels.
+    """The linear layer that produces a site's input, into which a scale of the input's channels can be folded.
 
-    Channel c of the input is a sum of terms, each of them a multiple of output row c of one of these ranges of rows
-    (or of 1 + that row), each range as long as the input is wide.
+    Each range of its output rows is as long as the input is wide. Channel c of the input is a sum of terms, each a
+    multiple of output row c of one of these ranges (a plain row), or of 1 + that row (adaLN's scale).
     """
 
     layer: str
@@ -107,7 +109,7 @@ class Producer:
 
 
 class DiffusionModel(Protocol):
-    """A loaded model in evaluation mode; everything else in qdit sees diffusion models through this."""
+    """A loaded model in evaluation mode; all of qdit uses diffusion models through this interface."""
 
     denoiser: nn.Module
     latent_shape: tuple[int, ...]
@@ -127,7 +129,7 @@ class DiffusionModel(Protocol):
     """Shows the layers the timesteps that `denoise` was given."""
 
     def sites(self) -> list[Site]:
-        """Every linear (and the patch-embedding convolution) in forward order."""
+        """Every linear layer (and the patch-embedding convolution) in forward order."""
         ...
 
     def attentions(self) -> list[Attention]:
@@ -135,7 +137,7 @@ class DiffusionModel(Protocol):
         ...
 
     def producers(self) -> dict[str, Producer]:
-        """For each site whose input another layer makes up to a scale, that layer; other sites are not named."""
+        """The producer of each site's input, by site; sites whose input nothing can be folded into are left out."""
         ...
 
     def scheduler_config(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What may stand in the configs of a foreign pipeline: each value is checked before diffusers sees it.
+"""Checks of the configs of a pipeline from outside: each value is checked before diffusers sees it.
 
-diffusers takes what it is given: a class that it does not know is built as another, a missing value becomes a default,
-and a wrong one ends in a traceback hours later.
+diffusers itself accepts too much: an unknown class is built as another one, a missing value becomes a default, and a
+wrong one ends in a traceback hours later.
 """
 
 import logging
@@ -131,7 +131,7 @@ def check_autoencoder(file: Path, config: Values) -> None:
 
 
 def check_schedule(file: Path, config: Values) -> None:
-    """Check the noise schedule of the training; what is missing is refused, as diffusers would make it up.
+    """Check the noise schedule of the training; missing values are refused, because diffusers would assume defaults.
 
     Raises:
         UserError: another scheduler, or values that it cannot have.

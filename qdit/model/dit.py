@@ -9,8 +9,8 @@ Two details of diffusers differ from the original and are keys of this adapter, 
 - timestep frequencies: the original divides i by half, diffusers by half - 1 (`downscale_freq_shift=1`);
 - LayerNorm's eps: 1e-6 in the original, 1e-5 in diffusers' converted configs (before the feed-forward).
 
-With both set to the original's, the outputs are equal (a test compares them). Left out: DiT's sin-cos position table
-is computed by diffusers, and is equal; the text-to-image and video relatives have other adapters.
+With both set to the original's, the outputs are equal (a test compares them). DiT's sin-cos position table is computed
+by diffusers, and is equal. Left out: text-to-image and video models, which need adapters of their own.
 """
 
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class DiT:
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
         denoiser = load_module(DiTTransformer2DModel, root / "transformer", dtype)
         self.restore_original_details(denoiser)
-        # The autoencoder measures; it is not what is quantized. Half precision overflows in Stable Diffusion's.
+        # The autoencoder is part of the measurement, and not quantized. Stable Diffusion's overflows in float16.
         autoencoder = load_module(AutoencoderKL, vae, torch.float32)
         return LoadedDiT(denoiser.to(device), autoencoder.to(device), schedule, torch.device(device), dtype)
 
@@ -210,7 +210,7 @@ class LoadedDiT:
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
-        """Call the network on x_t, timesteps and classes; noise, and the variance's logits if they are learned."""
+        """Call the network on x_t, timesteps and classes; the noise, and the logits of a learned variance."""
         with self.clock.showing(t):
             return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
 
@@ -252,7 +252,7 @@ def list_sites(denoiser: nn.Module) -> list[Site]:
 
 
 def list_attentions(denoiser: nn.Module) -> list[Attention]:
-    """Describe the attentions of a diffusers DiT: one a block, of all tokens to all tokens."""
+    """Describe the attentions of a diffusers DiT: one per block, of all tokens to all tokens."""
     config: Any = denoiser.config
     tokens = (config.sample_size // config.patch_size) ** 2
     shape = config.num_attention_heads, config.attention_head_dim, tokens, tokens
@@ -260,11 +260,11 @@ def list_attentions(denoiser: nn.Module) -> list[Attention]:
 
 
 def list_producers(sites: list[Site], head_dim: int = 1) -> dict[str, Producer]:
-    """Describe which layer makes each site's input up to a scale; ffn_down has GELU in between, and is not named.
+    """Describe which layer produces each site's input; ffn_down is left out, because a GELU comes between.
 
-    adaLN-Zero puts out shift, scale and gate of the attention, then of the feed-forward, each as wide as the model; the
-    final layer's modulation shift and scale. A channel of the attention's output is a mean of one value row's outputs,
-    with the same weights for all channels of a head.
+    adaLN-Zero outputs shift, scale and gate of the attention, then of the feed-forward, each as wide as the model; the
+    final layer's modulation outputs shift and scale. A channel of the attention's output is a mean of one value row's
+    outputs, weighted by the probabilities, which are the same for all channels of a head.
     """
     found: dict[str, Producer] = {}
     for site in sites:

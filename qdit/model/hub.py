@@ -1,8 +1,8 @@
-"""Models of the Hugging Face hub: what is an id there, and which commit a branch stands for.
+"""Models of the Hugging Face hub: which paths are ids there, and which commit a branch stands for.
 
-A branch moves: `main` of today is another model than that of last month. So a run's config names the commit, which is
-part of its protocol and id. The copy in the local cache comes first: the commit that `main` resolved to when it was
-fetched stays, with network and without, until `model.revision` names another. Imports no torch.
+A branch moves: today's `main` may be another model than last month's. So a run's config names the commit, which is part
+of its protocol and id. The copy in the local cache has precedence: the commit that `main` stood for when it was fetched
+is used, with network and without, until `model.revision` names another. Imports no torch.
 """
 
 import re

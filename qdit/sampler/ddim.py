@@ -11,7 +11,7 @@ from qdit.sampler.sampler import Sampler, respaced
 
 
 class DDIM(Sampler):
-    """DDIM steps between neighbouring visited timesteps, ending at the clean image; a learned variance is dropped."""
+    """DDIM steps between successive visited timesteps, ending at the clean image; a learned variance is dropped."""
 
     kind = "ddim"
 
@@ -32,11 +32,11 @@ class DDIM(Sampler):
 
     @property
     def absorbs(self) -> bool:
-        """Whether there is noise at all."""
+        """Whether steps add noise, which is at eta > 0."""
         return self.eta > 0
 
     def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
-        """Eq. 12 and 16 of the paper: the direction pointing to x_t, less what the predicted x_0 holds of the noise."""
+        """Eq. 12 and 16 of the paper: the direction pointing to x_t, minus the noise's share in the predicted x_0."""
         bar, after = alphas_bar(scheduler, t)
         variance = self.eta**2 * (1 - after) / (1 - bar) * (1 - bar / after)
         gain = max(0.0, 1 - after - variance) ** 0.5 - (after * (1 - bar) / bar) ** 0.5

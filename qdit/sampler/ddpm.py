@@ -34,7 +34,7 @@ class DDPM(Sampler):
 
     @property
     def absorbs(self) -> bool:
-        """Always; only the last step adds no noise."""
+        """Always true; only the last step adds no noise."""
         return True
 
     def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:

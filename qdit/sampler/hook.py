@@ -1,8 +1,8 @@
-"""The hook on a sampler's update: what may change a prediction, and take its remaining error out of the step's noise.
+"""The hook on a sampler's update: it may change the prediction, and lets the step's noise absorb the remaining error.
 
 A step of DDIM or DDPM is x_{t-1} = (terms in x_t) + gain ε + std z. If ε carries a Gaussian error of variance v that is
-independent of z, then x_{t-1} has gain² v too much variance; the step's own noise is made that much smaller (PTQD,
-arXiv 2305.10657, section 4.2):
+independent of z, then the variance of x_{t-1} is too large by gain² v. The variance of the noise that the step adds is
+reduced by as much (PTQD's variance schedule calibration, arXiv 2305.10657, section 4.2):
 
     std'² = max(0, std² - gain² v)
 """
@@ -19,17 +19,17 @@ class Hook(Protocol):
     """Stands between the (guided) denoiser and the scheduler."""
 
     def output(self, output: Float[Tensor, "B O h w"], timestep: int) -> Float[Tensor, "B O h w"]:
-        """The guided output, changed; `timestep` is what the model was told."""
+        """The changed guided output; `timestep` is the one that was given to the model."""
         ...
 
     def error(self, timestep: int) -> float:
-        """The variance of the error that is left in the predicted noise, which the step's noise shall absorb."""
+        """The variance of the error that is left in the predicted noise, which the step's noise should absorb."""
         ...
 
 
 @dataclass(frozen=True)
 class Transition:
-    """The two terms of a step that a prediction's error meets."""
+    """The two coefficients of a step that matter for the error of a prediction."""
 
     gain: float
     """Factor of the predicted noise in the next state."""
@@ -38,7 +38,7 @@ class Transition:
 
 
 def alphas_bar(scheduler: Any, t: int) -> tuple[float, float]:
-    """ᾱ of step `t` of a respaced diffusers scheduler, and of the next step in sampling order (1 behind the last)."""
+    """ᾱ of step `t` of a respaced diffusers scheduler, and of the next step in sampling order (1 after the last)."""
     bars = scheduler.alphas_cumprod
     return bars[t].item(), bars[t - 1].item() if t > 0 else 1.0
 

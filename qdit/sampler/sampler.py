@@ -5,7 +5,7 @@ generators. Guidance 1 is the plain conditional model and costs one pass; above 
 through the network in one call, eps = null + guidance (cond - null). A learned variance is never guided: the
 conditional half's is used (DDPM) or dropped (DDIM, DPM-Solver).
 
-Left out: clipping of the predicted x_0, which latents have no range for, and guidance below 1.
+Left out: clipping of the predicted x_0, because latents have no fixed range; and guidance below 1.
 """
 
 from abc import ABC, abstractmethod
@@ -62,7 +62,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
-        """Build a fresh scheduler, its own timesteps, and the timesteps the model is told; both in sampling order."""
+        """Build a fresh scheduler, its own timesteps, and those that are given to the model; both in sampling order."""
 
     @abstractmethod
     def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -87,7 +87,7 @@ class Sampler(ABC):
         return absorbed(self.step(scheduler, output, t, x, generators), noise, transition, error)
 
     def timesteps(self, model: DiffusionModel) -> list[int]:
-        """List what the model is told, in sampling order (noisiest first)."""
+        """List the timesteps that are given to the model, in sampling order (noisiest first)."""
         return self.make_scheduler(model)[2]
 
     def protocol(self) -> str:
@@ -132,7 +132,7 @@ class Sampler(ABC):
         Args:
             model: the model; O is 2C if its variance is learned, else C.
             x: the noisy latents x_t, on the model's device.
-            timestep: what the model is told.
+            timestep: the one that is given to the model.
             labels: the classes, on the model's device.
 
         Returns:
@@ -169,7 +169,7 @@ class Sampler(ABC):
             seed: of all noise.
             callback: called as (step, timestep, x_t, guided output) after each call of the denoiser and of the hook.
             hook: corrects the guided output, and the noise of the steps.
-            until: the first step that is not taken any more; its state is returned. None goes to the end.
+            until: the number of steps to take; the state after them is returned. None takes all.
 
         Returns:
             Float32 latents on the model's device, scaled as the denoiser knows them.

@@ -1,9 +1,9 @@
-"""Which of the training's timesteps a sampler visits, and the shorter diffusion that they form.
+"""Respacing: which of the training's timesteps a sampler visits, and the shorter diffusion process that they form.
 
 DiT and ADM sample with N steps by building a diffusion of N steps whose cumulative alphas are those of the visited
-timesteps; the network is told the original timesteps. A diffusers scheduler on the recomputed betas, walked from
-N-1 to 0, is that diffusion exactly. (diffusers' own `timestep_spacing="linspace"` visits DiT's timesteps too, but
-its DDIM then steps to t - 1000//N instead of to the next visited timestep.)
+timesteps; the network is given the original timesteps. A diffusers scheduler on the recomputed betas, run from N-1 to
+0, is that diffusion exactly. (diffusers' own `timestep_spacing="linspace"` visits DiT's timesteps too, but its DDIM
+then steps to t - 1000//N instead of to the next visited timestep.)
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How group sizes, or bits, are allocated to layers, within a budget."""
+"""Allocation of group sizes or bits to layers within a budget (mixed precision), by search or by solving a program."""
 
 from qdit.search.base import Search, Setting
 from qdit.search.evolution import Evolution

@@ -1,9 +1,9 @@
-"""Who gets the bits: the paper's greedy list, an integer programme, or dynamic programming, on one `Menu`.
+"""Allocators of bits: the paper's greedy list, an integer program, or dynamic programming, on one `Menu`.
 
     minimise Σ error[item, option] · x[item, option]   subject to   Σ_option x[item, option] = 1,   cost · x ≤ limit
 
 ViDiT-Q (arXiv 2406.02540) sorts layers by sensitivity and gives the highest bits to the first until the budget is
-consumed; MixDQ (arXiv 2405.17873) solves the programme. None may exceed the limit.
+consumed; MixDQ (arXiv 2405.17873) solves the integer program. No allocator may exceed the limit.
 """
 
 import math
@@ -18,7 +18,7 @@ from qdit.errors import UserError
 from qdit.search.budget import SLACK, Table, relaxed
 from qdit.search.programme import solve
 
-MOST_CELLS = 2**17  # of a dynamic programme, if costs have a common step
+MOST_CELLS = 2**17  # size of the dynamic program's table, if costs have a common step
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Menu:
 
 
 class Allocator(ABC):
-    """Chooses an option of each item."""
+    """Chooses one option for each item."""
 
     @abstractmethod
     def choose(self, menu: Menu) -> list[Any]:
@@ -92,7 +92,7 @@ class Greedy(Allocator):
 
 @dataclass(frozen=True, kw_only=True)
 class MILP(Allocator):
-    """The choice of least total error, by an integer programme (`qdit.search.programme`)."""
+    """The choice of least total error, by an integer program (`qdit.search.programme`)."""
 
     def choose(self, menu: Menu) -> list[Any]:
         """See `Allocator`."""
@@ -103,8 +103,8 @@ class MILP(Allocator):
 class DynamicProgramme(Allocator):
     """The choice of least total error, by dynamic programming over the cost spent so far.
 
-    Exact where costs are multiples of a common step that is not too small; otherwise costs are rounded up to one of
-    `resolution` steps, which may miss a better choice, and never exceeds the limit.
+    It is exact where costs are multiples of a common step that is not too small. Otherwise costs are rounded up to one
+    of `resolution` steps, which may miss a better choice but never exceeds the limit.
 
     Args:
         resolution: steps between the cheapest choice and the limit.

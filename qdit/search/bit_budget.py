@@ -1,11 +1,11 @@
 """What an allocation of bits may cost: mean weight bits, bytes or BitOps, over the quantized layers or the whole model.
 
-Published budgets are means over the quantized layers; what stays in full precision is then free. Over the whole model
-it counts, with everything that the cost ledger counts. A budget is a hard bound (MixDQ's released programme allows two
-percent more).
+Published budgets are means over the quantized layers; what stays in full precision is then free. A budget over the
+whole model counts that too, with everything that the cost ledger counts. A budget is a hard bound (MixDQ's released
+program allows two percent more).
 
-Mean bits and BitOps are means over sampling steps. Bytes are what must be kept: a site that changes its bits over time
-keeps a weight for each, and one in several bases over time a weight for each of these.
+Mean bits and BitOps are means over sampling steps. Bytes are those of all weights that must be stored: a site that
+changes its bits over time keeps a weight for each bit-width, and one in several bases over time one for each basis.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ Losses = Sequence[Sequence[dict[int, float]]]
 
 @dataclass(frozen=True)
 class Rest:
-    """What the model has besides the searched layers."""
+    """The cost of what the model has besides the searched layers."""
 
     numel: int
     """Parameters."""
@@ -54,7 +54,7 @@ class Rest:
 
     @classmethod
     def least(cls, sites: "Sequence[Site]", recipe: "Recipe") -> "Rest":
-        """What is there at least, as far as a list of the sites tells."""
+        """A lower bound on it, from a list of the sites alone."""
         others = [s for s in sites if recipe.scope.why_not(s) is not None]
         numel = sum(s.in_features * s.out_features for s in others)
         return cls(numel, numel * FULL_BITS, float(sum(s.macs for s in others) * FULL_BITS**2))
@@ -72,7 +72,7 @@ class BitBudget(ABC):
 
     @abstractmethod
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
-        """What a gene costs at so many bits (in a step, or kept)."""
+        """What a gene costs at this many bits (in one step, or to store)."""
 
     @abstractmethod
     def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
@@ -127,7 +127,7 @@ class _EachStep(BitBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanBits(_EachStep):
-    """At most so many bits a weight, averaged over weights and steps.
+    """At most this many bits per weight, averaged over weights and steps.
 
     Args:
         at_most: bits.
@@ -230,7 +230,7 @@ class BitBytes(_AsUniform):
         return grid + sum(self.price(space, gene, bits) for bits in set(pattern))
 
     def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:
-        """A gene chooses which weights to keep; with those, each range has the one of least loss, of ties the first."""
+        """A gene chooses which weights to store; each range uses the stored one of least loss, of ties the first."""
         errors, costs = [], []
         for g in genes:
             sizes = space.genes[g].sizes

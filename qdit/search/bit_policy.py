@@ -1,4 +1,4 @@
-"""A policy's bits as a plan: what `search=fixed` makes of the policy that a search for bits found."""
+"""Turn a policy's bits back into a plan: for `search=fixed`, given the policy that a search for bits found."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""What an allocation of bits chooses from: genes (sites that read one input), bit-widths, and ranges of the trajectory.
+"""The search space of an allocation of bits: genes (sites that share an input), bit-widths, and ranges of timesteps.
 
 The sampling steps are split into ranges of equal length, noisiest first: step i of S is in range ⌊ranges · i / S⌋
-(ViDiT-Q, arXiv 2406.02540, has four). Weights have the bits that are chosen; inputs keep those of the recipe, whatever
-the weight's. Left out: a choice of the inputs' bits.
+(ViDiT-Q, arXiv 2406.02540, has four). Bits are chosen for weights; inputs keep those of the recipe. Left out: a choice
+of the inputs' bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ Plan = tuple[Pattern, ...]
 
 @dataclass(frozen=True)
 class Ranges:
-    """The ranges of a sampler's timesteps, noisiest first; the weights of these spans say nothing."""
+    """The ranges of a sampler's timesteps, noisiest first; the weights of these spans are not used."""
 
     parts: tuple[Span, ...]
 

@@ -1,7 +1,7 @@
-"""Quantized layers of every bit-width, made once; a plan is put together from them, with several weights a site.
+"""Quantized layers of every bit-width, made once; a plan is assembled from them, with several weights per site.
 
-The layers of b bits come from one fit of the recipe with b bits everywhere, so that a plan of b bits everywhere is that
-fit, and a plan's layers are those whose sensitivity was measured.
+The layers of b bits come from one fit of the recipe with b bits everywhere. So a plan of b bits everywhere equals that
+fit, and the layers of a plan are the very layers whose sensitivity was measured.
 """
 
 import logging
@@ -45,7 +45,7 @@ class BitVariants(Fits):
         now = Now(self.model.clock, ranges.groups)
         pairs = list(zip(space.genes, plan, strict=True))
         layers = {s.name: self.layer(s.name, pattern, now) for gene, pattern in pairs for s in gene.sites}
-        # Bits are of linear layers; all fits calibrate the attentions alike, and any one's will do.
+        # Bits are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
         attention = self.at(plan[0][0]).attention
         policy = self.recipe.completed(space.policy(plan, ranges), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)

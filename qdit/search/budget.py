@@ -1,7 +1,7 @@
-"""What an allocation of group sizes may cost. A budget is a sum over genes, so that an integer programme can hold it.
+"""Budgets of group sizes: what an allocation may cost. A budget is a sum over genes, as an integer program needs it.
 
-Q-DiT's paper bounds BitOps and gives no formula; its released code asks for a mean group size of at least 128, without
-weights for the layers' sizes, and that is the default here.
+Q-DiT's paper bounds BitOps and gives no formula; its released code asks for a mean group size of at least 128, not
+weighted by the layers' sizes, and that is the default here.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from qdit.errors import UserError
 from qdit.ledger import activation_storage_bits, weight_storage_bits
 from qdit.search.space import Choice, Gene, Space
 
-TRIES = 10  # draws before an illegal one is mended
-SLACK = 1e-9  # relative; of sums of floats
+TRIES = 10  # draws before an illegal one is made legal
+SLACK = 1e-9  # relative tolerance of sums of floats
 
 
 def relaxed(limit: float) -> float:
-    """A limit with the slack that sums of costs need, which are not exact."""
+    """A limit with the tolerance that sums of costs need, because they are not exact."""
     return limit + SLACK * abs(limit)
 
 
@@ -60,7 +60,7 @@ class Table:
 
 
 def pick(values: Sequence[int], rng: np.random.Generator) -> int:
-    """One of `values`, all as likely."""
+    """One of `values`, all equally likely."""
     return values[int(rng.integers(len(values)))]
 
 
@@ -97,7 +97,7 @@ class Budget(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanGroup(Budget):
-    """A mean group size (Q-DiT's release): of genes, whatever the size of their layers.
+    """A mean group size (Q-DiT's release): the mean over genes, whatever the size of their layers.
 
     Args:
         at_least: the smallest mean that is allowed.
@@ -151,8 +151,8 @@ class _AsUniform(Budget):
 class BitOps(_AsUniform):
     """BitOps of the searched layers, B(g) = Σ tokens · out · (in · w bits · a bits + rescale · in / g).
 
-    The formula is ours: with fixed bits the products do not depend on g, and what does is the rescaling of the partial
-    sums, one a group and output.
+    The formula is ours: with fixed bits the products do not depend on g; what depends on it is the rescaling of partial
+    sums, one for each group and output.
 
     Args:
         uniform, at_most: see `_AsUniform`; `at_most` in 1e9 BitOps of a sample and forward pass.

@@ -1,12 +1,13 @@
 """Q-DiT's search (CVPR 2025, arXiv 2406.17343, Algorithm 1): evolve group sizes by the quality of what they generate.
 
-The first population is a preset and random choices. Then, generation after generation: score all; keep the K best;
-half of the next population are crossovers of two of the K (each gene from either parent), half are mutations of one
-(each gene drawn anew with probability p); what is missing is filled up at random. Every candidate is within the budget.
+A candidate gives each gene (the layers that share an input) a group size. The first population is a preset and random
+candidates. Then, generation after generation: score all; keep the K best; half of the next population are crossovers of
+two of the K (each gene from either parent), half are mutations of one (each gene drawn anew with probability p); what
+is missing is filled up at random. Every candidate is within the budget.
 
-Where we leave the released code: the K best are of all generations (its `update_top_k` does not exist); the search has
-a random stream of its own (sampling resets the release's, so that it draws the same children again and again); and a
-preset over budget is dropped.
+What differs from the released code: the K best are those of all generations (its `update_top_k` does not exist); the
+search has a random stream of its own (in the release sampling resets it, so that the same children are drawn again and
+again); and a preset over budget is dropped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +98,7 @@ class Breeding:
         self.visited: set[Choice] = set()
 
     def fresh(self, make: Callable[[], Choice], count: int) -> list[Choice]:
-        """Up to `count` new candidates of `make`, which is tried ten times as often (as released)."""
+        """Up to `count` new candidates from `make`, which is called at most ten times as often (as released)."""
         new: list[Choice] = []
         for _ in range(TRIES * count):
             if len(new) == count:

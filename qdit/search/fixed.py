@@ -1,4 +1,4 @@
-"""Allocation from a file: the `policy.yaml` of an earlier run, put together in the same way, hence with its results."""
+"""Allocation from a file: the `policy.yaml` of an earlier run, assembled in the same way, and so with equal results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(GroupSearch):
-    """Use the group sizes, or the bits over time, of a policy; everything else must be as the recipe says.
+    """Use the group sizes, or the bits over time, of a policy; everything else must agree with the recipe.
 
     Args:
         policy: path of a `policy.yaml`, or of the run directory that holds one.
@@ -148,5 +148,5 @@ def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str
         elif gene.in_features % size:
             found.append(f"groups of {size} do not divide {gene.name} ({gene.in_features} inputs)")
         if found:
-            break  # sites of a policy are alike, and one says it all
+            break  # other sites of the policy differ in the same way; one message is enough
     return found

@@ -1,10 +1,10 @@
 """Allocation by curvature (HAWQ-V2, arXiv 1911.03852), one of the rivals in Q-DiT's comparison.
 
-The error of a gene at group size g is the sum over its sites of  mean trace(H) · |Q_g(W) - W|², with W rounded to
-nearest, and H the Hessian, with respect to W, of the squared distance of the network's output to its full-precision
-output. That distance has no residual at full precision, so H = 2 JᵀJ exactly, J the Jacobian of the output, and
-Hutchinson's estimate needs no second derivative: trace(JᵀJ) = E |Jᵀv|² over random signs v. Inputs are left out, as in
-HAWQ.
+The error of a gene (the layers that share an input) at group size g is the sum over its sites of
+mean trace(H) · |Q_g(W) - W|², with W rounded to nearest, and H the Hessian, with respect to W, of the squared distance
+of the network's output to its full-precision output. That distance has no residual at full precision, so H = 2 JᵀJ
+exactly (Gauss-Newton), with J the Jacobian of the output, and Hutchinson's estimator needs no second derivative:
+trace(JᵀJ) = E |Jᵀv|² over random signs v. Left out, as in HAWQ: the quantization of inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Hessian(LeastError):
     """Minimise the sum of trace-weighted weight errors.
 
     Args:
-        probes: random sign vectors a batch of calibration data.
+        probes: random sign vectors per batch of calibration data.
         seed: of the signs.
 
     Raises:
@@ -83,7 +83,7 @@ class Hessian(LeastError):
         total = dict.fromkeys([site.name for site in sites], 0.0)
         generator = torch.Generator().manual_seed(self.seed)
         data = bench.collect()
-        channels = bench.model.latent_shape[0]  # a learned variance is not what sampling quality hangs on
+        channels = bench.model.latent_shape[0]  # a learned variance is left out: sampling quality hardly depends on it
         with torch.enable_grad(), differentiable(bench.model, sites) as weights:
             for x, t, y in data.batches(bench.model):
                 output = bench.model.denoise(x, t, y)[:, :channels].float()

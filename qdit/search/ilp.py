@@ -1,9 +1,9 @@
 """Allocation by each site's own error, one of the rivals in Q-DiT's comparison (its table of allocation methods).
 
-The error of a site at a group size is that of its output, relative to the output's energy, when its weight and its
-input are both quantized and it sees full-precision data: Σ |y_g - y|² / Σ |y|². Errors of the sites of a gene are
-summed. What the paper's programme minimised in detail is not published; relative errors are ours, because the layers'
-outputs differ in size by orders of magnitude.
+The error of a site at a group size is the relative error of its output, Σ |y_g - y|² / Σ |y|², when its weight and its
+input are both quantized and its input is that of the full-precision network. Errors of the sites of a gene (the layers
+that share an input) are summed. What exactly the paper's program minimized is not published; relative errors are our
+choice, because the layers' outputs differ in size by orders of magnitude.
 """
 
 from collections import defaultdict

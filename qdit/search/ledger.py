@@ -1,7 +1,8 @@
-"""Every evaluated candidate, a line of JSON each, on disk before the next one starts.
+"""The scores of all evaluated candidates, one line of JSON each, on disk before the next one starts.
 
 A search is a deterministic function of its candidates' scores. After a kill the same command reads the scores back
-instead of computing them, walks the same way and goes on behind the last line. A line torn by the kill is dropped.
+instead of computing them, repeats the same decisions, and goes on after the last line. A line that was cut off by the
+kill is dropped.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ class Ledger:
 
     Args:
         place: the folder of the file; None keeps nothing.
-        identity: plain values that a score depends on; a file of another identity is refused.
+        identity: plain values that a score depends on; a file with another identity is refused.
 
     Raises:
         UserError: the file is damaged, of another search, or cannot be written.

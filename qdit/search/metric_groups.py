@@ -1,7 +1,7 @@
 """Which sites are judged by which metric (ViDiT-Q, arXiv 2406.02540: metric-decoupled analysis).
 
-Errors of cross-attention harm the agreement with the condition, those of self-attention and feed-forward layers the
-quality of images, those of temporal attention their consistency in time: one metric does not rank them all. Sites
+Errors in cross-attention harm the agreement with the condition, errors in self-attention and feed-forward layers the
+quality of images, and errors in temporal attention the consistency over time; so no single metric ranks them all. Sites
 compete for bits within their group only.
 """
 

@@ -1,14 +1,15 @@
 """Mixed precision (ViDiT-Q, arXiv 2406.02540, and MixDQ, arXiv 2405.17873): bits for each site and range of timesteps.
 
-1. The sampling steps are split into ranges, the sites into groups, each with the metric that its errors harm.
+1. The sampling steps are split into ranges, and the sites into groups, each with the metric that its errors harm.
 2. The sensitivity of (site, bits, range) is the metric's loss when that site alone is quantized in that range alone,
-   on paired noise, with its standard error. Each sample has the same say, and what two standard errors do not tell
-   apart is a tie (`qdit.search.significance`); both are ours.
+   on paired noise, with its standard error. Every sample counts equally, and values that differ by less than two
+   standard errors are ties (`qdit.search.significance`); both are our additions.
 3. The budget is split between groups, and allocated within each.
-4. A site whose bits change over time keeps a weight for each of its bit-widths; the clock picks.
+4. A site whose bits change over time keeps a weight for each of its bit-widths; the clock, which holds the current
+   timestep, picks one.
 
-Sensitivities are kept in the cache of the recipe and do not depend on budget, allocator or split: every further budget
-costs no sampling. Losses of single sites are added up, as both papers do. Left out: the bits of inputs.
+Sensitivities are kept in the cache of the recipe and do not depend on budget, allocator or split, so that a further
+budget needs no sampling. Losses of single sites are added up, as in both papers. Left out: a choice of inputs' bits.
 """
 
 import logging
@@ -163,7 +164,7 @@ class MixedPrecision(Search):
 
     @contextmanager
     def meter(self, variants: BitVariants, ranges: Ranges, setting: Setting, folder: Place | None) -> Iterator[Meter]:
-        """What measures, alone in the cache of this recipe; another process that measures the same waits."""
+        """The meter, which locks the cache of this recipe; another process that measures the same waits."""
         recipe = variants.recipe
         about = {"recipe": [repr(recipe.layer), repr(recipe.rounding), repr(recipe.transform)]}
         about |= {"samples": repr(self.samples), "seed": setting.seed, "sampler": setting.sampler.protocol()}

@@ -1,8 +1,8 @@
-"""What makes a candidate good: any metric of `qdit.eval`, on few samples of its own.
+"""The objective of a search: any metric of `qdit.eval`, on a few samples drawn for it.
 
-Q-DiT scores candidates by FID (by FVD for video). Every candidate gets the same noise and labels, which are neither
-those that the run is evaluated on nor those of the calibration. A paired metric compares with full-precision samples,
-which are made once; a distribution metric with reference statistics, which are found before anything is computed.
+Q-DiT scores candidates by FID (by FVD for video). All candidates get the same noise and labels, which are neither those
+that the run is evaluated on nor those of the calibration. A paired metric compares with full-precision samples, which
+are drawn once; a distribution metric with reference statistics, which must be there before anything is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qdit.fitting import Quantized
     from qdit.search.base import Setting
 
-OFFSET = 3 * INDEX_OFFSET  # evaluated samples start at 0, calibration at one offset, diagnosis at two
+OFFSET = 3 * INDEX_OFFSET  # of sample indices: evaluation starts at 0, calibration at one offset, diagnosis at two
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Objective:
     Args:
         name: what logs and curves call it.
         metric: from `qdit.eval`; its direction says which of two candidates is better.
-        num_samples: a candidate's samples.
+        num_samples: samples per candidate.
         batch_size: samples drawn at a time.
         seed: of the candidates' noise and labels, added to the run's.
 

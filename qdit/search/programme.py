@@ -1,8 +1,8 @@
-"""Allocation without sampling: the group sizes of least total error within the budget, by an integer programme.
+"""Allocation without sampling: the group sizes of least total error within the budget, by an integer program.
 
     minimise Σ error[gene, g] · x[gene, g]   subject to   Σ_g x[gene, g] = 1,   Σ cost[gene, g] · x[gene, g] ≤ limit
 
-with x binary; scipy's `milp` (HiGHS) solves it exactly. What an error is, is the subclass's: `ilp` or `hessian`.
+with x binary; scipy's `milp` (HiGHS) solves it exactly. The subclasses, in `ilp` and `hessian`, define the error.
 """
 
 from abc import abstractmethod
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 Errors = Sequence[dict[Any, float]]
 """For each gene, the error by group size (or by whatever else is chosen)."""
-LARGEST = 1e4  # error in the programme: the solver stops when it is within 1e-6 of the optimum
-TIGHTENING = 2e-6  # of the costs' scale: the solver may miss a constraint by half of that
+LARGEST = 1e4  # errors are scaled to this maximum, because the solver stops within 1e-6 of the optimum
+TIGHTENING = 2e-6  # of the costs' scale, by which the limit is tightened: the solver may miss it by half of that
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeastError(GroupSearch):
-    """Minimise a sum of errors, one a gene.
+    """Minimise a sum of errors, one for each gene.
 
     Args:
         group_sizes: among which a gene chooses; those that do not divide its channels are not offered to it.

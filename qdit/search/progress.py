@@ -1,4 +1,4 @@
-"""How a search goes: a bar over candidates, a line and a tracker entry a generation, curves for the record."""
+"""Progress of a search: a bar over candidates, a line and a tracker entry per generation, curves for the record."""
 
 import logging
 from statistics import fmean, median

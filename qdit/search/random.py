@@ -1,4 +1,4 @@
-"""Random allocation: the best of as many legal candidates as another search would score. The floor of a search."""
+"""Random allocation: the best of as many legal candidates as another search would score. The baseline of a search."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class RandomSearch(ScoredSearch):
     """Score random choices.
 
     Args:
-        candidates: how many.
+        candidates: how many are scored.
         report_every: candidates between two lines of the log.
 
     Raises:

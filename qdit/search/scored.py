@@ -1,4 +1,4 @@
-"""Searches that sample candidates and score them: one loop, which a search drives by proposing populations."""
+"""Searches that score candidates by sampling from them: one loop, for which each search proposes populations."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,11 +1,11 @@
-"""How much harm a few quantized layers do, by paired samples with and without them; each measurement is kept on disk.
+"""Sensitivities: how much harm a few quantized layers do, by paired samples with and without them.
 
 ViDiT-Q (arXiv 2406.02540): the sensitivity of layer, bits and range of timesteps is the loss of its group's metric when
 that layer alone is quantized, in that range alone. All measurements have the same noise and labels, which are neither
 those that a run is evaluated on nor those of the calibration. The loss of each sample is kept, so that differences have
-the standard error of paired differences.
+the standard error of paired differences. Each measurement is kept on disk.
 
-What comes before the first quantized step is full precision's: it is drawn once and played back, not computed again.
+Steps before the first quantized one are those of full precision: their outputs are recorded once and played back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +90,7 @@ class Meter:
         model: in full precision.
         setting: the run around.
         samples: which ones are drawn.
-        journal: what was measured before, and is now.
+        journal: keeps the measurements on disk.
     """
 
     model: DiffusionModel

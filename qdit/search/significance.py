@@ -1,12 +1,14 @@
-"""What measured losses say about an order: each sample has the same say, and what noise may explain is a tie.
+"""Statistical significance of measured losses: every sample counts equally, and differences within the noise are ties.
 
 The errors of samples differ by orders of magnitude: a trajectory that turns to another image loses more than all others
-together, and bits that are chosen by mean losses are chosen by it alone. So losses are counted in units of what their
-sample loses over all measurements. To first order that is what lowers the mean of the logarithms, as in `sqnr`.
+together, so that bits chosen by mean losses would be chosen by it alone. So losses are measured in units of what their
+sample loses over all measurements. To first order, minimizing their mean then minimizes the mean of logarithms, which
+is what `sqnr` takes.
 
 ViDiT-Q ranks layers by metrics of ten prompts; the sensitivities that its first release shipped do not differ by more
 than their noise. Here all values come from the same noise and labels, so that the standard error of a difference is
-that of the paired differences, and what is not told apart is given one value, which no allocator can rank.
+that of the paired differences. Values that cannot be told apart are replaced by one common value, so that no allocator
+can rank them.
 """
 
 from itertools import pairwise
@@ -21,7 +23,7 @@ STANDARD_ERRORS = 2.0
 
 
 def standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the mean over the last axis."""
+    """The standard error of the mean over the last axis."""
     return values.std(-1, ddof=1) / values.shape[-1] ** 0.5
 
 
@@ -48,7 +50,7 @@ def classes(values: NDArray[np.float64]) -> list[list[int]]:
 
 
 def evened(samples: Cells) -> Cells:
-    """The losses of each sample in units of what it loses over all of them; the mean over samples of that sum stays.
+    """Losses of each sample, divided by their sum over all measurements and rescaled by the mean of these sums.
 
     Args:
         samples: for each gene and range, by bits, the loss of each sample [n].
@@ -62,7 +64,7 @@ def evened(samples: Cells) -> Cells:
 
 
 def tied(samples: Cells) -> Losses:
-    """The losses that allocators see: over those at the most bits, one value a class, none where noise explains it.
+    """The losses that allocators use: excess over those at the most bits, one value per class of ties, 0 within noise.
 
     Args:
         samples: for each gene and range, by bits, the loss of each sample.

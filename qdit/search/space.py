@@ -1,7 +1,7 @@
-"""What a search chooses from: genes, each a set of sites that read one input, and the group sizes that fit them.
+"""The search space of group sizes: genes, each a set of sites that share an input, and the group sizes that fit them.
 
-A site's weight and its input share a group size (Q-DiT, arXiv 2406.17343), and q, k and v read one input, so that a
-DiT block has four genes. Q-DiT's release chooses weight groups only: its search never changes those of the inputs.
+A site's weight and its input share a group size (Q-DiT, arXiv 2406.17343), and q, k and v consume the same input, so
+that a DiT block has four genes. Q-DiT's release chooses weight groups only: its search never changes those of inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ def resized(layer: LayerSpec, size: int) -> LayerSpec:
 def uniform_policy(recipe: "Recipe", sites: Sequence[Site], size: int) -> Policy:
     """Groups of `size` everywhere; where it does not divide, of the largest size below it that does.
 
-    It depends on nothing but the recipe and `size`, so that every search makes the same weights of it.
+    It depends on nothing but the recipe and `size`, so that all searches share the weights that are fitted for it.
     """
     chosen = recipe.scope.select(list(sites))
     fit = {

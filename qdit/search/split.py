@@ -1,4 +1,4 @@
-"""How a budget is split between groups of sites whose metrics cannot be compared.
+"""Splits of a budget between groups of sites whose metrics cannot be compared.
 
 ViDiT-Q (arXiv 2406.02540) says that groups get budgets by their overall squared error against full precision, without
 a formula; `ByError` is ours. MixDQ (arXiv 2405.17873) tries ratios between the mean bits of its two groups and keeps
@@ -16,7 +16,7 @@ from qdit.errors import UserError
 from qdit.search.budget import Table
 from qdit.search.programme import solve
 
-PIECES = 200  # of the room between a group's cheapest and dearest plan
+PIECES = 200  # into which the range between a group's cheapest and dearest plan is divided
 LEAST_ERROR = 1e-30
 
 
@@ -46,7 +46,7 @@ class Share:
 
 
 class Split(ABC):
-    """Limits for groups that keep a limit together; the least costs of all groups are within it."""
+    """Chooses limits for groups that together keep within a limit, which the least costs of all groups do."""
 
     @abstractmethod
     def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
@@ -69,7 +69,7 @@ def even(shares: Sequence[Share], limit: float) -> list[float]:
 def fitted(wanted: Sequence[float], shares: Sequence[Share], limit: float) -> list[float]:
     """Limits as near to the wanted ones as the groups allow, and together as much as the whole limit allows."""
     inside = [min(max(w, s.least), s.most) for w, s in zip(wanted, shares, strict=True)]
-    ends = [s.most if sum(inside) < limit else s.least for s in shares]  # what one group cannot spend, the others may
+    ends = [s.most if sum(inside) < limit else s.least for s in shares]  # what one group cannot spend, others can
     part = min(1.0, abs(limit - sum(inside)) / max(abs(sum(ends) - sum(inside)), LEAST_ERROR))
     return [x + part * (end - x) for x, end in zip(inside, ends, strict=True)]
 
@@ -85,7 +85,7 @@ class Even(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class ByError(Split):
-    """The split of least total error, each group's measured as a whole at the bits on offer, and log-linear between."""
+    """The split of least total error; each group's is measured at the bits on offer and log-linear in between."""
 
     def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
         """See `Split`."""

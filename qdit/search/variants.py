@@ -1,6 +1,6 @@
-"""Quantized layers of every group size, made once; a candidate is put together from them and costs no fit.
+"""Quantized layers of every group size, made once; a candidate is assembled from them and needs no fit.
 
-The layers of group size g come from one fit of the recipe with groups of g everywhere. What is deployed is put together
+The layers of group size g come from one fit of the recipe with groups of g everywhere. The final model is assembled
 from the very same layers, so that a candidate's score is that of the deployed model, and a policy can be built again
 from its file. (Q-DiT's release scores round-to-nearest weights and cannot deploy what it finds.)
 """
@@ -26,13 +26,13 @@ log = logging.getLogger("qdit")
 
 @dataclass
 class Fits:
-    """Fits of one recipe that differ in one number, made when first asked for, in one basis.
+    """Fits of one recipe that differ in one number, made when first asked for, on one transformed network.
 
     Args:
         model: the full-precision model.
-        recipe: of which something varies.
+        recipe: the one that is varied.
         collect: makes the calibration data.
-        folder: where fits save finished blocks, a subfolder each; None saves nothing.
+        folder: where fits save finished blocks, each in a subfolder; None saves nothing.
     """
 
     model: DiffusionModel
@@ -64,7 +64,7 @@ class Variants(Fits):
         """The model in which each gene has the layers of its group size."""
         pairs = zip(space.genes, choice, strict=True)
         layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
-        # Group sizes are of linear layers; all fits calibrate the attentions alike, and any one's will do.
+        # Group sizes are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
         attention = self.of_size(choice[0]).attention
         policy = self.recipe.completed(space.policy(choice), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)
