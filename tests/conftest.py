@@ -1,9 +1,10 @@
-"""Shared fixtures: a random pipeline, and its model."""
+"""Shared fixtures: a random pipeline and its model; a study of three methods."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.fake_records import failed, fid, metric, record, write
 from helpers.pipelines import write_pipeline
 
 from qdit.model.dit import DiT
@@ -35,3 +36,18 @@ def tiny_pipeline(tmp_path_factory) -> Path:
 def tiny_model(tiny_pipeline):
     """The tiny pipeline, loaded anew for each test, on the CPU in float32."""
     return DiT(name="tiny", path=str(tiny_pipeline)).load("cpu", torch.float32)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Full precision, three methods at two bits, one of which failed."""
+    return write(
+        tmp_path / "runs",
+        record("fp", "w16a16", {"fid_lite0": metric(60.0, 1.0, higher=False)}),
+        record("rtn", "w8a8", {"sqnr": metric(40.0, 0.4), "fid_lite0": fid(61.0)}),
+        record("rtn", "w4a8", {"sqnr": metric(21.0, 0.4), "fid_lite0": fid(74.0)}),
+        record("q_dit", "w8a8", {"sqnr": metric(40.5, 0.4), "fid_lite0": fid(60.2)}),
+        record("q_dit", "w4a8", {"sqnr": metric(24.0, 0.4), "fid_lite0": fid(66.0)}),
+        record("ptq4dit", "w8a8", {"sqnr": metric(38.0, 0.4), "fid_lite0": fid(63.0)}),
+        failed("ptq4dit", "w4a8", "2 problems in this config:\n  group_size=96 does not divide 256\n  bits=1"),
+    )

@@ -104,3 +104,13 @@ def test_groups_of_timesteps_have_samples_of_their_own():
     reservoirs.add(x, t)
     found = sorted(part.unique().tolist() for part in reservoirs.values())
     assert found == [[0.0], [1.0]]
+
+
+def test_rows_of_a_reservoir_are_told_apart():
+    reservoir, parts = ValueReservoir(size=100, rows=4), [torch.randn(4, 37) for _ in range(9)]
+    for part in parts:
+        reservoir.add(part)
+    everything, kept = torch.cat(parts, 1), reservoir.values()
+    assert kept.shape[0] == 4
+    assert kept.numel() <= 100 + 8
+    torch.testing.assert_close(kept.aminmax(dim=1), everything.aminmax(dim=1))

@@ -1,12 +1,13 @@
-"""Groups of timesteps and two regions in a model: calibration, sampling, rounding and checkpoints see one time."""
+"""Groups of timesteps in a model: calibration, sampling, rounding and checkpoints see one time."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.timed import DOWN, UP, error, output, points, recipe, static
 from torch import nn
 
-from qdit.activation import DynamicActivation, EqualGroups, RangeGroups, SidedInputs, StaticActivation
+from qdit.activation import DynamicActivation, EqualGroups, RangeGroups, SidedInputs
 from qdit.activation.time import range_curve
 from qdit.attention import (
     LogSqrt2Probabilities,
@@ -16,7 +17,7 @@ from qdit.attention import (
     UnsignedProbabilities,
 )
 from qdit.calibration import CalibrationData
-from qdit.calibration.observers import ValueReservoir, input_values
+from qdit.calibration.observers import input_values
 from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
 from qdit.fitting import quantize
@@ -27,58 +28,16 @@ from qdit.nn.quantizers import BookQuantizer, StaticQuantizer, uniform_quantizer
 from qdit.policies import Policy
 from qdit.quant.affine import affine, fake_quantize
 from qdit.quant.ranges import MSE, MinMax
-from qdit.quant.regions import GELU_MINIMUM
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.recipes import Recipe
-from qdit.rounding import GPTQ, AdaRound, Nearest
-from qdit.scope import Scope
-from qdit.transform import Hadamard
-from qdit.weight import WeightGrid
+from qdit.rounding import GPTQ, AdaRound
 
-BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]
-DOWN, UP = "transformer_blocks.1.ff.net.2", "transformer_blocks.1.ff.net.0.proj"
 PROBS = "transformer_blocks.1.attn1.processor"
-
-
-def points(seed=0, n=8):
-    x = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    x = x * torch.linspace(0.5, 2, n).view(-1, 1, 1, 1)  # ranges change over time
-    visited = list(range(0, 1000, 125))[::-1]
-    return CalibrationData(x, torch.tensor(visited[:n]), torch.arange(n) % 10, 3, visited=visited)
-
-
-def static(**changes):
-    return StaticActivation(**{"granularity": "tensor", "grid": "asymmetric", "range": MinMax()} | changes)
 
 
 def attend(probabilities=None, **changes):
     given = {"operands": list(OPERANDS), "granularity": "head", "grid": "symmetric_full", "range": MinMax()}
     return StaticAttention(**given | {"probabilities": probabilities or TwoRegionProbabilities()} | changes)
-
-
-def recipe(activation, attention=None, bits=(8, 8), **changes):
-    given = {
-        "scope": Scope(roles=BLOCKS),
-        "weight": WeightGrid(granularity="row", grid="asymmetric", range=MinMax()),
-        "rounding": Nearest(),
-        "calibration": None,
-    }
-    parts = given | {"activation": activation, "attention": attention} | changes
-    return Recipe(**parts, weight_bits=bits[0], activation_bits=bits[1])
-
-
-@torch.no_grad()
-def output(model, quantized=None, data=None):
-    data = data or points(1)
-    if quantized is None:
-        return model.denoise(data.x, data.t, data.y)
-    with quantized.installed(model):
-        return model.denoise(data.x, data.t, data.y)
-
-
-def error(model, quantized, data=None):
-    return (output(model, quantized, data) - output(model, None, data)).square().mean().item()
 
 
 @pytest.mark.parametrize("grid", ["asymmetric", "asymmetric_free", "symmetric", "symmetric_full", "unsigned"])
@@ -191,48 +150,6 @@ def test_problems_are_named(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "activation",
-    [static(regions=SidedInputs(roles=["ffn_down"])), DynamicActivation(granularity="row", grid="asymmetric")],
-    ids=["static", "dynamic"],
-)
-def test_inputs_behind_gelu_have_two_regions_whatever_the_others_have(activation, tiny_model):
-    activation = replace(activation, regions=SidedInputs(roles=["ffn_down"]))
-    quantized = quantize(tiny_model, recipe(activation, bits=(8, 6)), points)
-    sided = {name for name, layer in quantized.policy.items() if layer.activation.grid == "two_sided"}
-    assert sided == {s.name for s in tiny_model.sites() if s.role == "ffn_down"}
-    negative, positive = quantized.layers[DOWN].quantizer.numbers[0, 0].tolist()
-    site = next(s for s in tiny_model.sites() if s.name == DOWN)
-    (values,) = input_values(tiny_model, [site], points())[DOWN]
-    assert negative == pytest.approx(GELU_MINIMUM / 32)
-    assert positive == pytest.approx(values.max().item() / 31.5)
-    assert error(tiny_model, quantized) > 0
-
-
-def test_two_regions_are_better_behind_gelu_than_one(tiny_model):
-    one = quantize(tiny_model, recipe(static(grid="symmetric_full"), bits=(16, 4)), points)
-    regions = SidedInputs(roles=["ffn_down"])
-    two = quantize(tiny_model, recipe(static(grid="symmetric_full", regions=regions), bits=(16, 4)), points)
-    site = next(s for s in tiny_model.sites() if s.name == DOWN)
-    (values,) = input_values(tiny_model, [site], points())[DOWN]
-
-    def rounding(quantized):
-        return (quantized.layers[DOWN].quantizer(values.view(1, -1)) - values).square().mean()
-
-    assert rounding(two) < rounding(one)
-
-
-def test_a_side_that_a_transform_moved_is_calibrated_or_refused(tiny_model):
-    spread = Hadamard(name="hadamard", roles=["ffn_down"], block=None, seed=0)
-    parts = {"transform": spread, "bits": (8, 8)}
-    with pytest.raises(UserError, match="negative=null"):
-        quantize(tiny_model, recipe(static(regions=SidedInputs(roles=["ffn_down"])), **parts), points)
-    both = static(regions=SidedInputs(roles=["ffn_down"], negative=None))
-    quantized = quantize(tiny_model, recipe(both, **parts), points)
-    plain = quantize(tiny_model, recipe(static(), **parts), points)
-    assert error(tiny_model, quantized) < 3 * error(tiny_model, plain)
-
-
-@pytest.mark.parametrize(
     "probabilities",
     [
         TwoRegionProbabilities(),
@@ -304,16 +221,6 @@ def test_checkpoints_keep_groups_and_read_the_models_clock(tiny_model, tmp_path)
     assert torch.equal(output(tiny_model, loaded), expected)
     assert loaded.layers[DOWN].quantizer.clock is tiny_model.clock
     assert loaded.policy == quantized.policy
-
-
-def test_rows_of_a_reservoir_are_told_apart():
-    reservoir, parts = ValueReservoir(size=100, rows=4), [torch.randn(4, 37) for _ in range(9)]
-    for part in parts:
-        reservoir.add(part)
-    everything, kept = torch.cat(parts, 1), reservoir.values()
-    assert kept.shape[0] == 4
-    assert kept.numel() <= 100 + 8
-    torch.testing.assert_close(kept.aminmax(dim=1), everything.aminmax(dim=1))
 
 
 def test_full_precision_is_back(tiny_model):

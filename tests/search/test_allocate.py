@@ -1,4 +1,4 @@
-"""Allocation of bits on paper: ranges, ties, menus allocators against brute force (vidit-q.md §6, nos. 9, 10)."""
+"""Allocation of bits on paper: ranges, menus, allocators against brute force (vidit-q.md §6, nos. 9, 10)."""
 
 import itertools
 
@@ -14,9 +14,7 @@ from qdit.search.allocate import MILP, DynamicProgramme, Greedy, Menu
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.budget import Table
-from qdit.search.significance import classes, evened, tied
 from qdit.search.space import Gene
-from qdit.search.split import ByError, ByRatio, Even, Share
 
 ALLOCATORS = [Greedy(), MILP(), DynamicProgramme()]
 WIDTHS = (2, 4, 8)
@@ -141,77 +139,3 @@ def test_a_budget_below_the_fewest_bits_is_a_problem():
     ]
     assert MeanBits(at_most=2.0).problems(space(), Rest(0, 0, 0)) == []
     assert MeanBits(at_most=2.0, over="model").problems(space(), Rest(10, 160, 0))
-
-
-def test_rows_that_noise_explains_share_a_class():
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((4, 16))
-    clear, first, second = 5 + 0.1 * noise[0], 1 + noise[1], 1.05 + noise[2]
-    assert classes(np.stack([first, clear, second]))[0] == [1]
-    assert sorted(classes(np.stack([first, clear, second]))[1]) == [0, 2]
-    common = 10 * noise[3]  # what all samples share says nothing of a difference
-    assert classes(np.stack([1 + common, 2 + 0.1 * noise[0] + common])) == [[1], [0]]
-    wild = 6 + 20 * noise[3]  # one row that could be anything does not tie what is told apart
-    found = classes(np.stack([clear, 1 + 0.1 * noise[1], wild]))
-    assert [0 in members for members in found] == [True, False]
-
-
-def test_ties_have_one_value_and_no_difference_is_none():
-    rng = np.random.default_rng(1)
-    n = 16
-
-    def cell(at2, at4):
-        return {2: at2 + rng.standard_normal(n), 4: at4 + 0.01 * rng.standard_normal(n), 8: np.zeros(n)}
-
-    losses = tied([[cell(10.0, 0.5), cell(10.1, 0.0)], [cell(3.0, 0.2), cell(0.0, 0.0)]])
-    (a, b), (c, d) = losses
-    assert a[2] == b[2] == pytest.approx(10, abs=0.5)
-    assert c[2] == pytest.approx(3, abs=0.7)
-    assert d[2] == d[4] == b[4] == 0.0
-    assert a[4] == pytest.approx(0.5, abs=0.02)
-    assert c[4] == pytest.approx(0.2, abs=0.02)
-    assert all(each[8] == 0 and each[2] >= each[4] for each in (a, b, c, d))
-
-
-SHARES = [Share("first", [0], {2: 20.0, 4: 40.0, 8: 80.0}), Share("second", [1], {2: 10.0, 4: 20.0, 8: 40.0})]
-
-
-def test_a_sample_that_turns_away_does_not_outvote_the_others():
-    quiet, loud = np.full(7, 1.0), np.full(7, 0.1)
-    samples = [[{4: np.append(quiet, 1.0), 8: np.zeros(8)}], [{4: np.append(loud, 500.0), 8: np.zeros(8)}]]
-    first, second = evened(samples)
-    assert samples[0][0][4].mean() < samples[1][0][4].mean()  # by the last sample alone
-    assert first[0][4].mean() > second[0][4].mean()
-    assert first[0][4] + second[0][4] == pytest.approx(first[0][4][0] + second[0][4][0])  # each sample loses as much
-    assert (first[0][4] + second[0][4]).mean() == pytest.approx((samples[0][0][4] + samples[1][0][4]).mean())
-
-
-def test_samples_that_lose_nothing_stay_at_nothing():
-    assert not np.any(evened([[{4: np.zeros(3), 8: np.zeros(3)}]])[0][0][4])
-
-
-@pytest.mark.parametrize("split", [Even(), ByError(), ByRatio()])
-@pytest.mark.parametrize("limit", [30.0, 47.0, 90.0, 500.0])
-def test_splits_keep_the_limit_and_give_every_group_its_least(split, limit):
-    error = lambda share, bits: (100 if share.name == "first" else 1) * 4.0**-bits  # noqa: E731
-    for limits in split.limits(SHARES, limit, error):
-        assert sum(limits) <= max(limit, 30.0) * (1 + 1e-9)
-        assert all(share.least <= found * (1 + 1e-9) for share, found in zip(SHARES, limits, strict=True))
-
-
-@pytest.mark.parametrize("limit", [47.0, 90.0, 115.0, 120.0])
-def test_what_one_group_cannot_spend_the_others_may(limit):
-    for limits in ByRatio().limits(SHARES, limit, lambda share, bits: 0.0):
-        assert sum(limits) == pytest.approx(limit)
-        assert all(found <= share.most * (1 + 1e-9) for share, found in zip(SHARES, limits, strict=True))
-
-
-def test_the_group_with_the_larger_error_gets_more():
-    even = Even().limits(SHARES, 60.0, lambda share, bits: 0.0)[0]
-    assert even == pytest.approx([40.0, 20.0])
-    error = lambda share, bits: (1 if share.name == "first" else 1e4) * 4.0**-bits  # noqa: E731
-    (by_error,) = ByError().limits(SHARES, 60.0, error)
-    assert by_error[1] > even[1]
-    ratios = ByRatio(ratios=[0.5, 1.0]).limits(SHARES, 60.0, error)
-    assert ratios[1] == pytest.approx(even)
-    assert ratios[0] == pytest.approx([30.0, 30.0])

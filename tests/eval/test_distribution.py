@@ -1,15 +1,11 @@
-"""Distribution metrics as a run uses them: preflight, values, paired differences, what they refuse."""
+"""Distribution metrics as a run uses them: values, paired differences, what they refuse."""
 
 import pytest
 import torch
 
-from qdit.assets import cached
 from qdit.errors import UserError
 from qdit.eval import distribution
 from qdit.eval.distribution import FID, KID, SFID, FIDInfinity, InceptionScore, Precision, Recall
-from qdit.eval.paired import SQNR
-from qdit.eval.preflight import prepare
-from qdit.eval.reference import find
 
 ALL = [FID, FIDInfinity, SFID, InceptionScore, KID, Precision, Recall]
 
@@ -93,46 +89,3 @@ def test_refusals(held, features, reference):
         ours.compute(held(short), full, reference(features(90, 1)))
     with pytest.raises(UserError, match="extractor='vgg' is unknown"):
         FID(extractor="vgg")
-
-
-def test_preflight_of_one_metric(features, reference):
-    assert FID(extractor="lite0").preflight() == []
-    (problem,) = FID(extractor="lite0").preflight(16)
-    assert "16 samples are too few" in problem
-    without_images = reference(features(90, 0), images=False)
-    assert FID(extractor="lite0").preflight(64, without_images) == []
-    (problem,) = KID(extractor="lite0").preflight(64, without_images)
-    assert "no features of single images" in problem
-
-
-def test_prepare_finds_the_shipped_reference(tmp_path):
-    metrics = {"sqnr": SQNR(), "fid_lite0": FID(extractor="lite0"), "is_lite0": InceptionScore(extractor="lite0")}
-    prepared = prepare(metrics, n=64, dataset="emoji", cache_dir=tmp_path)
-    assert set(prepared.extractors) == set(prepared.references) == {"lite0"}
-    assert prepared.reference_of(metrics["fid_lite0"]).n == 2233
-    assert prepared.reference_of(metrics["sqnr"]) is None
-    nothing = prepare({"sqnr": SQNR()}, n=2, dataset="none", cache_dir=tmp_path)
-    assert (nothing.extractors, nothing.references) == ({}, {})
-
-
-def test_prepare_names_every_problem_once(tmp_path, monkeypatch):
-    """Missing weights, a missing reference and too few samples, before anything is sampled."""
-    monkeypatch.setenv("QDIT_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
-    metrics = {name: metric(extractor="inception") for name, metric in {"fid": FID, "sfid": SFID}.items()}
-    with pytest.raises(UserError) as caught:
-        prepare(metrics | {"kid_lite0": KID(extractor="lite0")}, n=8, dataset="cats", cache_dir=tmp_path)
-    message = str(caught.value)
-    assert message.count("MissingWeights") == 1
-    assert "eval.fid, sfid: MissingWeights" in message
-    assert "eval.fid, sfid, kid_lite0: 8 samples are too few" in message
-    assert "no inception reference statistics of cats" in message
-    assert "no lite0 reference statistics of cats" in message
-    assert "qdit-refs import" in message
-
-
-def test_prepare_refuses_a_reference_of_other_weights(tmp_path):
-    other = find("emoji", "lite0", tmp_path)
-    other.provenance["extractor_sha256"] = "0" * 64
-    other.save(cached("other", "lite0", tmp_path))
-    with pytest.raises(UserError, match="other lite0 weights"):
-        prepare({"fid_lite0": FID(extractor="lite0")}, n=64, dataset="other", cache_dir=tmp_path)

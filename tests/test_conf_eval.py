@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from qdit.eval.base import Metric
 from qdit.eval.distribution import DistributionMetric
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 BUNDLES = {
     "fidelity": "sqnr psnr ssim fid_lite0 sfid_lite0 is_lite0 kid_lite0",
     "paired": "sqnr latent_mse psnr ssim",

@@ -1,15 +1,13 @@
-"""Figures of a study: which files, fronts, places of labels, images pixel for pixel, what is missing."""
+"""Figures of a study: which files, images pixel for pixel, what is missing."""
 
 import numpy as np
 import pytest
-from helpers.fake_records import METHODS, PROTOCOL, comparison, metric, record, write
+from helpers.fake_records import PROTOCOL, comparison, metric, record, write
 from PIL import Image
 
 from qdit.cli.table import main
 from qdit.errors import UserError
-from qdit.plots import charts, draw, study_of
-from qdit.plots.style import FAMILY_COLOURS, family_colour, spread
-from qdit.plots.tiles import tiles
+from qdit.plots import draw, study_of
 from qdit.storage.run_folder import IMAGES
 from qdit.tables import load_results, where
 
@@ -72,27 +70,6 @@ def test_namesakes_are_told_apart(tmp_path):
     assert list(study_of(load_results(tmp_path)).at("w4a8")) == ["q_dit 64", "q_dit 128"]
 
 
-def test_front_of_both_directions():
-    points = np.array([(4.0, 20.0), (8.0, 40.0), (6.0, 15.0), (4.0, 25.0)])
-    assert charts.front(points, higher=True) == [3, 1]
-    assert charts.front(points, higher=False) == [0, 2]
-    assert charts.front(np.empty((0, 2)), higher=True) == []
-
-
-def test_labels_keep_their_order_and_distance():
-    wanted = [0.5, 0.52, 0.9, 0.51, 0.1]
-    places = spread(wanted, 0.1)
-    order = np.argsort(wanted)
-    assert (np.diff(places[order]) >= 0.1 - 1e-12).all()
-    assert places[4] == pytest.approx(0.1)  # who has room stays
-    assert places[[0, 1, 3]].mean() == pytest.approx(0.51)
-
-
-def test_families_have_their_colours():
-    assert {family_colour(family) for family in METHODS.values()} == set(FAMILY_COLOURS.values())
-    assert family_colour(None) == family_colour("mine") not in FAMILY_COLOURS.values()
-
-
 def test_a_row_of_samples_a_method_pixel_for_pixel(study_dir, tmp_path):
     files = draw(load_results(study_dir), tmp_path, ["sqnr"], "w4a8")
     canvas = pixels(files[-1])
@@ -103,16 +80,6 @@ def test_a_row_of_samples_a_method_pixel_for_pixel(study_dir, tmp_path):
     found = [tuple(c) for c in corners if np.array_equal(canvas[c[0] : c[0] + 64, c[1] : c[1] + 64], tile)]
     assert len(found) == 6  # full precision and five methods, in one column
     assert len({column for _, column in found}) == 1
-
-
-def test_large_images_shrink_by_whole_pixels(tmp_path):
-    images = np.zeros((2, 3, 256, 256), dtype=np.uint8)
-    images[:, 0, ::2] = 200  # a mean of 100 in red
-    small = pixels(tiles([("a", images, "black")], tmp_path / "a.png", width=64))
-    assert small.shape[0] < 120
-    assert (small == (100, 0, 0)).all(-1).sum() >= 2 * 64 * 64
-    odd = pixels(tiles([("a", images[:, :, :255, :255], "black")], tmp_path / "b.png", width=64))
-    assert odd.shape[0] > 255  # what cannot be divided stays
 
 
 def test_runs_without_images_or_curves_are_left_out(study_dir, tmp_path, capsys):

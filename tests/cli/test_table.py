@@ -1,0 +1,38 @@
+"""The command: files, mistakes, no heavy imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from qdit.cli.table import main
+
+
+def test_command_writes_a_file(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "table.md"
+    assert main(["--runs-dir", str(runs), "--study", "s", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    assert out.read_text().startswith("| quantizer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--study", "nope"], "studies of"),
+        (["--study", "/nope"], "studies of"),
+        (["--metrics", "sqrn"], "did you mean sqnr"),
+        (["--where", "bits"], "write key=value"),
+        (["--rows", "bits", "--cols", "bits"], "one key twice"),
+        (["--expect", "missing.csv"], "cannot be read"),
+    ],
+)
+def test_mistakes_of_the_user_are_one_message_and_code_2(runs, capsys, arguments, message):
+    assert main(["--runs-dir", str(runs), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_no_torch_is_imported():
+    code = "import sys, qdit.tables, qdit.cli.sweep; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
