@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from qdit import compat as compat  # before diffusers
 from qdit.assets import EMBEDDED
 from qdit.errors import UserError
 from qdit.model.hub import is_id

@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
-from qdit import checkpoint
+from qdit.checkpoint import checkpoint
 from qdit.model.dit import DiT
 
 torch.manual_seed(20261121)

@@ -104,5 +104,5 @@ def test_it_writes_between_the_markers(tmp_path):
 
 
 def test_it_imports_no_torch():
-    code = "import sys; from qdit import design; design.table(); print('torch' in sys.modules)"
+    code = "import sys; from qdit.cli import design; design.table(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

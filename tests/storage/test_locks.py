@@ -5,60 +5,20 @@ import logging
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
-import torch
+from helpers.lockers import hold, make_once, sample
 
 from qdit.errors import UserError
-from qdit.eval.samples import SampleSet
 from qdit.storage import locks
 from qdit.storage.locks import Busy, exclusive, once
-from qdit.storage.shelf import Shelf
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def made_by(folder: Path, what: str) -> None:
-    """Leave a mark for each time that something was made; slow enough that two processes meet."""
-    (folder / f"{what}-{os.getpid()}-{time.monotonic_ns()}.mark").touch()
-    time.sleep(0.15)
-
-
 def marks(folder: Path, what: str) -> int:
     return len(list(folder.glob(f"{what}-*.mark")))
-
-
-def make_once(folder: Path, ready) -> None:
-    def make() -> None:
-        made_by(folder, "once")
-        (folder / "data").write_text("whole")
-
-    ready.wait()
-    assert once(folder / "data", make).read_text() == "whole"
-
-
-def sample_set(folder: Path) -> SampleSet:
-    def generate(indices: list[int]) -> torch.Tensor:
-        made_by(folder, f"latents{indices[0]}")
-        return torch.tensor(indices, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
-
-    def extract(name: str):
-        def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
-            made_by(folder, f"features{int(images[0, 0, 0, 0])}")
-            return {"pooled": images.flatten(1).float()}
-
-        return features
-
-    return SampleSet(Shelf(folder / "set"), 7, 2, generate, lambda x: x.to(torch.uint8), extract)
-
-
-def sample(folder: Path, ready) -> None:
-    ready.wait()
-    samples = sample_set(folder)
-    assert samples.features("lite0")["pooled"][:, 0].tolist() == list(range(7))
-    assert samples.latents()[:, 0, 0, 0].tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("work", [make_once, sample])
@@ -74,12 +34,6 @@ def test_two_processes_make_everything_once(work, tmp_path):
         ["once"] if work is make_once else [f"{kind}{n}" for kind in ("latents", "features") for n in (0, 2, 4, 6)]
     )
     assert [marks(tmp_path, what) for what in expected] == [1] * len(expected)
-
-
-def hold(folder: Path, taken) -> None:
-    with exclusive(folder / ".lock"):
-        taken.set()
-        time.sleep(600)
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
