@@ -6,21 +6,13 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from qdit.errors import UserError
 
-_PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # names of `atomic_write`'s temporary files
+_PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8,16}\.tmp")  # names of `atomic_write`'s temporary files
 ABANDONED = 3600.0  # seconds without a write after which a temporary file is of a process that was killed
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()  # once, at import: it can only be read by setting it, which threads would see
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -29,24 +21,21 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
+    partial = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's are for the owner alone; results are shared
+        with partial.open("xb") as stream:  # not `tempfile`, whose files are for the owner alone: results are shared
             stream.write(data.encode() if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
-        _sweep(path.parent, Path(partial).stat().st_mtime - ABANDONED)
+        _sweep(path.parent, partial.stat().st_mtime - ABANDONED)
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or make room") from error
     finally:
-        Path(partial).unlink(missing_ok=True)
+        with suppress(OSError):  # it is renamed, or was never made
+            partial.unlink()
 
 
 def _sweep(folder: Path, before: float) -> None:

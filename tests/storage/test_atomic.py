@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+
+from qdit.errors import UserError
 from qdit.storage.atomic import ABANDONED, atomic_write
 
 
@@ -23,3 +26,21 @@ def test_the_folder_is_synced_after_a_rename(tmp_path, monkeypatch):
     )
     atomic_write(tmp_path / "a", b"")
     assert done == [(tmp_path, True)]
+
+
+def test_files_are_shared_as_the_user_shares_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_cannot_be_written_is_one_message_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="cannot write .*File exists; choose another folder"):
+        atomic_write(tmp_path / "file" / "a", b"")
+    with pytest.raises(UserError, match="cannot write"):
+        atomic_write(tmp_path / "full" / ("a" * 300), b"")
+    assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["file"]
