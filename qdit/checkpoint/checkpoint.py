@@ -10,14 +10,13 @@ for bit. Nothing is unpickled: `qdit.checkpoint.serialize` says what may be in t
     save(quantized, folder, provenance(model))           quantized = load(folder, model)
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qdit.checkpoint.manifest import MANIFEST, TENSORS, Manifest, write
 from qdit.checkpoint.serialize import Reader, Writer
@@ -30,7 +29,7 @@ from qdit.nn.switch import TimedLinear
 from qdit.policies import Policy
 from qdit.runs.record import git_state, now, versions
 from qdit.scope import Scope
-from qdit.storage.tensors import load_tensors, save_plain
+from qdit.storage.tensors import load_tensors, save_plain, tensors_digest
 from qdit.transform import Rewrite, Transform
 
 APART = ("policy", "layers", "rewrite", "allocation")
@@ -45,16 +44,6 @@ def provenance(model: DiffusionModel, **about: Any) -> dict[str, Any]:
 def identity(model: DiffusionModel) -> dict[str, Any]:
     """What tells a base model from another one: a digest of its denoiser's weights, and their dtype."""
     return {"digest": tensors_digest(model.denoiser.state_dict()), "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hex digest of names, shapes, dtypes and bytes."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 def save(quantized: Quantized, folder: Path, provenance: Mapping[str, Any]) -> Manifest:

@@ -6,8 +6,6 @@ code and the versions of the run that saved it; `digest`, of all this. Imports n
 at once.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from qdit.checkpoint.claims import contradictions
 from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError
 from qdit.storage.atomic import write_json
-from qdit.storage.digest import digest
+from qdit.storage.digest import blake2b, digest, file_digest
 from qdit.storage.reading import read_json, size_of
 
 FORMAT = 1
@@ -170,14 +168,7 @@ def write(folder: Path, content: dict[str, Any]) -> Manifest:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    plain = json.dumps({k: v for k, v in content.items() if k != "digest"}, sort_keys=True)
-    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return digest({k: v for k, v in content.items() if k != "digest"}, 32, blake2b)
 
 
 def is_loaded(config: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ runs/<study>/<name>-<run_id>/   result.json config.yaml policy.yaml samples.png 
 cache/<stage>/<hash>            what runs share: calibration data, full-precision samples
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from qdit.errors import UserError
 from qdit.storage.atomic import remove, write_json
+from qdit.storage.digest import sha256
 from qdit.storage.locks import exclusive
 from qdit.storage.reading import read_json
 from qdit.storage.record_check import wrong
@@ -70,7 +70,7 @@ class RunDir:
     def policy_digest(self) -> str | None:
         """Hex digest of `policy.yaml`; None if there is none."""
         file = self.path / "policy.yaml"
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:32] if file.is_file() else None
+        return sha256(file)[:32] if file.is_file() else None
 
     def metrics(self, made: Any = None) -> dict[str, Any]:
         """Metrics that an interrupted run computed before it could write its record.

@@ -6,12 +6,14 @@ A file that is damaged, or of something else, is refused by name. Files that a q
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
+from qdit.storage.digest import blake2b
 from qdit.storage.seal import Broken, check_tensors, seal_tensors
 
 
@@ -21,6 +23,16 @@ class Damaged(UserError):
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
         super().__init__(f"{path} {reason}; delete it, and the same command makes it again")
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest of names, shapes, dtypes and bytes."""
+    hasher = blake2b()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def save_tensors(
