@@ -10,7 +10,7 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
-from qdit.attention.base import processors
+from qdit.attention.base import operand_values, processors
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
 from qdit.model.base import DiffusionModel, Site
@@ -19,7 +19,7 @@ from qdit.policies import Policy
 from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.recipes import Recipe
+from qdit.scheme import Scheme
 from qdit.storage.shelf import Place
 from qdit.transform import Rewrite
 
@@ -32,7 +32,7 @@ class Fit:
     """
 
     model: DiffusionModel
-    recipe: Recipe
+    recipe: Scheme
     policy: Policy
     collect: Callable[[], CalibrationData]
     folder: Place | None = None
@@ -41,6 +41,8 @@ class Fit:
     """What the transform made of the model."""
     searched: dict[str, Affine] = field(default_factory=dict)
     """The grids of weights, by site, that were found from more than the weights themselves."""
+    seed: int = 0
+    """Of what is drawn at random, that of the calibration."""
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -98,8 +100,20 @@ class Fit:
     @cached_property
     def attention(self) -> dict[str, nn.Module]:
         """What rounds the operands of attentions, by site; `processors` holds these very modules."""
-        part = self.recipe.attention
-        return part.quantizers(self, self.model.attentions()) if part is not None else {}
+        part, model = self.recipe.attention, self.model
+        operands = {site: o for a in model.attentions() for o, site in a.sites.items() if site in self.policy}
+        specs = {site: spec for site in operands if (spec := self.policy[site].activation) is not None}
+        if part is None or not specs:
+            return {}
+        groups = {site: self.groups(operands[site]) for site in specs}
+        values: dict[str, list[Tensor]] = {}
+        if static := {site: groups[site] for site, spec in specs.items() if not spec.dynamic}:
+            by_head = {site for site in static if specs[site].granularity == "head"}
+            values = operand_values(model, model.attentions(), self.data, static, by_head)
+        return {
+            site: part.quantizer(operands[site], spec, values.get(site), groups[site], model.clock).to(model.device)
+            for site, spec in specs.items()
+        }
 
     def processors(self, block: str = "") -> dict[str, nn.Module]:
         """The attentions with quantized operands inside the module of path `block`, by where `replaced` puts them."""

@@ -17,7 +17,6 @@ from torch import nn
 from qdit.model.base import Attention, Site
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
-from qdit.transform.base import RunTime
 
 SCALE_BITS = 16
 FULL_BITS = 16
@@ -42,6 +41,20 @@ def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:
     steps = 2 if spec.grid in ("two_region", "two_sided") else 1
     grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
     return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits))
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """What is left to do to one input at run time, for the ledger."""
+
+    site: Site
+    """The first layer that reads the input; the others share what is done."""
+    storage_bits: int
+    """Of factors, signs or branches."""
+    operations: int
+    """Multiplications and additions for one row of the input."""
+    weight_bits: int = 0
+    """Of `storage_bits`, what holds a part of the site's own weight: a branch."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,15 @@ from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, UniformCalibration
 from qdit.calibration.observers import ValueReservoir, input_values
 from qdit.errors import UserError
-from qdit.fitting import quantize
-from qdit.ledger import ledger
+from qdit.ledger import RunTime, ledger
+from qdit.method import Method, quantize
 from qdit.nn.linear import QuantLinear, Shared, replaced
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
-from qdit.transform import RunTime
 from qdit.weight import WeightGrid
 
 BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]
@@ -27,7 +25,7 @@ EVERYTHING = [*BLOCKS, "adaln", "embedder", "final"]
 
 def recipe(bits=(4, 8), roles=BLOCKS, activation=None, **weight):
     options = {"granularity": "row", "grid": "asymmetric", "range": MinMax()} | weight
-    return Recipe(
+    return Method(
         scope=Scope(roles=roles),
         weight=WeightGrid(**options),
         activation=activation or DynamicActivation(granularity="row", grid="asymmetric"),

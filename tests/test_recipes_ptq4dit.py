@@ -9,13 +9,12 @@ from qdit.activation import StaticActivation
 from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData
 from qdit.checkpoint.checkpoint import load, provenance, save
-from qdit.fitting import quantize
 from qdit.ledger import ledger
+from qdit.method import Method, quantize
 from qdit.model.base import OPERANDS
 from qdit.model.dit import list_attentions, list_producers, list_sites
 from qdit.policies import Policy
 from qdit.quant.ranges import PercentileMSE
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.rounding.adaround import AdaRound
 from qdit.scope import Scope
@@ -34,7 +33,7 @@ def points(seed=0, n=8):
 
 def recipe(rounding, bits=(4, 8)):
     grid = {"grid": "asymmetric_free", "range": PercentileMSE()}
-    return Recipe(
+    return Method(
         scope=Scope(roles=EVERYTHING),
         transform=ChannelScaling(
             name="salience", roles=["qkv", "attn_out", "ffn_up"], alpha=0.5, statistic=PerTimestep()

@@ -19,12 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData
-from qdit.fitting import quantize
+from qdit.method import Method, quantize
 from qdit.model.dit import list_sites
 from qdit.nn.clock import Clock
 from qdit.quant.affine import round_to_grid
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ
 from qdit.rounding.gptq_columns import Curvature, round_columns
 from qdit.scope import Scope
@@ -119,7 +118,7 @@ class Network:
 
 def depth(depths: list[int], width: int, points: int) -> None:
     """Time and measure whole fits of networks that differ in depth alone."""
-    parts = Recipe(
+    parts = Method(
         scope=Scope(roles=ROLES),
         weight=WeightGrid(granularity="group", group_size=64, grid="asymmetric", range=MinMax()),
         activation=DynamicActivation(granularity="group", group_size=64, grid="asymmetric"),

@@ -19,9 +19,8 @@ from torch import nn
 
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
-from qdit.fitting import quantize
+from qdit.method import Method, quantize
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction.loop import session
 from qdit.rounding.reconstruction.targets import Lanes, Task
@@ -65,8 +64,8 @@ class Again(Timed):
         self.before.append((segment, layers))
 
 
-def recipe(iterations: int, batch_size: int) -> Recipe:
-    return Recipe(
+def recipe(iterations: int, batch_size: int) -> Method:
+    return Method(
         scope=Scope(roles=ROLES),
         weight=WeightGrid(granularity="row", grid="asymmetric", range=MinMax()),
         activation=StaticActivation(granularity="tensor", grid="asymmetric", range=MinMax()),
@@ -77,7 +76,7 @@ def recipe(iterations: int, batch_size: int) -> Recipe:
     )
 
 
-def measure(lanes: type[Lanes], network: Network, parts: Recipe, data: CalibrationData) -> tuple[float, float]:
+def measure(lanes: type[Lanes], network: Network, parts: Method, data: CalibrationData) -> tuple[float, float]:
     """Seconds of the whole reconstruction, and of bringing the data."""
     session.Lanes, Timed.seconds = lanes, 0.0  # pyright: ignore[reportAttributeAccessIssue]
     run = session.Session.run

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.execution import attending, executing, has_int8, tune_cpu
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.runs.setup import assemble
 
 SETTINGS = ("bits=w8a8", "bits=w4a4", "bits=w4a4 weight=group activation=group")

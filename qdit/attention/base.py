@@ -12,7 +12,7 @@ Left out: normalisations of the attention's own input and image-shaped inputs, w
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -22,20 +22,18 @@ from qdit.activation import TimeGroups
 from qdit.calibration.calibration import CalibrationData
 from qdit.calibration.observers import GroupedReservoirs
 from qdit.model.base import Attention, DiffusionModel
+from qdit.nn.clock import Clock
 from qdit.nn.linear import Observed, replaced
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 
-if TYPE_CHECKING:
-    from qdit.fit import Fit
-
 
 class AttentionPart(Protocol):
-    """How the operands of attentions are quantized. Config only: the model and the data arrive with the fit."""
+    """How the operands of attentions are quantized. Config only: the data arrive as arguments."""
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether `quantizers` needs data."""
+        """Whether `quantizer` needs values."""
         ...
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
@@ -47,8 +45,19 @@ class AttentionPart(Protocol):
         """
         ...
 
-    def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
-        """The module that rounds each operand [B, heads, rows, channels], by site: those in the fit's policy."""
+    def quantizer(
+        self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
+    ) -> nn.Module:
+        """The module that rounds one operand [B, heads, rows, channels] and keeps its shape.
+
+        Args:
+            operand: which one (`qdit.model.base.OPERANDS`).
+            spec: of `specs`.
+            values: a sample of its values over the calibration data for each group of timesteps, extremes included,
+                [n], or [heads, n] where the granularity is `head`; None where the spec is dynamic.
+            groups: of timesteps.
+            clock: shows the timestep.
+        """
         ...
 
 

@@ -7,25 +7,21 @@ transform, by group of timesteps where the activations' option has groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
-from qdit.attention.base import operand_values
 from qdit.attention.probabilities import Probabilities
 from qdit.errors import UserError
-from qdit.model.base import OPERANDS, Attention
+from qdit.model.base import OPERANDS
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import static_quantizer, uniform_quantizer
 from qdit.quant.affine import affine
 from qdit.quant.ranges import Range
 from qdit.quant.spec import IDENTITY_BITS, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +70,11 @@ class StaticAttention:
         made = {o: self.spec(o, bits, time.count(o)) for o in self.operands} if bits < IDENTITY_BITS else {}
         return {operand: spec for operand, spec in made.items() if not spec.is_identity}
 
-    def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
-        """See `AttentionPart`."""
-        operands = {site: o for a in attentions for o, site in a.sites.items() if site in fit.policy}
-        if not operands:
-            return {}
-        specs = {site: spec for site in operands if (spec := fit.policy[site].activation) is not None}
-        groups = {site: fit.groups(operands[site]) for site in specs}
-        by_head = {site for site, spec in specs.items() if spec.granularity == "head"}
-        values = operand_values(fit.model, attentions, fit.data, groups, by_head)
-        return {
-            site: self.quantizer(operands[site], spec, values[site], groups[site], fit.model.clock).to(fit.model.device)
-            for site, spec in specs.items()
-        }
-
     def quantizer(
-        self, operand: str, spec: QuantSpec, values: Sequence[Tensor], groups: Groups, clock: Clock
+        self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
     ) -> nn.Module:
-        """The module of one operand; `values` [n] or [heads, n] of each group of timesteps."""
+        """See `AttentionPart`; `values` are needed."""
+        assert values is not None
         if operand != "probs":
             rows = [sample.reshape(-1, sample.shape[-1]) for sample in values]
             return uniform_quantizer(spec, [affine(*self.range(r, spec), spec) for r in rows], groups, clock)

@@ -7,19 +7,16 @@ full-precision network (`qdit.attention.static`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
 from qdit.attention.probabilities import UnsignedProbabilities
 from qdit.attention.static import StaticAttention
-from qdit.model.base import Attention
+from qdit.nn.clock import Clock
 from qdit.quant.ranges import Range
 from qdit.quant.spec import Grid, QuantSpec
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
+from qdit.quant.time_groups import Groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +59,8 @@ class UniformAttention:
         """See `AttentionPart`."""
         return self.static.specs(bits, time)
 
-    def quantizers(self, fit: "Fit", attentions: Sequence[Attention]) -> dict[str, nn.Module]:
+    def quantizer(
+        self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
+    ) -> nn.Module:
         """See `AttentionPart`."""
-        return self.static.quantizers(fit, attentions)
+        return self.static.quantizer(operand, spec, values, groups, clock)

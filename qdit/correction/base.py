@@ -5,7 +5,7 @@ uncorrected models. A correction acts on the guided output, through the sampler'
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
+from qdit.quantized import Quantized
+from qdit.setting import Setting
 from qdit.storage.shelf import Shelf
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.search.base import Setting
 
 FITTED = "correction"
 
@@ -90,7 +88,7 @@ class Correction(Protocol):
         """What cannot work with this model, one sentence each."""
         ...
 
-    def fit(self, model: DiffusionModel, quantized: "Quantized", setting: "Setting") -> NoiseCorrection:
+    def fit(self, model: DiffusionModel, quantized: Quantized, setting: Setting) -> NoiseCorrection:
         """The correction of a quantized model.
 
         Args:
@@ -105,8 +103,8 @@ class Correction(Protocol):
 
 
 def corrected(
-    correction: Correction | None, model: DiffusionModel, quantized: "Quantized", setting: "Setting | None"
-) -> "Quantized":
+    correction: Correction | None, model: DiffusionModel, quantized: Quantized, setting: Setting | None
+) -> Quantized:
     """Fit a correction, or read what an earlier process of the same run fitted; arguments as `Correction.fit`.
 
     `correction` None changes nothing and needs no setting.

@@ -18,7 +18,6 @@ Left out: the paper's mixed precision, steps with more bits where the signal-to-
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -28,10 +27,8 @@ from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.correction.base import NoiseCorrection
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.search.base import Setting
+from qdit.quantized import Quantized
+from qdit.setting import Setting
 
 log = logging.getLogger("qdit")
 # Sample indices: evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three.
@@ -99,7 +96,7 @@ class PTQD:
         return [f"correction={self.name} corrects predicted noise (epsilon); this model predicts {kind}"]
 
     @torch.no_grad()
-    def fit(self, model: DiffusionModel, quantized: "Quantized", setting: "Setting") -> NoiseCorrection:
+    def fit(self, model: DiffusionModel, quantized: Quantized, setting: Setting) -> NoiseCorrection:
         """See `qdit.correction.base.Correction`.
 
         Raises:

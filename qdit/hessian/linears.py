@@ -6,12 +6,12 @@ more. Rounds after the first compare only the best candidates of the first one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from qdit.fit import Fit
 from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched
 from qdit.hessian.products import Moving, Other, best, reached, shortlist, summed
 from qdit.hessian.rule import Hessian, rules
@@ -19,9 +19,6 @@ from qdit.hessian.scores import Layer, moments, scaled, search_weight
 from qdit.model.base import Site
 from qdit.quant.affine import Affine, round_to_grid
 from qdit.quant.spec import QuantSpec, as_rows
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 KEPT = 16  # candidates of a weight that later rounds compare again
 
@@ -73,7 +70,7 @@ class Alternation:
         rounds: at most.
     """
 
-    def __init__(self, fit: "Fit", reading: Reading, module: nn.Module | None, rounds: int) -> None:
+    def __init__(self, fit: Fit, reading: Reading, module: nn.Module | None, rounds: int) -> None:
         self.reading, self.rounds, self.dynamic = reading, rounds, module
         self.weight_rule, self.input_rule, _ = rules(fit.recipe)
         self.module = searched(module)

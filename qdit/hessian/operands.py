@@ -15,7 +15,6 @@ Whole calibration points are used, spread evenly over the groups of timesteps, f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +23,7 @@ from torch import Tensor
 from qdit.attention.base import watching_operands
 from qdit.attention.static import StaticAttention
 from qdit.calibration.blocks import Segment, Walk
+from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched
 from qdit.hessian.products import Moving, Other, best, shortlist
@@ -33,9 +33,6 @@ from qdit.model.base import OPERANDS, Attention
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.time_groups import Groups
 from qdit.seeding import generator
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 Values = dict[str, Float[Tensor, "points heads tokens inner"]]
 """Of each operand, in full precision."""
@@ -137,7 +134,7 @@ class OperandSearch:
         points: numbers of the points.
     """
 
-    fit: "Fit"
+    fit: Fit
     rule: Hessian
     attention: Attention
     importance: Importance
@@ -184,7 +181,7 @@ class OperandSearch:
         return torch.cat([start.unsqueeze(0), torch.tensor(tried).transpose(0, 1).to(start)])
 
 
-def searched_operands(fit: "Fit", attention: Attention) -> dict[str, tuple[int, ...]]:
+def searched_operands(fit: Fit, attention: Attention) -> dict[str, tuple[int, ...]]:
     """The sites of an attention whose numbers are searched, with the shapes of these."""
     found = {attention.sites[o]: searched(fit.attention.get(attention.sites[o])) for o in OPERANDS}
     return {site: tuple(numbers_of(module).shape) for site, module in found.items() if module is not None}

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import site_input, watching
 from qdit.errors import UserError
+from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
 from qdit.hessian.linears import Alternation, Found, Reading
@@ -34,14 +34,11 @@ from qdit.quant.spec import as_rows
 from qdit.seeding import generator
 from qdit.storage.shelf import Place, Shelf
 
-if TYPE_CHECKING:
-    from qdit.fit import Fit
-
 log = logging.getLogger("qdit")
 HELD_VALUES = 2**26  # of layers' inputs that are collected in one pass: 256 MiB
 
 
-def refine(fit: "Fit") -> dict[str, Affine]:
+def refine(fit: Fit) -> dict[str, Affine]:
     """The grids of the weights that are searched, by site; the numbers of static quantizers are set in place.
 
     Raises:
@@ -55,7 +52,7 @@ def refine(fit: "Fit") -> dict[str, Affine]:
 class Refinement:
     """The search of a fit; `rule` holds the settings that the rules of weights, inputs and operands share."""
 
-    fit: "Fit"
+    fit: Fit
     rule: Hessian
 
     def run(self) -> dict[str, Affine]:

@@ -6,7 +6,6 @@ the Hessian of a task's loss. That takes more than a row of values; `qdit.hessia
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,9 +15,7 @@ from qdit.errors import UserError
 from qdit.hessian.target import Target
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import IDENTITY_BITS, QuantSpec
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
+from qdit.scheme import Scheme
 
 SHARED = ("target", "rounds", "tokens", "seed")
 """What the rules of weights, inputs and operands must agree on: they are searched under one objective."""
@@ -70,22 +67,20 @@ class Hessian:
         return torch.cat([torch.ones(1), grid.float()])
 
 
-def rules(recipe: "Recipe") -> tuple[Hessian | None, Hessian | None, Hessian | None]:
+def rules(scheme: Scheme) -> tuple[Hessian | None, Hessian | None, Hessian | None]:
     """The rules of weights, inputs and operands, where they are this one and there is something to quantize."""
-    attention, bits = recipe.attention, recipe.activation_bits
-    operands = attention is not None and attention.specs(bits, recipe.activation.time)
     found = (
-        recipe.weight.range if recipe.weight_bits < IDENTITY_BITS else None,
-        getattr(recipe.activation, "range", None) if bits < IDENTITY_BITS else None,
-        getattr(attention, "range", None) if operands else None,
+        scheme.weight.range if scheme.weight_bits < IDENTITY_BITS else None,
+        getattr(scheme.activation, "range", None) if scheme.activation_bits < IDENTITY_BITS else None,
+        getattr(scheme.attention, "range", None) if scheme.operands else None,
     )
     weight, inputs, own = (rule if isinstance(rule, Hessian) else None for rule in found)
     return weight, inputs, own
 
 
-def problems(recipe: "Recipe") -> list[str]:
+def problems(scheme: Scheme) -> list[str]:
     """What the rules do not agree on, one sentence."""
-    named = zip(("weight", "activation", "attention"), rules(recipe), strict=True)
+    named = zip(("weight", "activation", "attention"), rules(scheme), strict=True)
     present = [(group, rule) for group, rule in named if rule is not None]
     different = [key for key in SHARED if any(getattr(r, key) != getattr(present[0][1], key) for _, r in present)]
     if not different:

@@ -12,17 +12,15 @@ leaves evaluation mode. Left out: QDrop's random dropping of activation quantiza
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from qdit.errors import UserError
+from qdit.fit import Fit
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.nearest import Nearest
 from qdit.rounding.reconstruction.loop import Learning
 from qdit.rounding.reconstruction.session import Session
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 Weighting = Literal["uniform", "fisher"]
 
@@ -51,7 +49,7 @@ class AdaRound(Learning):
             if (value := getattr(self, key)) not in get_args(allowed):
                 raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
 
-    def weights(self, fit: "Fit") -> dict[str, Rounded]:
+    def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; `fit`'s static quantizers learn too.
 
         Units that an earlier process finished are read from `fit.folder`.

@@ -1,11 +1,9 @@
 """What a fit asks of a rounding."""
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+from qdit.fit import Fit
 from qdit.quant.affine import Rounded
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 Inputs = Literal["quantized", "full_precision"]
 """Whose inputs a rounding learns from: the network's as quantized so far, or the original's."""
@@ -19,6 +17,6 @@ class Rounding(Protocol):
         """Whether calibration data is needed."""
         ...
 
-    def weights(self, fit: "Fit") -> dict[str, Rounded]:
+    def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized."""
         ...

@@ -8,21 +8,19 @@ the null class; Q-DiT's release sees only the conditional half (`calibration.nul
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
 from qdit.calibration.blocks import Segment, Walk
 from qdit.errors import UserError
+from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.nn.linear import Observed, QuantLinear
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 Order = Literal["together", "sequential"]
 
@@ -64,7 +62,7 @@ class GPTQ:
             if (value := getattr(self, key)) not in get_args(allowed):
                 raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
 
-    def weights(self, fit: "Fit") -> dict[str, Rounded]:
+    def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; finished blocks come from `fit.folder`.
 
         Raises:
@@ -76,7 +74,7 @@ class GPTQ:
             lambda segment, weights: self.layers(fit, segment, weights, {}),
         )
 
-    def round_segment(self, fit: "Fit", walk: Walk, segment: Segment) -> dict[str, Rounded]:
+    def round_segment(self, fit: Fit, walk: Walk, segment: Segment) -> dict[str, Rounded]:
         """The rounded weights of the segment that `walk` has come to."""
         weights: dict[str, Rounded] = {}
         for stage in [segment.sites] if self.order == "together" else segment.stages():
@@ -88,7 +86,7 @@ class GPTQ:
                 weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
         return weights
 
-    def round_readers(self, fit: "Fit", readers: list[Site], hessian: Hessian) -> dict[str, Rounded]:
+    def round_readers(self, fit: Fit, readers: list[Site], hessian: Hessian) -> dict[str, Rounded]:
         """The rounded weights of the sites that read (consume) the one input whose Hessian is given."""
         curve = curvature(hessian.value(), self.damping, self.act_order, readers[0].name)
         rounded = {}
@@ -99,7 +97,7 @@ class GPTQ:
         return rounded
 
     def layers(
-        self, fit: "Fit", segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, Hessian]
+        self, fit: Fit, segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, Hessian]
     ) -> dict[str, nn.Module]:
         """The segment's layers, with the weights that are rounded already; some add their inputs to their Hessians."""
         made: dict[str, nn.Module] = {}

@@ -1,12 +1,9 @@
 """Round to nearest: every weight takes the closest code of its grid, independently of all others."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from qdit.fit import Fit
 from qdit.quant.affine import Rounded
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +12,7 @@ class Nearest:
 
     needs_calibration = False
 
-    def weights(self, fit: "Fit") -> dict[str, Rounded]:
+    def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized."""
         rounded = {}
         for site in fit.sites:

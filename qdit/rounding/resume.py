@@ -6,27 +6,24 @@ at a boundary can be computed again in one forward pass, and would be the larges
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.errors import UserError
+from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.quant.affine import Affine, Rounded, code_range
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.storage.shelf import Place, Shelf
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 Weights = dict[str, Rounded]
 FORMAT = 2  # of the files; part of their folder's name
 
 
 def round_segments(
-    fit: "Fit",
+    fit: Fit,
     round_segment: Callable[[Walk, Segment], Weights],
     layers: Callable[[Segment, Mapping[str, Rounded]], Mapping[str, nn.Module]],
 ) -> Weights:
@@ -53,7 +50,7 @@ def round_segments(
     return {name: weight for weights in found if weights for name, weight in weights.items()}
 
 
-def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
+def load_finished(fit: Fit, segment: Segment) -> Weights | None:
     """The weights of a segment that an earlier run saved, None if there are none; a segment without is always finished.
 
     Raises:
@@ -65,7 +62,7 @@ def load_finished(fit: "Fit", segment: Segment) -> Weights | None:
 
 
 def load_named(
-    fit: "Fit", name: str, sites: Sequence[Site], others: Mapping[str, tuple[int, ...]]
+    fit: Fit, name: str, sites: Sequence[Site], others: Mapping[str, tuple[int, ...]]
 ) -> tuple[Weights, dict[str, Tensor]] | None:
     """Read what an earlier run saved as `name`: the weights of sites, and other tensors; None if no file can be used.
 
@@ -89,7 +86,7 @@ def load_named(
     return weights, {key: tensors[key] for key in others}
 
 
-def shapes(fit: "Fit", site: Site) -> dict[str, tuple[int, ...]]:
+def shapes(fit: Fit, site: Site) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that `as_tensors` gives for a site."""
     rows = as_rows(fit.weight_of(site), fit.weight_spec(site)).shape[0]
     whole = {"codes": (site.out_features, site.in_features), "scale": (rows, 1), "zero_point": (rows, 1)}

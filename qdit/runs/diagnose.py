@@ -14,9 +14,9 @@ from qdit.attention.base import watching_operands
 from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.calibration.observers import watching
 from qdit.dataset.base import Dataset
-from qdit.fitting import Quantized
 from qdit.model.base import DiffusionModel
 from qdit.quant.decibels import decibels
+from qdit.quantized import Quantized
 from qdit.sampler.sampler import Sampler
 
 

@@ -23,7 +23,7 @@ from qdit.tracking import reported, reporting
 
 if TYPE_CHECKING:
     from qdit.eval.samples import SampleSet
-    from qdit.fitting import Quantized
+    from qdit.quantized import Quantized
     from qdit.runs.setup import Parts
     from qdit.storage.shelf import Shelf
     from qdit.tracking import Tracker

@@ -14,15 +14,15 @@ from qdit.dataset.base import Dataset
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
+from qdit.ledger import RunTime
+from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
-from qdit.recipes import Recipe
 from qdit.runs.identity import is_full_precision
 from qdit.sampler.sampler import Sampler
-from qdit.search.base import Setting
+from qdit.setting import Setting
 from qdit.storage.shelf import Place
 from qdit.tracking import Tracker
-from qdit.transform import RunTime
 
 log = logging.getLogger("qdit")
 
@@ -35,7 +35,7 @@ class Parts:
     model_protocol: str
     dataset: Dataset
     sampler: Sampler
-    recipe: Recipe | None
+    recipe: Method | None
     metrics: dict[str, Metric]
     prepared: Prepared
     objective: Prepared
@@ -94,7 +94,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_recipe(config: dict[str, Any]) -> Recipe | None:
+def build_recipe(config: dict[str, Any]) -> Method | None:
     """The recipe of a config, None for full precision.
 
     Raises:
@@ -111,7 +111,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe | None:
             problems += [f"{key}: {p}" for p in error.problems]
     if problems:
         raise from_problems(problems, "this recipe")
-    recipe = Recipe(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
+    recipe = Method(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
     recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
     recipe.activation.spec(recipe.activation_bits)
     return recipe
@@ -124,7 +124,7 @@ class Plan:
     device: torch.device
     dataset: Dataset
     sampler: Sampler
-    recipe: Recipe | None
+    recipe: Method | None
     loaded: Manifest | None
     metrics: dict[str, Metric]
     prepared: Prepared

@@ -19,8 +19,9 @@ from qdit.config import RECIPE_KEYS
 from qdit.eval.paired import PairedMetric
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
-from qdit.fitting import Quantized, quantize
+from qdit.method import quantize
 from qdit.plots import run as figures
+from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
 from qdit.runs.diagnose import Trajectory, layer_report, timestep_curve, trajectory
 from qdit.runs.identity import SCIENCE, weights

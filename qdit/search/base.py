@@ -8,50 +8,25 @@ way for all; `qdit.search.mixed_precision` chooses bits.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from qdit.calibration import CalibrationData
-from qdit.dataset.base import Dataset
 from qdit.eval.preflight import Prepared, prepare
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
-from qdit.sampler.sampler import Sampler
+from qdit.quantized import Allocation, Quantized
+from qdit.recipes import Recipe
 from qdit.search.budget import Budget, Table
 from qdit.search.objective import Objective
-from qdit.search.space import Choice, Space
+from qdit.search.space import Space
 from qdit.search.variants import Variants
+from qdit.setting import Setting
 from qdit.storage.shelf import Place
-from qdit.tracking import NoTracker, Tracker
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """The run around a search.
-
-    Args:
-        sampler: the run's.
-        dataset: the run's.
-        seed: the run's.
-        prepared: extractors and references of the objective.
-        folder: where the ledger is kept; None keeps none.
-        tracker: gets a line a generation.
-    """
-
-    sampler: Sampler
-    dataset: Dataset
-    seed: int = 0
-    prepared: Prepared = field(default_factory=lambda: Prepared({}, {}))
-    folder: Place | None = None
-    tracker: Tracker = field(default_factory=NoTracker)
 
 
 @dataclass
@@ -59,7 +34,7 @@ class Bench:
     """What a search works with: the model, the run around it, and quantized layers of every group size."""
 
     model: DiffusionModel
-    recipe: "Recipe"
+    recipe: Recipe
     space: Space
     table: Table
     collect: Callable[[], CalibrationData]
@@ -71,21 +46,6 @@ class Bench:
     def variants(self) -> Variants:
         """The layers that are deployed."""
         return Variants(self.model, self.recipe, self.collect, self.folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allocation:
-    """What a search found.
-
-    Args:
-        choice: a group size for each gene; empty if something else was chosen.
-        details: plain values for the record.
-        curves: for the record, each with x, y, stderr, xlabel and ylabel.
-    """
-
-    choice: Choice
-    details: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,27 +61,27 @@ class Search(ABC):
         return None
 
     @abstractmethod
-    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
 
     @abstractmethod
-    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
         """A policy to show before the search, one that it might find."""
 
     @abstractmethod
-    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """What the search will do, in a sentence."""
 
     @abstractmethod
     def quantize(
         self,
         model: DiffusionModel,
-        recipe: "Recipe",
+        recipe: Recipe,
         collect: Callable[[], CalibrationData],
         folder: Place | None,
         setting: Setting,
-    ) -> "Quantized":
-        """Search, and put the model together from the layers that were found; arguments as `qdit.fitting.quantize`."""
+    ) -> Quantized:
+        """Search, and put the model together from the layers that were found; arguments as `qdit.method.quantize`."""
 
     def preflight(self, dataset: str, cache_dir: Path, image_size: int | None = None) -> Prepared:
         """The objective's extractors and references.
@@ -143,24 +103,24 @@ class GroupSearch(Search):
     budget: Budget
 
     @abstractmethod
-    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+    def space(self, recipe: Recipe, sites: Sequence[Site]) -> Space:
         """The genes and the group sizes that they may have."""
 
     @abstractmethod
     def allocate(self, bench: Bench) -> Allocation:
         """Choose a group size for each gene."""
 
-    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """See `Search`."""
         space = self.space(recipe, sites)
         return space.problems() or self.budget.problems(space)
 
-    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
         """The cheapest legal policy."""
         space = self.space(recipe, sites)
         return space.policy(self.budget.table(space).cheapest)
 
-    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
         space = self.space(recipe, sites)
         sizes = sorted({size for gene in space.genes for size in gene.sizes})
@@ -173,11 +133,11 @@ class GroupSearch(Search):
     def quantize(
         self,
         model: DiffusionModel,
-        recipe: "Recipe",
+        recipe: Recipe,
         collect: Callable[[], CalibrationData],
         folder: Place | None,
         setting: Setting,
-    ) -> "Quantized":
+    ) -> Quantized:
         """See `Search`."""
         space = self.space(recipe, model.sites())
         table = self.budget.table(space)

@@ -12,19 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qdit.errors import UserError
 from qdit.ledger import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
+from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
+from qdit.recipes import Recipe
 from qdit.search.allocate import Menu
 from qdit.search.bit_space import BitSpace, Pattern, Plan
 from qdit.search.budget import Table, relaxed
 from qdit.search.space import Gene
-
-if TYPE_CHECKING:
-    from qdit.model.base import DiffusionModel, Site
-    from qdit.recipes import Recipe
 
 Losses = Sequence[Sequence[dict[int, float]]]
 """For each gene and range, the loss by bits."""
@@ -42,7 +40,7 @@ class Rest:
     """BitOps of a forward pass of one sample."""
 
     @classmethod
-    def of(cls, model: "DiffusionModel", recipe: "Recipe") -> "Rest":
+    def of(cls, model: DiffusionModel, recipe: Recipe) -> "Rest":
         """Everything else of a model, attentions with their operands' bits and a transform's run time included."""
         sites, left = model.sites(), recipe.run_time(model)
         whole = ledger(model.denoiser, sites, recipe.with_attention(Policy(), model), model.attentions(), left)
@@ -53,7 +51,7 @@ class Rest:
         return cls(sum(p.numel() for p in model.denoiser.parameters()) - numel, stored, bops)
 
     @classmethod
-    def least(cls, sites: "Sequence[Site]", recipe: "Recipe") -> "Rest":
+    def least(cls, sites: "Sequence[Site]", recipe: Recipe) -> "Rest":
         """A lower bound on it, from a list of the sites alone."""
         others = [s for s in sites if recipe.scope.why_not(s) is not None]
         numel = sum(s.in_features * s.out_features for s in others)

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qdit.model.base import OPERANDS, Site
 from qdit.policies import LayerSpec, Policy, Span
+from qdit.recipes import Recipe
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 
 def pattern_of(layer: LayerSpec, ranges: int) -> Pattern:
@@ -27,7 +24,7 @@ def chooses_bits(policy: Policy) -> bool:
     return not grouped or any(layer.spans for layer in layers) or len({layer.weight_bits for layer in layers}) > 1
 
 
-def plan_of(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> tuple[BitSpace, Plan, Ranges]:
+def plan_of(policy: Policy, recipe: Recipe, sites: Sequence[Site]) -> tuple[BitSpace, Plan, Ranges]:
     """A policy as a plan, with the ranges of the sampler that it was made for; it must fit (`bit_misfits`)."""
     spans = next((layer.spans for layer in policy.values() if layer.spans), ())
     always = Span(first=0, last=0, steps=1, weight=None)
@@ -39,7 +36,7 @@ def plan_of(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> tuple[Bi
     return space, tuple(patterns[gene.name] for gene in space.genes), ranges
 
 
-def bit_misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+def bit_misfits(policy: Policy, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
     """In which way a policy over these sites' names is none of this recipe."""
     if len({tuple(replace(s, weight=None) for s in layer.spans) for layer in policy.values() if layer.spans}) > 1:
         return ["its sites have different ranges of timesteps"]

@@ -8,16 +8,13 @@ of the inputs' bits.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policies import LayerSpec, Policy, Span
 from qdit.quant.time_groups import Groups
+from qdit.recipes import Recipe
 from qdit.search.space import Gene, genes_of
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 Pattern = tuple[int, ...]
 """Bits of a gene in each range."""
@@ -75,7 +72,7 @@ class BitSpace:
     """Sampling steps of each range, noisiest first."""
 
     @classmethod
-    def of(cls, recipe: "Recipe", sites: Sequence[Site], widths: Sequence[int], steps: Sequence[int]) -> "BitSpace":
+    def of(cls, recipe: Recipe, sites: Sequence[Site], widths: Sequence[int], steps: Sequence[int]) -> "BitSpace":
         """The space of a recipe on a model."""
         layers = {width: replace(recipe, weight_bits=width).layer for width in sorted(set(widths))}
         return cls(genes_of(recipe, sites, lambda _: list(layers)), layers, tuple(steps))

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from qdit.fitting import Quantized, fit_policy
+from qdit.fitting import fit_policy
 from qdit.nn.switch import Now, TimedLinear
 from qdit.policies import Policy
+from qdit.quantized import Quantized
 from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 from qdit.search.variants import Fits
 

@@ -4,21 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import OPERANDS, DiffusionModel, Site
 from qdit.policies import LayerSpec, Policy
-from qdit.search.base import Allocation, Bench, GroupSearch, Setting
+from qdit.quantized import Allocation, Quantized
+from qdit.recipes import Recipe
+from qdit.search.base import Bench, GroupSearch
 from qdit.search.bit_policy import bit_misfits, chooses_bits, plan_of
 from qdit.search.bit_variants import BitVariants
 from qdit.search.space import Gene, Space, resized
+from qdit.setting import Setting
 from qdit.storage.shelf import Place
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class Fixed(GroupSearch):
             )
         return Policy.load(path)
 
-    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+    def space(self, recipe: Recipe, sites: Sequence[Site]) -> Space:
         """A space without a choice: each gene has the size of the policy."""
         policy = self.load()
         sizes = {size for layer in policy.values() if (size := group_size(layer))}
@@ -53,7 +51,7 @@ class Fixed(GroupSearch):
         genes = [replace_sizes(gene, group_size(policy[gene.name])) for gene in everything.genes]
         return replace(everything, genes=tuple(genes))
 
-    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """What of the policy does not fit the recipe, the model or the budget, in one sentence."""
         try:
             found = misfits(self.load(), recipe, sites)
@@ -70,11 +68,11 @@ class Fixed(GroupSearch):
             return [f"search.policy={self.policy} is over the budget: it has {has}, {limit} is asked (search/budget)"]
         return space.problems()
 
-    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
         return f"{'bits' if chooses_bits(self.load()) else 'the group sizes'} are those of {self.policy}"
 
-    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
         """The policy itself."""
         if not chooses_bits(policy := self.load()):
             return super().plan(recipe, sites)
@@ -84,11 +82,11 @@ class Fixed(GroupSearch):
     def quantize(
         self,
         model: DiffusionModel,
-        recipe: "Recipe",
+        recipe: Recipe,
         collect: Callable[[], CalibrationData],
         folder: Place | None,
         setting: Setting,
-    ) -> "Quantized":
+    ) -> Quantized:
         """See `Search`."""
         if not chooses_bits(policy := self.load()):
             return super().quantize(model, recipe, collect, folder, setting)
@@ -111,7 +109,7 @@ def group_size(layer: LayerSpec) -> int | None:
     return sizes[0] if sizes else None
 
 
-def attention_misfits(sites: Mapping[str, LayerSpec], recipe: "Recipe") -> list[str]:
+def attention_misfits(sites: Mapping[str, LayerSpec], recipe: Recipe) -> list[str]:
     """In which way a policy's operands of attentions are none of this recipe."""
     part, time = recipe.attention, recipe.activation.time
     specs = part.specs(recipe.activation_bits, time) if part is not None else {}
@@ -124,7 +122,7 @@ def attention_misfits(sites: Mapping[str, LayerSpec], recipe: "Recipe") -> list[
     return []
 
 
-def misfits(policy: Policy, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+def misfits(policy: Policy, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
     """In which ways a policy is none of this recipe on these sites."""
     names = {site.name for site in recipe.scope.select(list(sites))}
     attended = {name: layer for name, layer in policy.items() if name not in names and name.split(".")[-1] in OPERANDS}

@@ -10,7 +10,6 @@ trace(JᵀJ) = E |Jᵀv|² over random signs v. Left out, as in HAWQ: the quanti
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,11 @@ from torch import Tensor, nn
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
+from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.search.base import Bench
 from qdit.search.programme import Errors, LeastError
 from qdit.search.variants import Variants
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class Hessian(LeastError):
         if self.probes < 1:
             raise UserError(f"search.probes={self.probes}; at least 1 is needed")
 
-    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """See `Search`."""
         layer = recipe.layer
         if layer.weight is None or layer.weight.granularity != "group":

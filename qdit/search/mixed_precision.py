@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from qdit.eval.paired import LatentMSE
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
 from qdit.quant.spec import divisors
+from qdit.quantized import Allocation, Quantized
+from qdit.recipes import Recipe
 from qdit.search import metric_groups
 from qdit.search.allocate import Allocator
-from qdit.search.base import Allocation, Search, Setting
+from qdit.search.base import Search
 from qdit.search.bit_budget import BitBudget, Losses, Rest
 from qdit.search.bit_space import BitSpace, Plan, Ranges
 from qdit.search.bit_variants import BitVariants
@@ -38,14 +40,11 @@ from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.significance import evened, standard_error, tied
 from qdit.search.split import Share, Split
+from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.journal import Journal
 from qdit.storage.run_folder import RunDir
 from qdit.storage.shelf import Place, Shelf
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
 FORMAT = 1
@@ -85,12 +84,12 @@ class MixedPrecision(Search):
                 "range, are needed"
             )
 
-    def space(self, recipe: "Recipe", sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
+    def space(self, recipe: Recipe, sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
         """What there is to choose; steps are those of each range, if a sampler is known."""
         space = BitSpace.of(recipe, sites, self.widths, steps or (1,) * self.ranges)
         return space.offering(metric_groups.widths(self.groups, space.genes))
 
-    def problems(self, recipe: "Recipe", sites: Sequence[Site]) -> list[str]:
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """See `Search`."""
         space = self.space(recipe, sites)
         found = metric_groups.problems(self.groups, space.genes)
@@ -111,12 +110,12 @@ class MixedPrecision(Search):
         ]
         return found or self.budget.problems(space, Rest.least(sites, recipe))
 
-    def plan(self, recipe: "Recipe", sites: Sequence[Site]) -> Policy:
+    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
         """The cheapest policy: the fewest bits everywhere."""
         space = self.space(recipe, sites)
         return space.policy(space.cheapest)
 
-    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
         space = self.space(recipe, sites)
         rest = Rest.least(sites, recipe)
@@ -132,11 +131,11 @@ class MixedPrecision(Search):
     def quantize(
         self,
         model: DiffusionModel,
-        recipe: "Recipe",
+        recipe: Recipe,
         collect: Callable[[], CalibrationData],
         folder: Place | None,
         setting: Setting,
-    ) -> "Quantized":
+    ) -> Quantized:
         """See `Search`."""
         ranges = Ranges.of(setting.sampler.timesteps(model), self.ranges)
         space, rest = self.space(recipe, model.sites(), ranges.steps), Rest.of(model, recipe)

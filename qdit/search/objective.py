@@ -8,7 +8,6 @@ are drawn once; a distribution metric with reference statistics, which must be t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.errors import UserError
 from qdit.eval.base import Metric
 from qdit.model.base import DiffusionModel
-
-if TYPE_CHECKING:
-    from qdit.fitting import Quantized
-    from qdit.search.base import Setting
+from qdit.quantized import Quantized
+from qdit.setting import Setting
 
 OFFSET = 3 * INDEX_OFFSET  # of sample indices: evaluation starts at 0, calibration at one offset, diagnosis at two
 
@@ -106,7 +103,7 @@ class Judge:
         setting: the run around.
     """
 
-    def __init__(self, objective: Objective, model: DiffusionModel, setting: "Setting") -> None:
+    def __init__(self, objective: Objective, model: DiffusionModel, setting: Setting) -> None:
         self.objective, self.model, self.setting = objective, model, setting
         seed = setting.seed + objective.seed
         self.indices = torch.arange(OFFSET, OFFSET + objective.num_samples).split(objective.batch_size)
@@ -125,7 +122,7 @@ class Judge:
         """The samples of full precision, drawn once."""
         return self.draw()
 
-    def __call__(self, quantized: "Quantized") -> Score:
+    def __call__(self, quantized: Quantized) -> Score:
         """The score of a quantized model, which is installed meanwhile."""
         metric = self.objective.metric
         reference = self.full_precision if metric.paired else None

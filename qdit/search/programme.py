@@ -8,19 +8,18 @@ with x binary; scipy's `milp` (HiGHS) solves it exactly. The subclasses, in `ilp
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.search.base import Allocation, Bench, GroupSearch
+from qdit.quantized import Allocation
+from qdit.recipes import Recipe
+from qdit.search.base import Bench, GroupSearch
 from qdit.search.budget import Table
 from qdit.search.space import Choice, Space
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 Errors = Sequence[dict[Any, float]]
 """For each gene, the error by group size (or by whatever else is chosen)."""
@@ -44,7 +43,7 @@ class LeastError(GroupSearch):
     def errors(self, bench: Bench) -> Errors:
         """The error of each gene at each of its group sizes."""
 
-    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+    def space(self, recipe: Recipe, sites: Sequence[Site]) -> Space:
         """See `GroupSearch`."""
         return Space.of(recipe, sites, self.group_sizes)
 

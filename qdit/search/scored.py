@@ -4,14 +4,16 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from qdit.errors import UserError
 from qdit.model.base import Site
+from qdit.quantized import Allocation
+from qdit.recipes import Recipe
 from qdit.rounding import Nearest
-from qdit.search.base import Allocation, Bench, GroupSearch
+from qdit.search.base import Bench, GroupSearch
 from qdit.search.budget import Table
 from qdit.search.ledger import Ledger
 from qdit.search.objective import Judge, Objective, Score
@@ -19,9 +21,6 @@ from qdit.search.progress import Progress
 from qdit.search.space import Choice, Space
 from qdit.search.variants import Variants
 from qdit.storage.digest import digest
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,11 @@ class ScoredSearch(GroupSearch):
             found: goodness of all candidates of earlier populations, by the time the next one is asked for.
         """
 
-    def space(self, recipe: "Recipe", sites: Sequence[Site]) -> Space:
+    def space(self, recipe: Recipe, sites: Sequence[Site]) -> Space:
         """See `GroupSearch`."""
         return Space.of(recipe, sites, self.group_sizes)
 
-    def summary(self, recipe: "Recipe", sites: Sequence[Site]) -> str:
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
         effort = (
             f"up to {self.total} candidates are scored by {self.objective.name} of {self.objective.num_samples} samples"

@@ -25,12 +25,12 @@ from qdit.eval.paired import PairedMetric
 from qdit.model.base import DiffusionModel
 from qdit.nn.linear import replaced
 from qdit.nn.switch import Now, TimedLinear
-from qdit.search.base import Setting
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.bit_variants import BitVariants
 from qdit.search.metric_groups import MetricGroup, by_gene
 from qdit.search.objective import OFFSET, Drawn
 from qdit.search.space import Gene
+from qdit.setting import Setting
 from qdit.storage.journal import Entry, Journal
 
 Cells = list[list[dict[int, NDArray[np.float64]]]]

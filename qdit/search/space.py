@@ -7,14 +7,12 @@ that a DiT block has four genes. Q-DiT's release chooses weight groups only: its
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdit.model.base import Site
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec, divisors
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
+from qdit.recipes import Recipe
 
 Choice = tuple[int, ...]
 """A group size for each gene."""
@@ -46,7 +44,7 @@ class Gene:
         return {"site": first.name, "role": first.role, "block": first.block, "stage": first.stage}
 
 
-def genes_of(recipe: "Recipe", sites: Sequence[Site], sizes: Callable[[int], Sequence[int]]) -> tuple[Gene, ...]:
+def genes_of(recipe: Recipe, sites: Sequence[Site], sizes: Callable[[int], Sequence[int]]) -> tuple[Gene, ...]:
     """The genes of the quantized ones of `sites`, in forward order; `sizes` offers what fits a number of channels."""
     groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
     found = []
@@ -65,7 +63,7 @@ class Space:
     layer: LayerSpec
 
     @classmethod
-    def of(cls, recipe: "Recipe", sites: Sequence[Site], sizes: Sequence[int]) -> "Space":
+    def of(cls, recipe: Recipe, sites: Sequence[Site], sizes: Sequence[int]) -> "Space":
         """The space of a recipe on a model; a gene gets those of `sizes` that divide its channels."""
         genes = genes_of(recipe, sites, lambda channels: [g for g in sizes if channels % g == 0])
         return cls(genes, recipe.layer)
@@ -110,7 +108,7 @@ def resized(layer: LayerSpec, size: int) -> LayerSpec:
     return LayerSpec(weight=weight, activation=activation)
 
 
-def uniform_policy(recipe: "Recipe", sites: Sequence[Site], size: int) -> Policy:
+def uniform_policy(recipe: Recipe, sites: Sequence[Site], size: int) -> Policy:
     """Groups of `size` everywhere; where it does not divide, of the largest size below it that does.
 
     It depends on nothing but the recipe and `size`, so that all searches share the weights that are fitted for it.

@@ -9,17 +9,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from qdit.calibration import CalibrationData
-from qdit.fitting import Quantized, fit_policy
+from qdit.fitting import fit_policy
 from qdit.model.base import DiffusionModel
+from qdit.quantized import Quantized
+from qdit.recipes import Recipe
 from qdit.search.space import Choice, Space, uniform_policy
 from qdit.storage.shelf import Place
 from qdit.transform import Rewrite, Trial, rewritten
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 log = logging.getLogger("qdit")
 
@@ -36,7 +34,7 @@ class Fits:
     """
 
     model: DiffusionModel
-    recipe: "Recipe"
+    recipe: Recipe
     collect: Callable[[], CalibrationData]
     folder: Place | None = None
     made: dict[int, Quantized] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from qdit.transform.alpha import FixedAlpha, GridAlpha
 from qdit.transform.awq import ActivationAware
-from qdit.transform.base import Rewrite, RunTime, Transform, rewritten
+from qdit.transform.base import Rewrite, Transform, rewritten
 from qdit.transform.chain import Chain
 from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
@@ -22,7 +22,6 @@ __all__ = [
     "LowRank",
     "Reparameterization",
     "Rewrite",
-    "RunTime",
     "SelectiveHadamard",
     "TimestepAware",
     "Transform",

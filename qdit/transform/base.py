@@ -13,20 +13,18 @@ network, so that a weight is quantized once, in the basis in which it will be us
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import replaced
 from qdit.storage.shelf import Place, Shelf
 from qdit.transform.trial import Trial
-
-if TYPE_CHECKING:
-    from qdit.transform.folding import Draft
 
 MEASURED = "transform"
 
@@ -47,20 +45,6 @@ class Rewrite:
         """`model` rewritten, in full precision; the original modules are back afterwards."""
         with replaced(model.denoiser, self.layers):
             yield model
-
-
-@dataclass(frozen=True)
-class RunTime:
-    """What is left to do to one input at run time, for the ledger."""
-
-    site: Site
-    """The first layer that reads the input; the others share what is done."""
-    storage_bits: int
-    """Of factors, signs or branches."""
-    operations: int
-    """Multiplications and additions for one row of the input."""
-    weight_bits: int = 0
-    """Of `storage_bits`, what holds a part of the site's own weight: a branch."""
 
 
 class Transform(Protocol):
@@ -112,14 +96,6 @@ class Transform(Protocol):
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
         """The rewritten layers; the model is read, not changed."""
-        ...
-
-
-class Step(Transform, Protocol):
-    """A transform that can be one of several: it makes one weight of a layer's weight."""
-
-    def edit(self, draft: "Draft", sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """Transform the layers of a draft, in which another transform may have been before."""
         ...
 
 

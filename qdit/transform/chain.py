@@ -22,9 +22,10 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.transform.base import Rewrite, RunTime, Step, Transform
-from qdit.transform.folding import Draft
+from qdit.transform.base import Rewrite, Transform
+from qdit.transform.folding import Draft, Step
 from qdit.transform.timestep_aware import Unabsorbing
 from qdit.transform.trial import Trial, Way
 

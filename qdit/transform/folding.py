@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.nn.branch import Branch
 from qdit.nn.linear import QuantLinear, matrix
-from qdit.transform.base import Rewrite
+from qdit.transform.base import Rewrite, Transform
 from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 
 
@@ -187,9 +187,17 @@ class Draft:
         return QuantLinear(layer, None, self.inputs.get(name)).eval()
 
 
+class Step(Transform, Protocol):
+    """A transform that can be one of several: it makes one weight of a layer's weight."""
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """Transform the layers of a draft, in which another transform may have been before."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drafted(ABC):
-    """Base of the simple transforms, which edit a `Draft` (see `qdit.transform.base.Step`).
+    """Base of the simple transforms, which edit a `Draft` (see `Step`).
 
     Args:
         name: what tables call it.

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
-from qdit.transform.base import RunTime
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows
 from qdit.transform.trial import Trial, unchanged

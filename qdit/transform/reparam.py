@@ -20,10 +20,10 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import ValueReservoir
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
-from qdit.transform.base import RunTime
 from qdit.transform.folding import Draft, Drafted, Scale, Shift
 from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial

@@ -22,10 +22,10 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.seeding import generator
-from qdit.transform.base import RunTime
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input
 from qdit.transform.trial import Trial, Way

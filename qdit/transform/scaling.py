@@ -27,10 +27,10 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_maxima
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
 from qdit.transform.alpha import Alpha, FixedAlpha
-from qdit.transform.base import RunTime
 from qdit.transform.folding import Draft, Drafted, Scale
 from qdit.transform.inputs import Input, sample_rows
 from qdit.transform.statistics import Statistic

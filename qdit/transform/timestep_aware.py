@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
+from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.nn.switch import Now, TimedLinear
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
-from qdit.transform.base import Rewrite, RunTime, Transform
+from qdit.transform.base import Rewrite, Transform
 from qdit.transform.trial import Trial
 
 

@@ -13,7 +13,7 @@ search will choose it), the largest size that divides both is used.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -25,10 +25,8 @@ from qdit.nn.linear import matrix
 from qdit.quant.affine import affine, round_to_grid
 from qdit.quant.ranges import MinMax, Range
 from qdit.quant.spec import Grid, QuantSpec
+from qdit.scheme import Scheme
 from qdit.transform.inputs import Input
-
-if TYPE_CHECKING:
-    from qdit.recipes import Recipe
 
 CANDIDATE_VALUES = 2**24  # values of candidates' inputs, weights and outputs that are held at once: 64 MiB
 
@@ -43,15 +41,15 @@ def unchanged(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trial:
-    """Rounding to try out, as a recipe plans it.
+    """Rounding to try out, as a scheme plans it.
 
     Args:
-        recipe: whose grids and bits are used; its rounding and its transform are not.
+        recipe: whose grids and bits are used, and nothing else of it.
         later: by site, the ways in which later steps of a chain may still change its rows before they are rounded.
             They will choose the best, and `OutputError` takes the best; `weight` and `input` round what they are given.
     """
 
-    recipe: "Recipe"
+    recipe: Scheme
     later: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
 
     def weight_spec(self, site: Site) -> QuantSpec:

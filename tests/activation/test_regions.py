@@ -8,7 +8,7 @@ from helpers.timed import DOWN, error, points, recipe, static
 from qdit.activation import DynamicActivation, SidedInputs
 from qdit.calibration.observers import input_values
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.quant.regions import GELU_MINIMUM
 from qdit.transform import Hadamard
 

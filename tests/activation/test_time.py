@@ -20,8 +20,8 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
 from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
-from qdit.fitting import quantize
 from qdit.ledger import activation_storage_bits, ledger
+from qdit.method import quantize
 from qdit.model.base import OPERANDS
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer, uniform_quantizer

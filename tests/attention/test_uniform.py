@@ -9,21 +9,21 @@ from qdit.attention import Attend, UniformAttention
 from qdit.attention.base import operand_values, watching_operands
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.errors import UserError
-from qdit.fitting import quantize
 from qdit.ledger import ledger
+from qdit.method import Method, quantize
 from qdit.model.base import OPERANDS
 from qdit.nn.linear import replaced
 from qdit.nn.quantizers import StaticQuantizer
 from qdit.policies import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.time_groups import ALL
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest
 from qdit.runs.diagnose import Trajectory, layer_report
 from qdit.runs.plan import operand_rows
 from qdit.scope import Scope
-from qdit.search import ILP, Fixed, Setting
+from qdit.search import ILP, Fixed
 from qdit.search.budget import MeanGroup
+from qdit.setting import Setting
 from qdit.transform import ChannelScaling
 from qdit.transform.statistics import PerTimestep
 from qdit.weight import WeightGrid
@@ -52,7 +52,7 @@ def recipe(bits=(16, 8), attention=None, **changes):
         "calibration": None,
         "attention": attention or uniform(),
     }
-    return Recipe(**given | changes, weight_bits=bits[0], activation_bits=bits[1])
+    return Method(**given | changes, weight_bits=bits[0], activation_bits=bits[1])
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from qdit.activation import DynamicActivation
 from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import MANIFEST, TENSORS, Manifest
 from qdit.errors import UserError
-from qdit.fitting import Quantized, quantize
 from qdit.ledger import weight_storage_bits
+from qdit.method import Method, quantize
 from qdit.model.dit import DiT
 from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
 from qdit.quant.time_groups import ALL
-from qdit.recipes import Recipe
+from qdit.quantized import Quantized
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
@@ -101,7 +101,7 @@ def test_sizes_are_those_of_the_ledger(granularity, bits, tmp_path):
     """Codes at their bits; the ledger counts scales as 16 bits, and they are stored in 32."""
     model = DiT(name="emoji").load("cpu", torch.float32)
     size = 128 if granularity == "group" else None
-    recipe = Recipe(
+    recipe = Method(
         scope=Scope(roles=BLOCKS),
         weight=WeightGrid(granularity=granularity, group_size=size, grid="asymmetric", range=MinMax()),
         activation=DynamicActivation(granularity="row", grid="asymmetric"),

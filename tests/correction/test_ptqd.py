@@ -14,16 +14,15 @@ from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.correction import PTQD, NoiseCorrection
 from qdit.correction.ptqd import Moments
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import Method, quantize
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.runs.diagnose import timestep_curve, trajectory
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.dpm_solver import DPMSolver
 from qdit.scope import Scope
-from qdit.search.base import Setting
+from qdit.setting import Setting
 from qdit.storage.tensors import load_tensors
 from qdit.weight import WeightGrid
 
@@ -37,7 +36,7 @@ def sampler(kind=DDIM, **changes):
 
 
 def recipe(bits=(4, 8), correction=PTQD_8):
-    return Recipe(
+    return Method(
         scope=Scope(roles=["qkv", "attn_out", "ffn_up", "ffn_down"]),
         weight=WeightGrid(granularity="row", grid="asymmetric", range=MinMax()),
         activation=DynamicActivation(granularity="row", grid="asymmetric"),
@@ -172,7 +171,7 @@ def test_other_timesteps_other_predictions_and_divergence_are_refused(tiny_model
     speed = SimpleNamespace(scheduler_config=lambda: {"prediction_type": "v_prediction"})
     (problem,) = PTQD_8.problems(speed)  # pyright: ignore[reportArgumentType]
     assert problem.endswith("this model predicts v_prediction")
-    monkeypatch.setattr("qdit.fitting.QuantLinear.forward", lambda self, x: nn.functional.linear(x, self.weight) / 0)
+    monkeypatch.setattr("qdit.nn.linear.QuantLinear.forward", lambda self, x: nn.functional.linear(x, self.weight) / 0)
     with pytest.raises(UserError, match="is not finite"):
         fit(tiny_model)
 

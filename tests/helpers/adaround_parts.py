@@ -7,9 +7,9 @@ import torch
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData
+from qdit.method import Method
 from qdit.nn.quantizers import StaticQuantizer
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
@@ -23,7 +23,7 @@ OPERANDS = UniformAttention(operands=["q", "k", "v", "probs"], grid="asymmetric"
 
 
 def recipe(rounding, roles=ALL, bits=(4, 8), activation=STATIC, weight=None, **parts):
-    return Recipe(
+    return Method(
         scope=Scope(roles=roles),
         weight=WeightGrid(**{"granularity": "row", "grid": "asymmetric", "range": MinMax()} | (weight or {})),
         activation=activation,

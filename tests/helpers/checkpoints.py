@@ -4,9 +4,9 @@ import torch
 
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
-from qdit.fitting import Quantized, quantize
+from qdit.method import Method, quantize
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
+from qdit.quantized import Quantized
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.transform import ChannelScaling
@@ -28,7 +28,7 @@ def points() -> CalibrationData:
 
 def fitted(model, roles=BLOCKS) -> Quantized:
     """Static inputs, behind a scaling that is folded where it can be."""
-    recipe = Recipe(
+    recipe = Method(
         scope=Scope(roles=roles),
         weight=WeightGrid(granularity="row", grid="asymmetric", range=MinMax()),
         activation=StaticActivation(granularity="tensor", grid="asymmetric", range=MinMax()),

@@ -4,8 +4,8 @@ import torch
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData
+from qdit.method import Method
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.transform import ChannelScaling, Trial
@@ -40,7 +40,7 @@ def recipe(bits=(4, 8), roles=BLOCKS, **changes):
         "transform": scaling(roles),
         "calibration": None,
     }
-    return Recipe(**given | changes, weight_bits=bits[0], activation_bits=bits[1])
+    return Method(**given | changes, weight_bits=bits[0], activation_bits=bits[1])
 
 
 TRIAL = Trial(recipe())

@@ -4,8 +4,8 @@ import torch
 
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
+from qdit.method import Method
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
@@ -35,7 +35,7 @@ def recipe(activation, attention=None, bits=(8, 8), **changes):
         "calibration": None,
     }
     parts = given | {"activation": activation, "attention": attention} | changes
-    return Recipe(**parts, weight_bits=bits[0], activation_bits=bits[1])
+    return Method(**parts, weight_bits=bits[0], activation_bits=bits[1])
 
 
 @torch.no_grad()

@@ -15,18 +15,17 @@ from qdit.attention import (
     UnsignedProbabilities,
 )
 from qdit.calibration import CalibrationData
-from qdit.fitting import quantize
 from qdit.hessian import Hessian, LegacyKL, Probe, products
 from qdit.hessian.grids import multiples
 from qdit.hessian.operands import Side, alternate, chosen_points, output_weights, score_weights
 from qdit.hessian.target import Importance, importances
+from qdit.method import Method, quantize
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
@@ -163,7 +162,7 @@ def attention(rule=RULE, granularity="head", probabilities=None, operands=("q", 
 
 def recipe(part, rule=None, rounding=None, time=1, bits=4):
     ranges = rule or MinMax()
-    return Recipe(
+    return Method(
         scope=Scope(roles=["qkv", "attn_out", "ffn_up", "ffn_down"] if rule or rounding else ["ffn_down"]),
         weight=WeightGrid(granularity="row", grid="asymmetric", range=ranges),
         activation=StaticActivation(

@@ -8,12 +8,11 @@ import torch
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, NoCalibration
 from qdit.errors import UserError
-from qdit.fitting import quantize
 from qdit.hessian import Hessian, LegacyKL, Probe, refine
+from qdit.method import Method, quantize
 from qdit.nn.linear import Shared
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import as_rows
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.scope import Scope
 from qdit.transform import Hadamard
@@ -30,7 +29,7 @@ def static(rule=RULE):
 
 def recipe(weight_range=RULE, activation=None, granularity="row", size=None, rounding=None, roles=BLOCKS, **others):
     grid = WeightGrid(granularity=granularity, group_size=size, grid="asymmetric", range=weight_range)
-    return Recipe(
+    return Method(
         scope=Scope(roles=roles),
         weight=grid,
         activation=activation or static(),

@@ -7,13 +7,12 @@ import torch
 
 from qdit.activation import EqualGroups, SidedInputs, StaticActivation
 from qdit.calibration import CalibrationData
-from qdit.fitting import quantize
 from qdit.hessian import Hessian, Probe
+from qdit.method import Method, quantize
 from qdit.nn.linear import Shared
 from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.ranges import MinMax
 from qdit.quant.regions import GELU_MINIMUM
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
@@ -25,7 +24,7 @@ SIDED = {"regions": SidedInputs(roles=["ffn_down"])}
 
 
 def recipe(rule, rounding=None, weight_rule=None, **kinds):
-    return Recipe(
+    return Method(
         scope=Scope(roles=["qkv", "attn_out", "ffn_up", "ffn_down"]),
         weight=WeightGrid(granularity="row", grid="asymmetric", range=weight_rule or rule),
         activation=StaticActivation(granularity="tensor", grid="asymmetric", range=rule, **kinds),

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from qdit.calibration import CalibrationData
 from qdit.config import build
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.nn.linear import QuantLinear, replaced
 from qdit.rounding import AdaRound, Nearest
 from qdit.rounding.reconstruction.loop import Learning

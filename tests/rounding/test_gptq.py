@@ -12,11 +12,10 @@ from qdit.calibration.blocks import segments
 from qdit.config import build
 from qdit.errors import UserError
 from qdit.fit import Fit
-from qdit.fitting import quantize
+from qdit.method import Method, quantize
 from qdit.nn.linear import QuantLinear, replaced
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import GPTQ, Nearest, gptq
 from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
 from qdit.scope import Scope
@@ -28,7 +27,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def recipe(rounding, roles=BLOCKS, bits=(4, 8), granularity="group", group_size=16, grid="asymmetric", rule=None):
-    return Recipe(
+    return Method(
         scope=Scope(roles=roles),
         weight=WeightGrid(granularity=granularity, group_size=group_size, grid=grid, range=rule or MinMax()),
         activation=DynamicActivation(granularity="row", grid="asymmetric"),

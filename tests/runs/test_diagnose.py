@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from qdit.fitting import Quantized
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
+from qdit.quantized import Quantized
 from qdit.runs.diagnose import Trajectory, layer_report, timestep_curve
 
 SITE = "transformer_blocks.0.attn1.to_q"

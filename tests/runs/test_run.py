@@ -84,7 +84,7 @@ def test_the_same_command_returns_at_once(finished, tiny_pipeline, monkeypatch):
 def test_an_added_metric_is_the_only_one_computed(finished, tiny_pipeline, monkeypatch):
     record, root = finished
     monkeypatch.setattr(Sampler, "step", lambda *a: pytest.fail("samples were made again"), raising=True)
-    monkeypatch.setattr("qdit.fitting.quantize", lambda *a, **k: pytest.fail("the model was quantized again"))
+    monkeypatch.setattr("qdit.method.quantize", lambda *a, **k: pytest.fail("the model was quantized again"))
     from qdit.eval import distribution
 
     monkeypatch.setattr(distribution.FID, "compute", lambda *a: pytest.fail("a finished metric was computed again"))

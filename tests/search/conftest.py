@@ -8,14 +8,15 @@ from qdit.calibration import CalibrationData
 from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.eval.paired import SQNR
+from qdit.method import Method
 from qdit.quant.ranges import MinMax
-from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.sampler.ddim import DDIM
 from qdit.scope import Scope
-from qdit.search import Evolution, Setting
+from qdit.search import Evolution
 from qdit.search.budget import MeanGroup
 from qdit.search.objective import Objective
+from qdit.setting import Setting
 from qdit.weight import WeightGrid
 
 BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]
@@ -27,7 +28,7 @@ class Parts:
     blocks = BLOCKS
 
     @staticmethod
-    def recipe(**changes) -> Recipe:
+    def recipe(**changes) -> Method:
         given = {
             "scope": Scope(roles=BLOCKS),
             "weight": WeightGrid(granularity="group", group_size=16, grid="asymmetric", range=MinMax()),
@@ -37,7 +38,7 @@ class Parts:
             "activation_bits": 8,
             "calibration": None,
         }
-        return Recipe(**given | changes)
+        return Method(**given | changes)
 
     @staticmethod
     def objective(metric=None, **changes) -> Objective:

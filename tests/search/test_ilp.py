@@ -7,7 +7,7 @@ import torch
 
 from qdit.calibration import NoCalibration
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.rounding import GPTQ
 from qdit.search import ILP, Hessian
 from qdit.search.base import Bench

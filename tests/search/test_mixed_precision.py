@@ -15,8 +15,8 @@ from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
-from qdit.fitting import quantize
 from qdit.ledger import ledger
+from qdit.method import quantize
 from qdit.nn.clock import Clock
 from qdit.nn.switch import Now, TimedLinear
 from qdit.plots.run import bit_map

@@ -5,8 +5,8 @@ import torch
 from qdit.activation import DynamicActivation
 from qdit.checkpoint import checkpoint
 from qdit.eval.paired import LatentMSE
-from qdit.fitting import quantize
 from qdit.ledger import ledger
+from qdit.method import quantize
 from qdit.nn.switch import TimedLinear
 from qdit.quant.ranges import MinMax
 from qdit.sampler.ddim import DDIM

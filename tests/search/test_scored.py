@@ -10,7 +10,7 @@ from qdit.activation import DynamicActivation
 from qdit.errors import UserError
 from qdit.eval.distribution import FID
 from qdit.eval.paired import SQNR, LatentMSE
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.quant.ranges import MinMax
 from qdit.rounding import GPTQ
 from qdit.search import Fixed, RandomSearch

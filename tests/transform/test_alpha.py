@@ -16,7 +16,7 @@ from qdit.activation import StaticActivation
 from qdit.calibration.observers import input_maxima
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.quant.ranges import MinMax
 from qdit.rounding import GPTQ
 from qdit.transform import (

@@ -18,7 +18,7 @@ from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.cli.main import CONF
 from qdit.config import check, resolved
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.nn.linear import matrix
 from qdit.quant.ranges import MinMax
 from qdit.runs.setup import build_recipe

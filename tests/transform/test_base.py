@@ -7,7 +7,7 @@ from helpers.rewriting import BLOCKS, EVERYTHING, TRIAL, assert_same, calibratio
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import NoCalibration
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.quant.ranges import MinMax
 from qdit.rounding import GPTQ, Nearest
 from qdit.runs.diagnose import Trajectory, layer_report

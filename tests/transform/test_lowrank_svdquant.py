@@ -22,8 +22,8 @@ from qdit.cli.main import CONF
 from qdit.config import check, resolved
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8
-from qdit.fitting import quantize
 from qdit.ledger import ledger
+from qdit.method import quantize
 from qdit.policies import Policy
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.runs.diagnose import Trajectory, layer_report

@@ -7,7 +7,7 @@ from torch import nn
 
 from qdit.activation import StaticActivation
 from qdit.calibration.observers import input_values
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.quant.affine import affine, encode
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.spec import QuantSpec

@@ -18,7 +18,7 @@ from helpers.rewriting import (
 from qdit.calibration import NoCalibration
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.nn.linear import QuantLinear
 from qdit.quant.affine import fake_quantize
 from qdit.quant.hadamard import base_matrix, sylvester

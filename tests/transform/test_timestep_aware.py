@@ -10,8 +10,8 @@ from qdit.activation import StaticActivation
 from qdit.attention import UniformAttention
 from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
-from qdit.fitting import quantize
 from qdit.ledger import ledger, weight_storage_bits
+from qdit.method import quantize
 from qdit.nn.switch import TimedLinear
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.ranges import MinMax

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from qdit.calibration.blocks import Segment, segments
 from qdit.errors import UserError
 from qdit.execution import repeatable
+from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.nn.linear import QuantLinear, replaced
 from qdit.nn.quantizers import StaticQuantizer
@@ -33,9 +33,6 @@ from qdit.rounding.reconstruction.targets import Lanes
 from qdit.rounding.reconstruction.units import Unit, list_units
 from qdit.rounding.resume import load_named, save_named
 from qdit.seeding import generator
-
-if TYPE_CHECKING:
-    from qdit.fit import Fit
 
 log = logging.getLogger("qdit")
 
@@ -51,7 +48,7 @@ class Session:
         fisher: whether errors are weighted by the output's Fisher information.
     """
 
-    def __init__(self, fit: "Fit", how: Learning, *, lagging: bool, fisher: bool) -> None:
+    def __init__(self, fit: Fit, how: Learning, *, lagging: bool, fisher: bool) -> None:
         self.fit, self.how, self.lagging, self.fisher = fit, how, lagging, fisher
         self.parts = segments(fit.model.sites(), fit.policy)
         self.units = list_units(self.parts, self.alike)
@@ -59,7 +56,7 @@ class Session:
         self.done: set[str] = set()
         branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
         self.exact = {part for module in (*fit.rewrite.inputs.values(), *branches) for part in module.modules()}
-        self.seed: int = getattr(fit.recipe.calibration, "seed", 0)
+        self.seed: int = fit.seed
 
     def run(self) -> dict[str, Rounded]:
         """The rounded weights of all units."""

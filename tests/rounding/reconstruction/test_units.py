@@ -8,7 +8,7 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import segments
 from qdit.errors import UserError
 from qdit.fit import Fit
-from qdit.fitting import quantize
+from qdit.method import quantize
 from qdit.model.dit import list_sites
 from qdit.rounding import AdaRound, Nearest
 from qdit.rounding.reconstruction import session

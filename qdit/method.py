@@ -1,0 +1,77 @@
+"""A method: a recipe with a search before it and a correction after it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from qdit.calibration import CalibrationData
+from qdit.correction import Correction, corrected
+from qdit.errors import UserError
+from qdit.fitting import fit_policy
+from qdit.model.base import DiffusionModel, Site
+from qdit.policies import Policy
+from qdit.quantized import Quantized
+from qdit.recipes import Recipe
+from qdit.search.base import Search
+from qdit.setting import Setting
+from qdit.storage.shelf import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Recipe):
+    """A recipe, and what finds its policy and corrects its output."""
+
+    search: Search | None = None
+    """Chooses group sizes or bits; None gives all sites those of `weight`, `activation` and the two bit-widths."""
+    correction: Correction | None = None
+    """Is fitted to the quantized model's predictions, and corrects them; None leaves them."""
+
+    def problems(self, sites: list[Site]) -> list[str]:
+        """What cannot work on a model with these sites, one sentence each."""
+        return super().problems(sites) or (self.search.problems(self, sites) if self.search is not None else [])
+
+    def misfits(self, sites: list[Site]) -> list[str]:
+        """See `Recipe`; a search has group sizes of its own."""
+        return super().misfits(sites) if self.search is None else []
+
+    @property
+    def needy(self) -> list[str]:
+        """See `Recipe`."""
+        return super().needy + ["search"] * (self.search is not None and self.search.needs_calibration)
+
+    def plan(self, sites: list[Site]) -> Policy:
+        """See `Recipe`; with a search, a policy that it might find."""
+        return super().plan(sites) if self.search is None else self.search.plan(self, sites)
+
+
+@torch.no_grad()
+def quantize(
+    model: DiffusionModel,
+    method: Method,
+    collect: Callable[[], CalibrationData],
+    folder: Place | None = None,
+    setting: Setting | None = None,
+) -> Quantized:
+    """Fit a method to a model; search a policy first and correct the output last, if the method has these parts.
+
+    Args:
+        model: the full-precision model; it is read, not changed.
+        method: the parts.
+        collect: makes the calibration data; called only if a part needs it.
+        folder: where finished blocks are saved, and found again by the same fit; None saves nothing.
+        setting: the run around a search or a correction; not needed without them.
+
+    Raises:
+        UserError: the method does not fit the model.
+    """
+    problems = method.problems(model.sites())
+    if problems:
+        raise UserError(*problems)
+    if method.search is None:
+        quantized = fit_policy(model, method, method.plan(model.sites()), collect, folder)
+    elif setting is None:
+        raise ValueError("a search needs its setting")
+    else:
+        quantized = method.search.quantize(model, method, collect, folder, setting)
+    return corrected(method.correction, model, quantized, setting)

@@ -1,0 +1,64 @@
+"""What a fit gives: a quantized model, as what differs from the full-precision one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qdit.execution import int8
+from qdit.model.base import DiffusionModel
+from qdit.nn.linear import QuantLinear, replaced
+from qdit.policies import Policy
+from qdit.sampler.hook import Hook
+from qdit.transform.base import Rewrite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """What a search found.
+
+    Args:
+        choice: a group size for each gene; empty if something else was chosen.
+        details: plain values for the record.
+        curves: for the record, each with x, y, stderr, xlabel and ylabel.
+    """
+
+    choice: tuple[int, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A fitted quantization: the policy and the layers that carry it out."""
+
+    policy: Policy
+    layers: dict[str, nn.Module]
+    """By linear site."""
+    attention: dict[str, nn.Module] = field(default_factory=dict)
+    """Attentions that round their operands, by the path of the processor that they replace."""
+    allocation: Allocation | None = None
+    """How a search found the policy."""
+    rewrite: Rewrite = field(default_factory=Rewrite)
+    """The full-precision network whose sites the layers replace."""
+    correction: Hook | None = None
+    """What the sampler does to the guided output (its `hook`); `installed` does not."""
+
+    @property
+    def executed(self) -> str:
+        """What multiplies in the layers now: `int8`, `simulated`, or `int8, simulated` where it is mixed.
+
+        Attentions that round their operands are simulated; a layer that is not a `QuantLinear` is told by its parts.
+        """
+        linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
+        integers = [int8() and layer.has_integers for layer in linear]
+        kinds = ["int8"] * any(integers) + ["simulated"] * (not all(integers) or bool(self.attention) or not integers)
+        return ", ".join(kinds)
+
+    @contextmanager
+    def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
+        """`model` with the quantized layers in place; full precision is back afterwards, bit for bit."""
+        with replaced(model.denoiser, {**self.rewrite.layers, **self.layers, **self.attention}):
+            yield model
