@@ -179,7 +179,7 @@ def qdit(words: list[str], monkeypatch) -> None:
         GlobalHydra.instance().clear()
         code = None
         try:
-            cli.main()
+            cli()
         except SystemExit as stop:
             code = stop.code
     assert not failures
