@@ -14,19 +14,6 @@ from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
 
-ROLES = (
-    "qkv",
-    "attn_out",
-    "ffn_up",
-    "ffn_down",
-    "cross_qkv",
-    "cross_out",
-    "adaln",
-    "embedder",
-    "final",
-)
-"""What a linear site does; a scope picks sites by it."""
-
 
 @dataclass(frozen=True)
 class Site:
@@ -35,9 +22,9 @@ class Site:
     name: str
     """Module path inside the denoiser."""
     role: str
-    """One of `ROLES`."""
+    """One of `qdit.model.roles.ROLES`."""
     block: int | None
-    """Transformer block, None outside the blocks."""
+    """Number of its transformer block, in the order in which they run; None outside the blocks."""
     in_features: int
     out_features: int
     tokens: int
@@ -48,6 +35,8 @@ class Site:
     Attention input 0, attention output 1, ffn up 2, ffn down 3; what prepares the block's conditioning is negative.
     Outside the blocks: the order of execution among the sites before, or after, the blocks.
     """
+    path: str | None = None
+    """Module path of its block; None outside the blocks."""
 
     @property
     def macs(self) -> int:
@@ -66,13 +55,15 @@ class Attention:
     name: str
     """Module path inside the denoiser."""
     block: int | None
-    """Transformer block, None outside the blocks."""
+    """Number of its transformer block, as a `Site`'s; None outside the blocks."""
     heads: int
     head_dim: int
     tokens: int
-    """Queries per sample."""
+    """Queries per sample, or per copy."""
     keys: int
-    """Keys and values per sample."""
+    """Keys and values per sample, or per copy."""
+    copies: int = 1
+    """Attentions of this kind in one sample, side by side: one a frame in a video's spatial blocks."""
 
     @property
     def sites(self) -> dict[str, str]:
@@ -87,7 +78,7 @@ class Attention:
     @property
     def macs(self) -> int:
         """Multiply-accumulates per sample and forward pass of either of the two products, q kᵀ and probs v."""
-        return self.heads * self.tokens * self.keys * self.head_dim
+        return self.copies * self.heads * self.tokens * self.keys * self.head_dim
 
 
 @dataclass(frozen=True)

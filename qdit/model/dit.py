@@ -18,29 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Producer, Site
 from qdit.model.checks import check_autoencoder, check_dit, check_schedule
+from qdit.model.derive import structure
 from qdit.model.files import check_class, load_module, locate, read_config, shapes
 from qdit.model.hub import at, named, short
-from qdit.nn.clock import Clock
+from qdit.model.loaded import Loaded
 
-# (path inside a block, role, stage), in forward order
-_BLOCK_SITES = (
-    ("norm1.emb.timestep_embedder.linear_1", "embedder", -3),
-    ("norm1.emb.timestep_embedder.linear_2", "embedder", -2),
-    ("norm1.linear", "adaln", -1),
-    ("attn1.to_q", "qkv", 0),
-    ("attn1.to_k", "qkv", 0),
-    ("attn1.to_v", "qkv", 0),
-    ("attn1.to_out.0", "attn_out", 1),
-    ("ff.net.0.proj", "ffn_up", 2),
-    ("ff.net.2", "ffn_down", 3),
-)
-_ONE_ROW = ("embedder", "adaln")
 _FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
 
 
@@ -159,10 +147,8 @@ def locate_vae(path: str, revision: str | None) -> Path:
     return root / "vae" if (root / "vae").is_dir() else root
 
 
-class LoadedDiT:
+class LoadedDiT(Loaded):
     """A DiT pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
-
-    modality = "image"
 
     def __init__(
         self,
@@ -172,40 +158,17 @@ class LoadedDiT:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(denoiser, autoencoder, schedule, device, dtype)
         config: Any = denoiser.config
-        vae: Any = autoencoder.config
-        if vae.latent_channels != config.in_channels:
-            raise UserError(
-                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
-                f"{config.in_channels}; set model.vae_path to the autoencoder that it was trained with"
-            )
-        self.denoiser, self.autoencoder = denoiser, autoencoder
-        self.device, self.dtype = device, dtype
-        self.clock = Clock()
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
-        self.image_size = config.sample_size * 2 ** (len(vae.block_out_channels) - 1)
         self.num_classes = self.null_class = config.num_embeds_ada_norm
-        self.learned_variance = config.out_channels == 2 * config.in_channels
-        self._schedule = schedule
-        self._sites = list_sites(denoiser)
-        self._attentions = list_attentions(denoiser)
-        self._producers = list_producers(self._sites, config.attention_head_dim)
 
-    def sites(self) -> list[Site]:
-        """Return every linear and the patch embedding, in forward order, as they were when the model was loaded."""
-        return list(self._sites)
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """Derive the sites and attentions."""
+        return structure(denoiser, one_sample)
 
-    def attentions(self) -> list[Attention]:
-        """Return the self-attention of every block."""
-        return list(self._attentions)
-
-    def producers(self) -> dict[str, Producer]:
-        """Return the layers that modulate the inputs of attention, feed-forward and final layer, or the values."""
-        return dict(self._producers)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        """Return the content of the pipeline's `scheduler_config.json`."""
-        return dict(self._schedule)
+    def list_producers(self, sites: list[Site]) -> dict[str, Producer]:
+        """Find the layers that modulate the inputs of attention, feed-forward and final layer, or the values."""
+        return list_producers(sites, self._attentions[0].head_dim)
 
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
@@ -214,49 +177,23 @@ class LoadedDiT:
         with self.clock.showing(t):
             return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
 
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> UInt8[Tensor, "B 3 H W"]:
-        """Decode sampled latents to pixels: clamp(127.5 x + 128, 0, 255), truncated, as DiT does.
 
-        Raises:
-            UserError: a latent or a pixel is not finite.
-        """
-        config: Any = self.autoencoder.config
-        latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
-        pixels = self.autoencoder.decode(latents, return_dict=False)[0]  # pyright: ignore[reportCallIssue]
-        broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        if broken:
-            raise UserError(
-                f"{len(broken)} of {len(pixels)} images are not finite after decoding (positions {broken[:8]}): the "
-                "sampled latents diverged. Try more bits, a narrower scope, or dtype=float32"
-            )
-        return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
+def one_sample(denoiser: nn.Module) -> Any:
+    """Call a DiT on the meta device."""
+    config: Any = denoiser.config
+    side = config.sample_size
+    zero = torch.zeros(1, dtype=torch.long, device="meta")
+    return denoiser(torch.empty(1, config.in_channels, side, side, device="meta"), timestep=zero, class_labels=zero)
 
 
 def list_sites(denoiser: nn.Module) -> list[Site]:
     """Describe each linear of a diffusers DiT, in the order in which a forward pass first uses it."""
-    config: Any = denoiser.config
-    tokens = (config.sample_size // config.patch_size) ** 2
-
-    def site(name: str, role: str, block: int | None, stage: int, rows: int) -> Site:
-        weight = denoiser.get_parameter(f"{name}.weight")
-        return Site(name, role, block, weight[0].numel(), weight.shape[0], rows, stage)
-
-    blocks = [
-        site(f"transformer_blocks.{i}.{path}", role, i, stage, 1 if role in _ONE_ROW else tokens)
-        for i in range(config.num_layers)
-        for path, role, stage in _BLOCK_SITES
-    ]
-    first = site("pos_embed.proj", "embedder", None, 0, tokens)
-    return [first, *blocks, site("proj_out_1", "final", None, 0, 1), site("proj_out_2", "final", None, 1, tokens)]
+    return structure(denoiser, one_sample)[0]
 
 
 def list_attentions(denoiser: nn.Module) -> list[Attention]:
     """Describe the attentions of a diffusers DiT: one per block, of all tokens to all tokens."""
-    config: Any = denoiser.config
-    tokens = (config.sample_size // config.patch_size) ** 2
-    shape = config.num_attention_heads, config.attention_head_dim, tokens, tokens
-    return [Attention(f"transformer_blocks.{i}.attn1", i, *shape) for i in range(config.num_layers)]
+    return structure(denoiser, one_sample)[1]
 
 
 def list_producers(sites: list[Site], head_dim: int = 1) -> dict[str, Producer]:
@@ -268,7 +205,7 @@ def list_producers(sites: list[Site], head_dim: int = 1) -> dict[str, Producer]:
     """
     found: dict[str, Producer] = {}
     for site in sites:
-        width, block = site.in_features, f"transformer_blocks.{site.block}"
+        width, block = site.in_features, site.path
         if site.role == "qkv":
             found[site.name] = Producer(f"{block}.norm1.linear", linear=(0,), one_plus=(width,))
         elif site.role == "attn_out":

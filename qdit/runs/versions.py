@@ -6,7 +6,8 @@ again, and none is taken for another:
 * a part whose numbers changed has a version above 1, which enters the hashes of the runs that have this part, and of
   no other;
 * a config key that is new has a neutral value, with which everything is as it was without the key; hashes leave it out
-  then.
+  then;
+* a scope may name roles, and a last layer, that only other families have: they are left out where the model is a DiT.
 
 Imports no torch: a finished run is recognised at once.
 """
@@ -14,6 +15,8 @@ Imports no torch: a finished run is recognised at once.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from qdit.model.roles import DIT, ROLES
 
 Tree = dict[str, Any]
 
@@ -72,6 +75,7 @@ VERSIONS: tuple[Version, ...] = (
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
 )
 
+_DIT = "qdit.model.dit.DiT"
 NEUTRAL: Mapping[str, Any] = {"model.vae_revision": None}
 """New keys by their dotted path in the config, with their neutral value."""
 
@@ -89,6 +93,11 @@ def versioned(chosen: Tree, config: Tree) -> Tree:
         config: the whole resolved config.
     """
     kept = without_neutral(chosen)
+    if "scope" in kept and config.get("model", {}).get("_target_") == _DIT:
+        scope = kept["scope"]
+        roles = [role for role in scope["roles"] if role not in ROLES or role in DIT]
+        include = [pattern for pattern in scope["include"] if pattern != "proj_out"]
+        kept["scope"] = scope | {"roles": roles, "include": include}
     return kept | {"versions": found} if (found := versions(config)) else kept
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
+from qdit.model.roles import chosen, is_role
+
 if TYPE_CHECKING:
     from qdit.model.base import Site
 
@@ -13,7 +15,7 @@ class Scope:
     """The sites to quantize.
 
     Args:
-        roles: roles that are quantized (see `qdit.model.base.ROLES`).
+        roles: roles that are quantized (see `qdit.model.roles.ROLES`).
         include: name patterns (`fnmatch`) quantized whatever their role.
         exclude: name patterns kept in full precision whatever their role.
     """
@@ -26,7 +28,7 @@ class Scope:
         """Why a site stays in full precision; None if it is quantized."""
         if (pattern := self.excluding(site.name)) is not None:
             return f"scope.exclude has {pattern}"
-        if any(fnmatch(site.name, pattern) for pattern in self.include) or site.role in self.roles:
+        if any(fnmatch(site.name, pattern) for pattern in self.include) or chosen(site.role, self.roles):
             return None
         return f"{site.role} is not in scope.roles"
 
@@ -38,12 +40,18 @@ class Scope:
         return next((pattern for pattern in self.exclude if fnmatch(name, pattern)), None)
 
     def problems(self, sites: "list[Site]") -> list[str]:
-        """Roles and patterns that match nothing in a model with these sites, one sentence each."""
+        """Patterns, and names of roles, that match nothing in a model with these sites, one sentence each.
+
+        A role that other families have is none, and of the patterns of `include` one is enough: a scope serves many.
+        """
         known = sorted({s.role for s in sites})
-        found = [f"scope.roles has {r!r}; this model has {', '.join(known)}" for r in self.roles if r not in known]
+        found = [f"scope.roles has {r!r}; this model has {', '.join(known)}" for r in self.roles if not is_role(r)]
+        if self.roles and not found and not any(chosen(role, self.roles) for role in known):
+            found = [f"scope.roles has {', '.join(self.roles)}; this model has {', '.join(known)}"]
+        included = any(fnmatch(s.name, p) for s in sites for p in self.include)
         return found + [
             f"scope pattern {p!r} matches none of the model's {len(sites)} sites; names look like {sites[-1].name}"
-            for p in (*self.include, *self.exclude)
+            for p in (*(() if included else self.include), *self.exclude)
             if not any(fnmatch(s.name, p) for s in sites)
         ]
 

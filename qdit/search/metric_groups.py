@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from qdit.eval.paired import PairedMetric
-from qdit.model.base import ROLES
+from qdit.model.roles import ROLES, chosen, is_role
 from qdit.search.space import Gene
 
 
@@ -20,7 +20,7 @@ class MetricGroup:
 
     Args:
         metric: compares samples with those of full precision on the same noise.
-        roles: of its sites (see `qdit.model.base.ROLES`); a model without such sites does not have the group.
+        roles: of its sites (see `qdit.model.roles.ROLES`); a model without such sites does not have the group.
         sites: name patterns (`fnmatch`) that belong to the group whatever their role.
         widths: bits that its sites may have, of those on offer; None for all.
     """
@@ -36,7 +36,7 @@ def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[
     found: dict[str, list[int]] = {name: [] for name in groups}
     for number, gene in enumerate(genes):
         named = [name for name, group in groups.items() if any(fnmatch(gene.name, p) for p in group.sites)]
-        played = [name for name, group in groups.items() if gene.sites[0].role in group.roles]
+        played = [name for name, group in groups.items() if chosen(gene.sites[0].role, group.roles)]
         for name in (named + played)[:1]:
             found[name].append(number)
     return {name: numbers for name, numbers in found.items() if numbers}
@@ -55,7 +55,7 @@ def by_gene(parts: Mapping[str, Sequence[int]]) -> dict[int, str]:
 
 def problems(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> list[str]:
     """Sites without a group and unknown roles, a sentence each."""
-    unknown = sorted({role for group in groups.values() for role in group.roles} - set(ROLES))
+    unknown = sorted({role for group in groups.values() for role in group.roles if not is_role(role)})
     found = [f"search.groups has roles {', '.join(unknown)}; choose from {', '.join(ROLES)}"] if unknown else []
     taken = {number for numbers in partition(groups, genes).values() for number in numbers}
     left = [gene for number, gene in enumerate(genes) if number not in taken]

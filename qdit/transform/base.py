@@ -57,7 +57,7 @@ class Transform(Protocol):
 
     @property
     def roles(self) -> Sequence[str]:
-        """Of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`)."""
+        """Of the sites that are transformed, if they are quantized (see `qdit.model.roles.ROLES`)."""
         ...
 
     @property

@@ -201,7 +201,7 @@ class Drafted(ABC):
 
     Args:
         name: what tables call it.
-        roles: of the sites that are transformed, if they are quantized (see `qdit.model.base.ROLES`).
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.roles.ROLES`).
     """
 
     name: str

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import changed_input, watching
 from qdit.model.base import DiffusionModel, Site
+from qdit.model.roles import chosen as role_chosen
+from qdit.model.roles import is_role
 from qdit.seeding import generator
 
 
@@ -34,7 +36,7 @@ class Input:
 
 def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) -> list[Input]:
     """The inputs of quantized `sites` with one of the roles, in forward order."""
-    wanted = {site.name for site in sites if site.role in roles}
+    wanted = {site.name for site in sites if role_chosen(site.role, roles)}
     groups = groupby(model.sites(), key=lambda s: (s.block, s.role, s.stage))
     every = (tuple(readers) for _, readers in groups)
     found = (Input(readers, tuple(s for s in readers if s.name in wanted)) for readers in every)
@@ -54,7 +56,7 @@ def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | N
 def role_problems(roles: list[str], sites: list[Site]) -> list[str]:
     """Roles that the model does not have, one sentence each."""
     known = sorted({s.role for s in sites})
-    return [f"transform.roles has {r!r}; this model has {', '.join(known)}" for r in roles if r not in known]
+    return [f"transform.roles has {r!r}; this model has {', '.join(known)}" for r in roles if not is_role(r)]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.model.roles import chosen
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.seeding import generator
 from qdit.transform.folding import Draft, Drafted
@@ -74,7 +75,7 @@ class Hadamard(Drafted):
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
         found = super().problems(sites)
-        widths = {s.in_features: s.name for s in sites if s.role in self.roles}
+        widths = {s.in_features: s.name for s in sites if chosen(s.role, self.roles)}
         for channels, name in widths.items():
             try:
                 split(self.block or channels)

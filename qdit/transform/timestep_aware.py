@@ -24,6 +24,7 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.model.roles import chosen
 from qdit.nn.switch import Now, TimedLinear
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
 from qdit.transform.base import Rewrite, Transform
@@ -110,7 +111,7 @@ class TimestepAware:
 
     def bases(self, role: str) -> int:
         """See `Transform`: one for each range, where the transform has the role."""
-        return self.ranges if role in self.roles else 1
+        return self.ranges if chosen(role, self.roles) else 1
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""

@@ -14,8 +14,8 @@ from torch import nn
 
 from qdit.errors import UserError
 from qdit.model import files
-from qdit.model.base import ROLES
 from qdit.model.dit import DiT
+from qdit.model.roles import ROLES
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))

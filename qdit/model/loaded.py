@@ -1,0 +1,102 @@
+"""What loaded pipelines of all families have in common: parts, structure, decoding.
+
+An adapter of a family is a subclass with a `denoise`, and an option (a dataclass with `load`) that makes it. The sites,
+attentions and folds are those of the network as it was when it was loaded.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from qdit.errors import UserError
+from qdit.model.base import Attention, Producer, Site
+from qdit.nn.clock import Clock
+
+
+class Loaded:
+    """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
+
+    modality: ClassVar[str] = "image"
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        autoencoder: nn.Module,
+        schedule: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        config: Any = denoiser.config
+        vae: Any = autoencoder.config
+        if vae.latent_channels != config.in_channels:
+            raise UserError(
+                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
+                f"{config.in_channels}; set model.vae_path to the autoencoder that it was trained with"
+            )
+        self.denoiser, self.autoencoder = denoiser, autoencoder
+        self.device, self.dtype = device, dtype
+        self.clock = Clock()
+        self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
+        self.image_size: int = config.sample_size * 2 ** (len(vae.block_out_channels) - 1)
+        self.learned_variance: bool = config.out_channels == 2 * config.in_channels
+        self._schedule = schedule
+        self._sites, self._attentions = self.structure(denoiser)
+        self._producers = self.list_producers(self._sites)
+
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """The network's sites and attentions in forward order."""
+        raise NotImplementedError
+
+    def list_producers(self, sites: list[Site]) -> dict[str, Producer]:
+        """Which layer makes each site's input up to a scale: in every family, the values an attention's output."""
+        heads = {attention.name: attention.head_dim for attention in self._attentions}
+        found = {}
+        for site in sites:
+            attention = site.name.removesuffix(".to_out.0")
+            if site.role in ("attn_out", "cross_out") and attention in heads:
+                found[site.name] = Producer(f"{attention}.to_v", linear=(0,), mixing=heads[attention])
+        return found
+
+    def sites(self) -> list[Site]:
+        """Every linear and the patch embedding, in forward order, as they were when the model was loaded."""
+        return list(self._sites)
+
+    def attentions(self) -> list[Attention]:
+        """Every attention, in forward order."""
+        return list(self._attentions)
+
+    def producers(self) -> dict[str, Producer]:
+        """The layers that make a site's input up to a scale, by site."""
+        return dict(self._producers)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The content of the pipeline's `scheduler_config.json`."""
+        return dict(self._schedule)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B *latent"]) -> UInt8[Tensor, "B *frames 3 H W"]:
+        """Decode sampled latents to pixels: clamp(127.5 x + 128, 0, 255), truncated, as DiT does.
+
+        Clips [B, C, F, h, w] are decoded frame by frame, a sample at a time, into [B, F, 3, H, W].
+
+        Raises:
+            UserError: a latent or a pixel is not finite.
+        """
+        if latents.ndim == 5:
+            clips = latents.transpose(1, 2)  # [B, F, C, h, w]
+            return torch.stack([self._pixels(clip, f"frames of clip {n}") for n, clip in enumerate(clips)])
+        return self._pixels(latents, "images")
+
+    def _pixels(self, latents: Float[Tensor, "B C h w"], what: str) -> UInt8[Tensor, "B 3 H W"]:
+        config: Any = self.autoencoder.config
+        latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
+        pixels = self.autoencoder.decode(latents, return_dict=False)[0]  # pyright: ignore[reportCallIssue]
+        broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if broken:
+            raise UserError(
+                f"{len(broken)} of {len(pixels)} {what} are not finite after decoding (positions {broken[:8]}): the "
+                "sampled latents diverged. Try more bits, a narrower scope, or dtype=float32"
+            )
+        return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
