@@ -1,4 +1,4 @@
-"""The files that come with qdit, and where reference statistics lie. Imports no torch."""
+"""Where the files that are shipped with qdit are, and where reference statistics are found. Imports no torch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: it is shown as a message, without a traceback, with exit code 2."""
+"""`UserError`, for mistakes that the user can correct: shown as a message without a traceback, with exit code 2."""
 
 import unicodedata
 

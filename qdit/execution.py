@@ -1,8 +1,8 @@
-"""What multiplies: the machine's int8 instructions where it has them, else floating point on rounded values.
+"""How quantized layers multiply: by int8 instructions where the machine has them, else simulated in floating point.
 
-Both give the same products but for the last bits, which flip roundings behind them; a record says which ran
-(`cost.executed`), and no run mixes them (`stamp`). A switch of the process, as
-torch's own for reduced precision are, because layers are run by code that knows nothing of qdit.
+Both give the same products up to the last bits; but these can flip later roundings, so a record says which one ran
+(`cost.executed`), and no run mixes them (`stamp`). It is a switch of the whole process, as torch's own switches for
+reduced precision are, because layers are called by code that knows nothing of qdit.
 """
 
 import ctypes

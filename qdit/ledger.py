@@ -1,12 +1,13 @@
 """The cost ledger: effective bits, bytes and BitOps of a policy with everything counted.
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
-does not. Storage: codes at their bits, a 16-bit scale a row, a zero point of the code's bits a row where the grid is
-asymmetric, everything else at 16 bits; a weight whose bits or basis change over time once for each. BitOps: multiply-
-accumulates of one forward pass of one sample times the bits of both factors: weight and input, queries and keys,
-probabilities and values (no dequantization is counted). What a transform leaves to be done at run time counts with
-both: factors, signs and branches at 16 bits a value (a bit a sign), and its multiplications and additions, each as a
-multiply-accumulate of 16 x 16 bits. A low-rank branch is a part of its layer's weight, and counts in its mean bits.
+counts them. Storage: codes at their bits; for each row (of `qdit.quant.spec`) a 16-bit scale and, where the grid is
+asymmetric, a zero point of as many bits as a code; everything else at 16 bits. A weight whose bits or basis change over
+time is counted once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of both
+factors: weight and input, queries and keys, probabilities and values (dequantization is not counted). What a transform
+does at run time is counted in both: factors and branches at 16 bits per value, signs at one bit, and its
+multiplications and additions, each as a multiply-accumulate of 16 x 16 bits. A low-rank branch is part of its layer's
+weight, and counts in its mean bits.
 """
 
 from collections.abc import Sequence

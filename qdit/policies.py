@@ -1,6 +1,7 @@
-"""`Policy`: the whole decision of a quantization, site by site, as plain values that are saved beside the result.
+"""`Policy`: how each site is quantized (bits, granularity, grid), as plain values that are saved beside the result.
 
-A site's weight may depend on the timestep (`Span`): mixed precision over ranges of the sampling trajectory.
+It is what other tools call a quantization config per layer, or a bit allocation. A site's weight may depend on the
+timestep (`Span`): mixed precision over ranges of the sampling trajectory.
 """
 
 from collections.abc import Mapping

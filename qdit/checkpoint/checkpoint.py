@@ -1,11 +1,12 @@
-"""A quantized model on disk, for every recipe: what is different from the base model, and nothing of the base model.
+"""A quantized model on disk, for every recipe: only what differs from the base model.
 
-A folder with two files. `quantized.safetensors` holds codes (packed, at their bits), scales, zero points, biases, the
-grids of static inputs, corrections, and the factors of a transform; `quantized.json` (`qdit.checkpoint.manifest`) says
-what they are. Loading needs the base model with the very weights, and neither calibration data nor a recipe: layers are
-put together from their codes, and a transform, which is a function of the weights and its factors, is carried out again
-(what it leaves in full precision is compared with what it was). The outputs are those of the model that was saved, bit
-for bit. Nothing is unpickled: `qdit.checkpoint.serialize` says what may be in the files.
+A checkpoint is a folder with two files. `quantized.safetensors` holds codes (packed, at their bits), scales, zero
+points, biases, the grids of static inputs, corrections, and the factors of a transform; `quantized.json`
+(`qdit.checkpoint.manifest`) says what they are. Loading needs the base model with exactly the same weights, and neither
+calibration data nor a recipe: layers are assembled from their codes, and a transform, which is a function of the
+weights and its factors, is carried out again (and what it leaves in full precision is compared with its digest). The
+outputs are those of the model that was saved, bit for bit. Nothing is unpickled: `qdit.checkpoint.serialize` says what
+may be in the files.
 
     save(quantized, folder, provenance(model))           quantized = load(folder, model)
 """
@@ -42,7 +43,7 @@ def provenance(model: DiffusionModel, **about: Any) -> dict[str, Any]:
 
 
 def identity(model: DiffusionModel) -> dict[str, Any]:
-    """What tells a base model from another one: a digest of its denoiser's weights, and their dtype."""
+    """What identifies a base model: a digest of its denoiser's weights, and their dtype."""
     return {"digest": tensors_digest(model.denoiser.state_dict()), "dtype": str(model.dtype).removeprefix("torch.")}
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint says of itself, compared with what is in it: labels of tables are derived, not believed.
+"""Consistency of a checkpoint: what it claims about itself is compared with what is in it.
 
-`quantized.json` says three times what was quantized: in the layers, whose codes and quantizers compute the outputs; in
-the policy, from which costs are counted; and in the config of the run that saved it, from which tables take names and
-bits. Whoever edits one of them can make the digest right again, but not the others agree. Imports no torch.
+`quantized.json` states three times what was quantized: in the layers, whose codes and quantizers compute the outputs;
+in the policy, from which costs are counted; and in the config of the run that saved it, from which tables take names
+and bits. Somebody who edits one of them can recompute the digest, but the three then no longer agree. Imports no torch.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The classes that a checkpoint may hold, and what their instances have: a file can name no others.
+"""The classes that a checkpoint may hold, with the attributes of their instances: a file can name no others.
 
-A class of qdit that is to be saved has its line here. One of your own is declared where it is defined, and that module
-is imported before a checkpoint with it is loaded:
+A class of qdit that can be saved has its line here. One of your own is declared where it is defined, and that module
+must be imported before a checkpoint that holds it is loaded:
 
     from qdit.checkpoint.known import declare
 

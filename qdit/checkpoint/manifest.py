@@ -1,9 +1,9 @@
-"""The readable half of a checkpoint, `quantized.json`: where it lies, whether it is whole, and what run it came from.
+"""The readable half of a checkpoint, `quantized.json`: finding it, checking it, and the run that it came from.
 
 Its keys: `format`; `base`, the model that it belongs to; `policy`, every site's bits and grid; `model`, layers and all
 else (`qdit.checkpoint.serialize`); `tensors`, size and digest of `quantized.safetensors`; `provenance`, the config, the
-code and the versions of the run that saved it; `digest`, of all this. Imports no torch, so that a config is understood
-at once.
+code and the versions of the run that saved it; `digest`, of all this. Imports no torch, so that a config with
+`quantizer=load` can be checked at once.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Objects as plain JSON values beside named tensors, and back again, without pickle.
+"""Serialize objects as plain JSON values beside named tensors, and read them back, without pickle.
 
-A module is its class's name, its attributes, buffers, parameters and children; a dataclass is its fields. The class
-must be one of those in `qdit.checkpoint.known`; its state is plain values, tensors, and such objects again. What is met
-twice is stored once, so that q, k and v go on sharing the module that rounds their input. Rounded weights are packed,
-code by code. Left out: hooks.
+A module becomes its class's name, its attributes, buffers, parameters and children; a dataclass becomes its fields. The
+class must be one of those in `qdit.checkpoint.known`; its state consists of plain values, tensors, and such objects. An
+object that occurs twice is stored once, so that q, k and v still share the quantizer of their input. Codes of rounded
+weights are bit-packed. Left out: hooks.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The design table: a row a recipe, a column a component group, read from the configs. Imports no torch.
+"""The design table: a row per recipe, a column per component group, read from the configs. Imports no torch.
 
     qdit-design                                         print it, as Markdown
     qdit-design --config-dir mine                       with the recipes of a folder of one's own

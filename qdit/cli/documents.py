@@ -1,7 +1,7 @@
-"""Documents of which a command writes parts, so that they stay in step with what they tell of. Imports no torch.
+"""Documents with generated parts, so that they stay in step with the configs and results. Imports no torch.
 
-A part stands between two lines, such as `<!-- qdit-design: recipes -->` and `<!-- /qdit-design -->`: the command, and
-what it is asked for.
+A part stands between two markers, such as `<!-- qdit-design: recipes -->` and `<!-- /qdit-design -->`: the command that
+writes it, and what it is asked for.
 """
 
 import re

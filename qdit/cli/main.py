@@ -1,6 +1,6 @@
-"""The console script `qdit`: takes signals and words as they were meant, and hands over to `qdit.cli.command`.
+"""The console script `qdit`: handles signals and quotes words that Hydra would misread, then calls `qdit.cli.command`.
 
-Imports nothing beyond the standard library until signals are taken care of.
+Imports nothing beyond the standard library until signal handlers are installed.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What surrounds a multirun: a writable place before it, its table and an honest exit code after it.
+"""The Hydra callback of a multirun: checks its cells and folder before; prints its table, sets the exit code after.
 
 Hydra calls it in the controller (`hydra.callbacks.table`). Jobs record their own failure in result.json and let the
 sweep go on, so the exit code is decided here. Imports no torch; pandas only when there is a table to print.

@@ -13,7 +13,7 @@ from qdit.model.base import DiffusionModel
 
 @dataclass(kw_only=True)
 class Dataset:
-    """Classes of equal frequency and without names; a data set that knows more is a subclass."""
+    """A data set with classes of equal frequency and without names; one that has more information is a subclass."""
 
     name: str
     num_classes: int
@@ -37,7 +37,7 @@ class Dataset:
         return [f"class {i}" for i in range(self.num_classes)]
 
     def protocol(self) -> str:
-        """Name what changes the labels, readably."""
+        """Describe, for the protocol, everything that changes the labels."""
         return f"{self.name}|labels={type(self.strategy).__name__.removesuffix('Labels').lower()}"
 
     def check(self, model: DiffusionModel) -> list[str]:

@@ -1,7 +1,7 @@
-"""What the embedded text models are asked for: the emoji by name, and clips as name and motion.
+"""Prompts of the embedded text models: the emoji's names, and for clips a name and a motion.
 
-A twentieth of the pairs of emoji and motion is kept out of the training of the clip model, so that a score can ask
-whether it puts together what it knows: both were seen, their pair was not.
+A twentieth of the pairs of emoji and motion is held out from the training of the clip model, so that a score can
+measure compositional generalization: the model has seen both parts, but not their pair.
 """
 
 import hashlib

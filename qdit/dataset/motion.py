@@ -1,8 +1,8 @@
 """Clips of exact motion: an emoji moved by a known affine map for each frame, and back, a motion read off pixels.
 
 A clip [T, 3, 32, 32] is one emoji at 20 px on white; its offset, scale, angle and opacity in every frame follow from
-one of twelve phrases. So nothing has to be stored, and what a model's clip shows can be compared with what was asked
-for, without a network: `read_motion` gives the phrase that explains a clip best.
+one of twelve phrases. So nothing has to be stored, and the clip of a model can be compared with its prompt without a
+network: `read_motion` gives the phrase that explains a clip best.
 """
 
 import math

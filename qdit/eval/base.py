@@ -1,4 +1,4 @@
-"""What the parts of an evaluation say to each other: samples in, one `Result` for each metric out.
+"""Interfaces of an evaluation: from `Samples` a `Metric` computes one `Result`.
 
 Everything is ordered by sample index 0..n-1; sample i has the same noise and label in every run of a protocol, which
 is what makes differences to full precision paired.
@@ -21,7 +21,7 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One number with its error bar; `delta` is the paired difference to full precision, None where it has no sense."""
+    """One number with its error bar; `delta` is the paired difference to full precision, None where there is none."""
 
     value: float
     stderr: float | None

@@ -2,8 +2,9 @@
 
 Protocols follow ADM's evaluator (guided-diffusion): all samples against the whole reference, unbiased covariances, IS
 in chunks of 5000, k = 3. Each value has a delete-a-group jackknife error, and its difference to full precision a paired
-one. At usual n most of an FID, and nearly all of an sFID, is bias of the estimator: compare equal n only, read it
-beside the real-against-real floor (`qdit-refs floor`), or use `FIDInfinity`, which removes the bias of order 1/n.
+one. At usual n most of an FID, and nearly all of an sFID, is bias of the estimator. So compare at equal n only, read it
+beside the floor, which is the score of real images at that n (`qdit-refs floor`), or use `FIDInfinity`, which removes
+the bias of order 1/n.
 """
 
 from abc import abstractmethod

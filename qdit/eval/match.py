@@ -1,4 +1,4 @@
-"""Is what a picture shows what was asked for? Ranks of the asked thing among all that there are, by features."""
+"""Retrieval rank: does an image show what its prompt asked for? Ranks it among all known images, by their features."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ranks(features: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], asked: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """How many of the bank are nearer to each feature than the one that was asked for, by cosine: 0 is a match.
+    """How many entries of the bank are nearer to each feature, by cosine, than the one asked for: 0 is a match.
 
     Chance has a mean of (N - 1) / 2. `ranks < 5` is a match among the first five.
     """

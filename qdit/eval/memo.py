@@ -1,4 +1,4 @@
-"""Remember what several metrics share: the jackknife of features, and the comparison of two sets image by image.
+"""Memoize what several metrics share: the jackknife of features, and the comparison of two sets image by image.
 
 FID and its bias-corrected value share one jackknife, precision and recall one search, and in a sweep every run
 compares itself with the same full-precision features. Their keys are digests of the bytes, so a stale hit is

@@ -1,8 +1,8 @@
 """Fidelity to full precision, sample by sample, on the same noise and labels: the main instrument at small n.
 
-Per sample, then mean and standard error over samples; the mean of decibels is not the decibel of the pooled error. Not
-applicable to full precision itself. Left out: LPIPS, whose backbone is in no package. PSNR and SSIM share one pass over
-the images, because decoding costs far more than either.
+Each metric has a value per sample, whose mean and standard error are taken; the mean of decibels is not the decibel of
+the pooled error. They do not apply to full precision itself. Left out: LPIPS, whose backbone comes with no package.
+PSNR and SSIM share one pass over the images, because decoding costs far more than either.
 """
 
 from abc import abstractmethod

@@ -2,9 +2,9 @@
 
 A set's manifold is the union of balls around its points, each reaching to the third nearest other point. Precision is
 the share of generated points inside the reference's manifold; recall the share of reference points inside the
-generated one. Euclidean distances in float32, about the reference's mean, in tiles; ADM's float16 distances, which move
-either number by .001 to .0024, are left out. Both numbers depend on both sizes: compare only equal n against the same
-reference.
+generated one. Distances are Euclidean, in float32, centred at the reference's mean, and computed in tiles. Left out:
+ADM's float16 distances, which change either number by .001 to .0024. Both numbers depend on the sizes of both sets:
+compare only equal n against the same reference.
 """
 
 import torch

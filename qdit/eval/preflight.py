@@ -1,7 +1,7 @@
-"""Everything an evaluation needs, checked and gathered before the first sample is drawn.
+"""Everything that an evaluation needs, checked and gathered before the first sample is drawn.
 
-A missing weight file found after a night of sampling is the classical failure; here every problem of every metric
-comes in one message, first.
+A missing weight file that is only noticed after a night of sampling is the classical failure. Here every problem of
+every metric is reported beforehand, in one message.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Statistics of real images under one extractor: what distribution metrics measure the distance to.
+"""Reference statistics: those of real images under one extractor, to which distribution metrics measure the distance.
 
 File: safetensors with the provenance as JSON in its header. `pooled` features are kept in float16 (KID, precision and
 recall need them); where they are all of the data, `mu` and `sigma` are computed from them at load and not stored,

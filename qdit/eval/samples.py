@@ -1,9 +1,9 @@
 """A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
 
 A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. A chunk
-that is damaged, or that another machine, library or execution made (`qdit.execution.stamp`), is made again. Processes
-that share a set make each chunk once: one works, the others wait. Images are never stored: the decoder, which is
-deterministic, makes them of the latents, which are smaller.
+that is damaged, or that was made on another machine, library version or execution (`qdit.execution.stamp`), is made
+again. Processes that share a set make each chunk once: one works, the others wait. Images are never stored: the
+deterministic decoder makes them from the latents, which are smaller.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class SampleSet:
     Args:
         shelf: where the chunks are, what they are of and what makes them.
         n: number of samples.
-        chunk: samples a chunk (the sampling batch size).
+        chunk: samples per chunk (the sampling batch size).
         generate: indices -> final latents [B, C, h, w]; called for missing chunks only.
         decode: latents -> uint8 images [B, 3, H, W].
         extract: extractor name -> (images -> features by name).

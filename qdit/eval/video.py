@@ -1,4 +1,4 @@
-"""Metrics of videos that need no weights. Image models are refused by the modality check before any sampling."""
+"""Video metrics that need no weights. Image models are refused by the modality check before any sampling."""
 
 from typing import TYPE_CHECKING, ClassVar
 

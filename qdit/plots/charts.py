@@ -22,7 +22,7 @@ _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
 
 
 def by_bits(study: Study, metric: str, path: Path) -> Path:
-    """Draw a metric at each bit-width: a panel with a scale of its own, a row a method, in its family's colour.
+    """Draw a metric at each bit-width: a panel with a scale of its own, a row per method, in its family's colour.
 
     Bars are two standard errors; the dashed line is full precision.
     """
@@ -53,7 +53,7 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
 
 
 def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
-    """Draw a metric against a column of the cost ledger: a point a method and bit-width, the Pareto front as a line.
+    """Draw a metric against a column of the cost ledger: a point per method and bit-width, the Pareto front as a line.
 
     Colours are families, markers bit-widths; the points of the front have their names, or all where they are few.
     """
@@ -89,8 +89,9 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
 def over_time(study: Study, bits: str, path: Path) -> Path | None:
     """Draw the error of every method at one bit-width over the timesteps, in the order of sampling.
 
-    The curves are the records' `sqnr_per_timestep`; on the right they are relative to the median of the methods, whose
-    differences are small beside what all of them lose towards the image. None where no run has a curve.
+    The curves are the records' `sqnr_per_timestep`. On the right they are relative to the median of the methods,
+    because differences between methods are small compared with what all of them lose towards the image. Returns None
+    where no run has a curve.
     """
     rows = study.at(bits)
     curves = {name: found for name, row in rows.items() if (found := curve(row, CURVE)) is not None}

@@ -1,4 +1,4 @@
-"""Samples of every method side by side: a row a method, a column one noise and class, full precision on top."""
+"""Samples of every method side by side: a row per method, a column per noise and class, full precision on top."""
 
 import sys
 from pathlib import Path

@@ -37,7 +37,7 @@ def sample_grid(
 
 
 def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
-    """Draw the SQNR of each layer's output over the depth: a line a role, a marker a layer.
+    """Draw the SQNR of each layer's output over the depth: a line per role, a marker per layer.
 
     Args:
         layers: the record's `layers`: site, role, block (None outside the blocks), sqnr in dB.
@@ -65,7 +65,7 @@ def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | No
 
 
 def group_map(groups: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
-    """Draw the group sizes that a search chose: a column a block, a row a kind of site, darker for larger groups.
+    """Draw the group sizes that a search chose: a column per block, a row per kind of site, darker for larger groups.
 
     Args:
         groups: the record's `search.groups`: role, stage, block (None outside) and group_size of each gene.
@@ -94,7 +94,7 @@ def group_map(groups: Sequence[Mapping[str, Any]], path: Path, title: str | None
 
 
 def bit_map(bits: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:
-    """Draw what a search for bits measured and chose: a row a site, a column a bit-width and range, darker for harm.
+    """Draw what a search for bits measured and chose: a row per site, a column per bit-width and range, dark is harm.
 
     Shades are of the logarithm of the loss within each group of sites, because groups have different metrics;
     a line parts them. A dot marks what was chosen. Bits that a group does not offer are left blank.

@@ -1,4 +1,4 @@
-"""What a study's figures show: a row a method and bit-width, averaged over seeds, under one protocol."""
+"""The data behind a study's figures: a row per method and bit-width, averaged over seeds, under one protocol."""
 
 import json
 from collections.abc import Sequence

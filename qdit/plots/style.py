@@ -1,7 +1,7 @@
-"""One look for all figures: Okabe and Ito's colours, which readers with any colour vision tell apart; quiet axes.
+"""One style for all figures: plain axes, and Okabe and Ito's colours, which all readers can tell apart.
 
-Families of methods have a colour each; where lines are many, names stand at their ends instead of in a legend. Figures
-are drawn without a display (Agg) and written atomically. Imports no torch.
+Each family of methods has a colour. Where there are many lines, their names stand at the ends instead of in a legend.
+Figures are drawn without a display (Agg) and written atomically. Imports no torch.
 """
 
 import io

@@ -1,8 +1,9 @@
-"""What makes two runs the same, and two numbers of a metric comparable, as digests.
+"""Identity of runs and of metrics, as digests: which runs are the same, and which numbers of a metric are comparable.
 
-A run's id is a digest of its science. What a metric's number depends on besides the samples is one, too: a record keeps
-it with each metric, so that a number made with another reference is computed again and never shares a column of a table
-with the new ones. Imports no torch: a finished run is recognised at once.
+A run's id is a digest of its *science*, the part of its config that results depend on. What a metric's number depends
+on besides the samples has a digest, too: a record keeps it with each metric, so that a number made with another
+reference is computed again and never shares a column of a table with the new ones. Imports no torch: a finished run is
+recognised at once.
 """
 
 from copy import deepcopy

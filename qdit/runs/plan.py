@@ -1,4 +1,4 @@
-"""`qdit dry=true`: what would be quantized, at which bits and cost, and what stays in full precision and why."""
+"""The plan that `qdit dry=true` prints: what would be quantized, at which bits and cost; what would not, and why."""
 
 import re
 from collections.abc import Sequence

@@ -4,9 +4,9 @@ A run's id, and the keys of what runs share, are hashes of whole config groups. 
 again, and none is taken for another:
 
 * a part whose numbers changed has a version above 1, which enters the hashes of the runs that have this part, and of
-  no other;
-* a config key that is new has a neutral value, with which everything is as it was without the key; hashes leave it out
-  then;
+  no others;
+* a new config key has a neutral value, with which everything is computed as it was without the key; hashes leave the
+  key out where it has this value;
 * a scope may name roles, and a last layer, that only other families have: they are left out where the model is a DiT.
 
 Imports no torch: a finished run is recognised at once.

@@ -1,7 +1,8 @@
 """Read arrays and images that others may have made: an npz without pickle, an image as 8-bit RGB. Imports no torch.
 
-What a file claims is compared with what it holds before memory is taken, and nothing of an image is lost in silence:
-16 bits are scaled to 8, and what has no true 8-bit RGB copy (transparency, floating point, several frames) is refused.
+The sizes that a file claims are compared with what it holds before memory is allocated. Images are never degraded
+silently: 16 bits are scaled to 8, and what has no true 8-bit RGB copy (transparency, floating point, several frames) is
+refused.
 """
 
 import io

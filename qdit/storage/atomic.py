@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed, renamed. Imports no torch."""
+"""Atomic files, whole or not there at all: written under another name, flushed, renamed. Imports no torch."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""What was computed, a line of JSON each, on disk before the next one starts; a line torn by a kill is dropped.
+"""A journal of results, one line of JSON each, on disk before the next one is computed; cut-off lines are dropped.
 
-Each line ends with a check of itself, and the first says what the entries are of and what made them
+Each line ends with a checksum of itself, and the first says what the entries belong to and what made them
 (`qdit.storage.shelf`).
 """
 

@@ -1,4 +1,4 @@
-"""What several processes share is made by one of them, while the others wait (joblib's workers, two terminals).
+"""File locks: what several processes share (joblib's workers, two terminals) is made by one while the others wait.
 
 Locks are the operating system's (flock): they end with the process that holds them, however it ends. The files stay on
 the disk, empty. Where a file system has no locks, work goes on without them after one warning: every file is written

@@ -1,7 +1,7 @@
-"""Text that comes from configs, records and checkpoints: as the name of a file or folder, and on a terminal.
+"""Sanitizing text from configs, records and checkpoints that becomes the name of a file or folder, or is printed.
 
-Whatever becomes one part of a path goes through `component`, which refuses, or `fitting`, which changes as little as it
-must. Whatever is printed goes through `visible`. Imports no torch.
+What becomes one part of a path goes through `component`, which refuses bad names, or `fitting`, which changes them as
+little as possible. What is printed goes through `visible`. Imports no torch.
 """
 
 import hashlib

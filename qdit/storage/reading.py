@@ -1,8 +1,8 @@
-"""Read text, JSON and YAML that others may have written: what is wrong with a file is one sentence.
+"""Read text, JSON and YAML that others may have written; whatever is wrong with a file is reported in one sentence.
 
-A file may be missing, a folder or a pipe, too large, no text, cut off, nested without end, or hold values that no
-writer of qdit writes: a key twice, a number that is not finite. Each is a `UserError` with the file's name, what was
-found, and what to do. `qdit.storage.arrays` reads arrays and images in the same way. Imports no torch.
+A file may be missing, a folder or a pipe, too large, not text, cut off, nested without end, or hold values that qdit
+never writes: a key twice, a number that is not finite. Each is a `UserError` with the file's name, what was found, and
+what to do. `qdit.storage.arrays` reads arrays and images in the same way. Imports no torch.
 """
 
 import json

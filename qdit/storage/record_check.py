@@ -1,6 +1,6 @@
-"""Whether a record has the types that tables and figures use, so that an odd one is skipped and takes nothing with it.
+"""Check that a record has the types that tables and figures expect, so that a bad one is skipped.
 
-What is missing is left to its reader: failed runs have no metrics, and older versions wrote less. Imports no torch.
+Missing fields are allowed: failed runs have no metrics, and older versions wrote less. Imports no torch.
 """
 
 from collections.abc import Callable, Iterator

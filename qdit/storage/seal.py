@@ -1,7 +1,7 @@
-"""Digests in the files that a run reads back, so that a flipped bit is named and never computed with. Imports no torch.
+"""Digests in the files that a run reads back, so that damage is reported and never computed with. Imports no torch.
 
-A safetensors file has its digest in its metadata, of all names, dtypes, shapes and bytes; a JSON object under the key
-`digest`, a line of a journal under `check`. A file of a qdit that wrote none is read all the same: it is unverified.
+A safetensors file has a digest of all names, dtypes, shapes and bytes in its metadata; a JSON object has one under the
+key `digest`, a line of a journal under `check`. Files of earlier versions without a digest are read unverified.
 """
 
 import hashlib

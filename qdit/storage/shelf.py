@@ -1,8 +1,8 @@
-"""Folders in which processes leave tensors for each other, and for themselves after a kill.
+"""A shelf: a cache folder of tensors that processes share with each other, and with themselves after a kill.
 
-Every file says what it is of, in full and not as a hash, and what made it (`qdit.execution.stamp`). A file that is
-damaged, of something else or made by something else is named, and made again. One that an earlier qdit wrote says
-nothing, and is read.
+Every file states what it belongs to, in full and not as a hash, and what made it (`qdit.execution.stamp`). A file that
+is damaged, belongs to something else or was made by something else is reported, and made again. Files of earlier
+versions of qdit state nothing, and are read.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Tensors on disk: safetensors, written atomically, with a digest and what they are of. No pickle.
+"""Tensors on disk: safetensors, written atomically, with a digest and metadata on what they belong to. No pickle.
 
-A file that is damaged, or of something else, is refused by name. Files that a qdit without digests wrote are read.
+A damaged or foreign file is refused by name. Files of earlier versions of qdit, which have no digest, are read.
 """
 
 from collections.abc import Mapping

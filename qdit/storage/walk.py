@@ -1,4 +1,4 @@
-"""The files below a folder, links to folders followed: what is read of a folder is what its identity is made of.
+"""List the files below a folder, following links to folders, as both readers of a folder and its digest need them.
 
 `Path.rglob` does not follow links to folders. Imports no torch.
 """

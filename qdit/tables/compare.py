@@ -1,4 +1,4 @@
-"""The comparison's layout, as the field prints it: a row a method, in families; columns of bits under each quantity.
+"""The comparison's layout, as papers print it: a row per method, in families; columns of bits under each quantity.
 
 Paired metrics come first, because they separate methods with few samples; then distances to real data, the size and
 the time. `qdit-table` chooses it by itself for a study of several families at several bits.

@@ -1,8 +1,8 @@
 """Values of single samples, kept beside the samples by paired metrics, and the difference of two methods over them.
 
-Sample i has the same noise and class in every run of a protocol and seed. What two methods share with each other (hard
-classes, noise that is far from any image) cancels in the difference sample by sample, whose standard error is a
-fraction of theirs. Imports no torch.
+Sample i has the same noise and class in every run of a protocol and seed. What two methods have in common (hard
+classes, noise that is far from any image) cancels in the paired difference, sample by sample, so that its standard
+error is a fraction of theirs. Imports no torch.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The families that methods are grouped in, as the field's tables do; a recipe names its own as `quantizer.family`."""
+"""Families: the headings under which tables list methods, as papers do; a recipe has its own: `quantizer.family`."""
 
 FAMILIES = {"baseline": "Baselines", "dit": "DiT methods", "hybrid": "Hybrids"}
 """Key of a recipe → title of its group, in the order of the table."""

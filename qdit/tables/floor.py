@@ -1,4 +1,4 @@
-"""The floor under a distribution metric: what real images score against the reference, at the same number of samples.
+"""The floor of a distribution metric: what real images score against the reference, at the same number of samples.
 
 At a few hundred or thousand samples most of an FID is the estimator's bias; a model cannot be expected below the floor.
 The file `qdit/assets/<dataset>/floor-<extractor>.json` is made with the reference statistics:

@@ -1,4 +1,4 @@
-"""Read the result.json files of a runs directory into a data frame: one row a run, the failed ones too.
+"""Read the result.json files of a runs directory into a data frame: one row per run, failed ones included.
 
 A file that is not a record (truncated, not JSON) is named on stderr and skipped, so that one bad file does not hide a
 study. A record of another schema is refused: its numbers may mean something else.
@@ -34,7 +34,7 @@ _DIRECTION, _SETTINGS = "_higher_is_better", "_settings"
 
 
 def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
-    """Return one row a run of `<runs_dir>/<study>/<run>/result.json` (every study when none is given).
+    """Return one row per run, from `<runs_dir>/<study>/<run>/result.json` (every study when none is given).
 
     Columns: `quantizer`, `bits`, `seed`, `study`, `name`, `run_id`, `status`, `error`, `error_kind`, `protocol_id`,
     `protocol`, `started`, `finished`, `git_commit`, `executed`, `folder` (the run's); for a metric X `X`, `X_stderr`,

@@ -28,7 +28,7 @@ def render(table: Table, format: str) -> str:
 
 
 def to_csv(summary: Summary) -> str:
-    """Return one line a row of the summary: keys, status, protocol, each metric with its errors, the cost ledger.
+    """Return one line per row of the summary: keys, status, protocol, each metric with its errors, the cost ledger.
 
     Numbers are plain and complete, a missing one is an empty field. With several seeds `X` is the mean, `X_stderr` the
     standard error of that mean and `X_std` the standard deviation over seeds.

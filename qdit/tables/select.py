@@ -1,4 +1,4 @@
-"""Which runs stand in a table, and what tells its rows apart: conditions, protocols, differing config keys."""
+"""Select the runs of a table, and find what distinguishes its rows: conditions, protocols, differing config keys."""
 
 import difflib
 import math

@@ -1,8 +1,8 @@
 """Runs → rows of a table: settles the key columns, then averages the seeds of each row.
 
-The standard error of a mean over k seeds is the larger of std/√k and the runs' own error/√k: two seeds that happen to
-agree must not look exact. Calibration seeds share the evaluated noise, and so their own error, which no number of them
-makes smaller: it is added to std/√k.
+The standard error of a mean over k seeds is the larger of std/√k and the runs' own error/√k, because two seeds that
+happen to agree must not look exact. Runs that differ in their calibration seed share the evaluated noise, and so their
+own error, which averaging does not reduce: it is added to std/√k.
 """
 
 from collections import defaultdict

@@ -62,7 +62,7 @@ def build_table(
     mix_protocols: bool = False,
     group_by: str | None = None,
 ) -> Table:
-    """Lay out runs: one row a quantizer and bits, or, with `cols`, one column a metric and value of that key.
+    """Lay out runs: one row per quantizer and bits, or, with `cols`, one column per metric and value of that key.
 
     Args:
         frame: what `load_results` returned, perhaps narrowed by `where`.

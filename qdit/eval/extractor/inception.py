@@ -3,7 +3,7 @@
 As guided-diffusion's `evaluations/evaluator.py`: TF1 bilinear resize to 299 px inside the network, pool3 (2048), logits
 without bias (1008), and ADM's sFID features: the first 7 channels of `Mixed_6d.branch1x1`, flattened channels LAST,
 (17, 17, 7) to 2023. The other order gives sFID 299 instead of 6 against ADM's statistics, and nothing else shows the
-mistake. All three come from one pass. Left out: TensorFlow, and every download nobody asked for.
+mistake. All three come from one pass. Left out: TensorFlow. Nothing is downloaded unless the user allows it.
 """
 
 import os
@@ -26,7 +26,7 @@ VARIABLE = "QDIT_INCEPTION_WEIGHTS"
 
 
 class MissingWeights(UserError):
-    """The Inception weights are not on this machine, or the file is not them."""
+    """The Inception weights are not on this machine, or the file is another one."""
 
 
 @contextmanager
