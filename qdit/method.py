@@ -1,4 +1,4 @@
-"""A method: a recipe with a search before it and a correction after it."""
+"""A method: a recipe with a search for its policy before it and a correction of the output after it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from qdit.storage.shelf import Place
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Recipe):
-    """A recipe, and what finds its policy and corrects its output."""
+    """A recipe with a search, which finds its policy, and a correction of its output; either may be None."""
 
     search: Search | None = None
     """Chooses group sizes or bits; None gives all sites those of `weight`, `activation` and the two bit-widths."""

@@ -1,4 +1,4 @@
-"""A recipe: a scheme, and how one fit reaches it, in interchangeable parts, one a config group."""
+"""A recipe: a quantization scheme and how one fit reaches it, in interchangeable parts, one from each config group."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ class Recipe(Scheme):
     scope: Scope
     rounding: Rounding
     calibration: Any
-    """Chooses the points that the other parts see; `NoCalibration` where none is needed."""
+    """Chooses the calibration points that the other parts see; `NoCalibration` where none are needed."""
     transform: Transform | None = None
     """Rewrites the network before anything else; None leaves it as it is."""
 
@@ -61,7 +61,7 @@ class Recipe(Scheme):
         return found
 
     def completed(self, policy: Policy, model: DiffusionModel) -> Policy:
-        """A policy of layers that are all alike, with what is particular to some of them, and with attentions."""
+        """A policy in which all layers are equal, adapted to the roles that differ, with attentions added."""
         roles = {site.name: site.role for site in model.sites()}
         own = Policy({name: self.particular(layer, roles[name]) for name, layer in policy.items()})
         return self.with_attention(own, model)
@@ -81,7 +81,7 @@ class Recipe(Scheme):
         return Policy(policy | {site: spec for site, spec in operands.items() if not self.scope.excluding(site)})
 
     def run_time(self, model: DiffusionModel) -> list[RunTime]:
-        """What the transform leaves to be done to inputs at run time."""
+        """The changes of inputs that the transform could not fold into weights."""
         return self.transform.run_time(model, self.scope.select(model.sites())) if self.transform is not None else []
 
     def plan(self, sites: list[Site]) -> Policy:

@@ -1,6 +1,6 @@
-"""A scheme: how weights, inputs and attentions are quantized, and with how many bits.
+"""A quantization scheme: how weights, inputs (activations) and attentions are quantized, and with how many bits.
 
-It is all that a part of a fit may know of the recipe that it belongs to (`qdit.recipes`).
+The parts of a fit are given this much, and no more, of the recipe that they belong to (`qdit.recipes`).
 """
 
 from dataclasses import dataclass

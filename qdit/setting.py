@@ -1,4 +1,4 @@
-"""The run around a search or a correction, which may sample, look at what is there, and report."""
+"""The context of a run that a search or a correction is given: it may draw samples, use references, and report."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class Setting:
         seed: the run's.
         prepared: extractors and references of the objective.
         folder: where the ledger is kept; None keeps none.
-        tracker: gets a line a generation.
+        tracker: gets one entry per generation.
     """
 
     sampler: Sampler

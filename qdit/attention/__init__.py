@@ -1,4 +1,4 @@
-"""Are queries, keys, values and probabilities quantized, and with which code-books?"""
+"""Quantization of attention operands: queries, keys, values and probabilities (`conf/attention/`)."""
 
 from qdit.attention.base import Attend
 from qdit.attention.probabilities import (

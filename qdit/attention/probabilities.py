@@ -1,7 +1,7 @@
-"""Code-books of an attention's probabilities: uniform, in two regions, the released sum, or powers of √2.
+"""Code-books of attention probabilities (softmax outputs): uniform, two regions, the released sum, or powers of √2.
 
-Probabilities lie between 0 and 1, most of them near 0. All heads of an attention share what is calibrated (in TQ-DiT's
-release, one split a group of timesteps).
+Probabilities lie between 0 and 1, most of them near 0. All heads of an attention share the calibrated quantization
+parameters (in TQ-DiT's release, one split for each group of timesteps).
 """
 
 from abc import ABC, abstractmethod
@@ -36,11 +36,11 @@ class Probabilities(ABC):
 
     @abstractmethod
     def book(self, bits: int) -> Book:
-        """What rounds."""
+        """The code-book."""
 
     @abstractmethod
     def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
-        """The numbers of the code-book that are tried for values [n]."""
+        """The candidate numbers (quantization parameters) of the code-book, given values [n]."""
 
     def numbers(self, values: Tensor, spec: QuantSpec) -> Tensor:
         """The numbers with the least mean squared error of the values [n], float32; the first of equal ones."""

@@ -1,8 +1,8 @@
-"""Static quantizers of an attention's operands: uniform for q, k and v, with a code-book of its own for probabilities.
+"""Static quantizers of attention operands: uniform for q, k and v, with a code-book of its own for probabilities.
 
-Queries (after their scaling), keys and values have the inputs' bits and one grid a tensor or a head. Ranges are taken
-once from the calibration data, as those of static inputs are: on the full-precision network in the basis of its
-transform, by group of timesteps where the activations' option has groups.
+Queries (after their scaling), keys and values have the bits of inputs and one grid per tensor or per head. Ranges are
+calibrated as those of static inputs are: on the full-precision network, transformed if the recipe has a transform, and
+by group of timesteps where the activations' option has groups.
 """
 
 from collections.abc import Sequence

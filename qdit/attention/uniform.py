@@ -1,8 +1,8 @@
-"""Uniform static quantizers of an attention's operands, one grid a tensor (PTQ4DiT's release, arXiv 2405.16005).
+"""Uniform static quantizers of attention operands, one grid per tensor (PTQ4DiT's release, arXiv 2405.16005).
 
-Queries (after their scaling), keys and values have the inputs' bits, probabilities bits of their own and zero point 0.
-One range rule serves all four. In the release ranges already see rounded weights; here they are those of the
-full-precision network (`qdit.attention.static`).
+Queries (after their scaling), keys and values have the bits of inputs; probabilities have bits of their own and zero
+point 0. One range rule is used for all four. In the release, ranges are taken with rounded weights in place; here they
+are those of the full-precision network (`qdit.attention.static`).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class UniformAttention:
 
     @property
     def static(self) -> StaticAttention:
-        """What this is a case of."""
+        """The `StaticAttention` of which this is a special case."""
         probabilities = UnsignedProbabilities(bits=self.probability_bits, range=self.range)
         return StaticAttention(
             operands=self.operands,

@@ -1,8 +1,9 @@
 """The range rule `hessian`: the multiple of the min-max range that harms the network's output least.
 
-Hessian-guided optimization of TQ-DiT (arXiv 2502.04056, eq. 13-17; defaults are its release's), which PTQ4ViT
-(arXiv 2111.12293) has too. A candidate's score is the squared error of its layer's output, weighted by the diagonal of
-the Hessian of a task's loss. That takes more than a row of values; `qdit.hessian.refine` searches layer by layer.
+Hessian-guided optimization of TQ-DiT (arXiv 2502.04056, eq. 13-17; the defaults are those of its release) and of
+PTQ4ViT (arXiv 2111.12293). A candidate's score is the squared error of its layer's output, weighted by the diagonal of
+the Hessian of a loss with respect to that output. Other range rules need only the values themselves; this one needs the
+layer's inputs and gradients, so the search, layer by layer, is in `qdit.hessian.refine`.
 """
 
 from dataclasses import dataclass
@@ -23,18 +24,18 @@ SHARED = ("target", "rounds", "tokens", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class Hessian:
-    """Of the min-max range times `alpha` … `beta`, and the range itself, the one of least weighted output error.
+    """The range of least weighted output error among the multiples `alpha` … `beta` of the min-max range, and itself.
 
-    Equal candidates keep the min-max range. As a rule of rows alone it finds where the search starts.
+    If candidates are equal, the min-max range stays. Called on rows alone, it gives the range where the search starts.
 
     Args:
-        target: whose gradients weigh the errors of outputs.
-        candidates: steps of the grid, both ends of which are tried; the release leaves out the last one.
-        alpha, beta: the ends.
-        rounds: of a search that has both sides: weights with inputs as they are, then inputs; queries, then keys;
+        target: the loss whose gradients weigh the errors of outputs.
+        candidates: number of steps from `alpha` to `beta`, both of which are tried; the release leaves out the last.
+        alpha, beta: the smallest and the largest multiple.
+        rounds: of the alternating search: weights at the current grid of inputs, then inputs; queries, then keys;
             probabilities, then values. It stops when nothing changes any more.
-        tokens: rows of a layer's input that are looked at, chosen at random from all calibration points, and queries of
-            an attention, of whole points. As many as the release looks at: 32 samples of 256.
+        tokens: how many rows of a layer's input are used, chosen at random from all calibration points, or queries of
+            an attention, of whole points. The default is the release's: 32 samples of 256.
         seed: of that choice and of the target.
 
     Raises:
@@ -68,7 +69,7 @@ class Hessian:
 
 
 def rules(scheme: Scheme) -> tuple[Hessian | None, Hessian | None, Hessian | None]:
-    """The rules of weights, inputs and operands, where they are this one and there is something to quantize."""
+    """The rules of weights, inputs and attention operands; None where it is another, or nothing is quantized."""
     found = (
         scheme.weight.range if scheme.weight_bits < IDENTITY_BITS else None,
         getattr(scheme.activation, "range", None) if scheme.activation_bits < IDENTITY_BITS else None,

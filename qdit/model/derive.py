@@ -1,9 +1,9 @@
 """Sites and attentions of a network, derived from one forward pass and one table of roles, not listed by hand.
 
-The pass runs on the meta device, which has shapes and no memory: FLUX.1's 12 B parameters take seconds. Its order is
-that of the sites; layers that read the very same tensor are one stage (q, k and v share a quantizer of their input);
-rows and the shapes of attentions are measured. What cannot be derived is said by the adapter: what the network is told,
-which layers fold into which, and what a layer is for where names mislead.
+The pass runs on the meta device, which has shapes and no memory: FLUX.1's 12 B parameters take seconds. Sites are in
+the order of execution; layers that read the same tensor are one stage (q, k and v share a quantizer of their input);
+rows and the shapes of attentions are measured. What cannot be derived comes from the adapter: the network's arguments,
+which layers fold into which, and the roles of layers whose names mislead.
 """
 
 import json

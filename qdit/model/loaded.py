@@ -1,4 +1,4 @@
-"""What loaded pipelines of all families have in common: parts, structure, decoding.
+"""The base of loaded pipelines of all families: their parts, structure and decoding.
 
 An adapter of a family is a subclass with a `denoise`, and an option (a dataclass with `load`) that makes it. The sites,
 attentions and folds are those of the network as it was when it was loaded.

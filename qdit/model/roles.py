@@ -1,4 +1,4 @@
-"""What a linear layer does in a diffusion transformer, told by its place: one table for all families.
+"""The role of a linear layer in a diffusion transformer, told by its module path: one table for all families.
 
 A pattern is a path of which every part must match one part of a layer's path, from the right (`fnmatch`), so that
 `proj_out` is not `proj_out_1` and `norm` not `norm1.linear`. The first pattern that matches counts; a family may put

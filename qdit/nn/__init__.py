@@ -1,1 +1,1 @@
-"""What runs in a quantized network, and what a checkpoint may hold: layers, quantizers, changes of basis, attention."""
+"""The modules of a quantized network, which checkpoints hold: layers, quantizers, changes of basis, attention."""

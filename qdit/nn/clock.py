@@ -1,4 +1,4 @@
-"""The time of what the network runs on, for quantizers that depend on it (TQ-DiT's groups of timesteps)."""
+"""The clock: tells layers the timestep of each sample, for quantizers that depend on it (TQ-DiT's timestep groups)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass
 class Clock:
-    """One object for all layers of a model: whoever runs the network, or a part of it, lets it show the timesteps.
+    """One object that all layers of a model share: the code that runs the network, or a part of it, sets its timesteps.
 
-    `DiffusionModel.denoise` does so, hence everything that goes through it: sampling, calibration, metrics of layers.
-    Who runs blocks by themselves (`qdit.rounding`) does it too. Outside of a call it shows nothing, so that a layer
-    cannot read an old time.
+    `DiffusionModel.denoise` does so, and thereby all that goes through it: sampling, calibration, metrics of layers.
+    Code that runs single blocks (`qdit.rounding`) does it too. Outside of such a call the clock shows nothing, so that
+    a layer cannot read an old timestep.
     """
 
     timesteps: Tensor | None = None

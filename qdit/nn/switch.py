@@ -1,8 +1,9 @@
-"""A layer with several weights, of which the clock picks one: bits, or bases, of ranges of timesteps.
+"""A layer with several weights for different ranges of timesteps, of which the clock picks one.
 
-ViDiT-Q (arXiv 2406.02540) allocates bits apart in four ranges of the sampling trajectory. Each distinct bit-width is a
-layer of its own, so that nothing is rounded twice and a range of 8 bits has the very weights of a model in 8 bits. Its
-first version balances channels apart in each range; each basis is a layer of its own (`qdit.transform.timestep_aware`).
+ViDiT-Q (arXiv 2406.02540) allocates bits separately in four ranges of the sampling trajectory. Each bit-width that
+occurs is a layer of its own, so that nothing is rounded twice and a range of 8 bits has exactly the weights of a model
+in 8 bits. Its first version balances channels separately in each range; each of these bases is a layer of its own
+(`qdit.transform.timestep_aware`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from qdit.quant.time_groups import Groups
 
 @dataclass(eq=False)
 class Now:
-    """Which group of timesteps it is; found once a call of the network, whatever the number of layers.
+    """The current group of timesteps, found once per call of the network for all layers.
 
     Args:
         clock: the model's.
@@ -66,7 +67,7 @@ class TimedLinear(nn.Module):
         return patch_size(self.variants[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the variant of the time puts out; samples of a batch may be at different times."""
+        """The output of the variant for the current timestep; samples of a batch may be at different timesteps."""
         group = self.now.group()
         if isinstance(group, int):
             return self.variants[self.order[group]](x)

@@ -1,8 +1,8 @@
-"""What every search is: a config that turns a model and a recipe into a policy within a budget.
+"""The interface of searches: find a policy (an allocation of bits or group sizes) for a model within a budget.
 
-A search holds config only. `problems` sees what cannot work before anything is computed. Of those that choose group
-sizes (`GroupSearch`), `allocate` chooses one for every gene, and `quantize` puts the chosen layers together, the same
-way for all; `qdit.search.mixed_precision` chooses bits.
+A search holds config only. `problems` reports what cannot work before anything is computed. Searches for group sizes
+(`GroupSearch`) implement `allocate`, which chooses a size for every gene (the sites that share an input); `quantize`
+then assembles the chosen layers, in the same way for all of them. `qdit.search.mixed_precision` chooses bits.
 """
 
 import logging
@@ -81,7 +81,7 @@ class Search(ABC):
         folder: Place | None,
         setting: Setting,
     ) -> Quantized:
-        """Search, and put the model together from the layers that were found; arguments as `qdit.method.quantize`."""
+        """Search, and assemble the model from the layers that were found; arguments as `qdit.method.quantize`."""
 
     def preflight(self, dataset: str, cache_dir: Path, image_size: int | None = None) -> Prepared:
         """The objective's extractors and references.

@@ -1,10 +1,10 @@
-"""What a fit asks of a transform, and what it gets: a network that computes the same, with other weights.
+"""The interface of transforms: equivalent rewrites of the network (smoothing, rotation) that are easier to quantize.
 
-A transform rewrites linear layers so that they are easier to quantize: W x = (W T)(T⁻¹ x) for an invertible T on the
-input channels. W T is the weight that will be rounded. T⁻¹ is absorbed by the layer that makes the input where the
-arithmetic allows it (`qdit.model.base.Producer`), and is applied to the input at run time elsewhere. Scales
-(`qdit.transform.scaling`) can be absorbed by modulations and by plain rows; rotations (`qdit.transform.rotation`) by
-plain rows whose channels may mix, an attention's values of one head.
+A transform rewrites linear layers without changing what the network computes: W x = (W T)(T⁻¹ x) for an invertible T on
+the input channels. W T is the weight that will be rounded. T⁻¹ is folded (fused) into the layer that produces the input
+where the arithmetic allows it (`qdit.model.base.Producer`), and is applied to the input at run time elsewhere. Scales
+(`qdit.transform.scaling`) can be folded into adaLN's modulation and into plain output rows; rotations
+(`qdit.transform.rotation`) into plain rows whose channels may be mixed, which are an attention's values of one head.
 
 Everything that follows a transform in a fit (ranges, Hessians, rounding, reports of layers) runs on the rewritten
 network, so that a weight is quantized once, in the basis in which it will be used.
@@ -74,23 +74,23 @@ class Transform(Protocol):
         ...
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """For each transformed site, the layer that absorbs what happens to its input; None: done at run time."""
+        """For each transformed site, the layer that the change of its input is folded into; None: done at run time."""
         ...
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
-        """What cannot be absorbed."""
+        """The changes of inputs that cannot be folded into weights, with their cost."""
         ...
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
     ) -> dict[str, Tensor]:
-        """Everything that the rewrite takes from data, by name; what is worth keeping for a resumed fit.
+        """Everything that the rewrite takes from data, by name; a resumed fit reads it back instead of measuring again.
 
         Args:
             model: the full-precision model.
             sites: the quantized sites.
             collect: makes the calibration data.
-            trial: rounds weights and inputs as the recipe would, for factors chosen by what rounding does.
+            trial: quantizes weights and inputs as the recipe would, for factors that are chosen by output error.
         """
         ...
 
