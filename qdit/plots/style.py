@@ -25,7 +25,6 @@ from qdit.tables import families
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAMILY_COLOURS = {"baseline": "#7A7A7A", "dit": "#0072B2", "hybrid": "#D55E00"}
-Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _OTHER_COLOUR = "#009E73"
 _DPI = 150
 _STYLE: dict[Any, Any] = {
@@ -140,12 +139,15 @@ def label_points(
     """
     _settle(axes)
     pixel = _DPI / 72
-    frame, taken = axes.get_window_extent(), [_box(place, 4 * pixel, 4 * pixel) for place in _pixels(axes, others)]
+    frame, taken = axes.get_window_extent(), _boxes(_pixels(axes, others), 4 * pixel, 4 * pixel)
+    weights = np.ones(len(taken))
     for name, x, y, colour in labels:
         width, height = 0.62 * size * pixel * len(name), 1.2 * size * pixel
-        at = axes.transData.transform((x, y))
-        best = min(_offsets(width, height, pixel), key=lambda o: _cost(_box(at + o, width, height), taken, frame, o))
-        taken += [_box(at + best, width, height)] * 20  # another name weighs more than a point
+        at, offsets = axes.transData.transform((x, y)), _offsets(width, height, pixel)
+        places = _boxes(at + offsets, width, height)
+        chosen = int(_costs(places, offsets, taken, weights, frame).argmin())
+        best, taken = offsets[chosen], np.vstack([taken, places[chosen]])
+        weights = np.append(weights, 20)  # another name weighs more than a point
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
             name, (x, y), xytext=tuple(best / pixel), textcoords="offset points", fontsize=size, color=colour,
@@ -171,32 +173,36 @@ def _pixels(axes: Axes, points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(axes.transData.transform(points)) if len(points) else np.empty((0, 2))
 
 
-def _box(middle: NDArray[np.float64], width: float, height: float) -> Box:
-    x, y = map(float, middle)
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+def _boxes(middles: NDArray[np.float64], width: float, height: float) -> NDArray[np.float64]:
+    """Left, bottom, right and top [n, 4] of boxes around points [n, 2]."""
+    half = np.array([width / 2, height / 2])
+    return np.hstack([middles - half, middles + half])
 
 
-def _offsets(width: float, height: float, pixel: float) -> list[NDArray[np.float64]]:
-    """Places of a label's middle around a point, the nearest first."""
+def _offsets(width: float, height: float, pixel: float) -> NDArray[np.float64]:
+    """Places [n, 2] of a label's middle around a point, the nearest first."""
     found = []
     for ring in range(1, 9):
         far = ring * height * 0.9
         for along in (0.0, 0.5, -0.5, 0.8, -0.8):
-            found += [np.array([along * (width + 6 * pixel), sign * (far + 2 * pixel)]) for sign in (-1, 1)]
-        found += [np.array([sign * (width / 2 + (6 + 5 * (ring - 1)) * pixel), 0.0]) for sign in (-1, 1)]
-    return found
+            found += [(along * (width + 6 * pixel), sign * (far + 2 * pixel)) for sign in (-1, 1)]
+        found += [(sign * (width / 2 + (6 + 5 * (ring - 1)) * pixel), 0.0) for sign in (-1, 1)]
+    return np.array(found)
 
 
-def _cost(box: Box, taken: Sequence[Box], frame: BboxBase, offset: NDArray[np.float64]) -> float:
-    """How bad a place is: what it covers, whether it leaves the axes, how far away it is."""
-    covered = sum(
-        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
-        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
-        for other in taken
-    )
-    outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-    away = np.maximum(np.abs(offset) - [(box[2] - box[0]) / 2, (box[3] - box[1]) / 2], 0)
-    return covered * 10 + 1e6 * outside + float(away.sum())
+def _costs(
+    boxes: NDArray[np.float64],
+    offsets: NDArray[np.float64],
+    taken: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    frame: BboxBase,
+) -> NDArray[np.float64]:
+    """How bad each place [n] is: what it covers of what is taken, whether it leaves the axes, how far away it is."""
+    low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
+    covered = np.maximum(high - low, 0).prod(-1) @ weights
+    outside = (boxes[:, :2] < frame.min).any(1) | (boxes[:, 2:] > frame.max).any(1)
+    away = np.maximum(np.abs(offsets) - (boxes[:, 2:] - boxes[:, :2]) / 2, 0)
+    return covered * 10 + 1e6 * outside + away.sum(1)
 
 
 def family_handles(found: Sequence[object]) -> list[Line2D]:
