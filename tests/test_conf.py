@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import config as composed
 from omegaconf import OmegaConf
 
 from qdit.cli.main import CONF
-from qdit.config import check, describe, fits, flatten, resolved, type_problems
+from qdit.config import COMPONENTS, check, describe, fits, flatten, type_problems
 from qdit.errors import UserError
 from qdit.runs.identity import science
 from qdit.runs.setup import build_recipe
 from qdit.storage.digest import digest
+from qdit.tables.families import FAMILIES
 
 OVERLAYS = ("hydra", "local")
 OPTIONS = sorted(
@@ -43,19 +43,41 @@ def overrides_of(option: str) -> list[str]:
     return [*hosts.get(group, []), f"eval=[{name}]" if group == "eval" else option]
 
 
-@pytest.fixture(autouse=True)
-def hydra_conf():
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+def packed(options: list[str]) -> list[list[str]]:
+    """Command lines that choose many options at once, as a composition takes long: each group once, a recipe alone."""
+    rows: list[dict[str, str]] = []
+    parts = {*COMPONENTS, "bits", "quantizer"}
+    for option in options:
+        words = dict(word.split("=") for word in overrides_of(option))
+        own = parts & {key.split("/")[0] for key in words}
+        for row in rows:
+            others = parts & {key.split("/")[0] for key in row}
+            recipe = "quantizer" in own | others and own and others
+            if not recipe and all(row.get(key, value) == value for key, value in words.items()):
+                row |= words
+                break
+        else:
+            rows.append(words)
+    return [[f"{key}={value}" for key, value in row.items()] for row in rows]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_option_composes_resolves_and_fits_its_targets(option):
-    config = resolved(compose("config", overrides_of(option)))
+ROWS = packed([option for option in OPTIONS if not option.startswith(("grid", "experiment"))])  # which have tests below
+
+
+@pytest.mark.parametrize("words", ROWS)
+def test_options_compose_resolve_and_fit_their_targets(words):
+    config = composed(*words)
     for key, node in config.items():
         if isinstance(node, dict):
             assert type_problems(node, key) == []
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "quantizer").glob("*.yaml")} - {"fp", "load"}))
+def test_a_recipe_says_its_family_and_its_own_name(name):
+    words = next(row for row in ROWS if f"quantizer={name}" in row)
+    quantizer = composed(*words)["quantizer"]
+    assert quantizer["name"] == name
+    assert quantizer["family"] in FAMILIES
 
 
 EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment")]
@@ -63,12 +85,11 @@ EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment")]
 
 @pytest.mark.parametrize("option", EXPERIMENTS)
 def test_an_experiment_is_checked_whole_and_takes_the_policy_that_it_found(option):
-    config = resolved(compose("config", overrides_of(option)))
+    config = composed(*overrides_of(option))
     check(config)
     build_recipe(config)
     if "_target_" in config["search"]:
-        config = resolved(compose("config", [*overrides_of(option), "search=fixed", "search.policy=policy.yaml"]))
-        check(config)
+        check(composed(*overrides_of(option), "search=fixed", "search.policy=policy.yaml"))
 
 
 GRIDS = sorted((CONF / "grid").glob("*.yaml"))
@@ -86,7 +107,7 @@ def covering(params: dict[str, str]) -> list[list[str]]:
 def test_every_choice_of_a_grid_is_a_run_of_its_own(path):
     node = OmegaConf.to_container(OmegaConf.load(path))
     cells = covering(node["hydra"]["sweeper"]["params"])
-    configs = [resolved(compose("config", [f"grid={path.stem}", *cell])) for cell in cells]
+    configs = [composed(f"grid={path.stem}", *cell) for cell in cells]
     assert all(config["study"] == path.stem.removesuffix("_seeds") for config in configs)
     assert len({(config["name"], config["calibration"]["seed"]) for config in configs}) == len(configs)
     assert len({digest(science(config)) for config in configs}) == len(configs)
@@ -95,31 +116,33 @@ def test_every_choice_of_a_grid_is_a_run_of_its_own(path):
 
 
 def test_defaults_pass_the_check_and_science_is_plain():
-    config = resolved(compose("config"))
+    config = composed()
     check(config)
     assert all(not isinstance(v, dict) or v == {} for v in flatten(config).values())
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "bits").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_name_of_bits_is_its_values(path):
-    bits = resolved(compose("config", [f"bits={path.stem}"]))["bits"]
-    assert bits["name"] == path.stem == f"w{bits['weight']}a{bits['activation']}"
+def chosen(group: str) -> dict[str, dict]:
+    """A group's node by the option that was chosen, in the compositions of ROWS."""
+    rows = {word: row for row in ROWS for word in row}
+    options = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+    return {option: composed(*rows[f"{group}={option}"])[group] for option in options}
+
+
+def test_the_name_of_bits_is_its_values():
+    for option, bits in chosen("bits").items():
+        assert bits["name"] == option == f"w{bits['weight']}a{bits['activation']}"
 
 
 @pytest.mark.parametrize(
     "group", ["weight", "activation", "calibration", "scope", "sampler", "bits", "dataset", "model"]
 )
 def test_options_of_a_group_have_the_same_keys(group):
-    def keys(option):
-        own = {"range", "time", "mean", "deviation"}  # of one option each
-        return set(resolved(compose("config", [f"{group}={option}"]))[group]) - own
-
-    options = [p.stem for p in sorted((CONF / group).glob("*.yaml"))]
-    assert len({frozenset(keys(o)) for o in options}) == 1
+    own = {"range", "time", "mean", "deviation"}  # of one option each
+    assert len({frozenset(node.keys() - own) for node in chosen(group).values()}) == 1
 
 
 def test_a_command_line_choice_beats_the_recipe():
-    config = resolved(compose("config", ["quantizer=rtn", "weight=group", "rounding=nearest"]))
+    config = composed("quantizer=rtn", "weight=group", "rounding=nearest")
     assert config["weight"]["granularity"] == "group"
     assert config["quantizer"]["name"] == "rtn"
 
@@ -147,19 +170,19 @@ def test_a_command_line_choice_beats_the_recipe():
 )
 def test_wrong_values_are_named_with_what_is_allowed(override, message):
     with pytest.raises(UserError, match=".*") as caught:
-        check(resolved(compose("config", [override])))
+        check(composed(override))
     assert message in str(caught.value)
 
 
 def test_all_problems_come_in_one_message():
     with pytest.raises(UserError) as caught:
-        check(resolved(compose("config", ["num_samples=0", "bits.weight=9", "dtype=float8"])))
+        check(composed("num_samples=0", "bits.weight=9", "dtype=float8"))
     assert str(caught.value).startswith("3 problems in this config:\n  num_samples=0")
 
 
 def test_mandatory_values_are_asked_for():
     with pytest.raises(UserError, match="no value for model.path; give one, as in model.path=VALUE"):
-        resolved(compose("config", ["model.path=???"]))
+        composed("model.path=???")
 
 
 def test_fits_and_describe():

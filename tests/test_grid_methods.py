@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import config as composed
 from omegaconf import OmegaConf
 
 from qdit.cli.main import CONF
-from qdit.config import resolved
 from qdit.runs.identity import run_id
-from qdit.tables.families import FAMILIES
 
 NO_METHODS = {"fp", "load"}
 RECIPES = sorted({path.stem for path in (CONF / "quantizer").glob("*.yaml")} - NO_METHODS)
@@ -23,22 +20,9 @@ def swept(grid: str, key: str) -> list[str]:
     return node["hydra"]["sweeper"]["params"][key].split(",")
 
 
-def composed(*words: str) -> dict:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolved(compose("config", list(words)))
-
-
 def test_every_recipe_is_compared_once_at_every_bits():
     assert sorted(swept("methods", "quantizer")) == RECIPES
     assert swept("methods", "bits") == ["w8a8", "w6a6", "w4a8", "w4a4"]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_its_family_and_its_own_name(name):
-    quantizer = composed(f"quantizer={name}")["quantizer"]
-    assert quantizer["name"] == name
-    assert quantizer["family"] in FAMILIES
 
 
 def test_the_four_dit_methods_are_repeated():

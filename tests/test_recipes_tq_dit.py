@@ -5,20 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import config as composed
 
-from qdit.cli.main import CONF
-from qdit.config import check, resolved
+from qdit.config import check
 from qdit.model.dit import list_attentions, list_sites
 from qdit.runs.setup import build_recipe
-
-
-@pytest.fixture(autouse=True)
-def hydra_conf():
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +23,7 @@ def dit_xl():
 
 
 def recipe(*words):
-    config = resolved(compose("config", list(words)))
+    config = composed(*words)
     check(config)
     made = build_recipe(config)
     assert made is not None

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import refuse
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import composed
 from omegaconf import OmegaConf
 
 from qdit.checkpoint.manifest import MANIFEST
@@ -23,12 +22,6 @@ SMALL = {
     **{"weight.group_size": 16, "activation.group_size": 16, "rounding.iterations": 3, "correction.num_samples": 2},
     "activation.time.groups": 2,
 }
-
-
-def composed(*words: str):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(words))
 
 
 def run(pipeline: Path, root: Path, *words: str) -> tuple[dict, Path]:

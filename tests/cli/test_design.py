@@ -1,7 +1,5 @@
 """The design table: what it says of recipes, that README.md has it, and recipes of one's own in it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,18 @@ def table():
     return design.table()
 
 
+@pytest.fixture
+def once(table, monkeypatch):
+    """The table, made once: that takes a composition a recipe."""
+    monkeypatch.setattr(design, "table", lambda config_dir=None: table)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Of the recipes that are shipped, one."""
+    monkeypatch.setattr(design, "NO_METHOD", {path.stem for path in (CONF / "quantizer").glob("*.yaml")} - {"rtn"})
+
+
 def rows(table):
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     head = table.splitlines()[0].strip("| ").split(" | ")
@@ -28,7 +38,7 @@ def rows(table):
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_the_documents_are_in_step_with_the_configs(path):
+def test_the_documents_are_in_step_with_the_configs(path, once):
     assert design.updated(path) == path.read_text(encoding="utf-8"), "qdit-design --write README.md docs/components.md"
 
 
@@ -66,7 +76,7 @@ def test_families_come_in_their_order(table):
     assert heads == [title for title in (*FAMILIES.values(), OTHER) if title in heads]
 
 
-def test_a_recipe_of_ones_own_is_a_row(tmp_path, capsys):
+def test_a_recipe_of_ones_own_is_a_row(tmp_path, capsys, few):
     (tmp_path / "quantizer").mkdir()
     (tmp_path / "quantizer" / "mine.yaml").write_text(
         "# @package _global_\n# Mine, as it stands: a hybrid.\ndefaults:\n  - override /rounding: gptq\n"
@@ -77,7 +87,7 @@ def test_a_recipe_of_ones_own_is_a_row(tmp_path, capsys):
     assert (mine["method"], mine["rounding"], mine["weight"]) == ("Mine", "gptq", "row, symmetric")
 
 
-def test_mistakes_are_one_message(tmp_path, capsys):
+def test_mistakes_are_one_message(tmp_path, capsys, few):
     (tmp_path / "notes.md").write_text("no markers\n")
     assert design.main(["--write", str(tmp_path / "notes.md")]) == 2
     assert "has no lines" in capsys.readouterr().err
@@ -92,7 +102,7 @@ def test_mistakes_are_one_message(tmp_path, capsys):
     assert (tmp_path / "notes.md").read_text() == "no markers\n"
 
 
-def test_it_writes_between_the_markers(tmp_path):
+def test_it_writes_between_the_markers(tmp_path, once):
     path = tmp_path / "notes.md"
     path.write_text("above\n\n<!-- qdit-design: recipes -->\nold\n<!-- /qdit-design -->\n\nbelow\n")
     assert design.main(["--write", str(path)]) == 0
@@ -101,8 +111,3 @@ def test_it_writes_between_the_markers(tmp_path):
     assert text.endswith("\n\nbelow\n")
     assert "`q_dit`" in text
     assert "old" not in text
-
-
-def test_it_imports_no_torch():
-    code = "import sys; from qdit.cli import design; design.table(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
-from qdit.cli.main import as_text
+from qdit.cli import table
+from qdit.cli.main import CONF, as_text, main
 
+RECIPES = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 TINY = [
     "quantizer=rtn",
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
@@ -16,7 +19,7 @@ TINY = [
 ]
 
 
-def qdit(*words, cwd: Path) -> subprocess.CompletedProcess:
+def process(*words, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "qdit.cli.main", *words],
         cwd=cwd,
@@ -26,9 +29,55 @@ def qdit(*words, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_line_imports_no_torch():
-    code = "import sys, qdit.cli.main, qdit.tables, qdit.cli.sweep; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+@pytest.fixture
+def qdit(monkeypatch, capfd):
+    """The command in this process, which has imported what it needs: its exit code and what it prints."""
+
+    def run(*words, cwd: Path) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["qdit", *words])
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return subprocess.CompletedProcess(words, int(code), *capfd.readouterr())
+
+    return run
+
+
+LIGHT = [
+    *("qdit", "qdit.storage", "qdit.tables", "qdit.runs.identity", "qdit.cli.command", "qdit.cli.sweep"),
+    *("qdit.cli.table", "qdit.cli.refs", "qdit.cli.design"),
+]
+"""What starts at once."""
+
+
+def test_what_starts_at_once_imports_no_torch():
+    code = (
+        "import importlib, sys\n"
+        f"for name in {LIGHT}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+        "from qdit.cli import design, refs, table\n"
+        f"design.NO_METHOD = {sorted(RECIPES - {'q_dit'})}\n"
+        "assert '`q_dit`' in design.table()\n"
+        "assert table.main(['--runs-dir', 'nowhere']) == 2\n"
+        "try: refs.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_as_a_process(tmp_path):
+    result = process("num_samples=0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_look_like_numbers_stay_text():
@@ -44,7 +93,7 @@ def test_names_that_look_like_numbers_stay_text():
         assert as_text(word) == kept
 
 
-def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_path):
+def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_path, qdit):
     result = qdit("-m", "quantizer=rtn,quarot", "bits=w4a8,w4a4", "num_samples=0", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
@@ -53,7 +102,7 @@ def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_p
 
 
 @pytest.mark.parametrize("study", ["../../x", "a,../../x"])
-def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path):
+def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path, qdit):
     inside = tmp_path / "one" / "two"
     inside.mkdir(parents=True)
     result = qdit("-m", f"study={study}", "seed=0,1", cwd=inside)
@@ -62,7 +111,7 @@ def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["one", "two"]
 
 
-def test_help_lists_groups(tmp_path):
+def test_help_lists_groups(tmp_path, qdit):
     result = qdit("--help", cwd=tmp_path)
     assert result.returncode == 0
     assert "weight/range: hessian, minmax, mse, percentile" in result.stdout
@@ -78,7 +127,7 @@ def test_help_lists_groups(tmp_path):
         (["sampler.stepz=3"], 1, "stepz"),
     ],
 )
-def test_mistakes_have_one_message_and_no_traceback(words, code, message, tmp_path):
+def test_mistakes_have_one_message_and_no_traceback(words, code, message, tmp_path, qdit):
     result = qdit(*words, cwd=tmp_path)
     assert result.returncode == code
     assert message in result.stderr
@@ -86,7 +135,7 @@ def test_mistakes_have_one_message_and_no_traceback(words, code, message, tmp_pa
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_unwritable_runs_dir(tmp_path, tiny_pipeline):
+def test_unwritable_runs_dir(tmp_path, tiny_pipeline, qdit):
     (tmp_path / "runs").write_text("a file stands where the folder should be")
     result = qdit(*TINY, f"model.path={tiny_pipeline}", cwd=tmp_path)
     assert result.returncode == 2
@@ -94,15 +143,12 @@ def test_unwritable_runs_dir(tmp_path, tiny_pipeline):
     assert "Traceback" not in result.stderr
 
 
-def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, tiny_pipeline):
+def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, tiny_pipeline, qdit, capfd):
     words = ["-m", *TINY, f"model.path={tiny_pipeline}", "study=grid", "weight=group", "weight.group_size=24,16"]
     result = qdit(*words, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "group_size=24 does not divide" in result.stdout
     assert result.stdout.count("| rtn") == 2
-    code = "import sys; from qdit.cli.table import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", code, "--study", "grid", "--format", "csv"]
-    table = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert table.returncode == 0
-    assert "sqnr_stderr" in table.stdout.splitlines()[0]
+    assert table.main(["--study", "grid", "--format", "csv"]) == 0
+    assert "sqnr_stderr" in capfd.readouterr().out.splitlines()[0]

@@ -15,7 +15,7 @@ TINY = [
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
     *("sampler.steps=2", "num_samples=12", "batch_size=4", "calibration.num_samples=8", "eval=smoke", "device=cpu"),
 ]
-GRID = ["-m", "study=sweep", "quantizer=quarot,smoothquant", "bits=w4a8,w4a4"]
+GRID = ["-m", "study=sweep", "quantizer=quarot,smoothquant", "bits=w4a4"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 # As in tests/runs/test_run.py: the last bits of a product depend on the number of threads.
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -60,12 +60,12 @@ def test_a_run_keeps_what_tables_and_figures_compare(serial):
 def test_joblib_gives_the_serial_results_and_shares_the_work(serial, tiny_pipeline, tmp_path):
     done = sweep(tiny_pipeline, tmp_path, *JOBLIB)
     assert done.returncode == 0, done.stderr
-    assert len(serial) == 5  # full precision and four cells
+    assert len(serial) == 3  # full precision and two cells
     assert results(tmp_path) == serial
     output = done.stdout + done.stderr
     assert output.count("calibrating: 8 points") == 1  # both recipes use the same points
     assert output.count("  pictures: runs/sweep/fp-") == 1
-    assert done.stdout.count("| quarot") == 2
+    assert done.stdout.count("| quarot") == 1
 
 
 @pytest.mark.slow
@@ -84,11 +84,12 @@ def test_killed_on_joblib_and_restarted(serial, tiny_pipeline, tmp_path):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(results(tmp_path)) < 5
+    assert len(results(tmp_path)) < 3
     assert sweep(tiny_pipeline, tmp_path, *JOBLIB).returncode == 0
     assert results(tmp_path) == serial
 
 
+@pytest.mark.slow  # of joblib and torch alone
 def test_workers_divide_the_cores():
     code = (
         "from joblib import Parallel, delayed\n"

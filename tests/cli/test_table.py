@@ -1,7 +1,4 @@
-"""The command: files, mistakes, no heavy imports."""
-
-import subprocess
-import sys
+"""The command: files and mistakes."""
 
 import pytest
 
@@ -31,8 +28,3 @@ def test_mistakes_of_the_user_are_one_message_and_code_2(runs, capsys, arguments
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
-
-
-def test_no_torch_is_imported():
-    code = "import sys, qdit.tables, qdit.cli.sweep; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,14 +1,10 @@
-"""What other processes do in tests of locks: a spawned process imports its work by name."""
+"""What other processes do in tests of locks: spawned, they import this, and torch if they use it."""
 
 import os
 import time
 from pathlib import Path
 
-import torch
-
-from qdit.eval.samples import SampleSet
 from qdit.storage.locks import exclusive, once
-from qdit.storage.shelf import Shelf
 
 
 def made_by(folder: Path, what: str) -> None:
@@ -26,7 +22,12 @@ def make_once(folder: Path, ready) -> None:
     assert once(folder / "data", make).read_text() == "whole"
 
 
-def sample_set(folder: Path) -> SampleSet:
+def sample_set(folder: Path):
+    import torch
+
+    from qdit.eval.samples import SampleSet
+    from qdit.storage.shelf import Shelf
+
     def generate(indices: list[int]) -> torch.Tensor:
         made_by(folder, f"latents{indices[0]}")
         return torch.tensor(indices, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)

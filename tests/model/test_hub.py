@@ -6,11 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from helpers.configs import config as composed
 from huggingface_hub import constants
-from hydra import compose, initialize_config_dir
 
-from qdit.cli.main import CONF
-from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.model import hub
 from qdit.model.dit import DiT
@@ -39,8 +37,7 @@ def move(place: Path, commit: str) -> None:
 
 
 def config(*changes: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return canonical(resolved(compose("config", ["quantizer=rtn", *changes])))
+    return canonical(composed("quantizer=rtn", *changes))
 
 
 def test_the_commit_is_part_of_id_and_protocol(cache):

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import composed
 
-from qdit.cli.main import CONF
 from qdit.errors import UserError
 from qdit.execution import has_int8
 from qdit.runs import identity
@@ -35,9 +33,7 @@ def overrides(pipeline: Path, root: Path, *more: str) -> list[str]:
 
 
 def run(*words: str) -> dict:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        record = running.run(compose("config", list(words)))
+    record = running.run(composed(*words))
     assert record is not None
     return record
 
@@ -96,9 +92,7 @@ def test_an_added_metric_is_the_only_one_computed(finished, tiny_pipeline, monke
 def test_a_metric_that_fails_leaves_the_finished_record(finished, tiny_pipeline):
     record, root = finished
     words = overrides(tiny_pipeline, root, "eval=[fidelity,fid]", "inception_weights=/nowhere")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", words)
+    cfg = composed(*words)
     with pytest.raises(UserError, match="/nowhere") as error:
         running.run(cfg)
     assert running.record_failure(cfg, error.value, "user")
@@ -261,9 +255,7 @@ def test_more_bits_are_better_and_sixteen_are_exact(tiny_pipeline, tmp_path):
 
 
 def test_dry_writes_nothing(tiny_pipeline, tmp_path, capsys):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert running.run(compose("config", overrides(tiny_pipeline, tmp_path, "dry=true"))) is None
+    assert running.run(composed(*overrides(tiny_pipeline, tmp_path, "dry=true"))) is None
     printed = capsys.readouterr().out
     assert "12 of 21 sites quantized" in printed
     assert "adaln is not in scope.roles" in printed

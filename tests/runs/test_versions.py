@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import config
 
 from qdit.cli.main import CONF
-from qdit.config import resolved
 from qdit.runs import versions
 from qdit.runs.identity import canonical, full_precision, run_id
 from qdit.runs.stages import path_id, rounding_folder
@@ -31,9 +29,7 @@ def nested(flat: dict) -> dict:
 
 
 def composed(*words: str) -> dict:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return canonical(resolved(compose("config", list(words))))
+    return canonical(config(*words))
 
 
 def test_the_id_of_every_shipped_run_follows_from_its_config():

@@ -6,13 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from helpers.configs import config
 
 from qdit.activation import DynamicActivation
 from qdit.checkpoint import checkpoint
-from qdit.cli.main import CONF
-from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
 from qdit.ledger import ledger
@@ -343,9 +340,7 @@ def test_a_group_may_offer_fewer_bits(parts, recipe, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4"])
 def test_mixdq_offers_no_quality_site_less_than_4_bits(bits, tiny_model):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        made = build_recipe(resolved(compose("config", ["quantizer=mixdq", f"bits={bits}"])))
+    made = build_recipe(config("quantizer=mixdq", f"bits={bits}"))
     space = made.search.space(made, tiny_model.sites())
     quality = metric_groups.partition(made.search.groups, space.genes)["quality"]
     assert quality

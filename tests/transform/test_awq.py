@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.configs import config as composed
 from helpers.rewriting import (
     BLOCKS,
     EVERYTHING,
@@ -11,12 +12,9 @@ from helpers.rewriting import (
     recipe,
     unable_to_fold,
 )
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from qdit.checkpoint.checkpoint import load, provenance, save
-from qdit.cli.main import CONF
-from qdit.config import check, resolved
+from qdit.config import check
 from qdit.errors import UserError
 from qdit.method import quantize
 from qdit.nn.linear import matrix
@@ -142,9 +140,7 @@ def test_values_that_cannot_be_are_refused(tiny_model):
 
 
 def test_the_recipe_has_the_papers_defaults():
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolved(compose("config", ["quantizer=awq", "bits=w4a16"]))
+    config = composed("quantizer=awq", "bits=w4a16")
     check(config)
     parts = build_recipe(config)
     assert parts is not None

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers.configs import config as composed
 from helpers.rewriting import (
     BLOCKS,
     assert_same,
@@ -14,12 +15,9 @@ from helpers.rewriting import (
     scaling,
 )
 from helpers.splitting import FULL, STATIC, chain, lowrank, spoiled, svdquant
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from qdit.checkpoint.checkpoint import load, provenance, save
-from qdit.cli.main import CONF
-from qdit.config import check, resolved
+from qdit.config import check
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8
 from qdit.ledger import ledger
@@ -147,21 +145,14 @@ def test_layers_are_reported_with_their_branches(tiny_model):
     assert min(row["sqnr"] for row in layer_report(tiny_model, quantized, path)) > 25
 
 
-@pytest.fixture
-def configured():
+def configured(*words):
     """The recipe of some overrides."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-
-        def made(*words):
-            config = resolved(compose("config", ["quantizer=svdquant", *words]))
-            check(config)
-            return build_recipe(config)
-
-        yield made
+    config = composed("quantizer=svdquant", *words)
+    check(config)
+    return build_recipe(config)
 
 
-def test_the_recipe_is_the_paper_s_with_a_rank_for_narrow_layers(configured):
+def test_the_recipe_is_the_paper_s_with_a_rank_for_narrow_layers():
     parts = configured("bits=w4a4")
     smooth, branch = parts.transform.steps.values()
     assert (type(smooth), type(branch)) == (ChannelScaling, LowRank)
@@ -172,7 +163,7 @@ def test_the_recipe_is_the_paper_s_with_a_rank_for_narrow_layers(configured):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_the_recipe_runs_from_end_to_end(tiny_model, tmp_path, configured, rounding):
+def test_the_recipe_runs_from_end_to_end(tiny_model, tmp_path, rounding):
     words = ["bits=w4a4", f"rounding={rounding}", "weight.group_size=16", "activation.group_size=16"]
     parts = configured(*words, "transform.steps.lowrank.rank=4")
     quantized = quantize(tiny_model, parts, calibration)
