@@ -88,7 +88,7 @@ def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
 
 
 def ledger(
-    denoiser: nn.Module,
+    denoiser: nn.Module | int,
     sites: Sequence[Site],
     policy: Policy,
     attentions: Sequence[Attention] = (),
@@ -97,13 +97,13 @@ def ledger(
     """The ledger of `policy` on a denoiser.
 
     Args:
-        denoiser: in full precision.
+        denoiser: in full precision, or how many parameters it has.
         sites, attentions: the model's, all of them.
         policy: how they are quantized.
         run_time: what a transform leaves to be done at run time.
     """
     none = LayerSpec(weight=None, activation=None)
-    parameters = sum(p.numel() for p in denoiser.parameters())
+    parameters = denoiser if isinstance(denoiser, int) else sum(p.numel() for p in denoiser.parameters())
     quantized = [s for s in sites if any(policy.get(s.name, none).weights)]
     quantized_numel = sum(s.in_features * s.out_features for s in quantized)
     quantized_bits = sum(weight_storage_bits(s, spec) for s in quantized for spec in policy[s.name].weights)

@@ -51,3 +51,13 @@ def runs(tmp_path):
         record("ptq4dit", "w8a8", {"sqnr": metric(38.0, 0.4), "fid_lite0": fid(63.0)}),
         failed("ptq4dit", "w4a8", "2 problems in this config:\n  group_size=96 does not divide 256\n  bits=1"),
     )
+
+
+@pytest.fixture
+def tiny_pipe(tiny_pipeline):
+    """The tiny pipeline as diffusers' own, loaded anew for each test."""
+    from diffusers import DiTPipeline
+
+    pipe = DiTPipeline.from_pretrained(tiny_pipeline, low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

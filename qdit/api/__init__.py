@@ -1,0 +1,27 @@
+"""What `import qdit` offers in Python; the functions of the command line, for models that are in memory already.
+
+Each is exported by `qdit` itself, which imports this package when one is first used.
+"""
+
+from qdit.api.compose import recipe
+from qdit.api.measures import cost, fidelity, policy, summary
+from qdit.api.models import calibrate, dequantize, embedded, full_precision, load, quantize, save
+from qdit.api.records import results, run, table
+
+__all__ = [
+    "calibrate",
+    "cost",
+    "dequantize",
+    "embedded",
+    "fidelity",
+    "full_precision",
+    "load",
+    "policy",
+    "quantize",
+    "recipe",
+    "results",
+    "run",
+    "save",
+    "summary",
+    "table",
+]

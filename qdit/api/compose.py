@@ -1,0 +1,73 @@
+"""Configs in Python: `conf/` composed in the words of the command line, by Hydra, as the command line does."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from qdit.cli.main import CONF, as_text
+from qdit.config import RECIPE_KEYS, check, resolved
+from qdit.errors import UserError
+from qdit.recipes import Recipe
+from qdit.runs.setup import build_recipe
+
+
+def composed(*words: str) -> DictConfig:
+    """The config of a run.
+
+    Args:
+        words: as on the command line, such as `"weight.group_size=64"`.
+
+    Raises:
+        UserError: a word has no place in the config, or names an option that is not there.
+    """
+    if wrong := [word for word in words if not isinstance(word, str) or "=" not in word.lstrip("~")[:-1] + " "]:
+        raise UserError(f"{wrong[0]!r} is no word of the command line, which are such as 'weight.group_size=64'")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="qdit"):
+            return compose("config", [as_text(word) for word in words])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(f"{error}".split())) from error
+
+
+def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe, and the part of the config that describes it.
+
+    Raises:
+        UserError: see `recipe`.
+    """
+    known = sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml"))
+    if name in ("fp", "load"):
+        advice = "leave the model as it is" if name == "fp" else "use qdit.load(folder, model)"
+        raise UserError(f"{name} is no recipe that quantizes: {advice}")
+    if name not in known:
+        near = get_close_matches(str(name), known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"there is no recipe {name!r}; {hint}There are {', '.join(sorted({*known} - {'fp', 'load'}))}")
+    config = resolved(composed(f"quantizer={name}", f"bits={bits}", *words))
+    check(config)
+    if (made := build_recipe(config)) is None:
+        raise UserError(f"the scope of {name} with {' '.join(words)} selects nothing: this is full precision")
+    return made, {key: config[key] for key in (*RECIPE_KEYS, "quantizer", "name")}
+
+
+def recipe(name: str, *overrides: str, bits: str = "w4a8") -> Recipe:
+    """A recipe with its search and correction, if it has any: `conf/quantizer/NAME.yaml`, composed and built.
+
+    Args:
+        name: of the recipe; `qdit --help` lists them.
+        overrides: the command line's words, such as `"rounding=nearest"` or `"weight.group_size=64"`.
+        bits: of weights and inputs, an option of `conf/bits`.
+
+    Raises:
+        UserError: there is no such recipe, or it refuses its values.
+
+    >>> import qdit
+    >>> method = qdit.recipe("q_dit", "weight.group_size=64", bits="w4a4")
+    >>> method.weight.group_size, method.weight_bits, type(method.rounding).__name__
+    (64, 4, 'GPTQ')
+    """
+    return composed_recipe(name, overrides, bits)[0]

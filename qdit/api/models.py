@@ -1,0 +1,377 @@
+"""Calibrate, quantize, save and load models that are in memory: stock diffusers pipelines and their transformers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qdit import compat as compat
+from qdit.api.compose import composed, composed_recipe
+from qdit.assets import EMBEDDED
+from qdit.calibration import CalibrationData
+from qdit.calibration.trajectories import Trajectories, trajectories
+from qdit.checkpoint import checkpoint, installed
+from qdit.checkpoint.checkpoint import transform_of
+from qdit.checkpoint.diffusers import QditConfig, QditQuantizer
+from qdit.checkpoint.manifest import Manifest
+from qdit.config import build, check, resolved
+from qdit.dataset.base import Dataset
+from qdit.dataset.labels import RandomLabels
+from qdit.errors import UserError
+from qdit.execution import stamp
+from qdit.fitting import Quantized
+from qdit.fitting import quantize as fit
+from qdit.model.adapter import Listener, adapt, completed, moved
+from qdit.model.base import DiffusionModel
+from qdit.model.files import read_config
+from qdit.nn.clock import Clock
+from qdit.recipes import Recipe
+from qdit.runs.record import versions
+from qdit.search.base import Setting
+from qdit.storage.digest import digest
+from qdit.storage.shelf import Shelf
+from qdit.storage.tensors import tensors_digest
+from qdit.transform import RunTime
+
+Model = TypeVar("Model")
+
+
+def _network(model: Any) -> Any:
+    """The network of a diffusers transformer, which is itself, or of a qdit model."""
+    return getattr(model, "denoiser", model)
+
+
+def adapter_of(model: Any) -> DiffusionModel:
+    """How qdit sees a model: one of its own as it is, a transformer by the adapter for its class.
+
+    Raises:
+        UserError: there is none for it.
+    """
+    network = _network(model)
+    if (state := installed.state_of(network)) is not None:
+        return moved(state.adapter)
+    return model if network is not model else adapt(model)
+
+
+def pipeline_adapter(pipe: Any) -> DiffusionModel:
+    """How qdit sees a pipeline, which can decode and knows its noise schedule.
+
+    Raises:
+        UserError: it is no pipeline, or of a family without adapter.
+    """
+    if missing := [part for part in ("transformer", "vae", "scheduler") if getattr(pipe, part, None) is None]:
+        raise UserError(f"a {type(pipe).__name__} is no pipeline of diffusers: it has no {missing[0]}")
+    return completed(adapter_of(pipe.transformer), pipe)
+
+
+def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Dataset, dict[str, Any]]:
+    """The sampler, the data set and the config of the command line's words; without a word for it, the data set is
+    the model's classes, all alike.
+
+    Raises:
+        UserError: the words are wrong, or do not fit the model.
+    """
+    config = resolved(composed(*words))
+    check(config)
+    sampler = build(config["sampler"])
+    if any(word.lstrip("+").startswith("dataset") for word in words):
+        dataset: Dataset = build(config["dataset"])
+    else:
+        about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
+        dataset = Dataset(**about, reference="none", strategy=RandomLabels())
+    if problems := sampler.check(model) + dataset.check(model):
+        raise UserError(*problems)
+    return sampler, dataset, config
+
+
+def calibrate(
+    pipe: Any,
+    conditions: Sequence[int] | None = None,
+    *overrides: str,
+    num_samples: int = 64,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> Trajectories:
+    """Sample trajectories in full precision, of which recipes pick the points that they see.
+
+    Args:
+        pipe: a diffusers pipeline, quantized or not. Its scheduler says how the training's noise was; steps are taken
+            by qdit's sampler.
+        conditions: classes, repeated in order; None draws them, all alike, or as `dataset=emoji` does.
+        overrides: the command line's words for the sampler, the data set and `batch_size`.
+        num_samples: of trajectories; every step of each is kept, x_t [num_samples · steps, C, h, w] in float32.
+        steps: of the sampler; None is the sampler's own, 20 of DDIM.
+        guidance: above 1 is classifier-free guidance; None is the sampler's own, 2.
+        seed: of noise and classes.
+
+    Raises:
+        UserError: there is no adapter for the pipeline, or a value is out of range.
+
+    >>> import qdit
+    >>> pipe = qdit.embedded()
+    >>> data = qdit.calibrate(pipe, num_samples=2, steps=4)
+    >>> data, tuple(data.x.shape), data.timesteps
+    (Trajectories(2 × 4 states (4, 8, 8)), (8, 4, 8, 8), [0, 250, 500, 750])
+    """
+    given = {"sampler.steps": steps, "sampler.guidance": guidance}
+    words = (*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None))
+    model = pipeline_adapter(pipe)
+    sampler, dataset, config = protocol_of(model, words)
+    classes = None if conditions is None else [int(each) for each in conditions]
+    if num_samples < 1 or classes == [] or any(not 0 <= each < model.num_classes for each in classes or ()):
+        raise UserError(
+            f"num_samples={num_samples}, conditions={conditions}; at least one sample, of classes 0 to "
+            f"{model.num_classes - 1}, is needed"
+        )
+    with _unquantized(pipe.transformer):
+        weights = tensors_digest(pipe.transformer.state_dict())
+        return trajectories(model, sampler, dataset, num_samples, seed, config["batch_size"], weights, classes)
+
+
+@contextmanager
+def _unquantized(network: Any) -> Iterator[None]:
+    """Full precision while the context lasts, which it may be already."""
+    if installed.state_of(network) is None:
+        yield
+    else:
+        with installed.full_precision(network):
+            yield
+
+
+def quantize(
+    model: Model,
+    recipe: str | Recipe = "q_dit",
+    *overrides: str,
+    bits: str = "w4a8",
+    data: CalibrationData | None = None,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+) -> Model:
+    """Quantize a transformer in place, by the same code as a run.
+
+    From then on every call of it is quantized, whoever calls, and `save_pretrained` saves it so.
+
+    Args:
+        model: a diffusers transformer, such as `pipe.transformer`, or a model of qdit's.
+        recipe: a name (see `qdit.recipe`), or what `qdit.recipe` returned.
+        overrides: the command line's words, with a name.
+        bits: of weights and inputs, with a name.
+        data: of `qdit.calibrate`; None where the recipe needs none.
+        seed: of a search.
+        cache_dir: where finished blocks of a long rounding are kept, to go on after a kill; None keeps none.
+
+    Returns:
+        `model`, for convenience.
+
+    Raises:
+        UserError: there is no adapter for the model, it is quantized already, the recipe is unknown, does not fit
+            it or needs data, or the data is of another model.
+
+    >>> import qdit
+    >>> pipe = qdit.embedded()
+    >>> qdit.quantize(pipe.transformer, "rtn", bits="w8a8") is pipe.transformer
+    True
+    >>> qdit.policy(pipe.transformer)["transformer_blocks.0.attn1.to_q"].weight.bits
+    8
+    """
+    network = _network(model)
+    _check_unquantized(network)
+    if isinstance(recipe, str):
+        method, config = composed_recipe(recipe, overrides, bits)
+    elif overrides:
+        raise UserError("words are for a recipe's name: give them to qdit.recipe")
+    else:
+        method, config = recipe, None
+    if method.correction is not None:
+        raise UserError(
+            "this recipe corrects the sampler, which is not in the transformer: leave it out (correction=none), or "
+            "sample by qdit.run"
+        )
+    adapter = adapter_of(model)
+    _check_data(network, adapter, data)
+    place = None
+    if cache_dir is not None:
+        about = {"recipe": config or repr(method), "weights": tensors_digest(network.state_dict())}
+        about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y}) if data is not None else ""
+        made = stamp(adapter.device, execution=True)
+        place = Shelf(Path(cache_dir) / "rounding" / digest(about), about, made, shared=True)
+    quantized = fit(adapter, method, cache(_collector(method, data)), place, _setting(method, data, seed))
+    about = {"config": config} if config is not None else {}
+    _install(adapter, quantized, method.run_time(adapter), about)
+    return model
+
+
+def _check_unquantized(network: Any) -> None:
+    """Refuse a network that is quantized.
+
+    Raises:
+        UserError: it is.
+    """
+    if (state := installed.state_of(network)) is not None:
+        name = (state.about.get("config") or {}).get("name", "by qdit")
+        raise UserError(f"the model is quantized already ({name}); qdit.dequantize(model) puts the original back")
+    if getattr(network, "hf_quantizer", None) is not None:
+        method = network.hf_quantizer.quantization_config.quant_method
+        raise UserError(f"the model is quantized already, by {getattr(method, 'value', method)}: give the original")
+
+
+def _check_data(network: Any, adapter: DiffusionModel, data: CalibrationData | None) -> None:
+    """Refuse data of another model.
+
+    Raises:
+        UserError: it is.
+    """
+    if data is None:
+        return
+    if tuple(data.x.shape[1:]) != adapter.latent_shape or int(data.y.max()) > adapter.null_class:
+        raise UserError(
+            f"the data is of another model: states {tuple(data.x.shape[1:])}, classes to {int(data.y.max())}; this one "
+            f"has states {adapter.latent_shape}, classes to {adapter.null_class}. Calibrate this one"
+        )
+    if isinstance(data, Trajectories) and data.weights != tensors_digest(network.state_dict()):
+        raise UserError("the data is of a model with other weights, or in another dtype: calibrate this one")
+
+
+def _collector(method: Recipe, data: CalibrationData | None) -> Callable[[], CalibrationData]:
+    def collect() -> CalibrationData:
+        if data is None:
+            raise UserError("this recipe needs calibration data: give data=qdit.calibrate(pipe)")
+        return data.picked(method.calibration) if isinstance(data, Trajectories) else data
+
+    return collect
+
+
+def _setting(method: Recipe, data: CalibrationData | None, seed: int) -> Setting | None:
+    """What is around a search; the trajectories say it.
+
+    Raises:
+        UserError: there is a search, and no trajectories.
+    """
+    if method.search is None:
+        return None
+    if not isinstance(data, Trajectories):
+        raise UserError("this recipe searches, and samples for it: give data=qdit.calibrate(pipe), or use qdit.run")
+    prepared = method.search.preflight(data.dataset.reference, Path("cache"), data.dataset.image_size)
+    return Setting(sampler=data.sampler, dataset=data.dataset, seed=seed, prepared=prepared)
+
+
+def _install(adapter: DiffusionModel, quantized: Quantized, left: list[RunTime], about: dict[str, Any]) -> None:
+    network: Any = adapter.denoiser
+    about = {"versions": versions()} | about
+    installed.install(adapter, quantized, left, about, QditQuantizer(QditConfig(model=network)))
+
+
+def full_precision(model: Any) -> Any:
+    """A context in which a quantized model is the original, bit for bit.
+
+    Args:
+        model: that `quantize` or `load` has quantized.
+
+    Raises:
+        UserError: it is not quantized, or was read from a folder, which has no original.
+
+    >>> import qdit
+    >>> transformer = qdit.quantize(qdit.embedded().transformer, "rtn")
+    >>> with qdit.full_precision(transformer):
+    ...     type(transformer.proj_out_2).__name__, type(transformer.transformer_blocks[0].ff.net[2]).__name__
+    ('Linear', 'Linear')
+    >>> type(transformer.transformer_blocks[0].ff.net[2]).__name__
+    'QuantLinear'
+    """
+    return installed.full_precision(_network(model))
+
+
+def dequantize(model: Model) -> Model:
+    """Put the original back into a quantized model for good.
+
+    Args:
+        model: that `quantize` or `load` has quantized.
+
+    Raises:
+        UserError: it is not quantized, or was read from a folder, which has no original.
+
+    >>> import qdit
+    >>> transformer = qdit.quantize(qdit.embedded().transformer, "rtn")
+    >>> type(qdit.dequantize(transformer).transformer_blocks[0].ff.net[2]).__name__
+    'Linear'
+    """
+    installed.remove(_network(model))
+    return model
+
+
+def save(model: Any, folder: str | Path) -> None:
+    """Save what is different from the original, as a run does: the original is needed to load it.
+
+    `save_pretrained` of the pipeline saves a folder that stands alone.
+
+    Args:
+        model: that `quantize` or `load` has quantized.
+        folder: of `quantized.json` and `quantized.safetensors`; a checkpoint that is there is replaced.
+
+    Raises:
+        UserError: the model is not quantized, or has no original.
+
+    >>> import qdit, tempfile
+    >>> pipe, folder = qdit.embedded(), tempfile.mkdtemp()
+    >>> qdit.save(qdit.quantize(pipe.transformer, "rtn"), folder)
+    >>> _ = qdit.load(folder, qdit.dequantize(pipe.transformer))
+    >>> len(qdit.policy(pipe.transformer))
+    48
+    """
+    network = _network(model)
+    state = installed.needed(network)
+    with installed.full_precision(network):
+        about = checkpoint.provenance(moved(state.adapter), **{k: v for k, v in state.about.items() if k == "config"})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    checkpoint.save(state.quantized, Path(folder), about)
+
+
+def load(folder: str | Path, model: Model) -> Model:
+    """Quantize a model in place by a checkpoint: no data, no recipe, and the outputs of the model that was saved.
+
+    Args:
+        folder: that `save` wrote, or of a run.
+        model: the original of the one that was saved, in full precision.
+
+    Returns:
+        `model`, for convenience.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged or of another model, or corrects the sampler.
+    """
+    _check_unquantized(_network(model))
+    adapter, manifest = adapter_of(model), Manifest.read(folder)
+    quantized = checkpoint.load(manifest.folder, adapter)
+    if quantized.correction is not None:
+        raise UserError(f"{folder} corrects the sampler, which is not in the transformer: use qdit quantizer=load")
+    left, found = [], transform_of(manifest)
+    if found is not None:
+        transform, names = found
+        left = transform.run_time(adapter, [site for site in adapter.sites() if site.name in set(names)])
+    config = manifest.content["provenance"].get("config")
+    _install(adapter, quantized, left, {"config": config} if config is not None else {})
+    return model
+
+
+def embedded() -> Any:
+    """The embedded model as a stock `DiTPipeline`, ready to be called: 32×32 emoji of 99 classes.
+
+    Its folder leaves `out_channels` open, which `DiTPipeline` cannot read, and has 99 classes, where `DiTPipeline` says
+    1000 for none; both are put right here.
+
+    >>> import qdit
+    >>> pipe = qdit.embedded()
+    >>> pipe.set_progress_bar_config(disable=True)
+    >>> pipe([pipe.labels["cat-face"]], num_inference_steps=2).images[0].size
+    (32, 32)
+    """
+    from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+
+    names = {int(label): name for label, name in read_config(EMBEDDED, "model_index.json")["id2label"].items()}
+    pipe: Any = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
+    network = pipe.transformer.eval().requires_grad_(False)
+    network.register_to_config(out_channels=network.config.in_channels)
+    Listener(Clock(), network.config.num_embeds_ada_norm).listen(network)
+    return pipe

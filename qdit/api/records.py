@@ -1,0 +1,66 @@
+"""Runs and their records, as `qdit` and `qdit-table` make and show them."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qdit.api.compose import composed
+from qdit.runs.run import run as carry_out
+from qdit.tables import Table, build_table, load_results
+
+
+def run(*overrides: str) -> dict[str, Any] | None:
+    """Carry out one run, as the command line `qdit` does; the same words again are the resume.
+
+    Args:
+        overrides: the command line's words. Sweeps (`-m`, `grid=`) are the command line's alone.
+
+    Returns:
+        The record, which also lies in the run's folder as `result.json`; None with `dry=true`.
+
+    Raises:
+        UserError: the words make no run, or it cannot be carried out here.
+
+    >>> import qdit
+    >>> qdit.run("quantizer=rtn", "bits=w4a4", "dry=true")    # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+    rtn-w4a4 ...
+    """
+    return carry_out(composed(*overrides))
+
+
+def results(runs_dir: str | Path = "runs", study: str | None = None) -> pd.DataFrame:
+    """The records below a folder: a row a run, a column a metric, a cost or a key of the config.
+
+    Args:
+        runs_dir: where runs were made.
+        study: one of its folders; None is all.
+
+    Raises:
+        UserError: there is no record, or one is of another schema.
+
+    >>> import qdit
+    >>> frame = qdit.results("experiments/comparison/results", "methods")
+    >>> bool((frame.sqnr.dropna() > -5).all())
+    True
+    """
+    return load_results(runs_dir, study)
+
+
+def table(frame: pd.DataFrame, **layout: Any) -> Table:
+    """A table of runs, with what is best and what cannot be told apart from it marked.
+
+    Args:
+        frame: of `results`, perhaps narrowed.
+        layout: `rows`, `cols`, `metrics`, `seeds`, `mix_protocols`, `group_by`: see `qdit.tables.build_table`.
+
+    Raises:
+        UserError: the runs mix protocols, or a name is unknown.
+
+    >>> import qdit
+    >>> from qdit.tables import render
+    >>> shown = qdit.table(qdit.results("experiments/comparison/results", "methods"), cols="bits", metrics=["sqnr"])
+    >>> render(shown, "markdown").splitlines()[0].split()[1]
+    'quantizer'
+    """
+    return build_table(frame, **layout)

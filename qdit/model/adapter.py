@@ -1,0 +1,95 @@
+"""The adapter of a network that is loaded already: found by the class of a diffusers transformer.
+
+A family of models has one module in `qdit.model` with a function `adapt`, and one line here.
+"""
+
+from copy import copy
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel
+from qdit.model.checks import check_schedule
+from qdit.nn.clock import Clock
+
+FAMILIES = {"DiTTransformer2DModel": "qdit.model.dit"}
+"""Class of the transformer -> module of its adapter."""
+
+
+def adapt(transformer: Any) -> DiffusionModel:
+    """The adapter of a diffusers transformer in full precision, without the rest of its pipeline: it cannot decode.
+
+    Raises:
+        UserError: no adapter is for its class, or it is not a transformer.
+    """
+    name = type(transformer).__name__
+    if name not in FAMILIES:
+        advice = (
+            "give its transformer, pipe.transformer"
+            if hasattr(transformer, "transformer")
+            else "see docs/add_a_model.md"
+        )
+        raise UserError(f"there is no adapter for a {name}; there are for {', '.join(FAMILIES)}; {advice}")
+    return import_module(FAMILIES[name]).adapt(transformer)
+
+
+def completed(adapter: DiffusionModel, pipe: Any) -> DiffusionModel:
+    """A copy of an adapter that knows the autoencoder and the noise schedule of a pipeline.
+
+    Raises:
+        UserError: the pipeline's scheduler does not say how the noise was in the training.
+    """
+    schedule = dict(pipe.scheduler.config) | {"_class_name": type(pipe.scheduler).__name__}
+    check_schedule(Path("pipe.scheduler"), schedule)
+    made: Any = copy(adapter)
+    made.complete(pipe.vae, schedule)
+    return moved(made)
+
+
+def moved(adapter: Any) -> DiffusionModel:
+    """The adapter, told where its network is now and in which dtype."""
+    adapter.device, adapter.dtype = adapter.denoiser.device, adapter.denoiser.dtype
+    return adapter
+
+
+class Listener:
+    """Shows a model's clock the timesteps of every call, whoever calls: a stock pipeline knows of no clock.
+
+    Labels beyond the model's classes become the null class: diffusers' DiTPipeline says 1000 to every model.
+    It is an object, and no closure, so that a copy of a model has its own.
+
+    Args:
+        clock: the layers'.
+        null_class: the greatest label.
+    """
+
+    def __init__(self, clock: Clock, null_class: int) -> None:
+        self.clock, self.null_class = clock, null_class
+        self._before: list[Tensor | None] = []
+
+    def listen(self, denoiser: nn.Module) -> list[RemovableHandle]:
+        """Hear every call from now on; removing what is returned ends it."""
+        return [
+            denoiser.register_forward_pre_hook(self.begin, with_kwargs=True),
+            denoiser.register_forward_hook(self.end, always_call=True),
+        ]
+
+    def begin(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Show the timesteps of a call, one for each sample."""
+        given = signature(denoiser.forward).bind(*args, **kwargs).arguments
+        timestep, samples = torch.as_tensor(given["timestep"]), len(given["hidden_states"])
+        self._before.append(self.clock.timesteps)
+        self.clock.timesteps = timestep.reshape(-1).expand(samples)
+        if given.get("class_labels") is not None:
+            given["class_labels"] = given["class_labels"].clamp(max=self.null_class)
+        return (), given
+
+    def end(self, denoiser: nn.Module, args: tuple, output: Any) -> None:
+        """Show what was shown before."""
+        self.clock.timesteps = self._before.pop()
