@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdit.cli.main import CONF, as_text
 from qdit.config import RECIPE_KEYS, check, resolved
 from qdit.errors import UserError
-from qdit.recipes import Recipe
+from qdit.method import Method
 from qdit.runs.setup import build_recipe
 
 
@@ -33,7 +33,7 @@ def composed(*words: str) -> DictConfig:
         raise UserError(" ".join(f"{error}".split())) from error
 
 
-def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Recipe, dict[str, Any]]:
+def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Method, dict[str, Any]]:
     """A recipe, and the part of the config that describes it.
 
     Raises:
@@ -54,8 +54,8 @@ def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Recip
     return made, {key: config[key] for key in (*RECIPE_KEYS, "quantizer", "name")}
 
 
-def recipe(name: str, *overrides: str, bits: str = "w4a8") -> Recipe:
-    """A recipe with its search and correction, if it has any: `conf/quantizer/NAME.yaml`, composed and built.
+def recipe(name: str, *overrides: str, bits: str = "w4a8") -> Method:
+    """A recipe, with its search and correction if it has any, composed from `conf/` and built.
 
     Args:
         name: of the recipe; `qdit --help` lists them.

@@ -20,19 +20,19 @@ from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
 from qdit.execution import stamp
-from qdit.fitting import Quantized
-from qdit.fitting import quantize as fit
+from qdit.ledger import RunTime
+from qdit.method import Method
+from qdit.method import quantize as fit
 from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
 from qdit.model.files import read_config
 from qdit.nn.clock import Clock
-from qdit.recipes import Recipe
+from qdit.quantized import Quantized
 from qdit.runs.record import versions
-from qdit.search.base import Setting
+from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.shelf import Shelf
 from qdit.storage.tensors import tensors_digest
-from qdit.transform import RunTime
 
 Model = TypeVar("Model")
 
@@ -142,7 +142,7 @@ def _unquantized(network: Any) -> Iterator[None]:
 
 def quantize(
     model: Model,
-    recipe: str | Recipe = "q_dit",
+    recipe: str | Method = "q_dit",
     *overrides: str,
     bits: str = "w4a8",
     data: CalibrationData | None = None,
@@ -234,7 +234,7 @@ def _check_data(network: Any, adapter: DiffusionModel, data: CalibrationData | N
         raise UserError("the data is of a model with other weights, or in another dtype: calibrate this one")
 
 
-def _collector(method: Recipe, data: CalibrationData | None) -> Callable[[], CalibrationData]:
+def _collector(method: Method, data: CalibrationData | None) -> Callable[[], CalibrationData]:
     def collect() -> CalibrationData:
         if data is None:
             raise UserError("this recipe needs calibration data: give data=qdit.calibrate(pipe)")
@@ -243,7 +243,7 @@ def _collector(method: Recipe, data: CalibrationData | None) -> Callable[[], Cal
     return collect
 
 
-def _setting(method: Recipe, data: CalibrationData | None, seed: int) -> Setting | None:
+def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting | None:
     """What is around a search; the trajectories say it.
 
     Raises:

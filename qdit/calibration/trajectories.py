@@ -6,18 +6,16 @@ tries several recipes on one model samples once instead, and keeps every step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdit.calibration.calibration import INDEX_OFFSET, CalibrationData, NoCalibration
+from qdit.dataset.base import Dataset
 from qdit.errors import UserError
-
-if TYPE_CHECKING:
-    from qdit.dataset.base import Dataset
-    from qdit.model.base import DiffusionModel
-    from qdit.sampler.sampler import Sampler
+from qdit.model.base import DiffusionModel
+from qdit.sampler.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +28,8 @@ class Trajectories(CalibrationData):
     """Of noise and classes."""
     null_class: int
     """The label that stands for no class."""
-    sampler: "Sampler"
-    dataset: "Dataset"
+    sampler: Sampler
+    dataset: Dataset
     """Whose classes were drawn."""
 
     def picked(self, source: Any) -> CalibrationData:
@@ -72,9 +70,9 @@ class Trajectories(CalibrationData):
 
 @torch.no_grad()
 def trajectories(
-    model: "DiffusionModel",
-    sampler: "Sampler",
-    dataset: "Dataset",
+    model: DiffusionModel,
+    sampler: Sampler,
+    dataset: Dataset,
     count: int,
     seed: int,
     batch_size: int,

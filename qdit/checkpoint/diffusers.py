@@ -27,14 +27,15 @@ from qdit.checkpoint.installed import install, needed, replacements, swap
 from qdit.checkpoint.on_import import METHOD
 from qdit.checkpoint.serialize import Reader
 from qdit.errors import UserError
-from qdit.fitting import Quantized
+from qdit.ledger import RunTime
 from qdit.model.adapter import adapt, moved
 from qdit.model.base import DiffusionModel
 from qdit.nn.clock import Clock
 from qdit.policies import Policy
+from qdit.quantized import Quantized
 from qdit.storage.digest import digest
 from qdit.storage.tensors import tensors_digest
-from qdit.transform import Rewrite, RunTime
+from qdit.transform import Rewrite
 
 FORMAT = 1
 _KEYS = {"format", "base", "policy", "run_time", "parameters", "provenance"}
@@ -42,7 +43,7 @@ KINDS = ("rewritten", "layers", "attention")
 _AGAIN = "save it again with save_pretrained, or copy the folder again"
 
 
-class Method(StrEnum):
+class QuantMethod(StrEnum):
     """What diffusers calls the method; it asks a member of an Enum for its `value`."""
 
     QDIT = METHOD
@@ -57,7 +58,7 @@ class QditConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, *, model: Any = None, **content: Any) -> None:
-        self.quant_method = Method.QDIT  # pyright: ignore[reportAttributeAccessIssue] - diffusers' own Enum is closed
+        self.quant_method = QuantMethod.QDIT  # pyright: ignore[reportAttributeAccessIssue] - diffusers' own Enum is closed
         self.content = {key: value for key, value in content.items() if key != "quant_method"}
         self.model = model
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from qdit.errors import UserError
-from qdit.fitting import Quantized
+from qdit.ledger import RunTime
 from qdit.model.adapter import Listener
 from qdit.model.base import DiffusionModel
-from qdit.transform import RunTime
+from qdit.quantized import Quantized
 
 STATE = "_qdit"
 

@@ -30,11 +30,8 @@ def adapt(transformer: Any) -> DiffusionModel:
     """
     name = type(transformer).__name__
     if name not in FAMILIES:
-        advice = (
-            "give its transformer, pipe.transformer"
-            if hasattr(transformer, "transformer")
-            else "see docs/add_a_model.md"
-        )
+        whole = hasattr(transformer, "transformer")
+        advice = "give its transformer, pipe.transformer" if whole else "write one, as qdit/model/dit.py is"
         raise UserError(f"there is no adapter for a {name}; there are for {', '.join(FAMILIES)}; {advice}")
     return import_module(FAMILIES[name]).adapt(transformer)
 

@@ -153,8 +153,8 @@ class LoadedDiT(Loaded):
     def __init__(
         self,
         denoiser: nn.Module,
-        autoencoder: nn.Module,
-        schedule: dict[str, Any],
+        autoencoder: nn.Module | None,
+        schedule: dict[str, Any] | None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -176,6 +176,19 @@ class LoadedDiT(Loaded):
         """Call the network on x_t, timesteps and classes; the noise, and the logits of a learned variance."""
         with self.clock.showing(t):
             return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
+
+
+def adapt(transformer: Any) -> LoadedDiT:
+    """The adapter of a DiT that diffusers loaded; the network gets no gradients any more, and is not changed else.
+
+    Raises:
+        UserError: its config has values that cannot be.
+    """
+    config = {key: value for key, value in transformer.config.items() if value is not None}
+    if not getattr(transformer, "is_quantized", False):  # by diffusers, while it reads a folder of qdit's
+        check_dit(Path("transformer.config"), config)
+    frozen = transformer.eval().requires_grad_(False)
+    return LoadedDiT(frozen, None, None, transformer.device, transformer.dtype)
 
 
 def one_sample(denoiser: nn.Module) -> Any:

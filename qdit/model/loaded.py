@@ -14,6 +14,9 @@ from qdit.errors import UserError
 from qdit.model.base import Attention, Producer, Site
 from qdit.nn.clock import Clock
 
+LATENT_SCALE = 8
+"""Pixels a latent, along a side, where the autoencoder is not known."""
+
 
 class Loaded:
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
@@ -23,27 +26,38 @@ class Loaded:
     def __init__(
         self,
         denoiser: nn.Module,
-        autoencoder: nn.Module,
-        schedule: dict[str, Any],
+        autoencoder: nn.Module | None,
+        schedule: dict[str, Any] | None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         config: Any = denoiser.config
-        vae: Any = autoencoder.config
-        if vae.latent_channels != config.in_channels:
-            raise UserError(
-                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
-                f"{config.in_channels}; set model.vae_path to the autoencoder that it was trained with"
-            )
-        self.denoiser, self.autoencoder = denoiser, autoencoder
-        self.device, self.dtype = device, dtype
+        self.denoiser, self.device, self.dtype = denoiser, device, dtype
         self.clock = Clock()
         self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
-        self.image_size: int = config.sample_size * 2 ** (len(vae.block_out_channels) - 1)
+        self.image_size: int = config.sample_size * LATENT_SCALE
         self.learned_variance: bool = config.out_channels == 2 * config.in_channels
-        self._schedule = schedule
+        self.autoencoder: nn.Module | None = None
+        self._schedule: dict[str, Any] | None = None
+        if autoencoder is not None and schedule is not None:
+            self.complete(autoencoder, schedule)
         self._sites, self._attentions = self.structure(denoiser)
         self._producers = self.list_producers(self._sites)
+
+    def complete(self, autoencoder: nn.Module, schedule: dict[str, Any]) -> None:
+        """Take the rest of the pipeline: what decodes, and the noise schedule of the training.
+
+        Raises:
+            UserError: the autoencoder's latents are not the transformer's.
+        """
+        vae: Any = autoencoder.config
+        if vae.latent_channels != self.latent_shape[0]:
+            raise UserError(
+                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
+                f"{self.latent_shape[0]}; set model.vae_path to the autoencoder that it was trained with"
+            )
+        self.autoencoder, self._schedule = autoencoder, schedule
+        self.image_size = self.latent_shape[-1] * 2 ** (len(vae.block_out_channels) - 1)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """The network's sites and attentions in forward order."""
@@ -72,7 +86,13 @@ class Loaded:
         return dict(self._producers)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The content of the pipeline's `scheduler_config.json`."""
+        """The content of the pipeline's `scheduler_config.json`.
+
+        Raises:
+            UserError: the transformer came without its pipeline.
+        """
+        if self._schedule is None:
+            raise UserError("this transformer came without its pipeline, and how its noise is scheduled is not known")
         return dict(self._schedule)
 
     @torch.no_grad()
@@ -82,17 +102,19 @@ class Loaded:
         Clips [B, C, F, h, w] are decoded frame by frame, a sample at a time, into [B, F, 3, H, W].
 
         Raises:
-            UserError: a latent or a pixel is not finite.
+            UserError: a latent or a pixel is not finite, or the transformer came without its pipeline.
         """
+        if self.autoencoder is None:
+            raise UserError("this transformer came without its pipeline, and nothing decodes what it makes")
         if latents.ndim == 5:
             clips = latents.transpose(1, 2)  # [B, F, C, h, w]
             return torch.stack([self._pixels(clip, f"frames of clip {n}") for n, clip in enumerate(clips)])
         return self._pixels(latents, "images")
 
     def _pixels(self, latents: Float[Tensor, "B C h w"], what: str) -> UInt8[Tensor, "B 3 H W"]:
-        config: Any = self.autoencoder.config
-        latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0.0)
-        pixels = self.autoencoder.decode(latents, return_dict=False)[0]  # pyright: ignore[reportCallIssue]
+        own: Any = self.autoencoder
+        latents = latents.to(self.device, own.dtype) / own.config.scaling_factor + (own.config.shift_factor or 0.0)
+        pixels = own.decode(latents, return_dict=False)[0].float()
         broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         if broken:
             raise UserError(

@@ -8,7 +8,7 @@ import torch
 import qdit
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.fitting import quantize
+from qdit.method import quantize
 
 STATIC = ("rtn", "activation=tensor", "calibration.num_samples=8", "calibration.per_trajectory=2")
 TIMED = ("rtn", "activation=time_grouped", "activation.time.groups=2", *STATIC[2:])
