@@ -15,6 +15,7 @@ import qdit
 from qdit.errors import UserError
 
 FOLDER = Path(qdit.__file__).parents[1]
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 POINTS = ("calibration.num_samples=8", "calibration.per_trajectory=2", "calibration.batch_size=4")
 RECIPES = {
     "dynamic": ("rtn", "weight=group", "weight.group_size=16"),
@@ -106,8 +107,11 @@ def test_a_folder_that_was_read_is_saved_again_as_it_was(saved, tmp_path):
 
     pipe = DiTPipeline.from_pretrained(saved)
     pipe.save_pretrained(tmp_path / "again")
-    file = Path("transformer") / "diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
+    headers = []
+    for folder in (saved, tmp_path / "again"):
+        with safe_open(folder / "transformer" / WEIGHTS, "pt") as stream:
+            headers.append(stream.metadata())  # with the digest of all tensors
+    assert headers[0] == headers[1]
     with pytest.raises(UserError, match="holds no full-precision weights"):
         qdit.dequantize(pipe.transformer)
     with pytest.raises(UserError, match="quantized already"):
@@ -127,7 +131,6 @@ def change(folder: Path, file: str, edit) -> None:
     save_file(tensors, path, about)
 
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SITE = "transformer_blocks.0.attn1.to_q"
 DAMAGE = {
     "format": (CONFIG, lambda c: c.update(format=2), "in format 2"),
