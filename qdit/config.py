@@ -49,7 +49,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _place_problems(config: dict[str, Any]) -> list[str]:
-    """What makes no name of a folder; everything else is checked later, where torch may be imported."""
+    """Values that cannot be the name of a folder; everything else is checked later, where torch may be imported."""
     found = [f"{k}={config[k]!r}; {names.problem(config[k])}" for k in _NAMES if not names.fits(config[k])]
     found += [
         f"{k}.name={config[k]['name']!r}; a name is text"

@@ -63,7 +63,7 @@ class Ledger:
     """Costs of a model under a policy."""
 
     weight_bits_quantized: float | None
-    """Mean stored bits a weight over the quantized layers, with their branches; None if there are none."""
+    """Mean stored bits per weight over the quantized layers, with their branches; None if there are none."""
     weight_bits_used: float | None
     """Mean bits of the codes of quantized weights that a sampling step uses; None if there are none."""
     weight_bits_model: float

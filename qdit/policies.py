@@ -40,7 +40,7 @@ class LayerSpec:
     spans: tuple[Span, ...] = ()
     """Ranges of timesteps with weights of their own, noisiest first; empty where one weight serves all the time."""
     bases: int = 1
-    """In how many bases the weight is kept: a transform that changes over time has one a range of timesteps."""
+    """In how many bases the weight is kept: a transform that changes over time has one for each range of timesteps."""
 
     @property
     def weights(self) -> list[QuantSpec | None]:

@@ -1,9 +1,9 @@
 """Where a run is reported besides its own folder: nowhere, or Weights & Biases, online or offline.
 
 A logger is a config object; `open` starts one tracker for one run. Nothing else in qdit imports wandb, and this module
-only when a tracker is opened. The record of a run is its result.json: what is sent here is a copy, so a missing key or
-network never fails a run, it becomes an offline one, and no exception of a logger reaches a run (`reporting`).
-Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
+does so only when a tracker is opened. The record of a run is its result.json, and what is sent to a logger is a copy.
+So a run never fails for want of a key or a network, but is recorded offline, and no exception of a logger reaches a run
+(`reporting`). Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: one line instead of a traceback.
 
-Imports the standard library alone, to be there in the first second.
-What is written is whole at any time, so that nothing needs to be saved: the same command goes on.
+It imports the standard library alone, so that signals are handled from the first second. Files are whole at any time,
+so that nothing needs to be saved when a signal comes: the same command goes on from there.
 """
 
 import multiprocessing

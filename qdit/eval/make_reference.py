@@ -225,7 +225,7 @@ def floor(
         {n: {metric: {"mean", "std"}}} over `draws` draws, n as text, metrics under the names they have in results.
 
     Raises:
-        UserError: fewer than two draws or images a draw, a seed below 0, or images of another size.
+        UserError: fewer than two draws, or two images per draw; a seed below 0; or images of another size.
     """
     if problems := wrong_size(reference, *images[0].shape[:2]):
         raise UserError(*problems)

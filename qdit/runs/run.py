@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     """Carry out one composed config; the record, or None for a dry run.
 
     Raises:
-        UserError: the user can mend it; nothing was half-written.
+        UserError: for what the user can correct; nothing is half-written.
     """
     config = canonical(resolved(cfg))
     if config["dry"]:
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def complaints(cfg: DictConfig) -> list[str]:
-    """What can be said against a composed config before its model is read; nothing against a finished run."""
+    """The problems of a composed config that show before its model is read; none for a finished run."""
     try:
         config = canonical(resolved(cfg))
         if config["overwrite"] or settled(config) is None:
@@ -97,7 +97,7 @@ def settled(config: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a finished run that holds every wanted metric, else None. Needs no torch.
 
     Raises:
-        UserError: its layers multiplied otherwise than `execution` demands, or the record is damaged.
+        UserError: it was made with another `execution` than the one demanded, or the record is damaged.
     """
     record = run_dir(config).result()
     if record is None or record["status"] != "done":
@@ -110,10 +110,10 @@ def settled(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_execution(record: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse a finished record whose layers multiplied otherwise than is demanded; `auto` takes any.
+    """Refuse a finished record that was made with another `execution` than the one demanded; `auto` takes any.
 
     Raises:
-        UserError: they did.
+        UserError: it was.
     """
     wanted, cost = config["execution"], record["cost"]
     if wanted == "auto" or is_full_precision(config):
@@ -197,9 +197,9 @@ def shelf_of(config: dict[str, Any], parts: "Parts") -> "Shelf":
 def taken(
     config: dict[str, Any], known: dict[str, Any], where: RunDir, samples: "SampleSet", reference: "SampleSet"
 ) -> tuple[dict[str, Any], bool]:
-    """What is used of a record, and whether its samples are; else they are made again here, and none are mixed.
+    """The part of a record that is used, and whether its samples are; otherwise all samples are made again.
 
-    The samples of a finished record are taken as they were made, wherever that was; new metrics are of them, too.
+    The samples of a finished record are used wherever they were made, and new metrics are computed on them.
     """
     from qdit.storage.shelf import without_execution
 

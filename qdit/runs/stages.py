@@ -46,7 +46,7 @@ def path_id(config: dict[str, Any]) -> str:
 
 
 def path_identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a full-precision trajectory depends on; how many others there are, and how batched, is not."""
+    """What a full-precision trajectory depends on; the number of trajectories and their batches are not part of it."""
     known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
     known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
     known = without_neutral(known)
@@ -211,7 +211,7 @@ def evaluate(
 
 
 def keep_values(shelf: Shelf, key: str, values: Tensor) -> None:
-    """Add a metric of each sample, [n], to the file of a run; tables compare methods sample by sample."""
+    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample."""
     name = Path(VALUES).stem
     shelf.save(name, (shelf.load(name) or {}) | {key: values.double()})
 

@@ -39,7 +39,7 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
     Columns: `quantizer`, `bits`, `seed`, `study`, `name`, `run_id`, `status`, `error`, `error_kind`, `protocol_id`,
     `protocol`, `started`, `finished`, `git_commit`, `executed`, `folder` (the run's); for a metric X `X`, `X_stderr`,
     `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and `X_settings` (a digest of its config and reference);
-    `weight_bits`, `weight_bits_quantized` and `weight_bits_used` (mean bits a weight: whole model, quantized layers,
+    `weight_bits`, `weight_bits_quantized` and `weight_bits_used` (mean bits per weight: whole model, quantized layers,
     what a step uses of these), `model_mb` (10⁶ bytes), `gbops` (10⁹ bit operations), `samples_per_second`,
     `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What is missing is NaN or None.
 

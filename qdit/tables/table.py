@@ -172,7 +172,7 @@ def _columns(summary: Summary, quantities: list[Quantity], column_key: str | Non
 
 
 def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
-    """Group the rows of the summary into printed lines; full precision is one line a protocol."""
+    """Group the rows of the summary into printed lines; full precision is one line per protocol."""
     lines: Lines = defaultdict(list)
     for row in summary.rows:
         text = (select.shown(row[key]) if row[key] is not None else "" for key in labels)

@@ -70,7 +70,7 @@ class Trial:
         return _rounded(weight, self.weight_spec(site), self.recipe.weight.range)
 
     def input(self, site: Site, x: Float[Tensor, "*many rows channels"]) -> Float[Tensor, "*many rows channels"]:
-        """Rows of an input, or several in a batch, rounded; unchanged at 16 bits. One grid a tensor spans all rows."""
+        """Rows of an input, or several in a batch, rounded; unchanged at 16 bits. A grid per tensor spans all rows."""
         return _rounded(x, self.input_spec(site), MinMax())
 
     def ways(self, site: Site) -> tuple[Way, ...]:

@@ -45,7 +45,7 @@ class Learning:
         step_rate: Adam's learning rate of the step sizes (scales) of static activation quantizers, in units of
             `step_unit`; it falls to 0 as a cosine.
         step_unit: `relative`: the step size as calibrated, over 2^bits, so that the far end of the range moves by about
-            `step_rate` steps an iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
+            `step_rate` steps per iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
             the released code, where the size of the inputs decides how far a step size gets.
         round_weight: weight of the regularizer (the penalty on undecided rounding) against the squared error of the
             output, as released.

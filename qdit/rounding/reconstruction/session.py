@@ -43,8 +43,8 @@ class Session:
     Args:
         fit: what is fitted; its static quantizers get the step sizes that were learned.
         how: the hyperparameters.
-        lagging: whether units learn from full-precision inputs: the second lane then stays in full precision, too, one
-            segment behind the first.
+        lagging: whether units learn from full-precision inputs: the second walk through the network, which gives the
+            inputs, then stays in full precision, too, one segment behind the first, which gives the targets.
         fisher: whether errors are weighted by the output's Fisher information.
     """
 
@@ -138,7 +138,7 @@ class Session:
         return QuantLinear(full, self.weights.get(name), self.fit.quantizers.get(name)).eval()
 
     def passed(self, part: Segment) -> dict[str, nn.Module]:
-        """The layers of a segment through which the second lane goes: those that are finished."""
+        """The layers of a segment through which the second walk passes: those that are finished."""
         if self.lagging:
             return {}
         made = {site.name: self.layer(site.name) for site in part.sites if site.name in self.done}

@@ -32,7 +32,7 @@ class Task:
 
 
 class Lanes:
-    """The two lanes; segments are visited in order.
+    """The two walks (lanes), in full precision and as rounded so far; segments are visited in order.
 
     Args:
         model: the full-precision network.
