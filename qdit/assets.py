@@ -4,6 +4,9 @@ from pathlib import Path
 
 from qdit.storage.names import component
 
+_here = Path(__file__).parent
+CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())
+"""The configs: beside the code where it is installed, else in the source tree."""
 ASSETS = Path(__file__).resolve().parent / "assets"
 EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 """The embedded pipeline."""

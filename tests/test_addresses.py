@@ -11,9 +11,9 @@ import pytest
 import torch
 from hydra.utils import get_class
 
+from qdit.assets import CONF
 from qdit.checkpoint.manifest import MANIFEST, TENSORS
 from qdit.checkpoint.serialize import Reader, Writer
-from qdit.cli.main import CONF
 from qdit.nn.clock import Clock
 from qdit.storage.tensors import load_tensors
 

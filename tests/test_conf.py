@@ -6,7 +6,7 @@ import pytest
 from helpers.configs import config as composed
 from omegaconf import OmegaConf
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.config import COMPONENTS, check, describe, fits, flatten, type_problems
 from qdit.errors import UserError
 from qdit.runs.identity import science

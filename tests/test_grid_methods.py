@@ -6,7 +6,7 @@ import pytest
 from helpers.configs import config as composed
 from omegaconf import OmegaConf
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.runs.identity import run_id
 
 NO_METHODS = {"fp", "load"}

@@ -22,6 +22,7 @@ from helpers.pipelines import write_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
+from qdit.assets import CONF
 from qdit.cli import design, refs, table
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
@@ -372,5 +373,5 @@ def compose_and_check(folder: Path, patch) -> None:
     from qdit.config import check, resolved
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         check(resolved(compose("config", [f"hydra.searchpath=[file://{folder}]", "weight/range=lost"])))

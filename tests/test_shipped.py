@@ -2,8 +2,8 @@
 
 import pytest
 
+from qdit.assets import CONF
 from qdit.cli import table
-from qdit.cli.main import CONF
 from qdit.tables import load_results
 
 ROOT = CONF.parent

@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from tabulate import tabulate
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.config import resolved
 from qdit.runs.setup import assemble
 from qdit.search.base import Bench

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from tabulate import tabulate
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.config import resolved
 from qdit.execution import attending, executing, has_int8, tune_cpu
 from qdit.method import quantize

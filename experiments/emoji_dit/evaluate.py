@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from hydra import compose, initialize_config_dir
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.eval.samples import SampleSet
 from qdit.plots.run import sample_grid
 from qdit.runs.run import run

@@ -19,9 +19,9 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from tqdm import tqdm
 
+from qdit.assets import CONF
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment
-from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.fit import Fit
 from qdit.nn.linear import replaced

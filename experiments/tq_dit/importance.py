@@ -15,8 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from qdit.assets import CONF
 from qdit.calibration.observers import watching
-from qdit.cli.main import CONF
 from qdit.config import resolved
 from qdit.execution import repeatable
 from qdit.hessian.scores import scaled

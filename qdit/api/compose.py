@@ -8,7 +8,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qdit.cli.main import CONF, as_text
+from qdit.assets import CONF
+from qdit.cli.main import as_text
 from qdit.config import RECIPE_KEYS, check, resolved
 from qdit.errors import UserError
 from qdit.method import Method

@@ -18,6 +18,7 @@ from qdit.checkpoint.manifest import Manifest
 from qdit.config import build, check, resolved
 from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
+from qdit.environment import versions
 from qdit.errors import UserError
 from qdit.execution import stamp
 from qdit.ledger import RunTime
@@ -28,7 +29,6 @@ from qdit.model.base import DiffusionModel
 from qdit.model.files import read_config
 from qdit.nn.clock import Clock
 from qdit.quantized import Quantized
-from qdit.runs.record import versions
 from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.shelf import Shelf

@@ -21,6 +21,7 @@ from torch import nn
 
 from qdit.checkpoint.manifest import MANIFEST, TENSORS, Manifest, write
 from qdit.checkpoint.serialize import Reader, Writer
+from qdit.environment import git_state, now, versions
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.nn.clock import Clock
@@ -28,7 +29,6 @@ from qdit.nn.linear import QuantLinear
 from qdit.nn.switch import TimedLinear
 from qdit.policies import Policy
 from qdit.quantized import Quantized
-from qdit.runs.record import git_state, now, versions
 from qdit.scope import Scope
 from qdit.storage.tensors import load_tensors, save_plain, tensors_digest
 from qdit.transform import Rewrite, Transform

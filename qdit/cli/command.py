@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from qdit.assets import CONF
 from qdit.cli.interrupts import leave_to_controller
-from qdit.cli.main import CONF
 from qdit.errors import UserError
 from qdit.storage.names import fits
 

@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from qdit.assets import CONF
 from qdit.cli.documents import filled
-from qdit.cli.main import CONF
 from qdit.cli.options import defaults, head, option_table
 from qdit.config import COMPONENTS, flatten
 from qdit.errors import UserError

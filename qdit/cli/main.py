@@ -5,12 +5,9 @@ Imports nothing beyond the standard library until signal handlers are installed.
 
 import re
 import sys
-from pathlib import Path
 
 from qdit.cli import interrupts
 
-_here = Path(__file__).parents[1]
-CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())  # installed, or the source tree
 _NAMING = re.compile(r"((?:\+{0,2})(?:study|name|[\w.]+\.name))=(.+)")
 _NO_TEXT = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]*(e[+-]?\d[\d_]*)?|[+-]?inf|nan|true|false", re.IGNORECASE)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.errors import UserError
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qdit.checkpoint.manifest import is_loaded
 from qdit.config import build, resolved
+from qdit.environment import now, reset_peak_memory
 from qdit.errors import UserError
 from qdit.runs.identity import canonical, full_precision, identity, is_full_precision, run_dir, run_id, wanted_metrics
 from qdit.storage.atomic import atomic_write, remove, writable
@@ -148,7 +149,7 @@ def record_failure(cfg: DictConfig, error: Exception, kind: str) -> bool:
             if known is not None and known["status"] == "done":
                 where.save_result(known | {"update_error": text, "error_kind": kind})
             else:
-                failed = record.header(config, run_id(config)) | record.footer(record.now())
+                failed = record.header(config, run_id(config)) | record.footer(now())
                 failed |= {"status": "failed", "error": text, "error_kind": kind, "metrics": {}, "cost": {}}
                 where.save_result(failed)
     except UserError:
@@ -219,8 +220,8 @@ def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tra
     from qdit.policies import Policy
     from qdit.runs import record, stages
 
-    record.reset_peak_memory()
-    started, watch, reference_config = record.now(), record.Stopwatch(), full_precision(config)
+    reset_peak_memory()
+    started, watch, reference_config = now(), record.Stopwatch(), full_precision(config)
     known = where.result() or {}
     atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     samples = reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)

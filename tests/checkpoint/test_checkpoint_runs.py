@@ -7,8 +7,8 @@ from helpers.checkpoints import refuse
 from helpers.configs import composed
 from omegaconf import OmegaConf
 
+from qdit.assets import CONF
 from qdit.checkpoint.manifest import MANIFEST
-from qdit.cli.main import CONF
 from qdit.config import RECIPE_KEYS, resolved
 from qdit.errors import UserError
 from qdit.runs import run as running

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from qdit.assets import CONF
 from qdit.cli import design
-from qdit.cli.main import CONF
 from qdit.cli.options import groups, option_table
 from qdit.errors import UserError
 from qdit.tables.families import FAMILIES, OTHER

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from qdit.assets import CONF
 from qdit.cli import table
-from qdit.cli.main import CONF, as_text, main
+from qdit.cli.main import as_text, main
 
 RECIPES = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 TINY = [

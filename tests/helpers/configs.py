@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.config import resolved
 
 

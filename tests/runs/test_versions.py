@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.configs import config
 
-from qdit.cli.main import CONF
+from qdit.assets import CONF
 from qdit.runs import versions
 from qdit.runs.identity import canonical, full_precision, run_id
 from qdit.runs.stages import path_id, rounding_folder
