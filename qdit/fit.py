@@ -3,17 +3,17 @@
 Order, always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.fitting`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 from torch import Tensor, nn
 
-from qdit.attention.base import operand_values, processors
 from qdit.calibration import CalibrationData
-from qdit.calibration.observers import input_values
-from qdit.model.base import DiffusionModel, Site
+from qdit.calibration.observers import input_values, operand_values
+from qdit.model.base import Attention, DiffusionModel, Site
+from qdit.nn.attention import Attend
 from qdit.nn.linear import Shared, matrix
 from qdit.policies import Policy
 from qdit.quant.affine import Affine
@@ -140,3 +140,13 @@ class Fit:
                 shared = Shared(step, len(readers)) if len(readers) > 1 else step
                 made |= {reader.name: shared for reader in readers}
         return made
+
+
+def processors(attentions: Sequence[Attention], quantizers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """What computes the attentions that have a quantizer, by the path where `replaced` puts it."""
+    made: dict[str, nn.Module] = {}
+    for attention in attentions:
+        own = {o: quantizers[site] for o, site in attention.sites.items() if site in quantizers}
+        if own:
+            made[attention.processor] = Attend(**own).eval()
+    return made

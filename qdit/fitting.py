@@ -14,7 +14,8 @@ from qdit.calibration import CalibrationData
 from qdit.fit import Fit
 from qdit.hessian.refine import refine
 from qdit.model.base import DiffusionModel
-from qdit.nn.linear import QuantLinear, present, replaced
+from qdit.nn.linear import QuantLinear
+from qdit.nn.replace import current, replaced
 from qdit.nn.switch import Now, TimedLinear
 from qdit.policies import Policy
 from qdit.quantized import Quantized
@@ -42,7 +43,7 @@ def fit_policy(
         rewrite = rewritten(recipe.transform, model, sites, collect, Trial(recipe), folder)
     if isinstance(rewrite, RewriteByRange):
         return _fit_ranges(model, recipe, policy, cache(collect), folder, rewrite)
-    original = present(model.denoiser, rewrite.layers)
+    original = current(model.denoiser, rewrite.layers)
 
     def drawn() -> CalibrationData:
         with replaced(model.denoiser, original):  # other recipes share the data, and know nothing of this rewrite

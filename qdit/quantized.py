@@ -9,7 +9,8 @@ from torch import nn
 
 from qdit.execution import int8
 from qdit.model.base import DiffusionModel
-from qdit.nn.linear import QuantLinear, replaced
+from qdit.nn.linear import QuantLinear
+from qdit.nn.replace import replaced
 from qdit.policies import Policy
 from qdit.sampler.hook import Hook
 from qdit.transform.base import Rewrite

@@ -10,7 +10,8 @@ from qdit.calibration.observers import ValueReservoir, input_values
 from qdit.errors import UserError
 from qdit.ledger import RunTime, ledger
 from qdit.method import Method, quantize
-from qdit.nn.linear import QuantLinear, Shared, replaced
+from qdit.nn.linear import QuantLinear, Shared
+from qdit.nn.replace import replaced
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MinMax

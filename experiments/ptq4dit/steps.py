@@ -24,7 +24,7 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment
 from qdit.config import resolved
 from qdit.fit import Fit
-from qdit.nn.linear import replaced
+from qdit.nn.replace import replaced
 from qdit.quant.affine import Rounded
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction.loop import TOKENS, error

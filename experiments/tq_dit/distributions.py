@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from qdit.activation import EqualGroups, SidedInputs, StaticActivation
 from qdit.assets import CONF
 from qdit.attention import TwoRegionProbabilities, UnsignedProbabilities
-from qdit.attention.base import operand_values
-from qdit.calibration.observers import input_values
+from qdit.calibration.observers import input_values, operand_values
 from qdit.config import resolved
 from qdit.nn.clock import Clock
 from qdit.plots.style import COLOURS, save

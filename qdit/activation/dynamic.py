@@ -13,37 +13,10 @@ from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
-from qdit.quant.affine import affine, fake_quantize
-from qdit.quant.integers import Codes, encoded
+from qdit.nn.quantizers import DynamicQuantizer
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import Granularity, Grid, QuantSpec, as_rows
+from qdit.quant.spec import Granularity, Grid, QuantSpec
 from qdit.quant.time_groups import Groups
-
-
-class DynamicQuantizer(nn.Module):
-    """Round an input [..., tokens, channels] to the grid of its own rows."""
-
-    def __init__(self, spec: QuantSpec) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
-        return fake_quantize(x, self.spec)
-
-    @property
-    def has_codes(self) -> bool:
-        """Whether there are codes."""
-        return not self.spec.is_identity
-
-    def codes(self, x: Tensor) -> Codes:
-        """`x` as integer codes, in rows [tokens, channels]."""
-        rows = as_rows(x, self.spec).float()
-        grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
-        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)
-        tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
-        offset = offset.view(tokens, -1) if offset is not None else None
-        return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)
 
 
 @dataclass(frozen=True, kw_only=True)

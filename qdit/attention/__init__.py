@@ -1,6 +1,5 @@
 """Quantization of attention operands: queries, keys, values and probabilities (`conf/attention/`)."""
 
-from qdit.attention.base import Attend
 from qdit.attention.probabilities import (
     LogSqrt2Probabilities,
     ReleasedSumProbabilities,
@@ -11,7 +10,6 @@ from qdit.attention.static import StaticAttention
 from qdit.attention.uniform import UniformAttention
 
 __all__ = [
-    "Attend",
     "LogSqrt2Probabilities",
     "ReleasedSumProbabilities",
     "StaticAttention",

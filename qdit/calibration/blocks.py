@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import replaced
+from qdit.nn.replace import replaced
 
 
 @dataclass(frozen=True)

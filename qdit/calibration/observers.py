@@ -4,8 +4,9 @@ Minima and maxima are exact; of the values themselves a fair sample is kept (res
 not grow with the amount of calibration data.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from qdit.calibration.calibration import CalibrationData
-from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import QuantLinear, patch_size
+from qdit.model.base import Attention, DiffusionModel, Site
+from qdit.nn.attention import Attend
+from qdit.nn.linear import Observed, QuantLinear, patch_size
+from qdit.nn.replace import replaced
 from qdit.quant.time_groups import ALL, Groups
 
 RESERVOIR = 2**18  # values kept of one site
@@ -215,3 +218,48 @@ def input_maxima(
         for x, t, y in data.batches(model):
             timesteps[:] = [t]
             model.denoise(x, t, y)
+
+
+@contextmanager
+def watching_operands(
+    model: DiffusionModel, attentions: Sequence[Attention], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Call `see(site, operand's values)` whenever an attention runs, in full precision; it is as it was afterwards."""
+    shown = {
+        a.processor: Attend(**{o: Observed(None, partial(see, site)) for o, site in a.sites.items()})
+        for a in attentions
+    }
+    with replaced(model.denoiser, shown):
+        yield
+
+
+@torch.no_grad()
+def operand_values(
+    model: DiffusionModel,
+    attentions: Sequence[Attention],
+    data: CalibrationData,
+    sites: Mapping[str, Groups],
+    by_head: Container[str] = (),
+) -> dict[str, list[Tensor]]:
+    """A sample of the values of operands over the calibration data, extremes included, by group of timesteps.
+
+    Args:
+        model: in full precision.
+        attentions: whose operands.
+        data: the calibration points.
+        sites: of the operands, with the groups of timesteps of each.
+        by_head: sites whose heads are told apart, [heads, n]; others have one row of values, [n].
+    """
+    heads = {site: a.heads if site in by_head else 1 for a in attentions for site in a.sites.values()}
+    reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
+    shown: list[Tensor] = []
+
+    def see(site: str, x: Tensor) -> None:
+        if site in reservoirs:
+            reservoirs[site].add(x, shown[0])
+
+    with watching_operands(model, [a for a in attentions if reservoirs.keys() & a.sites.values()], see):
+        for x, t, y in data.batches(model):
+            shown[:] = [t]
+            model.denoise(x, t, y)
+    return {site: reservoir.values() for site, reservoir in reservoirs.items()}

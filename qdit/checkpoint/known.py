@@ -54,14 +54,17 @@ _DATACLASSES = {  # whose fields are what their instances have
     "qdit.transform.timestep_aware": ("TimestepAware",),
 }
 _NOW = {  # a file names a class by its first address, and where that has moved the class is found here
+    "qdit.activation.dynamic.DynamicQuantizer": "qdit.nn.quantizers.DynamicQuantizer",
     "qdit.activation.quantizers.BookQuantizer": "qdit.nn.quantizers.BookQuantizer",
     "qdit.activation.quantizers.StaticQuantizer": "qdit.nn.quantizers.StaticQuantizer",
+    "qdit.attention.base.Attend": "qdit.nn.attention.Attend",
     "qdit.layers.Shared": "qdit.nn.linear.Shared",
     "qdit.sampler.clock.Clock": "qdit.nn.clock.Clock",
     "qdit.timed.Now": "qdit.nn.switch.Now",
-    "qdit.transform.branch.Branch": "qdit.nn.branch.Branch",
-    "qdit.transform.draft.Scale": "qdit.transform.folding.Scale",
-    "qdit.transform.draft.Shift": "qdit.transform.folding.Shift",
+    "qdit.transform.branch.Branch": "qdit.nn.basis.Branch",
+    "qdit.transform.draft.Scale": "qdit.nn.basis.Scale",
+    "qdit.transform.draft.Shift": "qdit.nn.basis.Shift",
+    "qdit.transform.rotation.Rotation": "qdit.nn.basis.Rotation",
 }
 _FIRST = {now: first for first, now in _NOW.items()}
 _OWN = {*_MODULES, *_CONTAINERS, *(f"{place}.{name}" for place, names in _DATACLASSES.items() for name in names)}

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.attention.base import watching_operands
 from qdit.attention.static import StaticAttention
 from qdit.calibration.blocks import Segment, Walk
+from qdit.calibration.observers import watching_operands
 from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched

@@ -1,12 +1,10 @@
-"""Quantized layers, and the context manager that puts them into a model and takes them out again.
+"""Quantized layers.
 
 A `QuantLinear` holds a weight on its grid, with the codes that it stands for, and a module that rounds the input to its
-grid. The product runs on integers where both are codes and `qdit.execution` allows it, else in floating point. The
-full-precision modules are replaced, never edited, so that the model is bit-identical after.
+grid. The product runs on integers where both are codes and `qdit.execution` allows it, else in floating point.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -149,33 +147,3 @@ def matrix(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach().flatten(1)
-
-
-@contextmanager
-def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """`model` with the submodules of the given names replaced; the originals are back afterwards, whatever happens.
-
-    What is replaced may also be an attribute that is no module, as an attention's processor is.
-    """
-    originals = present(model, layers)
-    try:
-        for name, layer in layers.items():
-            setattr(*_place(model, name), layer)
-        yield model
-    finally:
-        for name, original in originals.items():
-            owner, key = _place(model, name)
-            if not isinstance(original, nn.Module):
-                delattr(owner, key)  # a module gives way to another module only
-            setattr(owner, key, original)
-
-
-def present(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """What now has the given names in a model: what `replaced` takes to have it back for a while."""
-    return {name: getattr(*_place(model, name)) for name in names}
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds what is called `name`, and what it is called there."""
-    owner, _, key = name.rpartition(".")
-    return model.get_submodule(owner), key

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
-from qdit.quant.affine import Affine, fake_quantize
+from qdit.quant.affine import Affine, affine, fake_quantize
 from qdit.quant.books import Book, Uniform
 from qdit.quant.integers import Codes, encoded
-from qdit.quant.spec import QuantSpec
+from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups, group_of
 
 
@@ -40,6 +40,32 @@ class StaticQuantizer(nn.Module):
         rows = x.reshape(-1, x.shape[-1]).float()
         integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high, self.spec.grid)
         return Codes(integers, self.scale, offset)
+
+
+class DynamicQuantizer(nn.Module):
+    """Round an input [..., tokens, channels] to the grid of its own rows."""
+
+    def __init__(self, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return fake_quantize(x, self.spec)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether there are codes."""
+        return not self.spec.is_identity
+
+    def codes(self, x: Tensor) -> Codes:
+        """`x` as integer codes, in rows [tokens, channels]."""
+        rows = as_rows(x, self.spec).float()
+        grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
+        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)
+        tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
+        offset = offset.view(tokens, -1) if offset is not None else None
+        return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)
 
 
 class BookQuantizer(nn.Module):

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdit.attention.base import watching_operands
 from qdit.calibration.calibration import INDEX_OFFSET
-from qdit.calibration.observers import watching
+from qdit.calibration.observers import watching, watching_operands
 from qdit.dataset.base import Dataset
 from qdit.model.base import DiffusionModel
 from qdit.quant.decibels import decibels

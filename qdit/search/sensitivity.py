@@ -23,7 +23,7 @@ from tqdm import tqdm
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
 from qdit.model.base import DiffusionModel
-from qdit.nn.linear import replaced
+from qdit.nn.replace import replaced
 from qdit.nn.switch import Now, TimedLinear
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.bit_variants import BitVariants

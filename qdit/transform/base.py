@@ -22,7 +22,7 @@ from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import replaced
+from qdit.nn.replace import replaced
 from qdit.storage.shelf import Place, Shelf
 from qdit.transform.trial import Trial
 

@@ -32,41 +32,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.nn.branch import Branch
+from qdit.nn.basis import Branch
 from qdit.nn.linear import QuantLinear, matrix
 from qdit.transform.base import Rewrite, Transform
 from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
-
-
-class _ByChannel(nn.Module):
-    """Hold a number for each channel of an input.
-
-    Args:
-        by: the numbers, [channels].
-        dtype: of the inputs.
-    """
-
-    by: Tensor
-
-    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("by", by.to(dtype))
-
-
-class Scale(_ByChannel):
-    """Multiply an input [..., channels] by a vector at run time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
-        return x * self.by
-
-
-class Shift(_ByChannel):
-    """Add a vector to an input [..., channels] at run time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
-        return x + self.by
 
 
 class Draft:

@@ -22,9 +22,10 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.observers import ValueReservoir
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.basis import Scale, Shift
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
-from qdit.transform.folding import Draft, Drafted, Scale, Shift
+from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 

@@ -18,38 +18,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int8
-from torch import Tensor, nn
+from jaxtyping import Int8
+from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
 from qdit.model.roles import chosen
+from qdit.nn.basis import Rotation
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.seeding import generator
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input
 from qdit.transform.trial import Trial, Way
-
-
-class Rotation(nn.Module):
-    """Rotate an input [..., channels] at run time, in float32.
-
-    Args:
-        signs: ±1, [channels].
-        block: channels that are mixed together; None mixes all.
-    """
-
-    signs: Tensor
-
-    def __init__(self, signs: Int8[Tensor, " channels"], block: int | None) -> None:
-        super().__init__()
-        self.register_buffer("signs", signs)
-        self.block = block
-
-    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
-        """Same shape and dtype as `x`."""
-        return rotate(x.float() if x.dtype != torch.float64 else x, self.signs, self.block).to(x.dtype)
 
 
 def random_signs(seed: int, name: str, channels: int) -> Int8[Tensor, " channels"]:

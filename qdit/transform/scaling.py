@@ -29,9 +29,10 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_maxima
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
+from qdit.nn.basis import Scale
 from qdit.nn.linear import matrix
 from qdit.transform.alpha import Alpha, FixedAlpha
-from qdit.transform.folding import Draft, Drafted, Scale
+from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input, sample_rows
 from qdit.transform.statistics import Statistic
 from qdit.transform.trial import OutputError, Trial

@@ -5,15 +5,16 @@ import torch
 from diffusers.models.attention_processor import Attention as Original
 
 from qdit.activation import DynamicActivation, StaticActivation
-from qdit.attention import Attend, UniformAttention
-from qdit.attention.base import operand_values, watching_operands
+from qdit.attention import UniformAttention
 from qdit.calibration import CalibrationData, NoCalibration
+from qdit.calibration.observers import operand_values, watching_operands
 from qdit.errors import UserError
 from qdit.ledger import ledger
 from qdit.method import Method, quantize
 from qdit.model.base import OPERANDS
-from qdit.nn.linear import replaced
+from qdit.nn.attention import Attend
 from qdit.nn.quantizers import StaticQuantizer
+from qdit.nn.replace import replaced
 from qdit.policies import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.time_groups import ALL

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qdit.activation.dynamic import DynamicQuantizer
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8, int8, tune_cpu
 from qdit.nn.clock import Clock
 from qdit.nn.linear import QuantLinear, Shared
-from qdit.nn.quantizers import StaticQuantizer, uniform_quantizer
+from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer, uniform_quantizer
 from qdit.quant.affine import Rounded, affine, fake_quantize
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups

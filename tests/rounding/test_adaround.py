@@ -11,7 +11,8 @@ from qdit.calibration import CalibrationData
 from qdit.config import build
 from qdit.errors import UserError
 from qdit.method import quantize
-from qdit.nn.linear import QuantLinear, replaced
+from qdit.nn.linear import QuantLinear
+from qdit.nn.replace import replaced
 from qdit.rounding import AdaRound, Nearest
 from qdit.rounding.reconstruction.loop import Learning
 from qdit.rounding.reconstruction.targets import Lanes

@@ -13,7 +13,8 @@ from qdit.config import build
 from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.method import Method, quantize
-from qdit.nn.linear import QuantLinear, replaced
+from qdit.nn.linear import QuantLinear
+from qdit.nn.replace import replaced
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.rounding import GPTQ, Nearest, gptq

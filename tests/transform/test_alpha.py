@@ -17,6 +17,7 @@ from qdit.calibration.observers import input_maxima
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.method import quantize
+from qdit.nn.basis import Rotation
 from qdit.quant.ranges import MinMax
 from qdit.rounding import GPTQ
 from qdit.transform import (
@@ -31,7 +32,6 @@ from qdit.transform import (
 )
 from qdit.transform.alpha import factors
 from qdit.transform.inputs import sample_rows
-from qdit.transform.rotation import Rotation
 from qdit.transform.scaling import weight_salience
 from qdit.transform.statistics import FirstTimestep, Maximum
 from qdit.transform.timestep_aware import TimestepAware

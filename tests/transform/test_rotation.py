@@ -19,6 +19,7 @@ from qdit.calibration import NoCalibration
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.method import quantize
+from qdit.nn.basis import Rotation
 from qdit.nn.linear import QuantLinear
 from qdit.quant.affine import fake_quantize
 from qdit.quant.hadamard import base_matrix, sylvester
@@ -26,7 +27,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.rounding import GPTQ, Nearest
 from qdit.runs.plan import transform_text
 from qdit.transform import Chain, Hadamard, rewritten
-from qdit.transform.rotation import Rotation, random_signs
+from qdit.transform.rotation import random_signs
 from qdit.transform.statistics import Maximum
 
 BLOCK = "transformer_blocks.1"

@@ -22,8 +22,9 @@ from qdit.errors import UserError
 from qdit.execution import repeatable
 from qdit.fit import Fit
 from qdit.model.base import Site
-from qdit.nn.linear import QuantLinear, replaced
+from qdit.nn.linear import QuantLinear
 from qdit.nn.quantizers import StaticQuantizer
+from qdit.nn.replace import replaced
 from qdit.quant.affine import Rounded
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
 from qdit.model.base import DiffusionModel
-from qdit.nn.linear import replaced
+from qdit.nn.replace import replaced
 from qdit.rounding.reconstruction.units import Unit
 
 

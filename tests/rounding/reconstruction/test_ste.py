@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qdit.activation.dynamic import DynamicQuantizer
-from qdit.nn.quantizers import StaticQuantizer
+from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer
 from qdit.quant.affine import affine
 from qdit.quant.spec import QuantSpec
 from qdit.rounding.reconstruction.ste import LearnedStep, Straight, learnable

@@ -1,0 +1,91 @@
+"""What a transform leaves to be run: changes of an input's basis, and the low-rank branch beside a layer."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from qdit.quant.hadamard import rotate
+
+
+class _ByChannel(nn.Module):
+    """Hold a number for each channel of an input.
+
+    Args:
+        by: the numbers, [channels].
+        dtype: of the inputs.
+    """
+
+    by: Tensor
+
+    def __init__(self, by: Float[Tensor, " channels"], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("by", by.to(dtype))
+
+
+class Scale(_ByChannel):
+    """Multiply an input [..., channels] by a vector at run time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x * self.by
+
+
+class Shift(_ByChannel):
+    """Add a vector to an input [..., channels] at run time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return x + self.by
+
+
+class Rotation(nn.Module):
+    """Rotate an input [..., channels] at run time, in float32.
+
+    Args:
+        signs: ±1, [channels].
+        block: channels that are mixed together; None mixes all.
+    """
+
+    signs: Tensor
+
+    def __init__(self, signs: Int8[Tensor, " channels"], block: int | None) -> None:
+        super().__init__()
+        self.register_buffer("signs", signs)
+        self.block = block
+
+    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
+        """Same shape and dtype as `x`."""
+        return rotate(x.float() if x.dtype != torch.float64 else x, self.signs, self.block).to(x.dtype)
+
+
+class Branch(nn.Module):
+    """Add x downᵀ upᵀ to what a layer makes of the rounded x.
+
+    Args:
+        up: [out, rank].
+        down: [rank, in], in the basis in which the layer's weight is.
+        change: what brings the layer's input into that basis at run time; None where nothing has to. It is carried out
+            for the branch once more; a kernel would share it, and the ledger counts it once.
+        dtype: of the inputs.
+    """
+
+    up: Tensor
+    down: Tensor
+
+    def __init__(
+        self,
+        up: Float[Tensor, "out rank"],
+        down: Float[Tensor, "rank in"],
+        change: nn.Module | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("up", up.to(dtype))
+        self.register_buffer("down", down.to(dtype))
+        self.change = change
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """The branch's output for an input that is not rounded."""
+        changed = x if self.change is None else self.change(x)
+        return F.linear(F.linear(changed, self.down), self.up)

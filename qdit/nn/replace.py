@@ -1,0 +1,37 @@
+"""Put modules into a network and take them out again: none is edited, so that all is bit-identical after."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """`model` with the submodules of the given names replaced; the originals are back afterwards, whatever happens.
+
+    What is replaced may also be an attribute that is no module, as an attention's processor is.
+    """
+    originals = current(model, layers)
+    try:
+        for name, layer in layers.items():
+            setattr(*_place(model, name), layer)
+        yield model
+    finally:
+        for name, original in originals.items():
+            owner, key = _place(model, name)
+            if not isinstance(original, nn.Module):
+                delattr(owner, key)  # a module gives way to another module only
+            setattr(owner, key, original)
+
+
+def current(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """What now has the given names in a model: what `replaced` takes to have it back for a while."""
+    return {name: getattr(*_place(model, name)) for name in names}
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds what is called `name`, and what it is called there."""
+    owner, _, key = name.rpartition(".")
+    return model.get_submodule(owner), key
