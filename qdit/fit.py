@@ -1,6 +1,6 @@
-"""A fit in progress: what its parts see of the model, the policy and the data.
+"""A fit in progress (applying a recipe to a model): what its parts see of the model, the policy and the data.
 
-Order, always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.fitting`).
+The order is always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.fitting`).
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ class Fit:
         return self.recipe.weight.fit(self.weight_of(site), self.weight_spec(site))
 
     def by_input(self, sites: list[Site]) -> list[list[Site]]:
-        """Sites, in forward order, grouped by the one quantized input that they read: q, k and v are a group."""
+        """Sites, in forward order, grouped by the quantized input that they consume (read): q, k and v are a group."""
         groups = groupby(sites, key=lambda s: (s.block, s.role, s.stage, self.policy[s.name].activation))
         return [list(readers) for _, readers in groups]
 
@@ -94,7 +94,7 @@ class Fit:
         return self.recipe.activation.time.split(self.model, self.static, self.data)
 
     def groups(self, place: str) -> Groups:
-        """The groups of timesteps of one of the places of `qdit.activation.time`; where there are none, all."""
+        """The groups of timesteps of one of the places of `qdit.activation.time`; one of all where it has none."""
         return self.time if self.recipe.activation.time.count(place) else ALL
 
     @cached_property
@@ -124,7 +124,7 @@ class Fit:
 
     @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
-        """What is done to the input of a site: the transform's part at run time, then rounding; q, k and v share it."""
+        """Module applied to an input: the transform's run-time change, then the quantizer; shared by its readers."""
         values: dict[str, list[Tensor]] = {}
         if self.static:
             values = input_values(self.model, self.static, self.data, self.rewrite.inputs, self.groups("inputs"))

@@ -1,6 +1,6 @@
-"""Fit a recipe to a model: plan a policy, calibrate what needs it, round the weights, make the layers.
+"""Fit a recipe to a model (calibration and conversion): plan a policy, calibrate, round the weights, make the layers.
 
-Order, always: statistics, transform, policy, ranges, rounding, layers, correction. A weight is quantized once.
+The order is always: statistics, transform, policy, ranges, rounding, layers, correction. A weight is quantized once.
 """
 
 from collections.abc import Callable
@@ -72,8 +72,8 @@ def _fit_ranges(
 ) -> Quantized:
     """A fit for each range of timesteps, on its points and in its basis; the clock picks among their layers.
 
-    What the transform leaves alone (other sites, attentions) has one basis, and is fitted once, on all points. While a
-    range is fitted, it is in full precision.
+    What the transform does not change (other sites, attentions) has one basis and is fitted once, on all points. It is
+    in full precision while the ranges are fitted.
     """
     timed = Policy({name: layer for name, layer in policy.items() if name in rewrite.layers})
     linear = replace(recipe, attention=None)

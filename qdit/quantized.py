@@ -1,4 +1,4 @@
-"""What a fit gives: a quantized model, as what differs from the full-precision one."""
+"""The result of a fit: a quantized model, stored as what differs from the full-precision one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,9 +49,9 @@ class Quantized:
 
     @property
     def executed(self) -> str:
-        """What multiplies in the layers now: `int8`, `simulated`, or `int8, simulated` where it is mixed.
+        """How the layers multiply now: `int8`, `simulated` (fake quantization), or `int8, simulated` where it is mixed.
 
-        Attentions that round their operands are simulated; a layer that is not a `QuantLinear` is told by its parts.
+        Attentions that round their operands are simulated; of a layer that is no `QuantLinear`, its parts are counted.
         """
         linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
         integers = [int8() and layer.has_integers for layer in linear]

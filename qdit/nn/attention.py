@@ -1,4 +1,4 @@
-"""An attention whose operands are shown, each to a module of its own.
+"""An attention processor that hands each operand to a module of its own: a quantizer or an observer.
 
 An attention is softmax(q kᵀ / √d) v. diffusers computes it in one fused call, in which the probabilities never appear;
 `Attend` computes the same step by step and hands each operand, the scaled queries, the keys, the values and the

@@ -1,4 +1,4 @@
-"""What a transform leaves to be run: changes of an input's basis, and the low-rank branch beside a layer."""
+"""The run-time part of transforms: changes of an input's basis (scale, shift, rotation), and low-rank branches."""
 
 import torch
 import torch.nn.functional as F
@@ -60,13 +60,13 @@ class Rotation(nn.Module):
 
 
 class Branch(nn.Module):
-    """Add x downᵀ upᵀ to what a layer makes of the rounded x.
+    """Add x downᵀ upᵀ, of the unrounded x, to a layer's output for the rounded x.
 
     Args:
         up: [out, rank].
-        down: [rank, in], in the basis in which the layer's weight is.
-        change: what brings the layer's input into that basis at run time; None where nothing has to. It is carried out
-            for the branch once more; a kernel would share it, and the ledger counts it once.
+        down: [rank, in], in the basis of the layer's weight.
+        change: the transform's run-time change of the layer's input into that basis; None where there is none. It is
+            computed once more for the branch; a kernel would share it, and the ledger counts it once.
         dtype: of the inputs.
     """
 

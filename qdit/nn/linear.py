@@ -18,7 +18,7 @@ from qdit.quant.integers import Codes, multiplies, product, weight_codes
 
 
 class Shared(nn.Module):
-    """Quantize once an input that several layers read one after the other (q, k and v)."""
+    """Quantize once an input that several layers, its readers, consume one after the other (q, k and v)."""
 
     def __init__(self, quantizer: nn.Module, readers: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Shared(nn.Module):
 
 
 class Observed(nn.Module):
-    """An input quantizer (None passes the input) that shows what it gives on."""
+    """An input quantizer (None passes the input) with an observer of its output."""
 
     def __init__(self, quantizer: nn.Module | None, see: Callable[[Tensor], None]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | None:
 
 
 def has_codes(quantizer: nn.Module | None) -> bool:
-    """Whether a quantizer's values are integers times scales."""
+    """Whether a quantizer's values are integers times scales (uniform grids), so that it can give codes."""
     while isinstance(quantizer, nn.Sequential | Shared):
         quantizer = quantizer[-1] if isinstance(quantizer, nn.Sequential) else quantizer.quantizer
     return bool(getattr(quantizer, "has_codes", False))
@@ -111,7 +111,7 @@ class QuantLinear(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
 
     def whole(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]: the product, and what the branch adds, which sees the input before it is rounded."""
+        """[..., in] -> [..., out]: the product, and the branch's output for the input before it is rounded."""
         product = self.product(x)
         return product if self.branch is None else product + self.branch(x)
 

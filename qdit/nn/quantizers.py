@@ -112,7 +112,7 @@ class BookQuantizer(nn.Module):
         assert isinstance(self.book, Uniform)
         rows = x.reshape(-1, x.shape[-1]).float()
         scale, zero_point = self.now(len(x))
-        if len(scale) > 1:  # a grid a sample, for all its tokens
+        if len(scale) > 1:  # one grid per sample, for all its tokens
             scale, zero_point = (t.repeat_interleave(len(rows) // len(x), 0) for t in (scale, zero_point))
         integers, offset = encoded(rows, scale, zero_point, self.book.low, self.book.high, self.spec.grid)
         return Codes(integers, scale, offset)
@@ -123,7 +123,7 @@ def static_quantizer(
 ) -> nn.Module:
     """The module of a code-book; arguments as `BookQuantizer`.
 
-    A uniform grid of a whole tensor makes a `StaticQuantizer`, which gives the same bits and whose step can learn.
+    A uniform grid of a whole tensor makes a `StaticQuantizer`, which gives the same bits and whose step size can learn.
     """
     if isinstance(book, Uniform) and spec.granularity == "tensor" and groups.count == 1:
         scale, zero_point = numbers.view(2, 1, 1)

@@ -1,4 +1,4 @@
-"""Put modules into a network and take them out again: none is edited, so that all is bit-identical after."""
+"""Replace modules of a network for a while; no module is edited, so that the network is bit-identical afterwards."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
