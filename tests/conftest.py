@@ -61,3 +61,10 @@ def tiny_pipe(tiny_pipeline):
     pipe = DiTPipeline.from_pretrained(tiny_pipeline, low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Runs draw no charts, which take half of their time on the tiny model."""
+    for name in ("layer_chart", "timestep_chart"):
+        monkeypatch.setattr(f"qdit.plots.run.{name}", lambda *args, **kwargs: None)

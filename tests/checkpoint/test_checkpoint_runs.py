@@ -41,6 +41,11 @@ def small(*words: str) -> list[str]:
     return [*words, "calibration.num_samples=8", *wanted]
 
 
+@pytest.fixture(autouse=True)
+def _quick(no_charts):
+    pass
+
+
 def latents(folder: Path) -> list[bytes]:
     files = sorted((folder / "samples").glob("latents*"))  # which also say of which run they are
     return [load_tensors(file)["latents"].numpy().tobytes() for file in files]

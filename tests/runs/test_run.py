@@ -103,7 +103,7 @@ def test_a_metric_that_fails_leaves_the_finished_record(finished, tiny_pipeline)
     assert run(*overrides(tiny_pipeline, root, "eval=[fidelity]"))["metrics"].items() >= record["metrics"].items()
 
 
-def test_metrics_survive_a_failure_of_the_next_one(tiny_pipeline, tmp_path, monkeypatch):
+def test_metrics_survive_a_failure_of_the_next_one(tiny_pipeline, tmp_path, monkeypatch, no_charts):
     from qdit.eval.paired import SSIM
 
     words = overrides(tiny_pipeline, tmp_path, "eval=paired")
@@ -122,7 +122,7 @@ def test_metrics_survive_a_failure_of_the_next_one(tiny_pipeline, tmp_path, monk
     assert not kept.exists()
 
 
-def test_overwrite_computes_the_run_again_and_not_its_reference(tiny_pipeline, tmp_path):
+def test_overwrite_computes_the_run_again_and_not_its_reference(tiny_pipeline, tmp_path, no_charts):
     words = overrides(tiny_pipeline, tmp_path, "eval=smoke")
     first = run(*words)
     (reference,) = (tmp_path / "runs").glob("*/fp-*/result.json")
@@ -234,7 +234,7 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
         "quantizer=q_dit weight.group_size=16 activation.group_size=16",
     ],
 )
-def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path):
+def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path, no_charts):
     words = overrides(tiny_pipeline, tmp_path, "eval=smoke", "num_samples=4", "batch_size=2", *choice.split())
     record = run(*words)
     if "quantizer=fp" in choice:
@@ -244,7 +244,7 @@ def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path):
         assert 0 < record["metrics"]["sqnr"]["value"] < 120
 
 
-def test_more_bits_are_better_and_sixteen_are_exact(tiny_pipeline, tmp_path):
+def test_more_bits_are_better_and_sixteen_are_exact(tiny_pipeline, tmp_path, no_charts):
     def sqnr(bits):
         words = overrides(tiny_pipeline, tmp_path, "eval=smoke", f"bits={bits}", "num_samples=8", "batch_size=8")
         return run(*words)["metrics"]["sqnr"]["value"]
