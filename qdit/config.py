@@ -4,16 +4,16 @@ Imports no torch by itself; building imports what the targets need.
 """
 
 import inspect
-import types
 from collections.abc import Iterator
 from math import isfinite
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qdit import checked
 from qdit.errors import UserError, from_problems
 from qdit.storage import names
 
@@ -24,11 +24,12 @@ COMPONENTS = (
 RECIPE_KEYS = (*COMPONENTS, "bits")
 _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
-_COUNTS = ("num_samples", "batch_size")
-_MOST = 10_000_000  # samples; FID takes 50,000
-_FLAGS = ("save_checkpoint", "overwrite", "dry", "allow_download")
-_EXECUTIONS = ("auto", "int8", "simulated")
-_DTYPES = ("float32", "bfloat16", "float16")
+_KEYS = {
+    **dict.fromkeys(("num_samples", "batch_size"), checked.Samples),
+    **dict.fromkeys(("save_checkpoint", "overwrite", "dry", "allow_download"), bool),
+    "execution": Literal["auto", "int8", "simulated"],
+    "dtype": Literal["float32", "bfloat16", "float16"],
+}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -109,25 +110,9 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         UserError: at least one problem.
     """
-    problems = [
-        f"{k}={config[k]!r}; a whole number of at least 1 is needed" for k in _COUNTS if not _is_count(config[k])
-    ]
-    problems += [
-        f"{k}={v}; at most {_MOST:,} are possible"
-        for k, v in flatten(config).items()
-        if k.split(".")[-1] in _COUNTS and _is_count(v) and v > _MOST
-    ]
-    problems += [f"{k}={config[k]!r}; allowed: true, false" for k in _FLAGS if not isinstance(config[k], bool)]
-    seeds = {k: v for k, v in flatten(config).items() if k.split(".")[-1] == "seed"}
-    problems += [
-        f"{k}={v!r}; a whole number of at least 0 is needed"
-        for k, v in seeds.items()
-        if not (isinstance(v, int) and not isinstance(v, bool) and v >= 0)
-    ]
-    if config["execution"] not in _EXECUTIONS:
-        problems.append(f"execution={config['execution']!r}; allowed: {', '.join(_EXECUTIONS)}")
-    if config["dtype"] not in _DTYPES:
-        problems.append(f"dtype={config['dtype']!r}; allowed: {', '.join(_DTYPES)}")
+    problems = checked.problems(_KEYS, config)
+    flat = flatten(config)
+    problems += checked.problems({key: checked.Whole for key in flat if key.split(".")[-1] == "seed"}, flat)
     for key, value in config.items():
         if isinstance(value, dict):
             problems += type_problems(value, key)
@@ -136,16 +121,8 @@ def check(config: dict[str, Any]) -> None:
         raise from_problems(problems, "this config")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _bit_problems(bits: dict[str, Any]) -> list[str]:
-    found = [
-        f"bits.{k}={bits[k]!r}; 2 to 8 are possible, or 16 for full precision"
-        for k in ("weight", "activation")
-        if not (_is_count(bits[k]) and (2 <= bits[k] <= 8 or bits[k] == 16))
-    ]
+    found = checked.problems({"weight": checked.Bits, "activation": checked.Bits}, bits, "bits")
     label = f"w{bits['weight']}a{bits['activation']}"
     if not found and bits["name"] != label:
         # Tables are wrong when a name and its values disagree, so the name is derived, never trusted.
@@ -161,50 +138,16 @@ def type_problems(node: dict[str, Any], path: str) -> list[str]:
             target = get_class(node["_target_"])
         except Exception as error:
             return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
-        hints = get_type_hints(target.__init__)
+        hints = get_type_hints(target.__init__, include_extras=True)
         known = inspect.signature(target).parameters
-        for key, value in node.items():
-            if key.startswith("_"):
-                continue
-            if key not in known:
-                found.append(f"{path}.{key} is not an argument of {target.__name__}; it has {', '.join(known)}")
-            elif key in hints and not fits(value, hints[key]):
-                found.append(f"{path}.{key}={value!r}; allowed: {describe(hints[key])}")
+        given = {key: value for key, value in node.items() if not key.startswith("_")}
+        found += [
+            f"{path}.{key} is not an argument of {target.__name__}; it has {', '.join(known)}"
+            for key in given
+            if key not in known
+        ]
+        found += checked.problems(hints, given, path)
     for key, value in node.items():
         if isinstance(value, dict):
             found += type_problems(value, f"{path}.{key}")
     return found
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a config value has a simple annotated type; annotations that are not simple accept anything."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, a) for a in args)
-    if origin is Literal:
-        return value in args
-    if origin is list:
-        return isinstance(value, list) and all(fits(v, args[0]) for v in value)
-    if hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    return True
-
-
-def describe(hint: Any) -> str:
-    """An annotation in a user's words."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(a) for a in args)
-    if origin is Literal:
-        return ", ".join(map(str, args))
-    if origin is list:
-        return f"a list of {describe(args[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )

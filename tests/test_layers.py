@@ -6,7 +6,7 @@ from pathlib import Path
 
 QDIT = Path(__file__).parents[1] / "qdit"
 LAYERS = """
-errors seeding compat environment
+errors checked seeding compat environment
 storage config quant execution assets
 nn policies weight eval tables tracking
 model plots

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.activation.time import TimeGroups
+from qdit.checked import Checked, Positive
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer
@@ -22,7 +23,7 @@ from qdit.quant.time_groups import Groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class SidedInputs:
+class SidedInputs(Checked):
     """Which inputs have two regions, and where the negative one ends.
 
     Args:
@@ -34,13 +35,7 @@ class SidedInputs:
     """
 
     roles: list[str] = field(default_factory=list)
-    negative: float | None = GELU_MINIMUM
-
-    def __post_init__(self) -> None:
-        if self.negative is not None and self.negative <= 0:
-            raise UserError(
-                f"activation.regions.negative={self.negative}; a size above 0 is needed, or null to calibrate it"
-            )
+    negative: Positive | None = GELU_MINIMUM
 
     def at(self, role: str, spec: QuantSpec | None, time: TimeGroups) -> QuantSpec | None:
         """The spec of a site with a role, where others have `spec`."""

@@ -8,6 +8,7 @@ calibrated on the calibration points of that group.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_maxima
+from qdit.checked import Checked, Count
 from qdit.errors import UserError
-from qdit.model.base import OPERANDS, DiffusionModel, Site
+from qdit.model.base import DiffusionModel, Site
 from qdit.quant.time_groups import Groups, cheapest_starts, equal_starts, interpolated, range_costs, split
 
-PLACES = ("inputs", *OPERANDS)
+Place = Literal["inputs", "q", "k", "v", "probs"]
+PLACES = get_args(Place)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeGroups(ABC):
+class TimeGroups(Checked, ABC):
     """How sampling steps are grouped, and which tensors have a grid for each group.
 
     Args:
@@ -34,16 +37,8 @@ class TimeGroups(ABC):
         UserError: fewer than one group, or an unknown place.
     """
 
-    groups: int = 1
-    where: list[str] = field(default_factory=lambda: list(PLACES))
-
-    def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise UserError(
-                f"activation.time.groups={self.groups}; at least 1 is needed, which is one grid for all steps"
-            )
-        if unknown := [place for place in self.where if place not in PLACES]:
-            raise UserError(f"activation.time.where has {', '.join(unknown)}; choose from {', '.join(PLACES)}")
+    groups: Count = 1
+    where: list[Place] = field(default_factory=lambda: list(PLACES))
 
     def count(self, place: str) -> int | None:
         """The number of groups of a place as `QuantSpec` has it."""

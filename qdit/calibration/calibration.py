@@ -14,12 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, erf, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
+from qdit.checked import Checked, Count, Samples, Share
 from qdit.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryCalibration(ABC):
+class TrajectoryCalibration(Checked, ABC):
     """What the options share: choosing points of trajectories, and collecting them.
 
     Args:
@@ -80,18 +82,11 @@ class TrajectoryCalibration(ABC):
             of the evaluated samples stays.
     """
 
-    num_samples: int
-    per_trajectory: int
-    null_share: float
-    batch_size: int
+    num_samples: Samples
+    per_trajectory: Count
+    null_share: Share
+    batch_size: Samples
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.num_samples, self.per_trajectory, self.batch_size) < 1 or not 0 <= self.null_share <= 1:
-            raise UserError(
-                f"calibration: num_samples={self.num_samples}, per_trajectory={self.per_trajectory}, "
-                f"batch_size={self.batch_size} must be at least 1 and null_share={self.null_share} between 0 and 1"
-            )
 
     @abstractmethod
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
@@ -219,13 +214,7 @@ class NormalCalibration(RandomCalibration):
     """
 
     mean: float = 0.4
-    deviation: float = 0.4
-
-    def __post_init__(self) -> None:
-        """See `TrajectoryCalibration`."""
-        super().__post_init__()
-        if self.deviation <= 0:
-            raise UserError(f"calibration.deviation={self.deviation}; a number above 0 is needed, such as 0.4")
+    deviation: Annotated[float, Gt(0), "0.4 in the paper's code"] = 0.4
 
     def chances(self, num_steps: int) -> Sequence[float]:
         """The probability of each step, the noisiest first."""

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration.calibration import INDEX_OFFSET
+from qdit.checked import Checked, Samples
 from qdit.correction.base import NoiseCorrection
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
@@ -64,7 +65,7 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTQD:
+class PTQD(Checked):
     """Fit PTQD's three parts at every timestep of the sampler.
 
     Args:
@@ -78,15 +79,9 @@ class PTQD:
     """
 
     name: str
-    num_samples: int
-    batch_size: int
+    num_samples: Samples
+    batch_size: Samples
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1:
-            raise UserError(
-                f"correction: num_samples={self.num_samples}, batch_size={self.batch_size}; both must be at least 1"
-            )
 
     def problems(self, model: DiffusionModel) -> list[str]:
         """See `qdit.correction.base.Correction`."""

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.checked import Checked, Count
 from qdit.errors import UserError
 from qdit.execution import repeatable
 from qdit.model.base import Attention, DiffusionModel, Site
@@ -60,7 +61,7 @@ def drawn(like: Tensor, points: Tensor, stream: str, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Checked):
     """The product of the prediction with normal noise v: E (Jᵀv)² is the diagonal of JᵀJ, J the output's Jacobian.
 
     That is the Hessian of half the squared distance to the full-precision prediction (Gauss-Newton, exact there).
@@ -72,11 +73,7 @@ class Probe:
         UserError: no probes.
     """
 
-    probes: int = 2
-
-    def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise UserError(f"target probe: probes={self.probes}; at least 1 is needed")
+    probes: Count = 2
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
         """See `Target`."""

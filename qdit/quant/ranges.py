@@ -6,13 +6,14 @@ tails alone, and are exact; errors are summed in pieces that fit into a processo
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Gt, Lt, MinLen
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, Positive, UpperShare
 from qdit.quant.affine import Affine, affine, round_to_grid
 from qdit.quant.spec import QuantSpec
 
@@ -38,7 +39,7 @@ class MinMax:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Percentile:
+class Percentile(Checked):
     """The row's (1 - p) and p quantiles, by linear interpolation (numpy's default).
 
     Args:
@@ -48,11 +49,7 @@ class Percentile:
         UserError: `p` is out of range.
     """
 
-    p: float = 0.9999
-
-    def __post_init__(self) -> None:
-        if not 0.5 < self.p <= 1:
-            raise UserError(f"percentile p={self.p} is not possible; a share above 0.5 and at most 1 is, such as 0.999")
+    p: UpperShare = 0.9999
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]."""
@@ -81,7 +78,7 @@ def outer_quantiles(rows: Float[Tensor, "rows n"], shares: list[float]) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PercentileMSE:
+class PercentileMSE(Checked):
     """Of a few percentile ranges, the one with the least mean |x - x̂|^`power` (PTQ4DiT's release; RepQ-ViT).
 
     The first of equal candidates wins. As in the release, the min-max range is not among the candidates. With the grid
@@ -95,15 +92,8 @@ class PercentileMSE:
         UserError: no shares, or a value out of range.
     """
 
-    shares: list[float] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.shares or not all(0.5 < p <= 1 for p in self.shares) or self.power <= 0:
-            raise UserError(
-                f"range percentile_mse: shares={self.shares}, power={self.power}; at least one share above 0.5 and at "
-                "most 1 is needed, such as [0.999, 0.9999, 0.99999], and a power above 0"
-            )
+    shares: Annotated[list[UpperShare], MinLen(1)] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
+    power: Positive = 2.0
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]."""
@@ -132,7 +122,7 @@ def rounding_error(rows: Float[Tensor, "rows n"], grid: Affine, power: float) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class MSE:
+class MSE(Checked):
     """The min-max range times the factor in (1 - `shrink`, 1] with the least mean |x - x̂|^`power`.
 
     GPTQ (arXiv 2210.17323) and Q-DiT use power 2.4. The first of equal candidates (the widest range) wins.
@@ -146,16 +136,9 @@ class MSE:
         UserError: a value is out of range.
     """
 
-    candidates: int = 100
-    shrink: float = 0.8
-    power: float = 2.4
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1 or not 0 < self.shrink < 1 or self.power <= 0:
-            raise UserError(
-                f"range mse: candidates={self.candidates}, shrink={self.shrink}, power={self.power}; "
-                "candidates must be at least 1, shrink between 0 and 1, power above 0"
-            )
+    candidates: Count = 100
+    shrink: Annotated[float, Gt(0), Lt(1)] = 0.8
+    power: Positive = 2.4
 
     def factors(self) -> list[float]:
         """The candidate factors, from 1 down."""

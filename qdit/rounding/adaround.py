@@ -12,9 +12,8 @@ leaves evaluation mode. Left out: QDrop's random dropping of activation quantiza
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
@@ -42,12 +41,6 @@ class AdaRound(Learning):
     inputs: Inputs = "quantized"
     weighting: Weighting = "uniform"
     needs_calibration = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key, allowed in (("inputs", Inputs), ("weighting", Weighting)):
-            if (value := getattr(self, key)) not in get_args(allowed):
-                raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
 
     def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; `fit`'s static quantizers learn too.

@@ -8,12 +8,13 @@ the null class; Q-DiT's release sees only the conditional half (`calibration.nul
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import nn
 
 from qdit.calibration.blocks import Segment, Walk
-from qdit.errors import UserError
+from qdit.checked import Checked
 from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.nn.linear import Observed, QuantLinear
@@ -26,7 +27,7 @@ Order = Literal["together", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ:
+class GPTQ(Checked):
     """Round columns one by one; the later columns compensate for the rounding error of each.
 
     Args:
@@ -45,22 +46,12 @@ class GPTQ:
         UserError: a value is out of range.
     """
 
-    damping: float = 0.01
-    block_size: int = 128
+    damping: Annotated[float, Ge(0), "0.01 is usual"] = 0.01
+    block_size: Annotated[int, Ge(1), "128 is usual"] = 128
     order: Order = "together"
     act_order: bool = False
     inputs: Inputs = "quantized"
     needs_calibration = True
-
-    def __post_init__(self) -> None:
-        if self.damping < 0 or self.block_size < 1:
-            raise UserError(
-                f"damping={self.damping}, block_size={self.block_size}; damping must be at least 0 (0.01 is usual), "
-                "block_size at least 1 (128 is usual)"
-            )
-        for key, allowed in (("order", Order), ("inputs", Inputs)):
-            if (value := getattr(self, key)) not in get_args(allowed):
-                raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(get_args(allowed))}")
 
     def weights(self, fit: Fit) -> dict[str, Rounded]:
         """The rounded weight [out, in] of every site whose weight is quantized; finished blocks come from `fit.folder`.

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qdit.checked import Checked
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
@@ -31,7 +32,7 @@ _SCHEDULE_KEYS = (
 
 
 @dataclass(kw_only=True)
-class Sampler(ABC):
+class Sampler(Checked, ABC):
     """Steps, guidance and noise of a sampler; a subclass adds the scheduler. Every option has these keys."""
 
     kind: ClassVar[str]
@@ -46,19 +47,6 @@ class Sampler(ABC):
     eta: float
     """Share of the ancestral noise: 0 deterministic, 1 as much as DDPM."""
     spacing: Spacing
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a number.
-
-        Raises:
-            UserError: naming the keys.
-        """
-        whole = {"steps": self.steps, "guided_channels": 1 if self.guided_channels is None else self.guided_channels}
-        problems = [f"sampler.{k}={v}; a whole number is needed" for k, v in whole.items() if type(v) is not int]
-        real = {"guidance": self.guidance, "eta": self.eta}
-        problems += [f"sampler.{k}={v}; a number is needed" for k, v in real.items() if type(v) not in (int, float)]
-        if problems:
-            raise from_problems(problems, f"sampler {self.name}")
 
     @abstractmethod
     def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:

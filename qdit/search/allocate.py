@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qdit.checked import Checked, Count
 from qdit.errors import UserError
 from qdit.search.budget import SLACK, Table, relaxed
 from qdit.search.programme import solve
@@ -100,7 +101,7 @@ class MILP(Allocator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicProgramme(Allocator):
+class DynamicProgramme(Allocator, Checked):
     """The choice of least total error, by dynamic programming over the cost spent so far.
 
     It is exact where costs are multiples of a common step that is not too small. Otherwise costs are rounded up to one
@@ -113,11 +114,7 @@ class DynamicProgramme(Allocator):
         UserError: it is below 1.
     """
 
-    resolution: int = 20000
-
-    def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise UserError(f"search.allocator: resolution={self.resolution}; at least 1 is needed")
+    resolution: Count = 20000
 
     def choose(self, menu: Menu) -> list[Any]:
         """See `Allocator`."""

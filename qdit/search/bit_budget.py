@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, Positive
 from qdit.ledger import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
@@ -124,7 +124,7 @@ class _EachStep(BitBudget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanBits(_EachStep):
+class MeanBits(_EachStep, Checked):
     """At most this many bits per weight, averaged over weights and steps.
 
     Args:
@@ -135,12 +135,8 @@ class MeanBits(_EachStep):
         UserError: `at_most` is not above 0.
     """
 
-    at_most: float = 5.0
+    at_most: Positive = 5.0
     counted: Literal["codes", "storage"] = "codes"
-
-    def __post_init__(self) -> None:
-        if self.at_most <= 0:
-            raise UserError(f"search.budget: at_most={self.at_most}; a number of bits above 0 is needed")
 
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
         """Bits of the weights."""
@@ -166,7 +162,7 @@ class MeanBits(_EachStep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AsUniform(BitBudget):
+class _AsUniform(BitBudget, Checked):
     """A cost bounded by an absolute number, or by what one bit-width everywhere costs.
 
     Args:
@@ -177,12 +173,8 @@ class _AsUniform(BitBudget):
         UserError: a number is not above 0.
     """
 
-    uniform: int = 4
-    at_most: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.uniform < 1 or (self.at_most is not None and self.at_most <= 0):
-            raise UserError(f"search.budget: uniform={self.uniform}, at_most={self.at_most}; both must be above 0")
+    uniform: Count = 4
+    at_most: Positive | None = None
 
     def limit(self, space: BitSpace, rest: Rest) -> float:
         """See `BitBudget`."""

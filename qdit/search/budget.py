@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, Positive
 from qdit.ledger import activation_storage_bits, weight_storage_bits
 from qdit.search.space import Choice, Gene, Space
 
@@ -119,7 +119,7 @@ class MeanGroup(Budget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AsUniform(Budget):
+class _AsUniform(Budget, Checked):
     """A cost bounded by an absolute number, or by what one group size everywhere costs.
 
     Args:
@@ -130,14 +130,10 @@ class _AsUniform(Budget):
         UserError: a number is not above 0.
     """
 
-    uniform: int = 128
-    at_most: float | None = None
+    uniform: Count = 128
+    at_most: Positive | None = None
     unit: ClassVar[float]
     """Of `at_most`, in that of `cost`."""
-
-    def __post_init__(self) -> None:
-        if self.uniform < 1 or (self.at_most is not None and self.at_most <= 0):
-            raise UserError(f"search.budget: uniform={self.uniform}, at_most={self.at_most}; both must be above 0")
 
     def limit(self, space: Space) -> float:
         """See `Budget`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qdit.checked import Checked, Count, Share, Whole
 from qdit.errors import UserError
 from qdit.search.budget import TRIES, Table, pick
 from qdit.search.scored import ScoredSearch
@@ -22,7 +23,7 @@ from qdit.search.space import Choice, Space
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution(ScoredSearch):
+class Evolution(ScoredSearch, Checked):
     """Evolve a population.
 
     Args:
@@ -37,24 +38,18 @@ class Evolution(ScoredSearch):
         UserError: a value is out of range.
     """
 
-    population: int = 50
-    generations: int = 10
-    top_k: int = 10
-    crossover_share: float = 0.5
-    mutation_share: float = 0.5
-    mutation_probability: float = 0.1
-    preset: int = 128
+    population: Count = 50
+    generations: Whole = 10
+    top_k: Count = 10
+    crossover_share: Share = 0.5
+    mutation_share: Share = 0.5
+    mutation_probability: Share = 0.1
+    preset: Count = 128
 
     def __post_init__(self) -> None:
-        counts = {k: getattr(self, k) for k in ("population", "top_k", "preset")}
-        shares = {k: getattr(self, k) for k in ("crossover_share", "mutation_share", "mutation_probability")}
-        wrong = [f"search.{k}={v}; at least 1 is needed" for k, v in counts.items() if v < 1]
-        wrong += [f"search.{k}={v}; allowed: 0 to 1" for k, v in shares.items() if not 0 <= v <= 1]
-        wrong += [f"search.generations={self.generations}; at least 0 is needed"] * (self.generations < 0)
+        super().__post_init__()
         if self.crossover_share + self.mutation_share > 1:
-            wrong.append("search.crossover_share and search.mutation_share are together more than 1")
-        if wrong:
-            raise UserError(*wrong)
+            raise UserError("search.crossover_share and search.mutation_share are together more than 1")
 
     @property
     def total(self) -> int:

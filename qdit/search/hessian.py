@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
 from qdit.recipes import Recipe
@@ -25,7 +25,7 @@ from qdit.search.variants import Variants
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hessian(LeastError):
+class Hessian(LeastError, Checked):
     """Minimise the sum of trace-weighted weight errors.
 
     Args:
@@ -36,12 +36,8 @@ class Hessian(LeastError):
         UserError: no probes.
     """
 
-    probes: int = 4
+    probes: Count = 4
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise UserError(f"search.probes={self.probes}; at least 1 is needed")
 
     def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """See `Search`."""

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
 from qdit.calibration import CalibrationData
-from qdit.errors import UserError, from_problems
+from qdit.checked import Bits, Checked, Count
+from qdit.errors import from_problems
 from qdit.eval.paired import LatentMSE
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
@@ -52,7 +54,7 @@ FOLDER = "sensitivity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedPrecision(Search):
+class MixedPrecision(Search, Checked):
     """Chooses the bits of weights.
 
     Args:
@@ -68,21 +70,13 @@ class MixedPrecision(Search):
         UserError: no bit-widths or impossible ones, or no range.
     """
 
-    widths: list[int]
+    widths: Annotated[list[Bits], MinLen(1)]
     groups: dict[str, MetricGroup]
     samples: Paired
     budget: BitBudget
     allocator: Allocator
     split: Split
-    ranges: int = 4
-
-    def __post_init__(self) -> None:
-        wrong = [bits for bits in self.widths if bits not in (*range(2, 9), 16)]
-        if not self.widths or wrong or self.ranges < 1:
-            raise UserError(
-                f"search.widths={self.widths}, search.ranges={self.ranges}; widths from 2 to 8 or 16, and at least one "
-                "range, are needed"
-            )
+    ranges: Count = 4
 
     def space(self, recipe: Recipe, sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
         """What there is to choose; steps are those of each range, if a sampler is known."""

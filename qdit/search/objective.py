@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qdit.calibration.calibration import INDEX_OFFSET
-from qdit.errors import UserError
+from qdit.checked import Checked, Samples
 from qdit.eval.base import Metric
 from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
@@ -31,7 +31,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(Checked):
     """A metric on a few samples.
 
     Args:
@@ -47,16 +47,9 @@ class Objective:
 
     name: str
     metric: Metric
-    num_samples: int
-    batch_size: int
+    num_samples: Samples
+    batch_size: Samples
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1:
-            raise UserError(
-                f"search.objective: num_samples={self.num_samples}, batch_size={self.batch_size}; "
-                "both must be at least 1"
-            )
 
     def goodness(self, score: Score) -> float:
         """A number that is higher for a better score."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count
 from qdit.search.budget import Table
 from qdit.search.evolution import Breeding
 from qdit.search.scored import ScoredSearch
@@ -13,7 +13,7 @@ from qdit.search.space import Choice, Space
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSearch(ScoredSearch):
+class RandomSearch(ScoredSearch, Checked):
     """Score random choices.
 
     Args:
@@ -24,14 +24,8 @@ class RandomSearch(ScoredSearch):
         UserError: a number is below 1.
     """
 
-    candidates: int = 550
-    report_every: int = 50
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1 or self.report_every < 1:
-            raise UserError(
-                f"search: candidates={self.candidates}, report_every={self.report_every}; both must be at least 1"
-            )
+    candidates: Count = 550
+    report_every: Count = 50
 
     @property
     def total(self) -> int:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qdit.checked import Checked, Samples
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
 from qdit.model.base import DiffusionModel
@@ -38,7 +40,7 @@ Cells = list[list[dict[int, NDArray[np.float64]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class Paired(Checked):
     """The samples behind a measurement.
 
     Args:
@@ -50,16 +52,9 @@ class Paired:
         UserError: a number is too small.
     """
 
-    num_samples: int = 16
-    batch_size: int = 16
+    num_samples: Annotated[int, Ge(2), Le(10_000_000), "a standard error needs two"] = 16
+    batch_size: Samples = 16
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 2 or self.batch_size < 1:
-            raise UserError(
-                f"search.samples: num_samples={self.num_samples}, batch_size={self.batch_size}; at least 2 samples are "
-                "needed for a standard error, and 1 a batch"
-            )
 
 
 class Tape:

@@ -9,10 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
+from typing import Annotated
 
 import numpy as np
+from annotated_types import MinLen
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Positive
 from qdit.search.budget import Table
 from qdit.search.programme import solve
 
@@ -103,8 +105,12 @@ class ByError(Split):
         return [[cost[n] for cost, n in zip(costs, chosen, strict=True)]]
 
 
+def _ratios() -> list[float]:
+    return np.linspace(0.46, 1.36, 10).round(2).tolist()
+
+
 @dataclass(frozen=True, kw_only=True)
-class ByRatio(Split):
+class ByRatio(Split, Checked):
     """The first group gets several multiples of the others' mean bits, and the best whole model is kept.
 
     Args:
@@ -114,11 +120,7 @@ class ByRatio(Split):
         UserError: there is none, or one that is not above 0.
     """
 
-    ratios: list[float] = field(default_factory=lambda: np.linspace(0.46, 1.36, 10).round(2).tolist())
-
-    def __post_init__(self) -> None:
-        if not self.ratios or min(self.ratios) <= 0:
-            raise UserError(f"search.split: ratios={self.ratios}; numbers above 0 are needed")
+    ratios: Annotated[list[Positive], MinLen(1)] = field(default_factory=_ratios)
 
     def limits(self, shares: Sequence[Share], limit: float, error: Callable[[Share, int], float]) -> list[list[float]]:
         """See `Split`."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, Share
 from qdit.transform.trial import OutputError
 
 DEAD = 1e-5  # salience, relative to the largest, below which a channel is dead; SmoothQuant clamps at 1e-5
@@ -55,7 +55,7 @@ class Alpha(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedAlpha:
+class FixedAlpha(Checked):
     """One α for all inputs.
 
     Args:
@@ -65,12 +65,7 @@ class FixedAlpha:
         UserError: it is out of range, or no number.
     """
 
-    value: float
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not number or not 0 <= self.value <= 1:
-            raise UserError(f"transform.alpha={self.value} is not possible; a share from 0 to 1 is, such as 0.5")
+    value: Share
 
     def choose(
         self, saliences: Mapping[str, Saliences], errors: Callable[[int, int], Iterable[tuple[str, OutputError]]]
@@ -80,7 +75,7 @@ class FixedAlpha:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridAlpha:
+class GridAlpha(Checked):
     """For each input the α = 0, 1 / steps, … 1 of least output error, or no scaling; the first of equals wins.
 
     Args:
@@ -93,13 +88,9 @@ class GridAlpha:
         UserError: a value is out of range.
     """
 
-    steps: int = 20
-    rows: int = 512
+    steps: Count = 20
+    rows: Count = 512
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.rows) < 1:
-            raise UserError(f"transform.alpha: steps={self.steps}, rows={self.rows}; both must be at least 1")
 
     def choose(
         self, saliences: Mapping[str, Saliences], errors: Callable[[int, int], Iterable[tuple[str, OutputError]]]

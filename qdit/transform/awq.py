@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.errors import UserError
+from qdit.checked import Checked, Count
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.inputs import Input, RowSample, watch_rows
 from qdit.transform.scaling import Scaling
@@ -44,7 +44,7 @@ def candidates(mean: Float[Tensor, " channels"], steps: int) -> Float[Tensor, "s
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationAware(Scaling):
+class ActivationAware(Scaling, Checked):
     """Scale by a power of the inputs' mean magnitudes; the exponent of each input is the one of least output error.
 
     Args:
@@ -58,13 +58,9 @@ class ActivationAware(Scaling):
         UserError: a value is out of range.
     """
 
-    steps: int = 20
-    rows: int = 512
+    steps: Count = 20
+    rows: Count = 512
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.rows) < 1:
-            raise UserError(f"transform: steps={self.steps}, rows={self.rows}; both must be at least 1")
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial

@@ -20,14 +20,16 @@ Left out: the unsigned codes that the release has behind GELU, where it shifts i
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
-from qdit.errors import UserError
+from qdit.checked import Checked
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.roles import chosen
@@ -97,7 +99,7 @@ def alternated(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank(Drafted):
+class LowRank(Drafted, Checked):
     """Split a branch off the weights.
 
     Args:
@@ -110,16 +112,9 @@ class LowRank(Drafted):
         UserError: a value is out of range.
     """
 
-    rank: int
-    iterations: int
+    rank: Annotated[int, Ge(0), "the paper has 32 in layers 1,152 to 3,072 wide"]
+    iterations: Annotated[int, Ge(0), "the paper has up to 100"]
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.rank < 0 or self.iterations < 0:
-            raise UserError(
-                f"rank={self.rank}, iterations={self.iterations}; neither can be below 0 (the paper has ranks of 32 in "
-                "layers 1,152 to 3,072 wide, and up to 100 iterations)"
-            )
 
     @property
     def needs_calibration(self) -> bool:

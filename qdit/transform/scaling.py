@@ -27,6 +27,7 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_maxima
+from qdit.checked import Checked, Share
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.basis import Scale
@@ -80,7 +81,7 @@ class Scaling(Drafted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelScaling(Scaling):
+class ChannelScaling(Scaling, Checked):
     """Scale by a power of the saliences.
 
     Args:
@@ -92,11 +93,8 @@ class ChannelScaling(Scaling):
         UserError: alpha is out of range.
     """
 
-    alpha: float | Alpha
+    alpha: Share | Alpha
     statistic: Statistic
-
-    def __post_init__(self) -> None:
-        self.rule  # noqa: B018  it refuses what is no share
 
     @property
     def rule(self) -> Alpha:

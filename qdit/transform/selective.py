@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.errors import UserError
+from qdit.checked import Checked, Count
 from qdit.model.base import DiffusionModel, Site
 from qdit.transform.folding import Draft
 from qdit.transform.inputs import sample_rows
@@ -24,7 +24,7 @@ from qdit.transform.trial import OutputError, Trial, Way, unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveHadamard(Hadamard):
+class SelectiveHadamard(Hadamard, Checked):
     """Rotate the inputs for which that makes the output error of their layers smaller; at equal errors do not rotate.
 
     Args:
@@ -37,12 +37,8 @@ class SelectiveHadamard(Hadamard):
         UserError: no rows.
     """
 
-    rows: int = 512
+    rows: Count = 512
     needs_calibration = True
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise UserError(f"transform.rows={self.rows}; at least 1 is needed")
 
     def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
         """See `qdit.transform.chain.Foreseen`: as it is, or rotated."""

@@ -16,11 +16,13 @@ data, because they would be the same at all times.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Producer, Site
@@ -69,7 +71,7 @@ def points_within(data: CalibrationData, groups: Groups, number: int) -> Calibra
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimestepAware:
+class TimestepAware(Checked):
     """A transform that is measured, and done, in each range of timesteps apart.
 
     Args:
@@ -82,12 +84,11 @@ class TimestepAware:
     """
 
     name: str
-    ranges: int
+    ranges: Annotated[int, Ge(1), "1 is one basis for all steps"]
     each: Transform
 
     def __post_init__(self) -> None:
-        if self.ranges < 1:
-            raise UserError(f"transform.ranges={self.ranges}; at least 1 is needed, which is one basis for all steps")
+        super().__post_init__()
         if isinstance(self.each, TimestepAware) or not self.each.needs_calibration:
             raise UserError(
                 "transform.each must be a transform that takes something from data, which may differ from range to "

@@ -162,9 +162,9 @@ def test_a_narrow_normal_still_gives_different_steps():
     ("kind", "wrong", "message"),
     [
         (UniformCalibration, {"num_samples": 0}, "num_samples=0"),
-        (RandomCalibration, {"null_share": 1.5}, "null_share=1.5 between 0 and 1"),
+        (RandomCalibration, {"null_share": 1.5}, "null_share=1.5; allowed: a number from 0 to 1"),
         (PairedCalibration, {"null_share": 0.6}, "null_share=0.6; pairs have a share of 0 to 0.5"),
-        (NormalCalibration, {"deviation": 0.0}, "deviation=0.0; a number above 0"),
+        (NormalCalibration, {"deviation": 0.0}, "deviation=0.0; allowed: a number above 0"),
     ],
 )
 def test_impossible_values_are_refused(kind, wrong, message):

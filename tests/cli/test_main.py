@@ -97,7 +97,7 @@ def test_names_that_look_like_numbers_stay_text():
 def test_a_sweep_that_is_wrong_in_every_cell_says_so_once_before_the_first(tmp_path, qdit):
     result = qdit("-m", "quantizer=rtn,quarot", "bits=w4a8,w4a4", "num_samples=0", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
+    assert result.stderr == "num_samples=0; allowed: a whole number from 1 to 10,000,000\n"
     assert result.stdout == ""
     assert not list(tmp_path.iterdir())
 
@@ -122,7 +122,7 @@ def test_help_lists_groups(tmp_path, qdit):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["num_samples=0"], 2, "num_samples=0; a whole number of at least 1 is needed"),
+        (["num_samples=0"], 2, "num_samples=0; allowed: a whole number from 1 to 10,000,000"),
         (["model.path=missing_folder"], 2, "missing_folder"),
         (["bits=w5a5"], 1, "Could not find 'bits/w5a5'"),
         (["sampler.stepz=3"], 1, "stepz"),

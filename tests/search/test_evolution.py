@@ -194,7 +194,7 @@ def test_a_budget_that_nothing_meets_is_named():
 def test_values_out_of_range_are_refused_together():
     with pytest.raises(UserError) as caught:
         evolution(population=0, mutation_probability=2.0, generations=-1)
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.lines()) == 3
     with pytest.raises(UserError, match="together more than 1"):
         evolution(crossover_share=0.8)
     with pytest.raises(UserError, match="candidates=0"):

@@ -108,5 +108,5 @@ def test_needs_are_named(parts, tiny_model):
     assert "search needs data" in recipe.problems(sites)[0]
     recipe = parts.recipe(search=Hessian(**OPTIONS), weight_bits=16)
     assert "search=hessian weighs the errors of weights in groups" in recipe.problems(sites)[0]
-    with pytest.raises(UserError, match="search.probes=0"):
+    with pytest.raises(UserError, match="Hessian.probes=0; allowed: a whole number of at least 1"):
         Hessian(**OPTIONS, probes=0)

@@ -265,15 +265,15 @@ def test_the_first_timestep_is_the_noisiest():
 
 @pytest.mark.parametrize("alpha", [1.5, -0.1, "much", True, float("nan")])
 def test_what_is_no_share_is_refused(alpha):
-    with pytest.raises(UserError, match="transform.alpha=.* is not possible"):
+    with pytest.raises(UserError, match="ChannelScaling.alpha=.*; allowed: a number from 0 to 1"):
         smooth(alpha)
 
 
 def test_grids_and_samples_that_cannot_be_are_refused():
     for make in (lambda: GridAlpha(steps=0), lambda: GridAlpha(rows=0)):
-        with pytest.raises(UserError, match="both must be at least 1"):
+        with pytest.raises(UserError, match="GridAlpha.(steps|rows)=0; allowed: a whole number of at least 1"):
             make()
-    with pytest.raises(UserError, match="transform.rows=0; at least 1"):
+    with pytest.raises(UserError, match="SelectiveHadamard.rows=0; allowed: a whole number of at least 1"):
         rotation(SelectiveHadamard, rows=0)
     assert GridAlpha(steps=10, rows=ROWS) == GRID
     assert unchanged(3) == 3

@@ -134,7 +134,7 @@ def test_it_helps_and_is_saved_and_resumed_without_data(uneven, tmp_path):
 
 
 def test_values_that_cannot_be_are_refused(tiny_model):
-    with pytest.raises(UserError, match="steps=0, rows=40; both must be at least 1"):
+    with pytest.raises(UserError, match="ActivationAware.steps=0; allowed: a whole number of at least 1"):
         awq(steps=0)
     assert awq(["mlp"]).problems(tiny_model.sites())[0].startswith("transform.roles has 'mlp'; this model has ")
 

@@ -102,7 +102,7 @@ def test_scaled_rows_keep_their_codes():
 
 
 def test_values_that_cannot_be_are_refused(tiny_model):
-    with pytest.raises(UserError, match="transform.alpha=1.5 is not possible"):
+    with pytest.raises(UserError, match="ChannelScaling.alpha=1.5; allowed: a number from 0 to 1"):
         ChannelScaling(name="smooth", roles=[], alpha=1.5, statistic=Maximum())
     unknown = ChannelScaling(name="smooth", roles=["mlp"], alpha=0.5, statistic=Maximum())
     assert unknown.problems(tiny_model.sites())[0].startswith("transform.roles has 'mlp'; this model has adaln, ")

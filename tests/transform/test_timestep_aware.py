@@ -182,7 +182,7 @@ def test_a_chain_in_a_chain_has_the_bases_of_its_ranges():
 
 
 def test_what_cannot_be_is_refused(tiny_model):
-    with pytest.raises(UserError, match="transform.ranges=0; at least 1"):
+    with pytest.raises(UserError, match="TimestepAware.ranges=0; allowed: a whole number of at least 1"):
         aware(0)
     for each in (aware(), Hadamard(name="hadamard", roles=BLOCKS, block=None, seed=0)):
         with pytest.raises(UserError, match="transform.each must be a transform that takes something from data"):

@@ -13,12 +13,13 @@ calibration set; the release visits one shard after the other.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, Samples, Whole
 from qdit.nn.linear import QuantLinear
 from qdit.quant.affine import Rounded
 from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
@@ -26,12 +27,14 @@ from qdit.rounding.reconstruction.ste import LearnedStep
 from qdit.rounding.reconstruction.targets import Task
 
 StepUnit = Literal["relative", "absolute"]
+Rate = Annotated[float, Ge(0)]
+Exponent = Annotated[float, Ge(1)]  # below 1 the regularizer's slope has no bound
 TOKENS = 256  # the number of tokens at which the loss equals the release's
 LOW_BITS = 4  # bits of weights below which more iterations are needed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
+class Learning(Checked):
     """How a unit learns.
 
     The defaults are a short schedule for small networks: 500 steps, each a hundred times as long as the paper's. The
@@ -56,36 +59,16 @@ class Learning:
         UserError: a value is out of range.
     """
 
-    iterations: int = 500
-    low_bits: int = 4
-    batch_size: int = 8
-    rate: float = 0.1
-    step_rate: float = 1e-4
+    iterations: Whole = 500
+    low_bits: Count = 4
+    batch_size: Samples = 8
+    rate: Rate = 0.1
+    step_rate: Rate = 1e-4
     step_unit: StepUnit = "absolute"
-    round_weight: float = 0.01
-    warmup: float = 0.2
-    beta_start: float = 20.0
-    beta_end: float = 2.0
-
-    def __post_init__(self) -> None:
-        least = {
-            "iterations": 0,
-            "low_bits": 1,
-            "batch_size": 1,
-            "rate": 0,
-            "step_rate": 0,
-            "round_weight": 0,
-            "warmup": 0,
-        }
-        least |= {"beta_start": 1, "beta_end": 1}  # below 1 the penalty's slope has no bound
-        wrong = [
-            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
-        ]
-        wrong += [f"warmup={self.warmup} (a share below 1)"] if self.warmup >= 1 else []
-        if wrong:
-            raise UserError(f"{', '.join(wrong)} cannot be; the paper's values are in rounding=adaround_paper")
-        if self.step_unit not in get_args(StepUnit):
-            raise UserError(f"step_unit={self.step_unit!r} is unknown; choose from {', '.join(get_args(StepUnit))}")
+    round_weight: Rate = 0.01
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.2
+    beta_start: Exponent = 20.0
+    beta_end: Exponent = 2.0
 
     def scaled(self, bits: Iterable[int]) -> "Learning":
         """How a unit learns whose weights have these bits.
