@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+EVALUATION, CALIBRATION, DIAGNOSIS, SEARCH, CORRECTION = (10_000_000 * n for n in range(5))
+"""First sample index of each use: none shares noise with another, as long as it has at most 10,000,000 samples."""
+
 
 def key(seed: int, stream: str, index: int) -> int:
     """Hash the three to 63 bits."""

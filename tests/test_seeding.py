@@ -2,7 +2,7 @@
 
 import torch
 
-from qdit.seeding import generator, key, noise, uniform
+from qdit.seeding import CALIBRATION, CORRECTION, DIAGNOSIS, EVALUATION, SEARCH, generator, key, noise, uniform
 
 
 def test_noise_is_a_function_of_seed_stream_and_index():
@@ -43,3 +43,8 @@ def test_uniform_is_in_the_unit_interval_and_even():
     assert draws.min() >= 0
     assert draws.max() < 1
     assert (torch.histc(draws, 10, 0, 1) - 400).abs().max() < 80
+
+
+def test_no_use_shares_noise_with_another_and_none_ever_moves():
+    uses = (EVALUATION, CALIBRATION, DIAGNOSIS, SEARCH, CORRECTION)
+    assert uses == (0, 10_000_000, 20_000_000, 30_000_000, 40_000_000)

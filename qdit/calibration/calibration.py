@@ -23,13 +23,12 @@ from torch import Tensor
 
 from qdit.checked import Checked, Count, Samples, Share
 from qdit.errors import UserError
+from qdit.seeding import CALIBRATION
 
 if TYPE_CHECKING:
     from qdit.dataset.base import Dataset
     from qdit.model.base import DiffusionModel
     from qdit.sampler.sampler import Sampler
-
-INDEX_OFFSET = 10_000_000  # calibration trajectories never share noise with evaluated samples
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class TrajectoryCalibration(Checked, ABC):
         labels: dict[int, int] = {}
         for first in range(0, len(longest_last), self.batch_size):
             batch = longest_last[first : first + self.batch_size]
-            indices = [INDEX_OFFSET + i for i in batch]
+            indices = [CALIBRATION + i for i in batch]
             classes = dataset.labels(indices, seed + self.seed)
             labels |= zip(batch, classes.tolist(), strict=True)
             end = last[batch[-1]]

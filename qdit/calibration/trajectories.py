@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdit.calibration.calibration import INDEX_OFFSET, CalibrationData, NoCalibration
+from qdit.calibration.calibration import CalibrationData, NoCalibration
 from qdit.dataset.base import Dataset
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.sampler.sampler import Sampler
+from qdit.seeding import CALIBRATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def trajectories(
     """
     told = sampler.timesteps(model)
     parts: list[Tensor] = []
-    indices = [INDEX_OFFSET + i for i in range(count)]
+    indices = [CALIBRATION + i for i in range(count)]
     classes = (
         dataset.labels(indices, seed)
         if labels is None

@@ -23,17 +23,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.checked import Checked, Samples
 from qdit.correction.base import NoiseCorrection
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
+from qdit.seeding import CORRECTION
 from qdit.setting import Setting
 
 log = logging.getLogger("qdit")
-# Sample indices: evaluated samples start at 0, calibration at one offset, diagnosis at two, a search at three.
-OFFSET = 4 * INDEX_OFFSET
 
 
 class Moments:
@@ -108,7 +106,7 @@ class PTQD(Checked):
                 sampler.eta,
             )
         moments = {t: Moments(channels) for t in timesteps}
-        for indices in torch.arange(OFFSET, OFFSET + self.num_samples).split(self.batch_size):
+        for indices in torch.arange(CORRECTION, CORRECTION + self.num_samples).split(self.batch_size):
             labels = setting.dataset.labels(indices.tolist(), seed)
 
             def compare(step: int, t: int, x: Tensor, output: Tensor, labels: Tensor = labels) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.calibration.observers import watching, watching_operands
 from qdit.dataset.base import Dataset
 from qdit.model.base import DiffusionModel
 from qdit.quant.decibels import decibels
 from qdit.quantized import Quantized
 from qdit.sampler.sampler import Sampler
+from qdit.seeding import DIAGNOSIS
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Trajectory:
 @torch.no_grad()
 def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Dataset, seed: int, n: int) -> Trajectory:
     """Sample `n` trajectories in full precision and keep every state and guided output."""
-    indices = [INDEX_OFFSET * 2 + i for i in range(n)]
+    indices = [DIAGNOSIS + i for i in range(n)]
     labels = dataset.labels(indices, seed)
     kept: list[tuple[int, Tensor, Tensor]] = []
     sampler.sample(model, indices, labels, seed, callback=lambda step, t, x, out: kept.append((t, x.cpu(), out.cpu())))

@@ -12,14 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.checked import Checked, Samples
 from qdit.eval.base import Metric
 from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
+from qdit.seeding import SEARCH
 from qdit.setting import Setting
-
-OFFSET = 3 * INDEX_OFFSET  # of sample indices: evaluation starts at 0, calibration at one offset, diagnosis at two
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Judge:
     def __init__(self, objective: Objective, model: DiffusionModel, setting: Setting) -> None:
         self.objective, self.model, self.setting = objective, model, setting
         seed = setting.seed + objective.seed
-        self.indices = torch.arange(OFFSET, OFFSET + objective.num_samples).split(objective.batch_size)
+        self.indices = torch.arange(SEARCH, SEARCH + objective.num_samples).split(objective.batch_size)
         self.labels = [setting.dataset.labels(chunk.tolist(), seed) for chunk in self.indices]
         self.seed = seed
 

@@ -30,8 +30,9 @@ from qdit.nn.switch import Now, TimedLinear
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.bit_variants import BitVariants
 from qdit.search.metric_groups import MetricGroup, by_gene
-from qdit.search.objective import OFFSET, Drawn
+from qdit.search.objective import Drawn
 from qdit.search.space import Gene
+from qdit.seeding import SEARCH
 from qdit.setting import Setting
 from qdit.storage.journal import Entry, Journal
 
@@ -105,7 +106,7 @@ class Meter:
     def draw(self, first: int = 0) -> Drawn:
         """The samples of the network as it is now, which is full precision before step `first`."""
         chunks, sampler = [], self.setting.sampler
-        indices = torch.arange(OFFSET, OFFSET + self.samples.num_samples).split(self.samples.batch_size)
+        indices = torch.arange(SEARCH, SEARCH + self.samples.num_samples).split(self.samples.batch_size)
         for number, chunk in enumerate(indices):
             labels = self.setting.dataset.labels(chunk.tolist(), self.seed)
             if number < len(self.tapes):

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from qdit.calibration import NormalCalibration, PairedCalibration, RandomCalibration, UniformCalibration
-from qdit.calibration.calibration import INDEX_OFFSET
 from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.spacing import visited
+from qdit.seeding import CALIBRATION
 
 OPTIONS = [UniformCalibration, PairedCalibration, RandomCalibration, NormalCalibration]
 DATASET = Dataset(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
@@ -43,7 +43,7 @@ def test_points_are_those_of_whole_trajectories(kind, tiny_model):
     points = calibration.choose(6, seed, 0.5)
     assert data.origin.tolist() == [[p.trajectory, p.step] for p in points]
     for x, t, y, point in zip(data.x, data.t, data.y, points, strict=True):
-        index, states = [INDEX_OFFSET + point.trajectory], []
+        index, states = [CALIBRATION + point.trajectory], []
         labels = DATASET.labels(index, seed + 4)
 
         def record(step, timestep, state, output, states=states):
