@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from qdit.errors import UserError
 from qdit.execution import int8
 from qdit.model.base import DiffusionModel
 from qdit.nn.linear import QuantLinear
@@ -60,6 +61,20 @@ class Quantized:
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
-        """`model` with the quantized layers in place; full precision is back afterwards, bit for bit."""
+        """`model` with the quantized layers in place; full precision is back afterwards, bit for bit.
+
+        Meanwhile diffusers cannot save the network: it would write rounded weights as if they were the original's.
+        """
         with replaced(model.denoiser, {**self.rewrite.layers, **self.layers, **self.attention}):
-            yield model
+            vars(model.denoiser)["save_pretrained"] = _refuse
+            try:
+                yield model
+            finally:
+                vars(model.denoiser).pop("save_pretrained", None)
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise UserError(
+        "this network is quantized only for a while, and save_pretrained would write its rounded weights as if they were "
+        "the original's; use qdit.checkpoint.checkpoint.save, or qdit.quantize and then save_pretrained"
+    )

@@ -263,6 +263,20 @@ def test_command(line, reader, monkeypatch):
         assert line.split(" #")[0].strip() == "pip install -e .", f"no test knows what {program!r} should do"
 
 
+@pytest.mark.slow
+def test_the_readmes_script_runs_as_written(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    first, second = {}, {}
+    exec(blocks[0], first)
+    exec(blocks[1], second)
+    images = [
+        each["pipe"]([3], num_inference_steps=2, generator=torch.manual_seed(0), output_type="np").images
+        for each in (first, second)
+    ]
+    assert (images[0] == images[1]).all()
+
+
 def test_every_document_shows_commands():
     assert {document.name for document in DOCUMENTS if command_lines(document)} == {d.name for d in DOCUMENTS}
 

@@ -77,19 +77,6 @@ def images_of_full_precision(pipe):
     return found
 
 
-@pytest.mark.slow
-def test_the_script_runs_as_written_on_the_embedded_model(tmp_path, monkeypatch):
-    from diffusers import DiTPipeline
-
-    monkeypatch.chdir(tmp_path)
-    pipe = qdit.embedded()
-    data = qdit.calibrate(pipe, num_samples=32, steps=4)
-    qdit.quantize(pipe.transformer, "svdquant", "transform.steps.lowrank.rank=32", bits="w4a4", data=data)
-    made = images(pipe)
-    pipe.save_pretrained("mine")
-    assert (images(DiTPipeline.from_pretrained("mine")) == made).all()
-
-
 def test_the_file_holds_packed_codes_and_what_stayed_in_full_precision(saved, tiny_pipeline):
     config = json.loads((saved / "transformer" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "qdit"
@@ -173,3 +160,12 @@ def test_half_precision_keeps_its_float32_scales(tiny_pipeline, tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert again.get_submodule(SITE).rounded.grid.scale.dtype == model.get_submodule(SITE).rounded.grid.scale.dtype
+
+
+def test_what_is_quantized_for_a_while_is_not_saved_as_if_it_were_the_original(tiny_model, tmp_path):
+    from helpers.checkpoints import fitted
+
+    with fitted(tiny_model).installed(tiny_model), pytest.raises(UserError, match="only for a while"):
+        tiny_model.denoiser.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    tiny_model.denoiser.save_pretrained(tmp_path)

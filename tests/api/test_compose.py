@@ -1,0 +1,35 @@
+"""Configs in Python are those of the command line."""
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import qdit
+from qdit.api.compose import composed, composed_recipe
+from qdit.errors import UserError
+
+
+def test_a_recipe_is_what_the_command_line_composes():
+    method, config = composed_recipe("q_dit", ("rounding=nearest", "weight.group_size=32"), "w8a8")
+    assert (method.weight.group_size, method.weight_bits, config["name"]) == (32, 8, "q_dit-w8a8")
+    assert type(method.rounding).__name__ == "Nearest"
+    assert qdit.recipe("q_dit", "rounding=nearest", "weight.group_size=32", bits="w8a8") == method
+
+
+def test_names_that_look_like_numbers_stay_names_and_hydra_is_left_as_it_was():
+    assert composed("study=2026_11_28").study == "2026_11_28"
+    assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("weight=nothing",), "nothing"),
+        (("no.such.key=1",), "no"),
+        (("weight",), "no word of the command line"),
+        ((3,), "no word of the command line"),
+        (("weight=row,group",), "weight"),
+    ],
+)
+def test_a_word_that_has_no_place_is_one_message(words, message):
+    with pytest.raises(UserError, match=message):
+        composed(*words)
