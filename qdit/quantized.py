@@ -75,6 +75,6 @@ class Quantized:
 
 def _refuse(*_: Any, **__: Any) -> None:
     raise UserError(
-        "this network is quantized only for a while, and save_pretrained would write its rounded weights as if they were "
-        "the original's; use qdit.checkpoint.checkpoint.save, or qdit.quantize and then save_pretrained"
+        "this network is quantized only for a while, and save_pretrained would write its rounded weights as if they "
+        "were the original's; use qdit.checkpoint.checkpoint.save, or qdit.quantize and then save_pretrained"
     )

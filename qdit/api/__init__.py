@@ -3,9 +3,11 @@
 Each is exported by `qdit` itself, which imports this package when one is first used.
 """
 
+from qdit.api.adapters import embedded
 from qdit.api.compose import recipe
+from qdit.api.data import calibrate
 from qdit.api.measures import cost, fidelity, policy, summary
-from qdit.api.models import calibrate, dequantize, embedded, full_precision, load, quantize, save
+from qdit.api.models import dequantize, full_precision, load, quantize, save
 from qdit.api.records import results, run, table
 
 __all__ = [

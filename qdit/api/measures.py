@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from qdit.api.models import adapter_of, pipeline_adapter, protocol_of
+from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol_of
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
@@ -31,7 +31,7 @@ def policy(model: Any) -> Policy:
     >>> spec.weight.bits, spec.activation.bits, spec.activation.granularity
     (4, 8, 'row')
     """
-    return Policy(installed.needed(getattr(model, "denoiser", model)).quantized.policy)
+    return Policy(installed.needed(network_of(model)).quantized.policy)
 
 
 def cost(model: Any) -> Ledger:

@@ -1,33 +1,26 @@
-"""Calibrate, quantize, save and load models that are in memory: stock diffusers pipelines and their transformers."""
+"""Quantize, save and load models that are in memory: transformers of stock diffusers pipelines, and qdit's own."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qdit import compat as compat
-from qdit.api.compose import composed, composed_recipe
-from qdit.assets import EMBEDDED
+from qdit.api.adapters import adapter_of, network_of
+from qdit.api.compose import composed_recipe
 from qdit.calibration import CalibrationData
-from qdit.calibration.trajectories import Trajectories, trajectories
+from qdit.calibration.trajectories import Trajectories
 from qdit.checkpoint import checkpoint, installed
 from qdit.checkpoint.checkpoint import transform_of
 from qdit.checkpoint.diffusers import QditConfig, QditQuantizer
 from qdit.checkpoint.manifest import Manifest
-from qdit.config import build, check, resolved
-from qdit.dataset.base import Dataset
-from qdit.dataset.labels import RandomLabels
 from qdit.environment import versions
 from qdit.errors import UserError
 from qdit.execution import stamp
 from qdit.ledger import RunTime
 from qdit.method import Method
 from qdit.method import quantize as fit
-from qdit.model.adapter import Listener, adapt, completed, moved
+from qdit.model.adapter import moved
 from qdit.model.base import DiffusionModel
-from qdit.model.files import read_config
-from qdit.nn.clock import Clock
 from qdit.quantized import Quantized
 from qdit.setting import Setting
 from qdit.storage.digest import digest
@@ -35,109 +28,6 @@ from qdit.storage.shelf import Shelf
 from qdit.storage.tensors import tensors_digest
 
 Model = TypeVar("Model")
-
-
-def _network(model: Any) -> Any:
-    """The network of a diffusers transformer, which is itself, or of a qdit model."""
-    return getattr(model, "denoiser", model)
-
-
-def adapter_of(model: Any) -> DiffusionModel:
-    """How qdit sees a model: one of its own as it is, a transformer by the adapter for its class.
-
-    Raises:
-        UserError: there is none for it.
-    """
-    network = _network(model)
-    if (state := installed.state_of(network)) is not None:
-        return moved(state.adapter)
-    return model if network is not model else adapt(model)
-
-
-def pipeline_adapter(pipe: Any) -> DiffusionModel:
-    """How qdit sees a pipeline, which can decode and knows its noise schedule.
-
-    Raises:
-        UserError: it is no pipeline, or of a family without adapter.
-    """
-    if missing := [part for part in ("transformer", "vae", "scheduler") if getattr(pipe, part, None) is None]:
-        raise UserError(f"a {type(pipe).__name__} is no pipeline of diffusers: it has no {missing[0]}")
-    return completed(adapter_of(pipe.transformer), pipe)
-
-
-def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Dataset, dict[str, Any]]:
-    """The sampler, the data set and the config of the command line's words; without a word for it, the data set is
-    the model's classes, all alike.
-
-    Raises:
-        UserError: the words are wrong, or do not fit the model.
-    """
-    config = resolved(composed(*words))
-    check(config)
-    sampler = build(config["sampler"])
-    if any(word.lstrip("+").startswith("dataset") for word in words):
-        dataset: Dataset = build(config["dataset"])
-    else:
-        about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
-        dataset = Dataset(**about, reference="none", strategy=RandomLabels())
-    if problems := sampler.check(model) + dataset.check(model):
-        raise UserError(*problems)
-    return sampler, dataset, config
-
-
-def calibrate(
-    pipe: Any,
-    conditions: Sequence[int] | None = None,
-    *overrides: str,
-    num_samples: int = 64,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-) -> Trajectories:
-    """Sample trajectories in full precision, of which recipes pick the points that they see.
-
-    Args:
-        pipe: a diffusers pipeline, quantized or not. Its scheduler says how the training's noise was; steps are taken
-            by qdit's sampler.
-        conditions: classes, repeated in order; None draws them, all alike, or as `dataset=emoji` does.
-        overrides: the command line's words for the sampler, the data set and `batch_size`.
-        num_samples: of trajectories; every step of each is kept, x_t [num_samples · steps, C, h, w] in float32.
-        steps: of the sampler; None is the sampler's own, 20 of DDIM.
-        guidance: above 1 is classifier-free guidance; None is the sampler's own, 2.
-        seed: of noise and classes.
-
-    Raises:
-        UserError: there is no adapter for the pipeline, or a value is out of range.
-
-    >>> import qdit
-    >>> pipe = qdit.embedded()
-    >>> data = qdit.calibrate(pipe, num_samples=2, steps=4)
-    >>> data, tuple(data.x.shape), data.timesteps
-    (Trajectories(2 × 4 states (4, 8, 8)), (8, 4, 8, 8), [0, 250, 500, 750])
-    """
-    given = {"sampler.steps": steps, "sampler.guidance": guidance}
-    words = (*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None))
-    model = pipeline_adapter(pipe)
-    sampler, dataset, config = protocol_of(model, words)
-    classes = None if conditions is None else [int(each) for each in conditions]
-    if num_samples < 1 or classes == [] or any(not 0 <= each < model.num_classes for each in classes or ()):
-        raise UserError(
-            f"num_samples={num_samples}, conditions={conditions}; at least one sample, of classes 0 to "
-            f"{model.num_classes - 1}, is needed"
-        )
-    with _unquantized(pipe.transformer):
-        weights = tensors_digest(pipe.transformer.state_dict())
-        return trajectories(model, sampler, dataset, num_samples, seed, config["batch_size"], weights, classes)
-
-
-@contextmanager
-def _unquantized(network: Any) -> Iterator[None]:
-    """Full precision while the context lasts, which it may be already."""
-    if installed.state_of(network) is None:
-        yield
-    else:
-        with installed.full_precision(network):
-            yield
 
 
 def quantize(
@@ -176,7 +66,7 @@ def quantize(
     >>> qdit.policy(pipe.transformer)["transformer_blocks.0.attn1.to_q"].weight.bits
     8
     """
-    network = _network(model)
+    network = network_of(model)
     _check_unquantized(network)
     if isinstance(recipe, str):
         method, config = composed_recipe(recipe, overrides, bits)
@@ -280,7 +170,7 @@ def full_precision(model: Any) -> Any:
     >>> type(transformer.transformer_blocks[0].ff.net[2]).__name__
     'QuantLinear'
     """
-    return installed.full_precision(_network(model))
+    return installed.full_precision(network_of(model))
 
 
 def dequantize(model: Model) -> Model:
@@ -297,7 +187,7 @@ def dequantize(model: Model) -> Model:
     >>> type(qdit.dequantize(transformer).transformer_blocks[0].ff.net[2]).__name__
     'Linear'
     """
-    installed.remove(_network(model))
+    installed.remove(network_of(model))
     return model
 
 
@@ -320,7 +210,7 @@ def save(model: Any, folder: str | Path) -> None:
     >>> len(qdit.policy(pipe.transformer))
     48
     """
-    network = _network(model)
+    network = network_of(model)
     state = installed.needed(network)
     with installed.full_precision(network):
         about = checkpoint.provenance(moved(state.adapter), **{k: v for k, v in state.about.items() if k == "config"})
@@ -341,7 +231,7 @@ def load(folder: str | Path, model: Model) -> Model:
     Raises:
         UserError: there is no checkpoint, it is damaged or of another model, or corrects the sampler.
     """
-    _check_unquantized(_network(model))
+    _check_unquantized(network_of(model))
     adapter, manifest = adapter_of(model), Manifest.read(folder)
     quantized = checkpoint.load(manifest.folder, adapter)
     if quantized.correction is not None:
@@ -353,25 +243,3 @@ def load(folder: str | Path, model: Model) -> Model:
     config = manifest.content["provenance"].get("config")
     _install(adapter, quantized, left, {"config": config} if config is not None else {})
     return model
-
-
-def embedded() -> Any:
-    """The embedded model as a stock `DiTPipeline`, ready to be called: 32×32 emoji of 99 classes.
-
-    Its folder leaves `out_channels` open, which `DiTPipeline` cannot read, and has 99 classes, where `DiTPipeline` says
-    1000 for none; both are put right here.
-
-    >>> import qdit
-    >>> pipe = qdit.embedded()
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> pipe([pipe.labels["cat-face"]], num_inference_steps=2).images[0].size
-    (32, 32)
-    """
-    from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
-
-    names = {int(label): name for label, name in read_config(EMBEDDED, "model_index.json")["id2label"].items()}
-    pipe: Any = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
-    network = pipe.transformer.eval().requires_grad_(False)
-    network.register_to_config(out_channels=network.config.in_channels)
-    Listener(Clock(), network.config.num_embeds_ada_norm).listen(network)
-    return pipe
