@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qdit.checkpoint import whole
 from qdit.checkpoint.folder import AGAIN, FORMAT, KEYS, KINDS, below, described, packed, read_folder
-from qdit.checkpoint.installed import install, swap
+from qdit.checkpoint.installed import install
 from qdit.checkpoint.on_import import METHOD
 from qdit.checkpoint.serialize import Reader
 from qdit.errors import UserError
@@ -29,6 +29,7 @@ from qdit.ledger import RunTime
 from qdit.model.adapter import adapt, moved
 from qdit.model.base import DiffusionModel
 from qdit.nn.clock import Clock
+from qdit.nn.replace import put
 from qdit.policies import Policy
 from qdit.quantized import Quantized
 from qdit.storage.digest import digest
@@ -165,7 +166,7 @@ class QditQuantizer(DiffusersQuantizer):
             kinds = {kind: {n: made[n] for n, k, _ in self.modules if k == kind} for kind in KINDS}
             policy = Policy.of(self.config.content["policy"])
             quantized = Quantized(policy, kinds["layers"], kinds["attention"], rewrite=Rewrite(kinds["rewritten"]))
-            swap(model, made)
+            put(model, made)
         except Reader.WRONG as error:
             raise UserError(
                 f"this folder cannot be put together by this version of qdit ({type(error).__name__}: {error}); use "

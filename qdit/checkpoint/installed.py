@@ -4,7 +4,7 @@ The state lies in the network itself, so that a copy of the network has its own.
 quantized model (`hf_quantizer`, `config.quantization_config`), and so saves it as one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.adapter import Listener
 from qdit.model.base import DiffusionModel
+from qdit.nn.replace import put
 from qdit.quantized import Quantized
 
 STATE = "_qdit"
@@ -60,19 +61,6 @@ def replacements(quantized: Quantized) -> dict[str, nn.Module]:
     return {**quantized.rewrite.layers, **quantized.layers, **quantized.attention}
 
 
-def swap(model: nn.Module, things: Mapping[str, Any]) -> dict[str, Any]:
-    """Put modules, or attention processors, in their places for good; what was there before."""
-    before = {}
-    for name, thing in things.items():
-        path, _, key = name.rpartition(".")
-        owner = model.get_submodule(path)
-        before[name] = getattr(owner, key)
-        if not isinstance(thing, nn.Module):
-            delattr(owner, key)  # a module gives way to another module only
-        setattr(owner, key, thing)
-    return before
-
-
 def install(
     adapter: DiffusionModel,
     quantized: Quantized,
@@ -95,7 +83,7 @@ def install(
     originals = None
     if parameters is None:
         parameters = sum(p.numel() for p in model.parameters())
-        originals = swap(model, replacements(quantized))
+        originals = put(model, replacements(quantized))
     hooks = Listener(adapter.clock, adapter.null_class).listen(model)
     vars(model)[STATE] = Installed(adapter, quantized, run_time, parameters, about, originals, hooks)
     mark(model, quantizer)
@@ -136,19 +124,19 @@ def _originals(model: Any) -> dict[str, Any]:
 @contextmanager
 def full_precision(model: Any) -> Iterator[Any]:
     """The original network, bit for bit, while the context lasts."""
-    quantized = swap(model, _originals(model))
+    quantized = put(model, _originals(model))
     quantizer, state = unmark(model), vars(model).pop(STATE)
     try:
         yield model
     finally:
-        swap(model, quantized)
+        put(model, quantized)
         vars(model)[STATE] = state
         mark(model, quantizer)
 
 
 def remove(model: Any) -> None:
     """Put the original network back for good."""
-    swap(model, _originals(model))
+    put(model, _originals(model))
     unmark(model)
     for hook in vars(model).pop(STATE).hooks:
         hook.remove()

@@ -15,15 +15,21 @@ def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.M
     """
     originals = current(model, layers)
     try:
-        for name, layer in layers.items():
-            setattr(*_place(model, name), layer)
+        put(model, layers)
         yield model
     finally:
-        for name, original in originals.items():
-            owner, key = _place(model, name)
-            if not isinstance(original, nn.Module):
-                delattr(owner, key)  # a module gives way to another module only
-            setattr(owner, key, original)
+        put(model, originals)
+
+
+def put(model: nn.Module, things: Mapping[str, Any]) -> dict[str, Any]:
+    """Put modules, and attributes that are none, in the places of the given names for good; what was there before."""
+    before = current(model, things)
+    for name, thing in things.items():
+        owner, key = _place(model, name)
+        if not isinstance(thing, nn.Module):
+            delattr(owner, key)  # a module gives way to another module only
+        setattr(owner, key, thing)
+    return before
 
 
 def current(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
