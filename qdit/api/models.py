@@ -21,6 +21,7 @@ from qdit.method import Method
 from qdit.method import quantize as fit
 from qdit.model.adapter import moved
 from qdit.model.base import DiffusionModel
+from qdit.model.loaded import Loaded
 from qdit.quantized import Quantized
 from qdit.setting import Setting
 from qdit.storage.digest import digest
@@ -81,6 +82,8 @@ def quantize(
         )
     adapter = adapter_of(model)
     _check_data(network, adapter, data)
+    if method.search is not None and isinstance(data, Trajectories) and isinstance(adapter, Loaded):
+        adapter.complete(data.autoencoder, data.schedule)  # a search samples
     place = None
     if cache_dir is not None:
         about = {"recipe": config or repr(method), "weights": tensors_digest(network.state_dict())}

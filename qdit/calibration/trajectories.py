@@ -32,6 +32,10 @@ class Trajectories(CalibrationData):
     sampler: Sampler
     dataset: Dataset
     """Whose classes were drawn."""
+    schedule: dict[str, Any]
+    """The noise schedule of the network's training (`DiffusionModel.scheduler_config`)."""
+    autoencoder: Any = None
+    """The pipeline's, for a search that looks at images."""
 
     def picked(self, source: Any) -> CalibrationData:
         """The points that a recipe's calibration part chooses; those of a run, where seeds and sampler are the same.
@@ -116,4 +120,6 @@ def trajectories(
         null_class=model.null_class,
         sampler=sampler,
         dataset=dataset,
+        schedule=model.scheduler_config(),
+        autoencoder=getattr(model, "autoencoder", None),
     )

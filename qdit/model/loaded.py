@@ -44,19 +44,22 @@ class Loaded:
         self._sites, self._attentions = self.structure(denoiser)
         self._producers = self.list_producers(self._sites)
 
-    def complete(self, autoencoder: nn.Module, schedule: dict[str, Any]) -> None:
-        """Take the rest of the pipeline: what decodes, and the noise schedule of the training.
+    def complete(self, autoencoder: nn.Module | None, schedule: dict[str, Any]) -> None:
+        """Take the rest of the pipeline: what decodes, if it is there, and the noise schedule of the training.
 
         Raises:
             UserError: the autoencoder's latents are not the transformer's.
         """
+        self._schedule = schedule
+        if autoencoder is None:
+            return
         vae: Any = autoencoder.config
         if vae.latent_channels != self.latent_shape[0]:
             raise UserError(
                 f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
                 f"{self.latent_shape[0]}; set model.vae_path to the autoencoder that it was trained with"
             )
-        self.autoencoder, self._schedule = autoencoder, schedule
+        self.autoencoder = autoencoder
         self.image_size = self.latent_shape[-1] * 2 ** (len(vae.block_out_channels) - 1)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:

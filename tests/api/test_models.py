@@ -99,6 +99,13 @@ def test_a_long_fit_is_taken_up(tiny_pipe, tmp_path):
     assert torch.equal(output(qdit.quantize(tiny_pipe.transformer, *words, data=data, cache_dir=tmp_path)), first)
 
 
+def test_a_search_samples_as_the_trajectories_were(tiny_pipe):
+    data = qdit.calibrate(tiny_pipe, num_samples=4, steps=4)
+    words = ("mixdq", "calibration.num_samples=8", "calibration.per_trajectory=2")
+    qdit.quantize(tiny_pipe.transformer, *words, bits="w4a8", data=data)
+    assert {spec.weight_bits for spec in qdit.policy(tiny_pipe.transformer).values()} <= {2, 4, 8}
+
+
 def refusals(pipe):
     other = CalibrationData(torch.zeros(1, 4, 4, 4), torch.zeros(1).long(), torch.zeros(1).long(), 1)
     yield lambda: qdit.quantize(pipe.transformer, "rnt"), r"no recipe 'rnt'; did you mean rtn\?"
