@@ -1,5 +1,6 @@
-"""A class-conditional data set: its labels, its names, and the reference statistics to compare with."""
+"""A data set: the conditions of samples, their names, and the reference statistics to compare with."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,15 +13,37 @@ from qdit.model.base import DiffusionModel
 
 
 @dataclass(kw_only=True)
-class Dataset:
-    """A data set with classes of equal frequency and without names; one that has more information is a subclass."""
+class Dataset(ABC):
+    """What samples are conditioned on, by number (a class, or a prompt), and what they are compared with."""
 
     name: str
-    num_classes: int
-    image_size: int
-    """Pixels along a side."""
+    image_size: int | None
+    """Pixels along a side; None where nothing is compared."""
     reference: str
     """Name of the reference statistics that distribution metrics compare with."""
+
+    @abstractmethod
+    def labels(self, indices: Sequence[int], seed: int) -> Int[Tensor, " B"]:
+        """Return the number of each sample index's condition; the null condition never occurs."""
+
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Return a caption for each number."""
+
+    @abstractmethod
+    def protocol(self) -> str:
+        """Name what changes the conditions, readably."""
+
+    @abstractmethod
+    def check(self, model: DiffusionModel) -> list[str]:
+        """Describe each mismatch with a model."""
+
+
+@dataclass(kw_only=True)
+class Classes(Dataset):
+    """Classes of equal frequency and without names; a data set that has more information is a subclass."""
+
+    num_classes: int
     strategy: LabelStrategy
     """How classes are drawn."""
 

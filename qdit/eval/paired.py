@@ -28,21 +28,21 @@ def sqnr(reference: Float[Tensor, "n *shape"], test: Float[Tensor, "n *shape"]) 
     return decibels(r.square().sum(1), (r - q).square().sum(1))
 
 
-def psnr(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """-10 log10 of the mean squared error of each image on a scale of 0..1, see `decibels`."""
+def psnr(reference: UInt8[Tensor, "n *frames 3 h w"], test: UInt8[Tensor, "n *frames 3 h w"]) -> Float[Tensor, " n"]:
+    """-10 log10 of the mean squared error of each image, or clip, on a scale of 0..1, see `decibels`."""
     error = (reference.double() - test.double()).div(255).square().flatten(1).mean(1)
     return decibels(torch.ones_like(error), error)
 
 
-def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity of each image: Gaussian 11 / 1.5, inside the border, mean over channels.
+def ssim(reference: UInt8[Tensor, "n *frames 3 h w"], test: UInt8[Tensor, "n *frames 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of each image: Gaussian 11 / 1.5, inside the border, mean over channels and frames.
 
     Wang, Bovik, Sheikh & Simoncelli 2004, doi 10.1109/TIP.2003.819861.
 
     Raises:
         UserError: the images are smaller than the window.
     """
-    if problems := _too_small(min(reference.shape[2:])):
+    if problems := _too_small(min(reference.shape[-2:])):
         raise UserError(*problems)
     x, y = reference.double() / 255, test.double() / 255
     moments = _blur(torch.stack([x, y, x * x, y * y, x * y]))
@@ -71,8 +71,9 @@ def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedMetric(Metric):
-    """Mean over samples of a comparison of sample i with sample i of full precision."""
+    """Mean over samples of a comparison of sample i with sample i of full precision; a clip is one sample."""
 
+    modalities = ("image", "video")
     paired = True
 
     @abstractmethod
@@ -116,7 +117,7 @@ def _image_scores(samples: Samples, full_precision: Samples) -> dict[str, Float[
         if r.shape != q.shape:
             raise UserError(f"images {tuple(q.shape)} cannot be paired with {tuple(r.shape)} of full precision")
         scores["psnr"].append(psnr(r, q))
-        if not _too_small(min(r.shape[2:])):
+        if not _too_small(min(r.shape[-2:])):
             scores["ssim"].append(ssim(r, q))
     return {name: torch.cat(values) for name, values in scores.items() if values}
 

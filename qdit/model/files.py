@@ -83,7 +83,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
             f"{file} is missing. A model is a folder in diffusers' format: model_index.json beside transformer/, vae/ "
             "and scheduler/, as written by DiTPipeline.save_pretrained"
         )
-    return read_json(file, "copy or download it again")
+    return read_json(file, "copy or download it again", infinite=name == "scheduler_config.json")
 
 
 def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ An adapter of a family is a subclass with a `denoise`, and an option (a dataclas
 attentions and folds are those of the network as it was when it was loaded.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,7 +21,7 @@ LATENT_SCALE = 8
 class Loaded:
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
 
-    modality: ClassVar[str] = "image"
+    modality: str = "image"
 
     def __init__(
         self,

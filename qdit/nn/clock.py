@@ -29,11 +29,17 @@ class Clock:
             self.timesteps = before
 
     def read(self, samples: int) -> Tensor:
-        """The timestep of each of so many samples, [samples].
+        """The timestep of each of so many rows, [samples]; a sample's rows follow one another (a video's frames).
 
         Raises:
             RuntimeError: nothing is shown: a layer was run by itself.
         """
         if self.timesteps is None:
             raise RuntimeError("a layer that depends on time was run outside of the network: see qdit.nn.clock")
-        return self.timesteps.expand(samples)
+        shown = self.timesteps
+        return shown.expand(samples) if len(shown) == 1 else each_row(shown, samples)
+
+
+def each_row(timesteps: Tensor, rows: int) -> Tensor:
+    """The timesteps [B] of samples for their rows, sample by sample, [rows]."""
+    return timesteps.repeat_interleave(rows // len(timesteps))

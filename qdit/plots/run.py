@@ -19,6 +19,14 @@ def difference(
     return 255 - ((first.int() - second.int()).abs() * gain).clamp(max=255).to(first.dtype)
 
 
+def strips(images: np.ndarray) -> np.ndarray:
+    """Images [n, 3, H, W] as they are; clips [n, F, 3, H, W] with their frames side by side, [n, 3, H, F W]."""
+    if images.ndim == 4:
+        return images
+    count, frames, channels, height, width = images.shape
+    return images.transpose(0, 2, 3, 1, 4).reshape(count, channels, height, frames * width)
+
+
 def sample_grid(
     rows: Sequence[tuple[str, UInt8[Tensor, "n 3 H W"]]],
     path: Path,
@@ -33,7 +41,9 @@ def sample_grid(
         captions: one for each of the n columns, printed above it.
         columns: images side by side; more of them wrap into further bands of rows.
     """
-    return tiles([(label, np.asarray(images.cpu()), "black") for label, images in rows], path, captions, columns)
+    return tiles(
+        [(label, strips(np.asarray(images.cpu())), "black") for label, images in rows], path, captions, columns
+    )
 
 
 def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:

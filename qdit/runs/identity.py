@@ -13,6 +13,7 @@ from typing import Any
 from qdit.assets import EMBEDDED, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
 from qdit.config import RECIPE_KEYS
+from qdit.model.encoder import PARTS, encoder_digest, reads_text
 from qdit.model.hub import named, pinned
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import content_digest, digest, sha256
@@ -59,13 +60,19 @@ def weights(config: dict[str, Any]) -> str:
     found = [_weights_digest(model["path"], model.get("revision"))]
     if model.get("vae_path"):
         found.append(_weights_digest(model["vae_path"], model.get("vae_revision")))
+    if reads_text(model):
+        found.append(encoder_digest(model["path"], model.get("revision"), Path(config["cache_dir"])) or "no-encoder")
     return "-".join(found)
 
 
 def _weights_digest(path: str | None, revision: str | None) -> str:
     folder = EMBEDDED if path is None else Path(path).expanduser()
     found = files_below(folder) if folder.is_dir() else []
-    files = [file for file in found if file.name.endswith((".safetensors", ".json"))]
+    files = [
+        file
+        for file in found
+        if file.name.endswith((".safetensors", ".json")) and file.relative_to(folder).parts[0] not in PARTS
+    ]
     return content_digest(files, folder) if files else digest(named(path, revision))
 
 

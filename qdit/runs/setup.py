@@ -11,12 +11,14 @@ from qdit.checkpoint.checkpoint import transform_of, verify
 from qdit.checkpoint.manifest import Manifest, is_loaded
 from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
 from qdit.dataset.base import Dataset
+from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
 from qdit.ledger import RunTime
 from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
+from qdit.model.text import TextModel
 from qdit.policies import Policy
 from qdit.runs.identity import is_full_precision
 from qdit.sampler.sampler import Sampler
@@ -158,6 +160,28 @@ def plan(config: dict[str, Any]) -> Plan:
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
 
 
+def load_model(made: Plan, config: dict[str, Any]) -> DiffusionModel:
+    """Load a model; one that reads prompts has them encoded first, and its encoder is freed before.
+
+    Raises:
+        UserError: the data set has no prompts for it, or classes where it has none; or see the adapter's `load`.
+    """
+    dtype, loader = getattr(torch, config["dtype"]), made.loader
+    texts = made.dataset.texts if isinstance(made.dataset, Prompts) else None
+    if not isinstance(loader, TextModel):
+        if texts is not None:
+            raise UserError(
+                f"model={loader.name} is conditioned on classes, and dataset={made.dataset.name} has prompts"
+            )
+        return loader.load(made.device, dtype)
+    if texts is None:
+        raise UserError(
+            f"model={loader.name} reads prompts, and dataset={made.dataset.name} has classes; use dataset=prompts"
+        )
+    table = None if config["dry"] else loader.encode(texts, Path(config["cache_dir"]), made.device)
+    return loader.load(made.device, dtype, table)
+
+
 def assemble(config: dict[str, Any]) -> Parts:
     """Build every part of a resolved config and check them against each other; nothing is computed yet.
 
@@ -167,7 +191,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     made = plan(config)
     dataset, sampler, recipe, loaded, loader = made.dataset, made.sampler, made.recipe, made.loaded, made.loader
     search = recipe.search if recipe else None
-    model = loader.load(made.device, getattr(torch, config["dtype"]))
+    model = load_model(made, config)
     if loaded is not None:
         verify(loaded, model)
         if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():

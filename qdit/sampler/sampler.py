@@ -37,6 +37,8 @@ class Sampler(Checked, ABC):
 
     kind: ClassVar[str]
     """The scheduler's name in the protocol."""
+    null_first: ClassVar[bool] = False
+    """Whether the null half comes first in the one call of guidance; it matters to rounding errors alone."""
 
     name: str
     steps: int
@@ -129,9 +131,10 @@ class Sampler(Checked, ABC):
         if self.guidance == 1:
             t = torch.full_like(labels, timestep)
             return model.denoise(x, t, labels).float()
-        both = torch.cat([labels, torch.full_like(labels, model.null_class)])
+        halves = [labels, torch.full_like(labels, model.null_class)]
+        both = torch.cat(halves[::-1] if self.null_first else halves)
         output = model.denoise(torch.cat([x, x]), torch.full_like(both, timestep), both).float()
-        conditional, null = output.chunk(2)
+        conditional, null = output.chunk(2)[::-1] if self.null_first else output.chunk(2)
         guided = slice(None, model.latent_shape[0] if self.guided_channels is None else self.guided_channels)
         result = conditional.clone()
         result[:, guided] = null[:, guided] + self.guidance * (conditional[:, guided] - null[:, guided])

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Spacing = Literal["leading", "linspace", "trailing"]
+Spacing = Literal["leading", "linspace", "trailing", "scheduler"]
 SPACINGS: tuple[Spacing, ...] = ("leading", "linspace", "trailing")
 
 

@@ -7,7 +7,7 @@ what to do. `qdit.storage.arrays` reads arrays and images in the same way. Impor
 
 import json
 import stat
-from math import isfinite
+from math import isfinite, isinf
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +78,25 @@ def read_text(path: Path, advice: str, largest: int = LARGEST) -> str:
         raise Unreadable(path, f"is damaged: it is no text (UTF-8), from byte {error.start} on", advice) from error
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, advice: str, infinite: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `infinite` numbers may be allowed, as diffusers writes them into schedulers' configs.
 
     Raises:
         Unreadable: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, advice), path, advice)
+    return parse_json(read_text(path, advice), path, advice, infinite)
 
 
-def parse_json(text: str, where: Path | str, advice: str) -> dict[str, Any]:
+def parse_json(text: str, where: Path | str, advice: str, infinite: bool = False) -> dict[str, Any]:
     """The JSON object that a text is: strictly JSON, no key twice, every number finite, `DEEPEST` levels at most.
 
     Raises:
         Unreadable: it is none.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-        _check(value)
+        constant = float if infinite else _refuse_constant
+        value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=constant)
+        _check(value, infinite)
     except (ValueError, RecursionError) as error:
         raise Unreadable(where, f"is damaged: no valid JSON ({_why(error)})", advice) from error
     return _mapping(value, where, advice)
@@ -128,7 +129,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"the number {name} is not finite")
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, infinite: bool = False) -> None:
     """Refuse what is nested too deeply, and numbers and text that could not be written again.
 
     Raises:
@@ -136,7 +137,7 @@ def _check(value: Any) -> None:
     """
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        level = [_plain(each) for each in level]
+        level = [_plain(each, infinite) for each in level]
         inner: list[Any] = []
         for each in level:
             if isinstance(each, dict):
@@ -150,11 +151,11 @@ def _check(value: Any) -> None:
     raise ValueError(f"it is nested more than {DEEPEST} levels deep")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, infinite: bool) -> Any:
     """The value itself, if it is a plain one: a mapping, a list, text, a number, true, false, or null."""
     if isinstance(value, str):
         value.encode()  # halves of a pair of surrogates cannot be
-    elif isinstance(value, float) and not isfinite(value):
+    elif isinstance(value, float) and not (isfinite(value) or (infinite and isinf(value))):
         raise ValueError(f"the number {value} is not finite")
     elif isinstance(value, int) and abs(value) >= _LONGEST:
         raise ValueError("a whole number has more than 64 bits")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from qdit import compat as compat  # before transformers, which imports torchvision
+
 
 def _liven(module: torch.nn.Module, seed: int) -> None:
     """Seed every weight with unit gain, so that no path is dead and outputs have unit size."""
@@ -55,3 +57,56 @@ def write_pipeline(folder: Path) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+WORDS = ["red", "blue", "cat", "dog", "on", "a", "table", "house", "sea", "moon"]
+
+
+def write_text_pipeline(folder: Path, family: str) -> Path:
+    """Write a pipeline of `pixart_alpha`, `pixart_sigma` or `latte`: 2 blocks of width 24, latents 8×8, 10 words."""
+    import diffusers
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    shape = {"sample_size": 8, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 3}
+    shape |= {"in_channels": 4, "out_channels": 8, "cross_attention_dim": 24, "caption_channels": 16}
+    if family == "latte":
+        style = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_single", "attention_bias": True}
+        style |= {"norm_elementwise_affine": False, "norm_eps": 1e-6, "num_embeds_ada_norm": 1000, "video_length": 3}
+        transformer = diffusers.LatteTransformer3DModel(**shape, **style)
+    else:
+        conditions = {"use_additional_conditions": family == "pixart_alpha", "interpolation_scale": 1}
+        transformer = diffusers.PixArtTransformer2DModel(**shape, **conditions)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
+    encoder = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, feed_forward_proj="gated-gelu", **small))
+    for seed, module in enumerate((transformer, vae, encoder)):
+        _liven(module, seed)
+    schedule = {"beta_schedule": "linear"}
+    kind = diffusers.DDIMScheduler if family == "latte" else diffusers.DPMSolverMultistepScheduler
+    scheduler = kind(**schedule, clip_sample=False) if family == "latte" else kind(**schedule)
+    pipelines = {"latte": "LattePipeline", "pixart_alpha": "PixArtAlphaPipeline", "pixart_sigma": "PixArtSigmaPipeline"}
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": encoder.eval(), "tokenizer": make_tokenizer()}
+    getattr(diffusers, pipelines[family])(scheduler=scheduler, **parts).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer():
+    """Ten words, and an end behind each text."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "</s>", "<unk>", *WORDS]
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(names)}, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", model_max_length=12)

@@ -18,7 +18,7 @@ from qdit.model.dit import DiT
 from qdit.model.roles import ROLES
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml"))
+OPTIONS = sorted(p.stem for p in CONF.glob("*.yaml") if "qdit.model.dit.DiT" in p.read_text())
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 

@@ -196,7 +196,7 @@ def test_clock_and_callback_follow_the_trajectory(tiny_model):
         (DDIM, {"steps": 1}, "steps=1"),
         (DDIM, {"steps": 1001}, "steps=1001"),
         (DDIM, {"steps": 600, "spacing": "leading"}, "would start at t=599"),
-        (DDIM, {"spacing": "karras"}, "spacing=karras"),
+        (DDIM, {"spacing": "karras"}, "spacing='karras'"),
         (DDIM, {"guidance": 0.0}, "guidance=0.0"),
         (DDIM, {"guided_channels": 5}, "guided_channels=5"),
         (DDIM, {"eta": 2.0}, "eta=2.0"),
@@ -206,9 +206,8 @@ def test_clock_and_callback_follow_the_trajectory(tiny_model):
     ],
 )
 def test_wrong_options_are_named(kind, changes, word, tiny_model):
-    sampler = make(kind, **({"eta": 1.0} if kind is DDPM else {}) | changes)
     with pytest.raises(UserError, match=word):
-        sampler.sample(tiny_model, [0], LABELS[:1], seed=0)
+        make(kind, **({"eta": 1.0} if kind is DDPM else {}) | changes).sample(tiny_model, [0], LABELS[:1], seed=0)
 
 
 def test_all_problems_come_at_once(tiny_model):
@@ -216,7 +215,7 @@ def test_all_problems_come_at_once(tiny_model):
 
 
 def test_what_is_not_a_number_is_named():
-    with pytest.raises(UserError, match=r"sampler.steps=many; .*\n.*sampler.eta=None"):
+    with pytest.raises(UserError, match=r"DDIM.steps='many'; .*\n.*DDIM.eta=None"):
         make(DDIM, steps="many", eta=None)
 
 

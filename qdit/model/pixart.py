@@ -1,0 +1,67 @@
+"""PixArt-α and PixArt-Σ (Chen et al., arXiv 2310.00426 and 2403.04692): text to image by cross-attention to a T5.
+
+One projection of the timestep modulates all blocks (adaLN-single), so that no layer of a block can absorb a scale; the
+values of both attentions can. α at 1024 px is also told resolution and aspect ratio, as its pipeline does when
+`sample_size` is 128: at the native size, both of every sample. Left out: other sizes and aspect ratios than the native
+one (the pipelines' resolution binning).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qdit.model.base import Attention, Site
+from qdit.model.conditions import Conditions
+from qdit.model.derive import structure
+from qdit.model.text import LoadedText, TextModel
+
+
+@dataclass(kw_only=True)
+class PixArt(TextModel):
+    """Which checkpoint; α reads 120 tokens of a prompt, Σ 300."""
+
+    names = ("encoder_hidden_states", "encoder_attention_mask")
+    transformer = "PixArtTransformer2DModel"
+
+    def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> "LoadedPixArt":
+        """Read the checkpoint, check it, and move it to `device`; see `TextModel.parts`."""
+        denoiser, vae, schedule = self.parts(dtype)
+        return LoadedPixArt(denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype, table=table)
+
+
+class LoadedPixArt(LoadedText):
+    """A PixArt pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
+
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """Derive the sites and attentions."""
+        return structure(denoiser, one_sample)
+
+    def denoise(
+        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B O h w"]:
+        """Call the network on x_t, timesteps and numbers of prompts; noise, and the variance's logits."""
+        told = added(self.denoiser, x, self.image_size)
+        with self.clock.showing(t):
+            rows = self.table.at(y, self.dtype)
+            return self.denoiser(x.to(self.dtype), timestep=t, **rows, added_cond_kwargs=told, return_dict=False)[0]
+
+
+def added(denoiser: nn.Module, x: Tensor, size: int) -> dict[str, Tensor | None]:
+    """Resolution [B, 2] and aspect ratio [B, 1] of the native size, where the network is told them."""
+    if not denoiser.use_additional_conditions:
+        return {"resolution": None, "aspect_ratio": None}
+    like = {"device": x.device, "dtype": next(denoiser.parameters()).dtype}
+    return {"resolution": torch.full((len(x), 2), float(size), **like), "aspect_ratio": torch.ones(len(x), 1, **like)}
+
+
+def one_sample(denoiser: nn.Module) -> Any:
+    """Call a PixArt on the meta device, with the 120 tokens of α's prompts."""
+    config: Any = denoiser.config
+    x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
+    text = torch.empty(1, 120, config.caption_channels, device="meta")
+    mask, zero = torch.ones(1, 120, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    told = added(denoiser, x, 8 * config.sample_size)
+    return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)

@@ -1,0 +1,138 @@
+"""What pipelines that read prompts have in common: parts, checks, and a table of conditions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel
+from qdit.model.checks import check_schedule
+from qdit.model.conditions import T5, Conditions, Encoder, Texts, conditions
+from qdit.model.dit import check_vae, locate_vae
+from qdit.model.encoder import encoder_digest
+from qdit.model.files import check_class, load_module, locate, read_config
+from qdit.model.hub import at, named, short
+from qdit.model.loaded import Loaded
+
+TEXT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(kw_only=True)
+class TextModel(ABC):
+    """A pipeline that is conditioned on prompts, and how they are encoded; a family is a subclass.
+
+    Args:
+        name: in tables.
+        path: a folder in diffusers' format, or a hub id.
+        revision: of a hub id.
+        vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
+        text_length: tokens of a prompt.
+        text_dtype: of the text encoder: float32 or bfloat16.
+    """
+
+    names: ClassVar[tuple[str, str | None]]
+    """The denoiser's keywords for encoded prompts and their mask."""
+    transformer: ClassVar[str]
+    """The name of diffusers' class."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    vae_path: str | None = None
+    vae_revision: str | None = None
+    text_length: int
+    text_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.text_dtype not in TEXT_DTYPES:
+            raise UserError(f"model.text_dtype={self.text_dtype}; allowed: {', '.join(TEXT_DTYPES)}")
+        if type(self.text_length) is not int or not 1 <= self.text_length <= 4096:
+            raise UserError(f"model.text_length={self.text_length}; allowed: 1 to 4096 tokens")
+
+    def protocol(self) -> str:
+        """Name what changes the full-precision outputs, readably."""
+        vae = named(self.vae_path, short(self.vae_revision)) or "own"
+        name = self.name + at(self.path, short(self.revision))
+        return f"{name}|vae={vae}|text={self.text_length} {self.text_dtype} lower-case"
+
+    @abstractmethod
+    def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> DiffusionModel:
+        """Read the checkpoint, check it, and move it to `device`; without a `table` it can be looked at, not run."""
+
+    def encode(self, prompts: Sequence[str], cache_dir: Path, device: torch.device) -> Conditions:
+        """The table of prompts, the negative one last; the encoder is loaded only if the cache lacks one, and freed.
+
+        Raises:
+            UserError: the encoder is needed and not there.
+        """
+        known = encoder_digest(self.path, self.revision, cache_dir)
+        if known is None:
+            raise UserError(
+                f"{self.path} has no text_encoder/, and no run with this cache_dir has seen it; give the whole "
+                "pipeline, or the cache_dir of a run that encoded these prompts"
+            )
+        texts = Texts(known, self.text_length, self.text_dtype, self.names)
+
+        def load() -> Encoder:
+            wanted = [f"{part}/*" for part in ("text_encoder", "tokenizer")]
+            root = locate(self.path, self.revision, "model.path", wanted)
+            return T5(root, self.text_length, TEXT_DTYPES[self.text_dtype], device)
+
+        return conditions(prompts, texts, cache_dir, load)
+
+    def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.
+
+        Raises:
+            UserError: a file is missing, damaged, foreign, or pickled.
+        """
+        import diffusers
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
+        wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
+        root = locate(self.path, self.revision, "model.path", wanted)
+        config = read_config(root / "transformer")
+        check_class(root / "transformer", config, (self.transformer,))
+        self.check_config(root / "transformer" / "config.json", config)
+        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
+        check_vae(vae)
+        schedule = read_config(root / "scheduler", "scheduler_config.json")
+        check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
+        denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
+        return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule
+
+    def check_config(self, file: Path, config: dict[str, Any]) -> None:
+        """Refuse values of the transformer's config that it cannot have.
+
+        Raises:
+            UserError: naming them.
+        """
+        size, patch = config.get("sample_size"), config.get("patch_size")
+        if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size and size % patch == 0):
+            raise UserError(f"{file}: sample_size={size} is not a multiple of patch_size={patch}")
+
+
+class LoadedText(Loaded):
+    """A text pipeline ready to run; conditions are rows of its table (see `qdit.model.conditions`)."""
+
+    def __init__(self, *parts: Any, table: Conditions | None) -> None:
+        super().__init__(*parts)
+        self._table = table
+        self.num_classes = self.null_class = table.null if table is not None else 0
+
+    @property
+    def table(self) -> Conditions:
+        """The encoded prompts.
+
+        Raises:
+            RuntimeError: the model was loaded without, to be looked at and not run.
+        """
+        if self._table is None:
+            raise RuntimeError("this model was loaded without conditions: see qdit.model.text.TextModel.encode")
+        return self._table

@@ -1,0 +1,62 @@
+"""The pipeline's own sampler: the scheduler that a model's folder names, with its own config and spacing of steps.
+
+Text-to-image and video pipelines are published with their sampler, and their numbers are of it. Latents are those of
+the stock diffusers pipeline, bit for bit, when it is given the same noise: the null half of guidance comes first, and
+the timesteps, the last step and the variance are the scheduler's own business.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdit.errors import UserError
+from qdit.model.base import DiffusionModel
+from qdit.model.checks import SCHEDULERS
+from qdit.sampler.sampler import Sampler, train_timesteps
+
+
+class PipelineSampler(Sampler):
+    """Steps, guidance and eta of a stock pipeline; a learned variance is dropped behind guidance."""
+
+    kind = "pipeline"
+    null_first = True
+
+    def check(self, model: DiffusionModel) -> list[str]:
+        """Describe each problem of this option, alone and with this model."""
+        problems = []
+        if not 1 <= self.steps <= (total := train_timesteps(model)):
+            problems.append(f"sampler.steps={self.steps}; allowed: 1 to {total}, the steps of the training")
+        if self.guidance < 1:
+            problems.append(f"sampler.guidance={self.guidance}; allowed: 1 (no guidance) or more")
+        if not 0 <= self.eta <= 1:
+            problems.append(f"sampler.eta={self.eta}; allowed: 0 to 1")
+        if self.guided_channels is not None:
+            problems.append(f"sampler.guided_channels={self.guided_channels}; a stock pipeline guides all (null)")
+        if self.spacing != "scheduler":
+            problems.append(f"sampler.spacing={self.spacing}; a stock pipeline has its scheduler's own (scheduler)")
+        return problems
+
+    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
+        """Build the scheduler that the model's folder names, with its own timesteps.
+
+        Raises:
+            UserError: qdit does not know it.
+        """
+        import diffusers
+
+        config = model.scheduler_config()
+        if (name := config.get("_class_name")) not in SCHEDULERS:
+            raise UserError(f"the model's scheduler is {name}; sampler=pipeline knows {', '.join(SCHEDULERS)}")
+        scheduler = getattr(diffusers, name).from_config(config)
+        scheduler.set_timesteps(self.steps)
+        told = scheduler.timesteps.tolist()
+        return scheduler, told, told
+
+    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Take one step as the pipeline does; eta reaches the schedulers that have one."""
+        options: dict[str, Any] = {"generator": generators}
+        if "eta" in inspect.signature(scheduler.step).parameters:
+            options["eta"] = self.eta
+        return scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False, **options)[0]
