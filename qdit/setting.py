@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Source
 from qdit.eval.preflight import Prepared
 from qdit.sampler.sampler import Sampler
 from qdit.storage.shelf import Place
@@ -23,7 +23,7 @@ class Setting:
     """
 
     sampler: Sampler
-    dataset: Dataset
+    dataset: Source
     seed: int = 0
     prepared: Prepared = field(default_factory=lambda: Prepared({}, {}))
     folder: Place | None = None

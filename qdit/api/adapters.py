@@ -7,7 +7,7 @@ from qdit.api.compose import composed
 from qdit.assets import EMBEDDED
 from qdit.checkpoint import installed
 from qdit.config import build, check, resolved
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Dataset, Source
 from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
 from qdit.model.adapter import Listener, adapt, completed, moved
@@ -44,7 +44,7 @@ def pipeline_adapter(pipe: Any) -> DiffusionModel:
     return completed(adapter_of(pipe.transformer), pipe)
 
 
-def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Dataset, dict[str, Any]]:
+def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Source, dict[str, Any]]:
     """The sampler, the data set and the config of the command line's words; without a word for it, the data set is
     the model's classes, all alike.
 
@@ -55,7 +55,7 @@ def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Dat
     check(config)
     sampler = build(config["sampler"])
     if any(word.lstrip("+").startswith("dataset") for word in words):
-        dataset: Dataset = build(config["dataset"])
+        dataset: Source = build(config["dataset"])
     else:
         about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
         dataset = Dataset(**about, reference="none", strategy=RandomLabels())

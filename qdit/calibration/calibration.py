@@ -26,7 +26,7 @@ from qdit.errors import UserError
 from qdit.seeding import CALIBRATION
 
 if TYPE_CHECKING:
-    from qdit.dataset.base import Dataset
+    from qdit.dataset.base import Source
     from qdit.model.base import DiffusionModel
     from qdit.sampler.sampler import Sampler
 
@@ -111,7 +111,7 @@ class TrajectoryCalibration(Checked, ABC):
         order = np.random.default_rng([seed, self.seed]).permutation(len(found))
         return [found[i] for i in order[:count]]
 
-    def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Dataset", seed: int) -> CalibrationData:
+    def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int) -> CalibrationData:
         """Sample the chosen points in full precision."""
         timesteps = sampler.timesteps(model)
         # Without guidance the network never sees the null class.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qdit.calibration.calibration import CalibrationData, NoCalibration
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.sampler.sampler import Sampler
@@ -30,7 +30,7 @@ class Trajectories(CalibrationData):
     null_class: int
     """The label that stands for no class."""
     sampler: Sampler
-    dataset: Dataset
+    dataset: Source
     """Whose classes were drawn."""
     schedule: dict[str, Any]
     """The noise schedule of the network's training (`DiffusionModel.scheduler_config`)."""
@@ -77,7 +77,7 @@ class Trajectories(CalibrationData):
 def trajectories(
     model: DiffusionModel,
     sampler: Sampler,
-    dataset: Dataset,
+    dataset: Source,
     count: int,
     seed: int,
     batch_size: int,

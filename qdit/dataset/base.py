@@ -13,7 +13,7 @@ from qdit.model.base import DiffusionModel
 
 
 @dataclass(kw_only=True)
-class Dataset(ABC):
+class Source(ABC):
     """What samples are conditioned on, by number (a class, or a prompt), and what they are compared with."""
 
     name: str
@@ -40,7 +40,7 @@ class Dataset(ABC):
 
 
 @dataclass(kw_only=True)
-class Classes(Dataset):
+class Dataset(Source):
     """Classes of equal frequency and without names; a data set that has more information is a subclass."""
 
     num_classes: int

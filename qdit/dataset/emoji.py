@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.dataset.base import Classes
+from qdit.dataset.base import Dataset
 from qdit.storage.arrays import read_arrays
 
 FILE = Path(__file__).parents[1] / "assets" / "emoji" / "emoji32.npz"
@@ -27,7 +27,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 
 @dataclass(kw_only=True)
-class Emoji(Classes):
+class Emoji(Dataset):
     """Class names and frequencies come from the file."""
 
     def frequencies(self) -> Float[Tensor, " K"]:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from qdit.dataset.base import Classes
+from qdit.dataset.base import Dataset
 from qdit.dataset.labels import FrequencyLabels
 from qdit.model.base import DiffusionModel
 
 
 @dataclass(kw_only=True)
-class ImageNet(Classes):
+class ImageNet(Dataset):
     """Captions are `class 207`; the class frequencies are not shipped, so labels are random or balanced."""
 
     def check(self, model: DiffusionModel) -> list[str]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.assets import ASSETS
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.seeding import CALIBRATION
@@ -103,7 +103,7 @@ def _caption(entry: dict) -> str:
 
 
 @dataclass(kw_only=True)
-class Prompts(Dataset):
+class Prompts(Source):
     """A file of captions.
 
     Args:

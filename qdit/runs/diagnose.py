@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qdit.calibration.observers import watching, watching_operands
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Source
 from qdit.model.base import DiffusionModel
 from qdit.quant.decibels import decibels
 from qdit.quantized import Quantized
@@ -30,7 +30,7 @@ class Trajectory:
 
 
 @torch.no_grad()
-def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Dataset, seed: int, n: int) -> Trajectory:
+def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Source, seed: int, n: int) -> Trajectory:
     """Sample `n` trajectories in full precision and keep every state and guided output."""
     indices = [DIAGNOSIS + i for i in range(n)]
     labels = dataset.labels(indices, seed)

@@ -10,7 +10,7 @@ import torch
 from qdit.checkpoint.checkpoint import transform_of, verify
 from qdit.checkpoint.manifest import Manifest, is_loaded
 from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
-from qdit.dataset.base import Dataset
+from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
@@ -35,7 +35,7 @@ class Parts:
 
     model: DiffusionModel
     model_protocol: str
-    dataset: Dataset
+    dataset: Source
     sampler: Sampler
     recipe: Method | None
     metrics: dict[str, Metric]
@@ -124,7 +124,7 @@ class Plan:
     """What a config describes, checked as far as that goes without its model."""
 
     device: torch.device
-    dataset: Dataset
+    dataset: Source
     sampler: Sampler
     recipe: Method | None
     loaded: Manifest | None
@@ -145,7 +145,7 @@ def plan(config: dict[str, Any]) -> Plan:
     loaded = Manifest.read(config["quantizer"]["path"]) if is_loaded(config) else None
     device = pick_device(config["device"])
     recipe = build_recipe(config)
-    dataset: Dataset = build(config["dataset"])
+    dataset: Source = build(config["dataset"])
     sampler: Sampler = build(config["sampler"])
     metrics = {name: build(node) for name, node in (config.get("eval") or {}).items()}
     loader = build(config["model"])

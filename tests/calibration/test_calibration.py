@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qdit.calibration import NormalCalibration, PairedCalibration, RandomCalibration, UniformCalibration
-from qdit.dataset.base import Classes
+from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
 from qdit.sampler.ddim import DDIM
@@ -14,7 +14,7 @@ from qdit.sampler.spacing import visited
 from qdit.seeding import CALIBRATION
 
 OPTIONS = [UniformCalibration, PairedCalibration, RandomCalibration, NormalCalibration]
-DATASET = Classes(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
+DATASET = Dataset(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
 
 
 def make(kind, **changes):

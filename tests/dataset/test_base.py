@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from qdit.dataset.base import Classes
+from qdit.dataset.base import Dataset
 from qdit.dataset.labels import FrequencyLabels, RandomLabels
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
@@ -41,7 +41,7 @@ def test_imagenet_has_no_names_and_no_frequencies(tiny_model):
 
 
 def test_mismatch_with_a_model_is_described(tiny_model):
-    fitting = Classes(name="ten", num_classes=10, image_size=16, reference="ten", strategy=RandomLabels())
+    fitting = Dataset(name="ten", num_classes=10, image_size=16, reference="ten", strategy=RandomLabels())
     assert fitting.check(tiny_model) == []
     classes, size = load("emoji").check(tiny_model)
     assert "99 classes, the model 10" in classes

@@ -5,7 +5,7 @@ import torch
 
 from qdit.activation import DynamicActivation
 from qdit.calibration import CalibrationData
-from qdit.dataset.base import Classes
+from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.eval.paired import SQNR
 from qdit.method import Method
@@ -52,7 +52,7 @@ class Parts:
     @staticmethod
     def setting(folder=None, **changes) -> Setting:
         sampler = DDIM(name="ddim", steps=2, guidance=1.0, guided_channels=None, eta=0.0, spacing="leading")
-        dataset = Classes(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
+        dataset = Dataset(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
         return Setting(**{"sampler": sampler, "dataset": dataset, "folder": folder} | changes)
 
     @staticmethod
