@@ -18,7 +18,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from helpers.pipelines import write_pipeline
+from helpers.pipelines import write_pipeline, write_text_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
@@ -122,6 +122,8 @@ def workshop(tmp_path_factory, hub) -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
     latent_pipeline(root / "my_dit", heads=2, head_dim=64, classes=10, sample_size=32)
+    write_text_pipeline(root / "my_pixart", "pixart_sigma", heads=16)
+    write_text_pipeline(root / "my_latte", "latte", heads=16)
     (root / "DiT-XL-2-256").symlink_to(hub["facebook/DiT-XL-2-256"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
