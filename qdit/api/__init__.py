@@ -4,16 +4,18 @@ Each is exported by `qdit` itself, which imports this package when one is first 
 """
 
 from qdit.api.adapters import embedded
-from qdit.api.compose import recipe
+from qdit.api.compose import design, recipe
 from qdit.api.data import calibrate
 from qdit.api.measures import cost, fidelity, policy, summary
 from qdit.api.models import dequantize, full_precision, load, quantize, save
-from qdit.api.records import results, run, table
+from qdit.api.records import difference, results, run, table
 
 __all__ = [
     "calibrate",
     "cost",
     "dequantize",
+    "design",
+    "difference",
     "embedded",
     "fidelity",
     "full_precision",

@@ -3,14 +3,16 @@
 from difflib import get_close_matches
 from typing import Any
 
+import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
+from qdit.cli.design import listed
 from qdit.cli.main import as_text
-from qdit.config import RECIPE_KEYS, check, resolved
+from qdit.config import COMPONENTS, RECIPE_KEYS, check, resolved
 from qdit.errors import UserError
 from qdit.method import Method
 from qdit.runs.setup import build_recipe
@@ -72,3 +74,21 @@ def recipe(name: str, *overrides: str, bits: str = "w4a8") -> Method:
     (64, 4, 'GPTQ')
     """
     return composed_recipe(name, overrides, bits)[0]
+
+
+def design() -> pd.DataFrame:
+    """How the recipes differ: a row a recipe, as in the README's table.
+
+    Columns: `title`, `family`, `paper`; then a component group each, with what the recipe picks in it, · where that is
+    the default.
+
+    >>> import qdit
+    >>> qdit.design().loc["q_dit", ["paper", "weight", "rounding"]].tolist()
+    ['arXiv 2406.17343', 'group', 'gptq']
+    """
+    recipes = listed()
+    about = pd.DataFrame(
+        [(each.title, each.family, each.paper) for each in recipes], columns=["title", "family", "paper"]
+    )
+    cells = pd.DataFrame([each.cells for each in recipes], columns=list(COMPONENTS))
+    return pd.concat([about, cells], axis=1).set_index(pd.Index([each.name for each in recipes], name="recipe"))

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from qdit.api.compose import composed
+from qdit.errors import UserError
 from qdit.runs.run import run as carry_out
-from qdit.tables import Table, build_table, load_results
+from qdit.tables import Table, build_table, differences, load_results
 
 
 def run(*overrides: str) -> dict[str, Any] | None:
@@ -64,3 +65,36 @@ def table(frame: pd.DataFrame, **layout: Any) -> Table:
     'quantizer'
     """
     return build_table(frame, **layout)
+
+
+def difference(one: pd.DataFrame, other: pd.DataFrame, metric: str = "sqnr") -> tuple[float, float]:
+    """The mean over samples of a paired metric of one method minus that of another, and its standard error.
+
+    Sample i has the same noise and class in both, so what they share cancels, sample by sample: the error is a
+    fraction of that of either mean.
+
+    Args:
+        one, other: the rows of `results` of each: one, or several seeds of noise or of calibration.
+        metric: that was measured sample by sample.
+
+    Returns:
+        Both in the metric's unit, which is dB for sqnr.
+
+    Raises:
+        UserError: the runs mix protocols, the samples' values were not kept, or the rows have other seeds.
+
+    >>> import qdit
+    >>> runs = qdit.results("experiments/comparison/results", "methods").query("bits == 'w4a8'")
+    >>> mean, stderr = qdit.difference(runs.query("quantizer == 'svdquant'"), runs.query("quantizer == 'rtn'"))
+    >>> mean > 5 * stderr
+    True
+    """
+    if len(protocols := {*one["protocol_id"], *other["protocol_id"]}) > 1:
+        raise UserError(f"the runs are of {len(protocols)} protocols, whose samples are no pairs: narrow them to one")
+    found = differences.difference(one.to_dict("records"), other.to_dict("records"), metric)  # pyright: ignore
+    if found is None:
+        raise UserError(
+            f"{metric} was not kept sample by sample in both, or their seeds are not the same: a difference is of a "
+            "paired metric, such as sqnr, of runs that have the same seeds"
+        )
+    return found

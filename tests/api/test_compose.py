@@ -5,6 +5,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import qdit
 from qdit.api.compose import composed, composed_recipe
+from qdit.cli.design import Recipe
+from qdit.config import COMPONENTS
 from qdit.errors import UserError
 
 
@@ -33,3 +35,11 @@ def test_names_that_look_like_numbers_stay_names_and_hydra_is_left_as_it_was():
 def test_a_word_that_has_no_place_is_one_message(words, message):
     with pytest.raises(UserError, match=message):
         composed(*words)
+
+
+def test_the_design_is_the_commands_table(monkeypatch):
+    row = Recipe("mine", "My method", None, "own", ["·"] * len(COMPONENTS))
+    monkeypatch.setattr("qdit.api.compose.listed", lambda: [row])
+    frame = qdit.design()
+    assert frame.index.tolist() == ["mine"]
+    assert frame.loc["mine", ["title", "family", *COMPONENTS]].tolist() == ["My method", "own", *row.cells]

@@ -16,3 +16,12 @@ def test_results_and_tables_are_those_of_the_command_line(runs):
 def test_a_run_is_refused_as_on_the_command_line():
     with pytest.raises(UserError, match="bits"):
         qdit.run("bits.weight=1", "dry=true")
+
+
+def test_a_difference_needs_one_protocol_and_the_values_of_samples(runs):
+    frame = qdit.results(runs)
+    one, other = frame[frame.quantizer == "rtn"], frame[frame.quantizer == "q_dit"]
+    with pytest.raises(UserError, match="sqnr was not kept sample by sample"):
+        qdit.difference(one, other)
+    with pytest.raises(UserError, match="2 protocols"):
+        qdit.difference(one, other.assign(protocol_id="another"))
