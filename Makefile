@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint newest clean
+.PHONY: demo test lint newest notebooks clean
 
 demo: .venv/.installed
 	$(BIN)/qdit study=demo num_samples=64
@@ -13,6 +13,10 @@ test: .venv/.installed
 # A newer interpreter, if there is one, with the newest dependencies: every import, one run, one table.
 newest: .venv/.installed
 	.ci/newest
+
+# Runs every notebook and keeps what it shows, as they are committed.
+notebooks: .venv/.installed
+	$(BIN)/python .ci/notebooks
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
