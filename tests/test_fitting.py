@@ -6,7 +6,8 @@ from torch import nn
 
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.calibration import CalibrationData, UniformCalibration
-from qdit.calibration.observers import ValueReservoir, input_values
+from qdit.calibration.observers import input_values
+from qdit.calibration.reservoir import ValueReservoir
 from qdit.errors import UserError
 from qdit.ledger import RunTime, ledger
 from qdit.method import Method, quantize

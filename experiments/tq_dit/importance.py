@@ -16,13 +16,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from qdit.assets import CONF
-from qdit.calibration.observers import watching
+from qdit.calibration.observers import outputs, watching
 from qdit.config import resolved
 from qdit.execution import repeatable
 from qdit.hessian.scores import scaled
 from qdit.hessian.target import points_at_once
 from qdit.quant.affine import round_to_grid
-from qdit.rounding.reconstruction.fisher import outputs
 from qdit.runs.setup import assemble
 from qdit.seeding import generator
 

@@ -1,144 +1,25 @@
 """Observers: statistics of the inputs of sites, streamed from hooks on the full-precision model.
 
-Minima and maxima are exact; of the values themselves a fair sample is kept (reservoir sampling), so that memory does
-not grow with the amount of calibration data.
+Of the values a fair sample is kept with its exact extremes (`reservoir`), so that memory does not grow with the amount
+of calibration data.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor, nn
 
-from qdit.calibration.calibration import CalibrationData
+from qdit.calibration.data import CalibrationData
+from qdit.calibration.reservoir import GroupedReservoirs
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.linear import Observed, QuantLinear, patch_size
 from qdit.nn.replace import replaced
 from qdit.quant.time_groups import ALL, Groups
-
-RESERVOIR = 2**18  # values kept of one site
-LEAST_RESERVOIR = 2**15  # values kept of one group of timesteps, at least
-
-
-class ValueReservoir:
-    """The exact minimum and maximum and a fair sample of about `size` of all values seen.
-
-    The stream of values is cut into blocks of 2^k consecutive values, and one value of each block, chosen at random, is
-    kept. When too many are kept, pairs of blocks are merged and one value of each pair is dropped. So every value is
-    equally likely to be kept, wherever in a tensor it lies, and the sample depends on the seed and the order of the
-    stream, not on how the stream was divided into batches.
-
-    Args:
-        size: how many values are kept of all rows together; at least four of each row.
-        rows: how many rows, such as channels or heads, are sampled separately; tensors are then [rows, …].
-        seed: of the choice.
-    """
-
-    def __init__(self, size: int = RESERVOIR, rows: int = 1, seed: int = 0) -> None:
-        self.size, self.rows, self.seed = max(size, 4 * rows), rows, seed
-        self.level = self.seen = 0  # k, and the values of a row so far
-        self.kept: list[Tensor] = []
-        self.places: list[Tensor] = []  # positions in the stream of the values that are kept
-        self.extremes = torch.tensor([float("inf"), float("-inf")]).repeat(rows, 1)
-
-    def add(self, x: Tensor) -> None:
-        """Take in a tensor of any shape, or [rows, …] where rows are separate."""
-        rows = x.detach().reshape(self.rows, -1)
-        if not rows.shape[1]:
-            return
-        lo, hi = (end.cpu() for end in rows.aminmax(dim=1))
-        self.extremes = torch.stack(
-            [torch.minimum(self.extremes[:, 0], lo), torch.maximum(self.extremes[:, 1], hi)], dim=1
-        )
-        end = self.seen + rows.shape[1]
-        self._thin(end)
-        blocks = torch.arange(self.seen >> self.level, ((end - 1) >> self.level) + 1)
-        places = chosen(blocks, self.level, self.seed)
-        places = places[(places >= self.seen) & (places < end)]
-        self.kept.append(rows[:, (places - self.seen).to(rows.device)].float().cpu())
-        self.places.append(places)
-        self.seen = end
-
-    def _thin(self, end: int) -> None:
-        """Double the length of the blocks until the sample of rows of `end` values is small enough."""
-        level = self.level
-        while self.rows * (((end - 1) >> level) + 1) > self.size and end > 1 << level:
-            level += 1
-        if level > self.level and self.kept:
-            kept, places = torch.cat(self.kept, 1), torch.cat(self.places)
-            stay = chosen(places >> level, level, self.seed) == places
-            self.kept, self.places = [kept[:, stay]], [places[stay]]
-        self.level = level
-
-    def values(self) -> Tensor:
-        """The sample [n], or [rows, n] of several rows; its least and greatest values are the exact extremes."""
-        values = torch.cat(self.kept, 1)
-        if self.level:
-            row, top = torch.arange(self.rows), values.argmax(1)
-            low = values.argmin(1)
-            low = torch.where(low == top, (top + 1) % values.shape[1], low)
-            values[row, low], values[row, top] = self.extremes.unbind(1)
-        return values[0] if self.rows == 1 else values
-
-
-def chosen(blocks: Int[Tensor, " n"], level: int, seed: int) -> Int[Tensor, " n"]:
-    """The position of the value that is kept of each block of 2^`level` values.
-
-    A random bit chooses one of the two halves of a block, another one a half of that half, and so on. So the choice for
-    a block is one of the two choices for its halves, and merging blocks never needs a value that was dropped.
-
-    >>> chosen(torch.arange(4), 3, seed=0) // 8
-    tensor([0, 1, 2, 3])
-    """
-    for k in range(level, 0, -1):
-        bits = _scrambled(_scrambled(blocks & _LOW32) + (blocks >> 32) + k * 0x9E3779B9 + seed * 0x85EBCA6B)
-        blocks = 2 * blocks + (bits & 1)
-    return blocks
-
-
-_LOW32 = 0xFFFFFFFF
-
-
-def _scrambled(numbers: Tensor) -> Tensor:
-    """Pseudo-random 32-bit numbers, each a function of one number: the last steps of MurmurHash3."""
-    x = numbers & _LOW32
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _LOW32
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _LOW32
-    return x ^ (x >> 16)
-
-
-class GroupedReservoirs:
-    """A reservoir for each group of timesteps; the more groups, the smaller each reservoir.
-
-    Args:
-        groups: of timesteps.
-        rows: see `ValueReservoir`; tensors are [samples, rows, …] if there are several.
-    """
-
-    def __init__(self, groups: Groups, rows: int = 1) -> None:
-        size = min(RESERVOIR, max(LEAST_RESERVOIR, RESERVOIR // groups.count))
-        self.groups, self.rows = groups, rows
-        self.parts = [ValueReservoir(size, rows) for _ in range(groups.count)]
-
-    def add(self, x: Tensor, timesteps: Tensor) -> None:
-        """Take in a tensor [samples, …] with the samples' timesteps [samples]."""
-        if len(self.parts) == 1:
-            self.parts[0].add(self._by_rows(x))
-            return
-        numbers = self.groups.of(timesteps)
-        for number in numbers.unique().tolist():
-            self.parts[number].add(self._by_rows(x[numbers == number]))
-
-    def values(self) -> list[Tensor]:
-        """The sample of each group."""
-        return [part.values() for part in self.parts]
-
-    def _by_rows(self, x: Tensor) -> Tensor:
-        return x if self.rows == 1 else x.transpose(0, 1)
 
 
 def site_input(layer: nn.Module, x: Tensor) -> Tensor:
@@ -263,3 +144,26 @@ def operand_values(
             shown[:] = [t]
             model.denoise(x, t, y)
     return {site: reservoir.values() for site, reservoir in reservoirs.items()}
+
+
+@contextmanager
+def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Capture the outputs of modules in the next forward pass, by path, as nodes of its graph; first calls only."""
+    seen: dict[str, Tensor] = {}
+
+    def catch(path: str, output: Any) -> Any:
+        if path in seen:
+            return output
+        plain = output[0] if isinstance(output, tuple) else output
+        seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
+        return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
+
+    handles = [
+        network.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: catch(path, output))
+        for path in paths
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

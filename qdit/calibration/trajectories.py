@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdit.calibration.calibration import CalibrationData, NoCalibration
+from qdit.calibration.calibration import NoCalibration
+from qdit.calibration.data import CalibrationData
 from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel

@@ -23,12 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.observers import outputs
 from qdit.checked import Checked, Count
 from qdit.errors import UserError
 from qdit.execution import repeatable
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.linear import patch_size
-from qdit.rounding.reconstruction.fisher import outputs
 from qdit.seeding import noise
 
 log = logging.getLogger("qdit")

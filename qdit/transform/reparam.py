@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.observers import ValueReservoir
+from qdit.calibration.reservoir import ValueReservoir
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.basis import Scale, Shift

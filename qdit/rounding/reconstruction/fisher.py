@@ -12,15 +12,14 @@ each token, which would take as much memory as the activations of all units toge
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.observers import outputs
 from qdit.execution import repeatable
 from qdit.model.base import DiffusionModel
 from qdit.rounding.reconstruction.units import Unit
@@ -66,29 +65,6 @@ def _relative(name: str, squares: Tensor) -> Tensor:
         log.warning("adaround: nothing reaches the prediction from %s, whose outputs count alike", name)
         return torch.ones_like(squares)
     return squares / mean
-
-
-@contextmanager
-def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Capture the outputs of modules in the next forward pass, by path, as nodes of its graph; first calls only."""
-    seen: dict[str, Tensor] = {}
-
-    def catch(path: str, output: Any) -> Any:
-        if path in seen:
-            return output
-        plain = output[0] if isinstance(output, tuple) else output
-        seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
-        return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
-
-    handles = [
-        network.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: catch(path, output))
-        for path in paths
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _signs(seed: int, point: int, like: Tensor) -> Tensor:

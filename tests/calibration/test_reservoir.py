@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdit.calibration.observers import GroupedReservoirs, ValueReservoir, chosen
+from qdit.calibration.reservoir import GroupedReservoirs, ValueReservoir, chosen
 from qdit.quant.ranges import outer_quantiles
 from qdit.quant.time_groups import Groups
 

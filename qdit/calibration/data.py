@@ -1,0 +1,36 @@
+"""The points (x_t, t, y) that a method sees of the trajectories of the network in full precision."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from qdit.model.base import DiffusionModel
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Points on the CPU: states `x` [n, C, h, w], timesteps `t` [n], classes `y` [n]; run `batch_size` at a time."""
+
+    x: Tensor
+    t: Tensor
+    y: Tensor
+    batch_size: int
+    origin: Tensor | None = None
+    """Trajectory and step of each point, [n, 2], if they are known."""
+    visited: Sequence[int] | None = None
+    """What the model is told at the sampler's steps, if it is known; not all of it need occur in `t`."""
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The sampler's timesteps, ascending; where they are not known, those that occur in the data."""
+        return sorted(set(self.t.tolist() if self.visited is None else self.visited))
+
+    def batches(self, model: "DiffusionModel") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches on the model's device."""
+        for part in torch.arange(len(self.x)).split(self.batch_size):
+            x = self.x[part].to(model.device, model.dtype)
+            yield x, self.t[part].to(model.device), self.y[part].to(model.device)
