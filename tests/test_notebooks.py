@@ -51,6 +51,13 @@ def test_notebooks_use_the_api():
     assert inside == {"import qdit"} | has_no_door
 
 
+def test_a_pipeline_is_quantized_compared_shown_and_saved_in_under_30_lines():
+    [path] = [path for path in NOTEBOOKS if path.stem == "quantize_a_pipeline"]
+    code = "\n".join(lines(path))
+    assert all(f"qdit.{name}(" in code for name in ("embedded", "calibrate", "quantize", "fidelity"))
+    assert len(lines(path)) < 30
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
