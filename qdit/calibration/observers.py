@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qdit.calibration.data import CalibrationData
 from qdit.calibration.reservoir import GroupedReservoirs
+from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.linear import Observed, QuantLinear, patch_size
@@ -155,6 +156,8 @@ def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
         if path in seen:
             return output
         plain = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, tuple) and any(isinstance(other, Tensor) for other in output[1:]):
+            raise UserError(f"rounding.weighting=fisher: {path} has several outputs; use rounding.weighting=uniform")
         seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
         return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
 

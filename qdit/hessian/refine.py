@@ -138,7 +138,7 @@ class Refinement:
             if (key := f"{readers[0].name}.input") in kept and (module := searched(self.rounder(readers[0]))):
                 kept[key] = numbers_of(module)
             return kept
-        points = chosen // self.importance[readers[0].name].rows.shape[1]
+        points = chosen // (self.importance[readers[0].name].rows.numel() // len(self.fit.data.t))
         reading = Reading(readers, layers, inputs, self.fit.data.t[points].to(inputs.device))
         return Alternation(self.fit, reading, self.rounder(readers[0]), self.rule.rounds).run()
 

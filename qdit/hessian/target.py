@@ -110,7 +110,7 @@ class DiffusionLoss:
         with torch.no_grad():
             for x, t, y in data.batches(model):
                 predicted = model.denoise(x, t, y)[:, : x.shape[1]]
-                sigma = (1 - bars[t.cpu()]).sqrt().to(x).view(-1, 1, 1, 1)
+                sigma = (1 - bars[t.cpu()]).sqrt().to(x).view(-1, *(1,) * (x.ndim - 1))
                 added = drawn(x, torch.arange(first, first + len(x)), "hessian noise", seed)
                 parts.append((x + sigma * (added - predicted)).float().cpu())
                 first += len(x)

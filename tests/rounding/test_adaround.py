@@ -80,8 +80,8 @@ def test_no_11_targets_are_full_precision_and_inputs_those_of_the_quantized_pref
 
     def spy(lanes, unit, layers):
         task = tasks[unit.name] = original(lanes, unit, layers)
-        hidden = lanes.rounded.hidden
-        tasks[unit.name] = (task.target.clone(), None if hidden is None else hidden.clone())
+        boundary = [leaf.clone() for outputs in lanes.rounded.outputs.values() for leaf in outputs.leaves]
+        tasks[unit.name] = (task.target.clone(), *boundary)
         return task
 
     monkeypatch.setattr(Lanes, "task", spy)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import outputs
+from qdit.calibration.replay import by_point
 from qdit.execution import repeatable
 from qdit.model.base import DiffusionModel
 from qdit.rounding.reconstruction.units import Unit
@@ -32,7 +33,8 @@ POINTS = 4  # in one backward pass, which holds all their activations at once
 def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int) -> dict[str, Tensor]:
     """The mean squared gradient of each unit's output, relative to the unit's mean, on the CPU; by the unit's name.
 
-    Shapes are [points, 1, channels] for tokens, [points, channels, 1, 1] for images, [points, channels] for vectors.
+    Shapes are [points, 1, channels] for tokens, [points, channels, 1, 1] for images, [points, channels] for vectors;
+    [points, 1, …] where a point has several rows (frames, or places of a video).
 
     The unit after the blocks is left out: its output is the network's, of which all entries count equally.
 
@@ -41,6 +43,9 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
         data: the calibration points.
         units: whose outputs; the gradients of several copies of a unit's layer are added up.
         seed: of the random signs.
+
+    Raises:
+        UserError: a block has several outputs.
     """
     places = {u.name: [path, *u.twins] for u in units if (path := u.layer or u.segment.block) is not None}
     paths = [path for group in places.values() for path in group]
@@ -52,7 +57,8 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
             signs = torch.stack([_signs(seed, first + n, output[0]) for n in range(len(x))]).to(output)
             gradients = dict(zip(paths, torch.autograd.grad(output, [seen[p] for p in paths], signs), strict=True))
         for name, group in places.items():
-            found[name].append(_per_channel(torch.stack([gradients[p].float() for p in group]).sum(0).square()).cpu())
+            squares = torch.stack([gradients[p].float() for p in group]).sum(0).square()
+            found[name].append(_per_channel(squares, len(x)).cpu())
         first += len(x)
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     return {name: _relative(name, squares) for name, squares in joined.items()}
@@ -72,8 +78,13 @@ def _signs(seed: int, point: int, like: Tensor) -> Tensor:
     return bits * 2.0 - 1.0
 
 
-def _per_channel(squares: Tensor) -> Tensor:
-    """Means over all dimensions but points and channels; channels are dimension 1 of images and the last of tokens."""
+def _per_channel(squares: Tensor, points: int) -> Tensor:
+    """Means over all dimensions but points and channels; channels are dimension 1 of images and the last of tokens.
+
+    Where a point has several rows (frames, or places of a video), these are a dimension of their own: see `by_point`.
+    """
     if squares.ndim == 4:
-        return squares.mean((2, 3), keepdim=True)
-    return squares.mean(tuple(range(1, squares.ndim - 1)), keepdim=True) if squares.ndim > 2 else squares
+        means = squares.mean((2, 3), keepdim=True)
+    else:
+        means = squares.mean(tuple(range(1, squares.ndim - 1)), keepdim=True) if squares.ndim > 2 else squares
+    return means if len(means) == points else by_point(means, points).mean(1, keepdim=True)

@@ -84,7 +84,7 @@ class Session:
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
-        with lanes.installed(unit.segment, {**passed, **layers}), replaced(self.fit.model.denoiser, learning):
+        with lanes.installed({**passed, **layers}), replaced(self.fit.model.denoiser, learning):
             learner.harden()
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
+from qdit.calibration.replay import Outputs, by_point, rows
 from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced
 from qdit.rounding.reconstruction.units import Unit
@@ -26,9 +27,9 @@ class Task:
     """What a unit has to reconstruct: its inputs and its target outputs."""
 
     predict: Callable[[Tensor], Tensor]
-    """The output of the unit, as it is installed at the time of the call, for calibration points by number [n]."""
+    """The output [n, …] of the unit, as it is installed when called, for calibration points by number [n]."""
     target: Tensor
-    """The full-precision output for all points, on the CPU."""
+    """The full-precision output for all points [points, …], on the CPU."""
 
 
 class Lanes:
@@ -58,10 +59,9 @@ class Lanes:
         return self._tail_task(unit.segment) if unit.segment.block is None else self._block_task(unit.segment)
 
     @contextmanager
-    def installed(self, segment: Segment, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        """The network as the rounded lane sees it in a segment, with `layers` in place."""
-        passed = self.rounded.passed if segment.block is None else {}  # what is behind the blocks may read from them
-        with replaced(self.model.denoiser, {**passed, **layers}):
+    def installed(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+        """The network as the rounded lane sees it in the segment that was reached, with `layers` in place."""
+        with replaced(self.model.denoiser, {**self.rounded.passed, **layers}):
             yield
 
     def advance(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
@@ -77,40 +77,66 @@ class Lanes:
     def _layer_task(self, segment: Segment, name: str, layers: Mapping[str, nn.Module]) -> Task:
         inputs, _ = observed(self.rounded, segment, name, layers)
         _, target = observed(self.full, segment, name, {})
+        device, total = self.model.device, len(self.data.t)
 
-        def predict(rows: Tensor) -> Tensor:
-            with self.model.clock.showing(self.data.t[rows].to(self.model.device)):
-                return self.model.denoiser.get_submodule(name)(inputs[rows].to(self.model.device))
+        def predict(points: Tensor) -> Tensor:
+            with self.model.clock.showing(self.data.t[points].to(device)):
+                x = inputs[rows(points, len(inputs) // total)].to(device)
+                return by_point(self.model.denoiser.get_submodule(name)(x), len(points))
 
-        return Task(predict, target)
+        return Task(predict, by_point(target, total))
 
     def _block_task(self, segment: Segment) -> Task:
         self._go_ahead(segment)
-        hidden, target = self.rounded.hidden, self.full.hidden
         assert segment.block is not None
-        assert hidden is not None
-        assert target is not None
-        block, device, boundary = segment.block, self.model.device, self.rounded.boundary
-        others = Arguments([others for _, *others in boundary], [len(batch) for batch, *_ in boundary])
+        block, walk = segment.block, self.rounded
+        streams = Streams(self.full.outputs[block], len(self.data.t))
+        recorded = None if walk.structures else Arguments(walk, block)
 
-        def predict(rows: Tensor) -> Tensor:
-            args, kwargs = others.at(rows)
-            with self.model.clock.showing(self.data.t[rows].to(device)):
-                output = self.model.denoiser.get_submodule(block)(hidden[rows].to(device), *args, **kwargs)
-            return output[0] if isinstance(output, tuple) else output
+        def predict(points: Tensor) -> Tensor:
+            with torch.no_grad():
+                given = walk.arguments(block, points) if recorded is None else recorded.at(points)
+            args, kwargs = tree_map_only(Tensor, Tensor.contiguous, given)
+            return streams.joined(walk.through(block, points, args, kwargs), len(points))
 
-        return Task(predict, target)
+        return Task(predict, streams.target)
 
     def _tail_task(self, segment: Segment) -> Task:
-        hidden = self.rounded.hidden
-        assert hidden is not None
         target = torch.cat([output.cpu() for output in self.full.run(segment, {})])
+        return Task(self.rounded.tail, target)
 
-        def predict(rows: Tensor) -> Tensor:
-            x, t, y = (part[rows].to(self.model.device) for part in (self.data.x, self.data.t, self.data.y))
-            return self.rounded.tail(x.to(self.model.dtype), t, y, hidden[rows].to(self.model.device))
 
-        return Task(predict, target)
+class Streams:
+    """The tensors that a block returns, as one: text and image tokens of a joint attention are learnt together.
+
+    A single one is taken as it is. Of several, each counts relative to its mean square in full precision: the mean
+    square error of what is joined is the sum of theirs.
+
+    Args:
+        outputs: of the block in full precision.
+        total: points.
+    """
+
+    def __init__(self, outputs: Outputs, total: int) -> None:
+        parts = _tensors(outputs.leaves)
+        sizes = [part.numel() for part in parts]
+        squares = [float(part.float().square().mean()) or 1.0 for part in parts]
+        self.factors = [(sum(sizes) / size / square) ** 0.5 for size, square in zip(sizes, squares, strict=True)]
+        self.target = self._one(parts, total)
+        """Of all points, on the CPU."""
+
+    def joined(self, output: Any, points: int) -> Tensor:
+        """What the block returned for some points, as one tensor."""
+        return self._one(_tensors(tree_leaves(output)), points)
+
+    def _one(self, parts: Sequence[Tensor], points: int) -> Tensor:
+        if len(parts) == 1:
+            return by_point(parts[0], points)
+        return torch.cat([f * x.float().reshape(points, -1) for f, x in zip(self.factors, parts, strict=True)], 1)
+
+
+def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
@@ -131,25 +157,32 @@ def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Mo
 
 
 class Arguments:
-    """The arguments of all batches of a call: tensors with a row for each point are joined, others are the first's.
+    """What enters the first block for all points, kept as the walk's batches gave it.
+
+    The embedders before it may give other last bits for other batches (a convolution does), which learning would see.
+    Tensors that grow with the number of points have rows for each of them; all else is equal for all points.
 
     Args:
-        batches: positional arguments and keywords of each batch, nested as they may be.
-        sizes: points in each batch.
+        walk: before its first block.
+        block: this block.
     """
 
-    def __init__(self, batches: Sequence[Any], sizes: Sequence[int]) -> None:
-        self.shape = tree_flatten(batches[0])[1]
+    def __init__(self, walk: Walk, block: str) -> None:
+        with torch.no_grad():
+            batches = [tree_flatten(walk.arguments(block, points)) for points in walk.batches()]
+            one, two = (tree_leaves(walk.arguments(block, slice(0, n))) for n in (1, min(2, len(walk.data.t))))
+        self.device, self.shape = walk.model.device, batches[0][1]
         self.leaves: list[Any] = []
-        self.moving: list[bool] = []
-        for column in zip(*(tree_flatten(batch)[0] for batch in batches), strict=True):
-            moves = all(
-                isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v, size in zip(column, sizes, strict=True)
-            )
-            self.moving.append(moves)
-            self.leaves.append(torch.cat(column) if moves else column[0])
+        self.per_point: list[int | None] = []
+        for own, other, *column in zip(one, two, *(leaves for leaves, _ in batches), strict=True):
+            moves = isinstance(own, Tensor) and own.ndim > 0 and len(other) > len(own)
+            self.per_point.append(len(own) if moves else None)
+            self.leaves.append(torch.cat([value.cpu() for value in column]) if moves else column[0])
 
-    def at(self, rows: Tensor) -> Any:
-        """The arguments of some points, in their original nesting."""
-        chosen = [leaf[rows] if moves else leaf for leaf, moves in zip(self.leaves, self.moving, strict=True)]
+    def at(self, points: Tensor) -> Any:
+        """The arguments and keywords for some points."""
+        chosen = [
+            leaf if per_point is None else leaf[rows(points, per_point)].to(self.device)
+            for leaf, per_point in zip(self.leaves, self.per_point, strict=True)
+        ]
         return tree_unflatten(chosen, self.shape)

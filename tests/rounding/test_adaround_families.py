@@ -1,0 +1,95 @@
+"""GPTQ and AdaRound on a text-to-image and a text-to-video model, and AdaRound on blocks with two streams."""
+
+import pytest
+import torch
+from helpers.adaround_parts import OPERANDS, STATIC, recipe
+from helpers.pipelines import write_text_pipeline
+from torch.utils._pytree import tree_flatten
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.replay import Outputs
+from qdit.method import quantize
+from qdit.model.conditions import Conditions
+from qdit.model.latte import Latte
+from qdit.model.pixart import PixArt
+from qdit.rounding import GPTQ, AdaRound, Nearest
+from qdit.rounding.reconstruction.targets import Streams
+
+ROLES = ["qkv", "attn_out", "cross_q", "cross_kv", "cross_out", "ffn_up", "ffn_down", "modulation", "embedder", "final"]
+
+
+@pytest.fixture(scope="module", params=[PixArt, Latte])
+def model(request, tmp_path_factory):
+    """A family's tiny model with three prompts; it is not changed."""
+    family = "latte" if request.param is Latte else "pixart_sigma"
+    folder = write_text_pipeline(tmp_path_factory.mktemp(family) / family, family)
+    rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}
+    if request.param is PixArt:
+        rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor([[3], [7], [1]])).long()
+    return request.param(name="tiny", path=str(folder), text_length=12).load("cpu", torch.float32, Conditions(rows))
+
+
+def points(model, count, seed=0):
+    """Points in batches of three, with prompts and without."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *model.latent_shape, generator=random)
+    times, prompts = (torch.randint(0, end, (count,), generator=random) for end in (1000, 3))
+    return CalibrationData(x, times, prompts, 3)
+
+
+@torch.no_grad()
+def error(model, rounding, **parts):
+    """The squared error of a network that was rounded for 7 points, on others."""
+    data = points(model, 4, 1)
+    expected = model.denoise(data.x, data.t, data.y)
+    parts = {"roles": ROLES, "bits": (3, 8)} | parts
+    with quantize(model, recipe(rounding, **parts), lambda: points(model, 7)).installed(model):
+        return float((model.denoise(data.x, data.t, data.y) - expected).square().mean())
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        GPTQ(order="sequential"),
+        AdaRound(iterations=8, low_bits=1),
+        AdaRound(iterations=4, low_bits=1, weighting="fisher"),
+    ],
+    ids=["gptq", "adaround", "fisher"],
+)
+def test_learned_rounding_is_closer_than_nearest(model, rounding):
+    assert error(model, rounding) < error(model, Nearest())
+
+
+def test_attention_operands_learn_too(model):
+    assert error(model, AdaRound(iterations=2, low_bits=1), activation=STATIC, attention=OPERANDS) < float("inf")
+
+
+def test_a_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(model, tmp_path):
+    parts = recipe(AdaRound(iterations=2), roles=ROLES)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    quantize(model, parts, lambda: points(model, 5), whole)
+    quantize(model, parts, lambda: points(model, 5), again)
+    for file in (lost := sorted(again.iterdir())[1::2]):
+        file.unlink()
+    quantize(model, parts, lambda: points(model, 5), again)
+    assert lost
+    assert all(file.read_bytes() == (again / file.name).read_bytes() for file in whole.iterdir())
+
+
+def test_of_several_streams_each_counts_relative_to_its_mean_square():
+    output = (torch.randn(4, 3, 8), 100 * torch.randn(4, 6, 8), None)
+    streams = Streams(kept(output), 4)
+    wrong = (output[0] + 0.1, output[1] - 10.0, None)
+    loss = (streams.joined(wrong, 4) - streams.target).square().mean()
+    expected = sum((a - b).square().mean() / b.square().mean() for a, b in zip(wrong[:2], output[:2], strict=True))
+    torch.testing.assert_close(loss, expected)
+    single = Streams(kept(output[0]), 4)
+    assert torch.equal(single.target, output[0])
+    assert Streams(kept(torch.randn(12, 5, 8)), 4).target.shape == (4, 3, 5, 8)
+
+
+def kept(output):
+    outputs = Outputs.like(output, 4, 4)
+    outputs.put(slice(0, 4), output)
+    assert tree_flatten(outputs.at(slice(0, 4), torch.device("cpu")))[1] == tree_flatten(output)[1]
+    return outputs
