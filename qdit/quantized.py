@@ -40,7 +40,7 @@ class Quantized:
     layers: dict[str, nn.Module]
     """By linear site."""
     attention: dict[str, nn.Module] = field(default_factory=dict)
-    """Attentions that round their operands, by the path of the processor that they replace."""
+    """What rounds the operands of attentions, by the path of the processor that it replaces, and runs."""
     allocation: Allocation | None = None
     """How a search found the policy."""
     rewrite: Rewrite = field(default_factory=Rewrite)

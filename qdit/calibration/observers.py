@@ -18,6 +18,7 @@ from qdit.calibration.reservoir import GroupedReservoirs
 from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
+from qdit.nn.clock import each_row
 from qdit.nn.linear import Observed, QuantLinear, patch_size
 from qdit.nn.replace import replaced
 from qdit.quant.time_groups import ALL, Groups
@@ -72,7 +73,8 @@ def input_values(
 
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
-        reservoirs[site.name].add(first[site.name](rows) if site.name in first else rows, shown[0])
+        rows = first[site.name](rows) if site.name in first else rows
+        reservoirs[site.name].add(rows, each_row(shown[0], len(rows)))
 
     with watching(model, sites, see):
         for x, t, y in data.batches(model):
@@ -85,7 +87,7 @@ def input_values(
 def input_maxima(
     model: DiffusionModel, sites: list[Site], data: CalibrationData, see: Callable[[Site, Tensor, Tensor], None]
 ) -> None:
-    """Call `see(site, maxima [samples, in], timesteps [samples])` for every batch and site.
+    """Call `see(site, maxima [rows, in], timesteps [rows])` for every batch and site; a video's frames are rows.
 
     The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, after what a
     transformed layer does to its input first.
@@ -94,7 +96,8 @@ def input_maxima(
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = changed_input(layer, x)
-        see(site, rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float(), timesteps[-1])
+        maxima = rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float()
+        see(site, maxima, each_row(timesteps[-1], len(rows)))
 
     with watching(model, sites, reduce):
         for x, t, y in data.batches(model):
@@ -104,11 +107,18 @@ def input_maxima(
 
 @contextmanager
 def watching_operands(
-    model: DiffusionModel, attentions: Sequence[Attention], see: Callable[[str, Tensor], None]
+    model: DiffusionModel, attentions: Sequence[Attention], see: Callable[[str, Tensor], None], by_rows: bool = False
 ) -> Iterator[None]:
-    """Call `see(site, operand's values)` whenever an attention runs, in full precision; it is as it was afterwards."""
+    """Call `see(site, operand's values)` whenever an attention runs, in full precision; it is as it was afterwards.
+
+    Args:
+        model: whose attentions.
+        attentions: that are observed.
+        see: takes values [rows, heads, tokens, channels]; a video's frames are rows of their own.
+        by_rows: the probabilities of long sequences may come in parts, some queries at a time.
+    """
     shown = {
-        a.processor: Attend(**{o: Observed(None, partial(see, site)) for o, site in a.sites.items()})
+        a.processor: Attend(**{o: Observed(None, partial(see, site), by_rows) for o, site in a.sites.items()})
         for a in attentions
     }
     with replaced(model.denoiser, shown):
@@ -138,9 +148,10 @@ def operand_values(
 
     def see(site: str, x: Tensor) -> None:
         if site in reservoirs:
-            reservoirs[site].add(x, shown[0])
+            reservoirs[site].add(x, each_row(shown[0], len(x)))
 
-    with watching_operands(model, [a for a in attentions if reservoirs.keys() & a.sites.values()], see):
+    chosen = [a for a in attentions if reservoirs.keys() & a.sites.values()]
+    with watching_operands(model, chosen, see, by_rows=True):
         for x, t, y in data.batches(model):
             shown[:] = [t]
             model.denoise(x, t, y)

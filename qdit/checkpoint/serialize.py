@@ -80,7 +80,8 @@ class Writer:
 
     def _module(self, module: nn.Module, path: str) -> dict[str, Any]:
         state = vars(module)
-        own = {key: value for key, value in state.items() if key not in _MODULE}
+        left = _MODULE.union(getattr(type(module), "UNSAVED", ()))
+        own = {key: value for key, value in state.items() if key not in left}
         kinds = {"attributes": own, "buffers": module._buffers, "parameters": module._parameters}
         kinds["children"] = module._modules
         parts = {

@@ -48,11 +48,17 @@ class Shared(nn.Module):
 
 
 class Observed(nn.Module):
-    """An input quantizer (None passes the input) with an observer of its output."""
+    """An input quantizer (None passes the input) with an observer of its output.
 
-    def __init__(self, quantizer: nn.Module | None, see: Callable[[Tensor], None]) -> None:
+    Args:
+        quantizer: of the input.
+        see: the observer.
+        by_rows: whether the observer may be shown the rows of an operand part by part (`qdit.nn.attention.by_rows`).
+    """
+
+    def __init__(self, quantizer: nn.Module | None, see: Callable[[Tensor], None], by_rows: bool = False) -> None:
         super().__init__()
-        self.quantizer, self.see = quantizer, see
+        self.quantizer, self.see, self.by_rows = quantizer, see, by_rows
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized `x`."""

@@ -17,6 +17,7 @@ from qdit.quant.time_groups import Groups, group_of
 class StaticQuantizer(nn.Module):
     """Round an input to one calibrated grid."""
 
+    by_rows = True
     scale: Tensor
     zero_point: Tensor
 
@@ -54,6 +55,11 @@ class DynamicQuantizer(nn.Module):
         return fake_quantize(x, self.spec)
 
     @property
+    def by_rows(self) -> bool:
+        """Whether each row has a grid of its own."""
+        return self.spec.granularity != "tensor"
+
+    @property
     def has_codes(self) -> bool:
         """Whether there are codes."""
         return not self.spec.is_identity
@@ -79,6 +85,7 @@ class BookQuantizer(nn.Module):
         clock: shows the timesteps; with one group it is not read.
     """
 
+    by_rows = True
     numbers: Tensor
     edges: Tensor
 

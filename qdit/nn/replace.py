@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from qdit.nn.attention import Attend
+
 
 @contextmanager
 def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
@@ -26,6 +28,8 @@ def put(model: nn.Module, things: Mapping[str, Any]) -> dict[str, Any]:
     before = current(model, things)
     for name, thing in things.items():
         owner, key = _place(model, name)
+        if isinstance(thing, Attend):
+            thing.replace(before[name])
         if not isinstance(thing, nn.Module):
             delattr(owner, key)  # a module gives way to another module only
         setattr(owner, key, thing)

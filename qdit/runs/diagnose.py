@@ -13,6 +13,7 @@ from torch import Tensor
 from qdit.calibration.observers import watching, watching_operands
 from qdit.dataset.base import Source
 from qdit.model.base import DiffusionModel
+from qdit.nn.attention import by_rows
 from qdit.quant.decibels import decibels
 from qdit.quantized import Quantized
 from qdit.sampler.sampler import Sampler
@@ -96,11 +97,12 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
             attention, operand = operands[site]
             add(site, x, getattr(quantized.attention[attention.processor], operand)(x))
 
+    in_parts = all(by_rows(attend.probs) for attend in quantized.attention.values())
     chosen = torch.linspace(0, len(path.timesteps) - 1, min(steps, len(path.timesteps))).round().int().tolist()
     with (
         quantized.rewrite.installed(model),
         watching(model, sites, compare),
-        watching_operands(model, attentions, compare_operand),
+        watching_operands(model, attentions, compare_operand, in_parts),
     ):
         for step in chosen:
             x = path.states[step].to(model.device, model.dtype)

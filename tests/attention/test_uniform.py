@@ -14,7 +14,7 @@ from qdit.method import Method, quantize
 from qdit.model.base import OPERANDS
 from qdit.nn.attention import Attend
 from qdit.nn.quantizers import StaticQuantizer
-from qdit.nn.replace import replaced
+from qdit.nn.replace import put, replaced
 from qdit.policies import Policy
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.time_groups import ALL
@@ -83,7 +83,7 @@ def test_masks_other_keys_and_norms_are_the_originals(norm):
     mask[0, :, 4:] = -1e4
     with torch.no_grad():
         expected = [attention(x, other), attention(x, other, mask), attention(x, other, mask.expand(2, 5, 7)[:, :1])]
-        attention.set_processor(Attend())
+        put(attention, {"processor": Attend()})
         found = [attention(x, other), attention(x, other, mask), attention(x, other, mask.expand(2, 5, 7)[:, :1])]
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
