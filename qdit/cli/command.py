@@ -65,8 +65,8 @@ def check_objective(cfg: DictConfig) -> None:
 def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
     """Record a failed cell of a multirun; what cannot be recorded still counts in this process's exit code."""
     from qdit.cli import sweep as callback
-    from qdit.runs import run
+    from qdit.runs.settled import record_failure
 
-    if not run.record_failure(cfg, error, kind):
+    if not record_failure(cfg, error, kind):
         folder = Path(str(cfg.runs_dir))
         callback.note_unrecorded(folder / str(cfg.study) if fits(cfg.study) else folder, kind)

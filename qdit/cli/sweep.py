@@ -109,7 +109,7 @@ def _study(cell: list[str], default: object) -> object:
 
 def _refuse_sweep(config: DictConfig, cells: list[list[str]]) -> None:
     """Raise one error if all cells are wrong in the same way, as far as that is seen without a model."""
-    from qdit.runs.run import complaints
+    from qdit.runs.settled import complaints
 
     common: list[str] | None = None
     for cell in cells if len(cells) > 1 else []:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.configs import composed
 
+from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.execution import has_int8
 from qdit.runs import identity
 from qdit.runs import run as running
+from qdit.runs.settled import record_failure
 from qdit.sampler.sampler import Sampler
 from qdit.storage.run_folder import RunDir
 
@@ -95,8 +97,8 @@ def test_a_metric_that_fails_leaves_the_finished_record(finished, tiny_pipeline)
     cfg = composed(*words)
     with pytest.raises(UserError, match="/nowhere") as error:
         running.run(cfg)
-    assert running.record_failure(cfg, error.value, "user")
-    noted = json.loads((running.run_dir(running.resolved(cfg)).path / "result.json").read_text())
+    assert record_failure(cfg, error.value, "user")
+    noted = json.loads((identity.run_dir(resolved(cfg)).path / "result.json").read_text())
     assert noted["status"] == "done"
     assert "/nowhere" in noted["update_error"]
     assert noted["metrics"].items() >= record["metrics"].items()

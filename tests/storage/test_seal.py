@@ -1,7 +1,7 @@
 """A flipped bit in a file that is read back is named; files of a qdit without digests are read."""
 
 import json
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from helpers.damage import flipped
 from safetensors.torch import load_file, save_file
 
 from qdit.errors import UserError
-from qdit.runs import run as running
 from qdit.storage.run_folder import RunDir
 from qdit.storage.seal import Broken, sealed, verify
 from qdit.storage.tensors import load_tensors, load_with_about, save_tensors
@@ -96,25 +95,3 @@ def test_kept_metrics_are_of_their_samples_and_whole(tmp_path):
     assert run.metrics({"device": "cpu"}) == {}
     path.write_text('{"sqnr": {"value": 20.5}}')  # of a qdit without digests
     assert run.metrics({"device": "cpu"}) == {"sqnr": {"value": 20.5}}
-
-
-@pytest.mark.parametrize(
-    ("made", "executed", "asked", "refused"),
-    [
-        (None, "int8", "auto", False),
-        (None, "int8, simulated", "int8", False),
-        (None, "int8, simulated", "simulated", True),
-        (None, "simulated", "int8", True),
-        ({"execution": "int8"}, "simulated", "int8", False),  # it has no layer that multiplies integers
-        ({"execution": "int8"}, "int8", "simulated", True),
-        ({"execution": "simulated"}, "simulated", "auto", False),
-    ],
-)
-def test_only_an_execution_that_is_demanded_has_to_be_a_finished_records(
-    made, executed, asked, refused, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(running, "run_dir", lambda config: RunDir(tmp_path))
-    record = {"cost": {"executed": executed}} | ({"made": made} if made else {})
-    config = {"execution": asked, "scope": {"roles": ["qkv"], "include": []}}
-    with pytest.raises(UserError, match="execution=auto") if refused else nullcontext():
-        running.check_execution(record, config)
