@@ -65,6 +65,7 @@ _NOW = {  # a file names a class by its first address, and where that has moved 
     "qdit.transform.draft.Scale": "qdit.nn.basis.Scale",
     "qdit.transform.draft.Shift": "qdit.nn.basis.Shift",
     "qdit.transform.rotation.Rotation": "qdit.nn.basis.Rotation",
+    "qdit.transform.selective.SelectiveHadamard": "qdit.transform.rotation.SelectiveHadamard",
 }
 _FIRST = {now: first for first, now in _NOW.items()}
 _OWN = {*_MODULES, *_CONTAINERS, *(f"{place}.{name}" for place, names in _DATACLASSES.items() for name in names)}

@@ -17,7 +17,7 @@ import numpy as np
 from qdit.checked import Checked, Count
 from qdit.errors import UserError
 from qdit.search.budget import SLACK, Table, relaxed
-from qdit.search.programme import solve
+from qdit.search.ilp import solve
 
 MOST_CELLS = 2**17  # size of the dynamic program's table, if costs have a common step
 
@@ -93,7 +93,7 @@ class Greedy(Allocator):
 
 @dataclass(frozen=True, kw_only=True)
 class MILP(Allocator):
-    """The choice of least total error, by an integer program (`qdit.search.programme`)."""
+    """The choice of least total error, by an integer program (`qdit.search.ilp`)."""
 
     def choose(self, menu: Menu) -> list[Any]:
         """See `Allocator`."""

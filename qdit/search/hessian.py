@@ -20,7 +20,7 @@ from qdit.nn.linear import matrix
 from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.search.base import Bench
-from qdit.search.programme import Errors, LeastError
+from qdit.search.ilp import Errors, LeastError
 from qdit.search.variants import Variants
 
 

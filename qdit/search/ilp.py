@@ -1,4 +1,9 @@
-"""Allocation by each site's own error, one of the rivals in Q-DiT's comparison (its table of allocation methods).
+"""Allocation without sampling: the group sizes of least total error within the budget, by an integer program.
+
+    minimise Σ error[gene, g] · x[gene, g]   subject to   Σ_g x[gene, g] = 1,   Σ cost[gene, g] · x[gene, g] ≤ limit
+
+with x binary; scipy's `milp` (HiGHS) solves it exactly. `ILP` here and `search.hessian` define the error. `ILP` takes
+each site's own error, one of the rivals in Q-DiT's comparison (its table of allocation methods):
 
 The error of a site at a group size is the relative error of its output, Σ |y_g - y|² / Σ |y|², when its weight and its
 input are both quantized and its input is that of the full-precision network. Errors of the sites of a gene (the layers
@@ -6,16 +11,90 @@ that share an input) are summed. What exactly the paper's program minimized is n
 choice, because the layers' outputs differ in size by orders of magnitude.
 """
 
+from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from qdit.calibration.observers import watching
+from qdit.errors import UserError
 from qdit.model.base import Site
-from qdit.search.base import Bench
-from qdit.search.programme import Errors, LeastError
+from qdit.quantized import Allocation
+from qdit.recipes import Recipe
+from qdit.search.base import Bench, GroupSearch
+from qdit.search.budget import Table
+from qdit.search.space import Choice, Space
+
+Errors = Sequence[dict[Any, float]]
+"""For each gene, the error by group size (or by whatever else is chosen)."""
+LARGEST = 1e4  # errors are scaled to this maximum, because the solver stops within 1e-6 of the optimum
+TIGHTENING = 2e-6  # of the costs' scale, by which the limit is tightened: the solver may miss it by half of that
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastError(GroupSearch):
+    """Minimise a sum of errors, one for each gene.
+
+    Args:
+        group_sizes: among which a gene chooses; those that do not divide its channels are not offered to it.
+    """
+
+    needs_calibration = True
+
+    group_sizes: list[int]
+
+    @abstractmethod
+    def errors(self, bench: Bench) -> Errors:
+        """The error of each gene at each of its group sizes."""
+
+    def space(self, recipe: Recipe, sites: Sequence[Site]) -> Space:
+        """See `GroupSearch`."""
+        return Space.of(recipe, sites, self.group_sizes)
+
+    def allocate(self, bench: Bench) -> Allocation:
+        """The choice of least total error."""
+        errors = self.errors(bench)
+        choice = solve(errors, bench.table)
+        total = sum(error[size] for error, size in zip(errors, choice, strict=True))
+        return Allocation(choice=choice, details={"total_error": total})
+
+
+def solve(errors: Errors, table: Table) -> Choice:
+    """The legal choice of least total error.
+
+    Raises:
+        UserError: the errors are not finite, or no choice is legal.
+    """
+    keys = [(gene, size) for gene, cost in enumerate(table.costs) for size in cost]
+    error = np.array([errors[gene][size] - min(errors[gene].values()) for gene, size in keys])
+    if not np.isfinite(error).all():
+        raise UserError("search: the errors of the layers are not finite; try dtype=float32 or more bits")
+    cost = np.array([table.costs[gene][size] for gene, size in keys])
+    scale = np.abs(cost).max() or 1.0
+    one = np.array([[float(gene == g) for gene, _ in keys] for g in range(len(table.costs))])
+    for tightened in (0.0, TIGHTENING, 10 * TIGHTENING):
+        within = LinearConstraint((cost / scale)[None], ub=table.limit / scale - tightened)
+        found = milp(
+            LARGEST * error / (error.max() or 1.0),
+            constraints=[LinearConstraint(one, 1, 1), within],
+            integrality=np.ones(len(keys)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            continue
+        choice = tuple(size for (_, size), chosen in zip(keys, found.x > 0.5, strict=True) if chosen)
+        if table.allows(choice):
+            return choice
+    if table.allows(table.cheapest):
+        return table.cheapest  # the budget leaves no more room than the solver's tolerance
+    raise UserError("search: no choice is within the budget")
 
 
 @dataclass(frozen=True, kw_only=True)

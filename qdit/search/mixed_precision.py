@@ -36,12 +36,12 @@ from qdit.search.allocate import Allocator
 from qdit.search.base import Search
 from qdit.search.bit_budget import BitBudget, Losses, Rest
 from qdit.search.bit_space import BitSpace, Plan, Ranges
-from qdit.search.bit_variants import BitVariants
 from qdit.search.budget import relaxed
 from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.significance import evened, standard_error, tied
 from qdit.search.split import Share, Split
+from qdit.search.variants import BitVariants
 from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.journal import Journal

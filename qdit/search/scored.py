@@ -1,10 +1,15 @@
-"""Searches that score candidates by sampling from them: one loop, for which each search proposes populations."""
+"""Searches that score candidates by sampling from them: one loop, for which each search proposes populations.
+
+A search is a deterministic function of its candidates' scores. They are kept on disk, one line of JSON each, before the
+next candidate starts. After a kill the same command reads the scores back instead of computing them, repeats the same
+decisions, and goes on after the last line. A line that was cut off by the kill is dropped.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,12 +20,16 @@ from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.search.base import Bench, GroupSearch
 from qdit.search.budget import Table
-from qdit.search.ledger import Ledger
 from qdit.search.objective import Judge, Objective, Score
 from qdit.search.progress import Progress
 from qdit.search.space import Choice, Space
 from qdit.search.variants import Variants
 from qdit.storage.digest import digest
+from qdit.storage.journal import Entry, Journal
+from qdit.storage.shelf import Place
+
+FORMAT = 1  # of the file of scores
+NAME = "search"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +139,31 @@ class Scorer:
         seconds = perf_counter() - start
         self.ledger.add(choice, score, seconds)
         return score, seconds
+
+
+class Ledger:
+    """Scores by choice, and the file that they are appended to.
+
+    Args:
+        place: the folder of the file; None keeps nothing.
+        identity: plain values that a score depends on; a file with another identity is refused.
+
+    Raises:
+        UserError: the file is damaged, of another search, or cannot be written.
+    """
+
+    def __init__(self, place: Place | None, identity: dict[str, Any]) -> None:
+        self.scores = dict[Choice, Score]()
+        self.journal = Journal(place, NAME, {"ledger": FORMAT} | identity, _whole)
+        for line in self.journal.entries:
+            self.scores[tuple(line["groups"])] = Score(line["value"], line["stderr"])
+
+    def add(self, choice: Choice, score: Score, seconds: float) -> None:
+        """Keep a score, on disk when this returns."""
+        self.scores[choice] = score
+        entry = {"groups": list(choice), "value": score.value, "stderr": score.stderr}
+        self.journal.append(entry | {"seconds": round(seconds, 3)})
+
+
+def _whole(entry: Entry) -> bool:
+    return bool(entry["groups"]) and {"value", "stderr"} <= entry.keys()

@@ -28,10 +28,10 @@ from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced
 from qdit.nn.switch import Now, TimedLinear
 from qdit.search.bit_space import BitSpace, Ranges
-from qdit.search.bit_variants import BitVariants
 from qdit.search.metric_groups import MetricGroup, by_gene
 from qdit.search.objective import Drawn
 from qdit.search.space import Gene
+from qdit.search.variants import BitVariants
 from qdit.seeding import SEARCH
 from qdit.setting import Setting
 from qdit.storage.journal import Entry, Journal

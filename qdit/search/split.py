@@ -16,7 +16,7 @@ from annotated_types import MinLen
 
 from qdit.checked import Checked, Positive
 from qdit.search.budget import Table
-from qdit.search.programme import solve
+from qdit.search.ilp import solve
 
 PIECES = 200  # into which the range between a group's cheapest and dearest plan is divided
 LEAST_ERROR = 1e-30

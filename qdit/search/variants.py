@@ -1,20 +1,29 @@
-"""Quantized layers of every group size, made once; a candidate is assembled from them and needs no fit.
+"""Quantized layers of every group size or bit-width, made once; a candidate is assembled from them and needs no fit.
 
 The layers of group size g come from one fit of the recipe with groups of g everywhere. The final model is assembled
 from the very same layers, so that a candidate's score is that of the deployed model, and a policy can be built again
 from its file. (Q-DiT's release scores round-to-nearest weights and cannot deploy what it finds.)
+
+The layers of b bits come from one fit of the recipe with b bits everywhere, too. So a plan of b bits everywhere equals
+that fit, and the layers of a plan, which may have several weights over time, are the very layers whose sensitivity was
+measured.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+from torch import nn
 
 from qdit.calibration import CalibrationData
 from qdit.fitting import fit_policy
 from qdit.model.base import DiffusionModel
+from qdit.nn.switch import Now, TimedLinear
+from qdit.policies import Policy
 from qdit.quantized import Quantized
 from qdit.recipes import Recipe
+from qdit.search.bit_space import BitSpace, Pattern, Plan, Ranges
 from qdit.search.space import Choice, Space, uniform_policy
 from qdit.storage.shelf import Place
 from qdit.transform import Rewrite, Trial, rewritten
@@ -65,4 +74,40 @@ class Variants(Fits):
         # Group sizes are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
         attention = self.of_size(choice[0]).attention
         policy = self.recipe.completed(space.policy(choice), self.model)
+        return Quantized(policy, layers, attention, rewrite=self.rewrite)
+
+
+log = logging.getLogger("qdit")
+
+
+class BitVariants(Fits):
+    """The fits of a recipe by bits of the weights."""
+
+    def at(self, bits: int) -> Quantized:
+        """The fit with so many bits everywhere."""
+        if bits not in self.made:
+            log.info("search: weights of %d bits", bits)
+            folder = self.folder / f"bits_{bits:02d}" if self.folder else None
+            recipe = replace(self.recipe, weight_bits=bits)
+            layers = dict.fromkeys((s.name for s in recipe.scope.select(self.model.sites())), recipe.layer)
+            made = fit_policy(self.model, recipe, Policy(layers), self.collect, folder, self.rewrite)
+            self.made[bits] = made
+        return self.made[bits]
+
+    def layer(self, site: str, pattern: Pattern, now: Now) -> nn.Module:
+        """The layer of a site whose bits follow a pattern over ranges, noisiest first."""
+        kept = sorted(set(pattern), reverse=True)
+        layers = [self.at(bits).layers[site] for bits in kept]
+        if len(layers) == 1:
+            return layers[0]
+        return TimedLinear(layers, [kept.index(bits) for bits in reversed(pattern)], now)
+
+    def assembled(self, space: BitSpace, plan: Plan, ranges: Ranges) -> Quantized:
+        """The model in which each gene has the weights of its pattern."""
+        now = Now(self.model.clock, ranges.groups)
+        pairs = list(zip(space.genes, plan, strict=True))
+        layers = {s.name: self.layer(s.name, pattern, now) for gene, pattern in pairs for s in gene.sites}
+        # Bits are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
+        attention = self.at(plan[0][0]).attention
+        policy = self.recipe.completed(space.policy(plan, ranges), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)

@@ -6,9 +6,8 @@ from qdit.transform.base import Rewrite, Transform, rewritten
 from qdit.transform.chain import Chain
 from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
-from qdit.transform.rotation import Hadamard
+from qdit.transform.rotation import Hadamard, SelectiveHadamard
 from qdit.transform.scaling import ChannelScaling
-from qdit.transform.selective import SelectiveHadamard
 from qdit.transform.timestep_aware import TimestepAware
 from qdit.transform.trial import Trial
 

@@ -28,11 +28,11 @@ from qdit.search import Fixed, MixedPrecision, metric_groups
 from qdit.search.allocate import MILP, Greedy
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import Ranges
-from qdit.search.bit_variants import BitVariants
 from qdit.search.budget import MeanGroup
 from qdit.search.metric_groups import MetricGroup
 from qdit.search.sensitivity import Meter, Paired
 from qdit.search.split import ByError, ByRatio, Even
+from qdit.search.variants import BitVariants
 from qdit.weight import WeightGrid
 
 BLOCKS = ["qkv", "attn_out", "ffn_up", "ffn_down"]

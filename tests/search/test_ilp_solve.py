@@ -7,7 +7,7 @@ import pytest
 
 from qdit.errors import UserError
 from qdit.search.budget import Table
-from qdit.search.programme import solve
+from qdit.search.ilp import solve
 
 
 @pytest.mark.parametrize("seed", range(20))
