@@ -23,15 +23,15 @@ from qdit.method import Method, quantize
 from qdit.quant.ranges import MinMax
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction.loop import session
-from qdit.rounding.reconstruction.targets import Lanes, Task
+from qdit.rounding.reconstruction.targets import Targets, Task
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
 ROLES = ["qkv", "attn_out", "ffn_up", "ffn_down"]
 
 
-class Timed(Lanes):
-    """Lanes that count the seconds in which units wait for their data."""
+class Timed(Targets):
+    """Targets that count the seconds in which units wait for their data."""
 
     seconds = 0.0
 
@@ -76,9 +76,9 @@ def recipe(iterations: int, batch_size: int) -> Method:
     )
 
 
-def measure(lanes: type[Lanes], network: Network, parts: Method, data: CalibrationData) -> tuple[float, float]:
+def measure(targets: type[Targets], network: Network, parts: Method, data: CalibrationData) -> tuple[float, float]:
     """Seconds of the whole reconstruction, and of bringing the data."""
-    session.Lanes, Timed.seconds = lanes, 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    session.Targets, Timed.seconds = targets, 0.0  # pyright: ignore[reportAttributeAccessIssue]
     run = session.Session.run
 
     def timed(self):
@@ -92,7 +92,7 @@ def measure(lanes: type[Lanes], network: Network, parts: Method, data: Calibrati
     try:
         quantize(network, parts, lambda: data)  # pyright: ignore[reportArgumentType]
     finally:
-        session.Session.run, session.Lanes = run, Lanes  # pyright: ignore[reportAttributeAccessIssue]
+        session.Session.run, session.Targets = run, Targets  # pyright: ignore[reportAttributeAccessIssue]
     return spent[0], Timed.seconds
 
 

@@ -29,24 +29,24 @@ from qdit.quant.affine import Rounded
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction.loop import TOKENS, error
 from qdit.rounding.reconstruction.session import Session
-from qdit.rounding.reconstruction.targets import Lanes, Task
+from qdit.rounding.reconstruction.targets import Targets, Task
 from qdit.rounding.reconstruction.units import Unit
-from qdit.runs.setup import Parts, assemble
+from qdit.runs.setup import Setup, assemble
 from qdit.transform import Trial, rewritten
 
 LEARN, JUDGE = 1000, 2000
 
 
 class Kept:
-    """The tasks of single blocks, behind full precision, in the place of `Lanes`."""
+    """The tasks of single blocks, behind full precision, in the place of `Targets`."""
 
     def __init__(self, fit: Fit, parts: list[Segment], units: dict[str, Unit], data: CalibrationData) -> None:
         self.model, self.tasks = fit.model, {}
         for name, unit in units.items():
-            lanes = Lanes(fit.model, data, parts)  # for each: it writes over what it has passed
+            targets = Targets(fit.model, data, parts)  # for each: it writes over what it has passed
             for part in parts[: parts.index(unit.segment)]:
-                lanes.advance(part, {})
-            self.tasks[name] = lanes.task(unit, {})
+                targets.advance(part, {})
+            self.tasks[name] = targets.task(unit, {})
 
     def task(self, unit: Unit, layers: Mapping[str, nn.Module]) -> Task:
         return self.tasks[unit.name]
@@ -122,7 +122,7 @@ def main() -> None:
             print(f"{bits}  {name:26} {figures}  mean {sum(found) / len(found):6.2f} dB", flush=True)
 
 
-def drawn(parts: Parts, seed: int) -> CalibrationData:
+def drawn(parts: Setup, seed: int) -> CalibrationData:
     """The points of the recipe's calibration with another seed."""
     assert parts.recipe is not None
     return replace(parts.recipe.calibration, seed=seed).collect(parts.model, parts.sampler, parts.dataset, 0)
@@ -130,7 +130,7 @@ def drawn(parts: Parts, seed: int) -> CalibrationData:
 
 @torch.no_grad()
 def swept(
-    parts: Parts, learn: CalibrationData, judge: CalibrationData, ways: dict[str, AdaRound], blocks: list[int]
+    parts: Setup, learn: CalibrationData, judge: CalibrationData, ways: dict[str, AdaRound], blocks: list[int]
 ) -> Iterator[tuple[str, list[float]]]:
     model, recipe = parts.model, parts.recipe
     assert recipe is not None

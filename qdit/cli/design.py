@@ -41,7 +41,7 @@ other values too: `qdit quantizer=NAME --cfg job` shows all. Bits such as W4A4 a
 `attention` the products of queries, keys and values stay in full precision."""
 
 
-class Recipe(NamedTuple):
+class Row(NamedTuple):
     """A row: what the table says of one option of `quantizer`."""
 
     name: str
@@ -86,7 +86,7 @@ def table(config_dir: Path | None = None) -> str:
     return rendered(listed(config_dir))
 
 
-def listed(config_dir: Path | None = None) -> list[Recipe]:
+def listed(config_dir: Path | None = None) -> list[Row]:
     """The table's rows: every recipe, with what it picks in each of `qdit.config.COMPONENTS`.
 
     Raises:
@@ -105,7 +105,7 @@ def listed(config_dir: Path | None = None) -> list[Recipe]:
         return recipes(folders)
 
 
-def recipes(folders: tuple[Path, ...]) -> list[Recipe]:
+def recipes(folders: tuple[Path, ...]) -> list[Row]:
     """What there is to say of each recipe, by family, then as published.
 
     Raises:
@@ -121,7 +121,7 @@ def recipes(folders: tuple[Path, ...]) -> list[Recipe]:
             raise UserError(f"{file} does not compose ({' '.join(str(error).splitlines()[:2])}); mend it") from error
         about: Any = OmegaConf.to_container(config["quantizer"], resolve=False)
         cells = [cell(config, group, folders) for group in COMPONENTS]
-        found.append(Recipe(file.stem, title(file), about.get("paper"), about.get("family"), cells))
+        found.append(Row(file.stem, title(file), about.get("paper"), about.get("family"), cells))
     return sorted(found, key=lambda row: (families.rank(row.family), row.paper or "", row.name))
 
 
@@ -183,7 +183,7 @@ def node_of(key: str, group: str) -> str:
     return (package or where.replace("/", ".")).removeprefix(f"{group}.")
 
 
-def rendered(rows: list[Recipe]) -> str:
+def rendered(rows: list[Row]) -> str:
     """The table and its legend."""
     columns = ["recipe", "method", *COMPONENTS]
     lines = [line(columns), "|" + "---|" * len(columns)]
@@ -201,7 +201,7 @@ def line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def method(row: Recipe) -> str:
+def method(row: Row) -> str:
     """A method's name and its paper."""
     if row.paper is None:
         return row.title

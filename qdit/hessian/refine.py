@@ -26,7 +26,7 @@ from qdit.hessian.linears import Alternation, Found, Reading
 from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer, scaled
-from qdit.hessian.target import Importance, importances
+from qdit.hessian.target import Importance, output_importances
 from qdit.model.base import Attention, Site
 from qdit.nn.linear import Shared
 from qdit.quant.affine import Affine
@@ -149,7 +149,7 @@ class Refinement:
         sites = self.fit.sites if weight is not None or inputs is not None else []
         attentions = self.fit.model.attentions() if operands is not None else []
         chosen = [a for a in attentions if searched_operands(self.fit, a)]
-        return importances(self.fit.model, self.fit.data, sites, self.rule.target, self.rule.seed, chosen)
+        return output_importances(self.fit.model, self.fit.data, sites, self.rule.target, self.rule.seed, chosen)
 
     def chosen(self, site: Site) -> Tensor:
         """Indices of the rows of a site's input that are used, in random order."""

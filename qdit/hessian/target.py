@@ -151,7 +151,7 @@ class Importance:
     """Over rows."""
 
 
-def importances(
+def output_importances(
     model: DiffusionModel,
     data: CalibrationData,
     sites: Sequence[Site],

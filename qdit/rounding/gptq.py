@@ -20,7 +20,7 @@ from qdit.model.base import Site
 from qdit.nn.linear import Observed, QuantLinear
 from qdit.quant.affine import Rounded
 from qdit.rounding.base import Inputs
-from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
+from qdit.rounding.gptq_columns import InputHessian, curvature, round_columns
 from qdit.rounding.resume import round_segments
 
 Order = Literal["together", "sequential"]
@@ -70,14 +70,14 @@ class GPTQ(Checked):
         weights: dict[str, Rounded] = {}
         for stage in [segment.sites] if self.order == "together" else segment.stages():
             groups = fit.by_input([site for site in stage if fit.rounds(site)])
-            hessians = {group[0].name: Hessian() for group in groups}
+            hessians = {group[0].name: InputHessian() for group in groups}
             if groups:
                 walk.observe(segment, self.layers(fit, segment, weights, hessians))
             for group in groups:
                 weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
         return weights
 
-    def round_readers(self, fit: Fit, readers: list[Site], hessian: Hessian) -> dict[str, Rounded]:
+    def round_readers(self, fit: Fit, readers: list[Site], hessian: InputHessian) -> dict[str, Rounded]:
         """The rounded weights of the sites that read (consume) the one input whose Hessian is given."""
         curve = curvature(hessian.value(), self.damping, self.act_order, readers[0].name)
         rounded = {}
@@ -88,7 +88,7 @@ class GPTQ(Checked):
         return rounded
 
     def layers(
-        self, fit: Fit, segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, Hessian]
+        self, fit: Fit, segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, InputHessian]
     ) -> dict[str, nn.Module]:
         """The segment's layers, with the weights that are rounded already; some add their inputs to their Hessians."""
         made: dict[str, nn.Module] = {}

@@ -31,7 +31,7 @@ FitGrid = Callable[[Tensor, QuantSpec], Affine]
 RETRIES = 5  # of the factorization, each with ten times the damping
 
 
-class Hessian:
+class InputHessian:
     """H = (2/n) Σ x xᵀ of a layer's inputs, accumulated in float32 over batches; n counts rows (tokens)."""
 
     def __init__(self) -> None:

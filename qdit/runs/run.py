@@ -25,7 +25,7 @@ from qdit.tracking import reporting
 if TYPE_CHECKING:
     from qdit.eval.samples import SampleSet
     from qdit.quantized import Quantized
-    from qdit.runs.setup import Parts
+    from qdit.runs.setup import Setup
     from qdit.storage.shelf import Shelf
     from qdit.tracking import Tracker
 
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         gc.collect()  # a multirun holds one model at a time
 
 
-def execute(config: dict[str, Any], parts: "Parts") -> dict[str, Any]:
+def execute(config: dict[str, Any], parts: "Setup") -> dict[str, Any]:
     """Make one run, in full precision or quantized, alone in its directory."""
     where, reference = run_dir(config), is_full_precision(config)
     with where.lock(wait=reference):
@@ -92,7 +92,7 @@ def cached(config: dict[str, Any]) -> Path:
     return stages.rounding_folder(config)
 
 
-def shelf_of(config: dict[str, Any], parts: "Parts") -> "Shelf":
+def shelf_of(config: dict[str, Any], parts: "Setup") -> "Shelf":
     """Where what a run makes lies: in the run's folder, or, in full precision, in the cache with other machines'."""
     from qdit.execution import stamp
     from qdit.storage.shelf import Shelf
@@ -121,7 +121,7 @@ def taken(
     return (known if made in (None, samples.made) else {}), False
 
 
-def measure(config: dict[str, Any], parts: "Parts", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
+def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
     """Quantize, sample and evaluate one config; its record."""
     from qdit.ledger import ledger
     from qdit.policies import Policy

@@ -1,4 +1,4 @@
-"""Everything a run needs, built and checked before the first computation: `assemble` turns a config into `Parts`."""
+"""Everything a run needs, built and checked before the first computation: `assemble` turns a config into `Setup`."""
 
 import logging
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ log = logging.getLogger("qdit")
 
 
 @dataclass(frozen=True)
-class Parts:
+class Setup:
     """The objects of one run; `recipe` is None for full precision and for a model that is loaded."""
 
     model: DiffusionModel
@@ -182,7 +182,7 @@ def load_model(made: Plan, config: dict[str, Any]) -> DiffusionModel:
     return loader.load(made.device, dtype, table)
 
 
-def assemble(config: dict[str, Any]) -> Parts:
+def assemble(config: dict[str, Any]) -> Setup:
     """Build every part of a resolved config and check them against each other; nothing is computed yet.
 
     Raises:
@@ -212,4 +212,4 @@ def assemble(config: dict[str, Any]) -> Parts:
     if problems:
         raise from_problems(problems, "this run")
     about = made.metrics, made.prepared, made.objective, loaded
-    return Parts(model, loader.protocol(), dataset, sampler, recipe, *about)
+    return Setup(model, loader.protocol(), dataset, sampler, recipe, *about)

@@ -25,7 +25,7 @@ from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
 from qdit.runs.diagnose import Trajectory, layer_report, timestep_curve, trajectory
 from qdit.runs.identity import SCIENCE, weights
-from qdit.runs.setup import Parts
+from qdit.runs.setup import Setup
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
@@ -53,13 +53,13 @@ def path_identity(config: dict[str, Any]) -> dict[str, Any]:
     return {"version": SCIENCE, "weights": weights(config), **known}
 
 
-def shared(config: dict[str, Any], parts: Parts, folder: str, identity: Any, execution: bool = False) -> Shelf:
+def shared(config: dict[str, Any], parts: Setup, folder: str, identity: Any, execution: bool = False) -> Shelf:
     """A folder of the cache, whose files other machines do not replace; `execution`: quantized layers made them."""
     made = stamp(parts.model.device, execution)
     return Shelf(Path(config["cache_dir"]) / folder, identity, made, shared=True)
 
 
-def calibrate(config: dict[str, Any], parts: Parts) -> CalibrationData:
+def calibrate(config: dict[str, Any], parts: Setup) -> CalibrationData:
     """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
@@ -89,7 +89,7 @@ def _rounding(config: dict[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "recipe": recipe}
 
 
-def fit(config: dict[str, Any], parts: Parts, folder: Shelf, tracker: Tracker) -> Quantized:
+def fit(config: dict[str, Any], parts: Setup, folder: Shelf, tracker: Tracker) -> Quantized:
     """The quantized model of a config; the ledger of a search is in `folder`."""
     if parts.loaded is not None:
         return checkpoint.load(parts.loaded.folder, parts.model)
@@ -103,7 +103,7 @@ def fit(config: dict[str, Any], parts: Parts, folder: Shelf, tracker: Tracker) -
 
 
 def save(
-    config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path, run_id: str
+    config: dict[str, Any], parts: Setup, quantized: Quantized, folder: Path, run_id: str
 ) -> dict[str, dict[str, Any] | None]:
     """Save the quantized model in `folder`, if that is wanted and it was not itself loaded; as a record entry."""
     if is_loaded(config):
@@ -147,7 +147,7 @@ class Bar:
 
 
 def sample_set(
-    config: dict[str, Any], parts: Parts, shelf: Shelf, fit: Callable[[], Quantized] | None, tracker: Tracker
+    config: dict[str, Any], parts: Setup, shelf: Shelf, fit: Callable[[], Quantized] | None, tracker: Tracker
 ) -> SampleSet:
     """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
     label = f"{config['name']}: sampling"
@@ -181,7 +181,7 @@ def sample_set(
 def evaluate(
     wanted: dict[str, str],
     known: dict[str, Any],
-    parts: Parts,
+    parts: Setup,
     samples: SampleSet,
     reference: SampleSet,
     save: Callable[[dict[str, Any]], None],
@@ -216,7 +216,7 @@ def keep_values(shelf: Shelf, key: str, values: Tensor) -> None:
     shelf.save(name, (shelf.load(name) or {}) | {key: values.double()})
 
 
-def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
+def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:
     """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
 
     def make() -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ def diagnosed_path(config: dict[str, Any], parts: Parts) -> Trajectory:
     return Trajectory(**stored, timesteps=timesteps)
 
 
-def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder: Path) -> dict[str, Any]:
+def diagnose(config: dict[str, Any], parts: Setup, quantized: Quantized, folder: Path) -> dict[str, Any]:
     """Per-layer and per-timestep SQNR and what a search found, as record entries and as charts in `folder`."""
     path = diagnosed_path(config, parts)
     curve = timestep_curve(parts.model, parts.sampler, quantized, path)
@@ -246,7 +246,7 @@ def diagnose(config: dict[str, Any], parts: Parts, quantized: Quantized, folder:
     return found
 
 
-def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference: SampleSet, path: Path) -> None:
+def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference: SampleSet, path: Path) -> None:
     """`samples.png`: full precision above the run's samples on the same noise, with the classes' names.
 
     The run's images in it are kept beside it, with their captions, for pictures of several runs.
@@ -263,7 +263,7 @@ def picture(config: dict[str, Any], parts: Parts, samples: SampleSet, reference:
     save_tensors(path.parent / IMAGES, {"images": own}, {"captions": json.dumps(captions)})
 
 
-def protocol(config: dict[str, Any], parts: Parts) -> str:
+def protocol(config: dict[str, Any], parts: Setup) -> str:
     """Everything that a number depends on besides the recipe, in one readable line."""
     return "|".join(
         [

@@ -16,7 +16,7 @@ import numpy as np
 
 from qdit.checked import Checked, Count
 from qdit.errors import UserError
-from qdit.search.budget import SLACK, Table, relaxed
+from qdit.search.budget import SLACK, Costs, relaxed
 from qdit.search.ilp import solve
 
 MOST_CELLS = 2**17  # size of the dynamic program's table, if costs have a common step
@@ -30,7 +30,7 @@ class Menu:
     """Gene, and range or (None) all ranges at once."""
     errors: Sequence[dict[Any, float]]
     """By option: bits, or a pattern where an item is a gene in all ranges."""
-    table: Table
+    table: Costs
 
     def fill(self, plan: list[list[int]], chosen: Sequence[Any]) -> None:
         """Write the chosen options into a plan, as lists of bits by gene and range."""

@@ -19,7 +19,7 @@ from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
 from qdit.quantized import Allocation, Quantized
 from qdit.recipes import Recipe
-from qdit.search.budget import Budget, Table
+from qdit.search.budget import Budget, Costs
 from qdit.search.objective import Objective
 from qdit.search.space import Space
 from qdit.search.variants import Variants
@@ -36,7 +36,7 @@ class Bench:
     model: DiffusionModel
     recipe: Recipe
     space: Space
-    table: Table
+    table: Costs
     collect: Callable[[], CalibrationData]
     setting: Setting
     folder: Place | None = None

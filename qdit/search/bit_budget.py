@@ -21,7 +21,7 @@ from qdit.policies import Policy
 from qdit.recipes import Recipe
 from qdit.search.allocate import Menu
 from qdit.search.bit_space import BitSpace, Pattern, Plan
-from qdit.search.budget import Table, relaxed
+from qdit.search.budget import Costs, relaxed
 from qdit.search.space import Gene
 
 Losses = Sequence[Sequence[dict[int, float]]]
@@ -120,7 +120,7 @@ class _EachStep(BitBudget):
         items = [(g, r) for g in genes for r in range(len(space.steps))]
         places = [(space.genes[g], space.steps[r]) for g, r in items]
         costs = [{bits: steps * self.price(space, gene, bits) for bits in gene.sizes} for gene, steps in places]
-        return Menu(items, [losses[g][r] for g, r in items], Table(costs, limit))
+        return Menu(items, [losses[g][r] for g, r in items], Costs(costs, limit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class BitBytes(_AsUniform):
             found = sorted(patterns, key=lambda pattern: self.cost(space, space.genes[g], pattern))
             costs.append({pattern: self.cost(space, space.genes[g], pattern) for pattern in found})
             errors.append({p: sum(loss[b] for loss, b in zip(losses[g], p, strict=True)) for p in found})
-        return Menu([(g, None) for g in genes], errors, Table(costs, limit))
+        return Menu([(g, None) for g in genes], errors, Costs(costs, limit))
 
     def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
         """See `_AsUniform`."""

@@ -25,7 +25,7 @@ def relaxed(limit: float) -> float:
 
 
 @dataclass(frozen=True)
-class Table:
+class Costs:
     """The costs of a space under a budget: for each gene, from group size to cost; and the most that may be spent."""
 
     costs: Sequence[dict[int, float]]
@@ -79,10 +79,10 @@ class Budget(ABC):
     def text(self, space: Space, amount: float) -> str:
         """An amount in words."""
 
-    def table(self, space: Space) -> Table:
+    def table(self, space: Space) -> Costs:
         """All costs of a space, and the limit."""
         costs = [{size: self.cost(space, gene, size) for size in gene.sizes} for gene in space.genes]
-        return Table(costs, self.limit(space))
+        return Costs(costs, self.limit(space))
 
     def problems(self, space: Space) -> list[str]:
         """That no choice is legal, in a sentence."""

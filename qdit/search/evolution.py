@@ -17,7 +17,7 @@ import numpy as np
 
 from qdit.checked import Checked, Count, Share, Whole
 from qdit.errors import UserError
-from qdit.search.budget import TRIES, Table, pick
+from qdit.search.budget import TRIES, Costs, pick
 from qdit.search.scored import ScoredSearch
 from qdit.search.space import Choice, Space
 
@@ -57,7 +57,7 @@ class Evolution(ScoredSearch, Checked):
         return self.population * (1 + self.generations)
 
     def propose(
-        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+        self, space: Space, table: Costs, rng: np.random.Generator, found: Mapping[Choice, float]
     ) -> Iterator[list[Choice]]:
         """See `ScoredSearch`; ends early when no legal choice is left."""
         breed = Breeding(table, rng)
@@ -88,7 +88,7 @@ class Breeding:
         rng: the search's own stream.
     """
 
-    def __init__(self, table: Table, rng: np.random.Generator) -> None:
+    def __init__(self, table: Costs, rng: np.random.Generator) -> None:
         self.table, self.rng = table, rng
         self.visited: set[Choice] = set()
 

@@ -28,7 +28,7 @@ from qdit.model.base import Site
 from qdit.quantized import Allocation
 from qdit.recipes import Recipe
 from qdit.search.base import Bench, GroupSearch
-from qdit.search.budget import Table
+from qdit.search.budget import Costs
 from qdit.search.space import Choice, Space
 
 Errors = Sequence[dict[Any, float]]
@@ -65,7 +65,7 @@ class LeastError(GroupSearch):
         return Allocation(choice=choice, details={"total_error": total})
 
 
-def solve(errors: Errors, table: Table) -> Choice:
+def solve(errors: Errors, table: Costs) -> Choice:
     """The legal choice of least total error.
 
     Raises:

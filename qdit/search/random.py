@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdit.checked import Checked, Count
-from qdit.search.budget import Table
+from qdit.search.budget import Costs
 from qdit.search.evolution import Breeding
 from qdit.search.scored import ScoredSearch
 from qdit.search.space import Choice, Space
@@ -33,7 +33,7 @@ class RandomSearch(ScoredSearch, Checked):
         return self.candidates
 
     def propose(
-        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+        self, space: Space, table: Costs, rng: np.random.Generator, found: Mapping[Choice, float]
     ) -> Iterator[list[Choice]]:
         """See `ScoredSearch`."""
         breed = Breeding(table, rng)

@@ -19,7 +19,7 @@ from qdit.quantized import Allocation
 from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.search.base import Bench, GroupSearch
-from qdit.search.budget import Table
+from qdit.search.budget import Costs
 from qdit.search.objective import Judge, Objective, Score
 from qdit.search.progress import Progress
 from qdit.search.space import Choice, Space
@@ -61,7 +61,7 @@ class ScoredSearch(GroupSearch):
 
     @abstractmethod
     def propose(
-        self, space: Space, table: Table, rng: np.random.Generator, found: Mapping[Choice, float]
+        self, space: Space, table: Costs, rng: np.random.Generator, found: Mapping[Choice, float]
     ) -> Iterator[list[Choice]]:
         """Populations of legal candidates that were not proposed before.
 
@@ -87,7 +87,7 @@ class ScoredSearch(GroupSearch):
         """The best of all proposed candidates.
 
         Raises:
-            UserError: the samples of every candidate diverged, or the ledger cannot be used.
+            UserError: the samples of every candidate diverged, or the file of scores cannot be used.
         """
         scorer = Scorer(self, bench)
         found: dict[Choice, float] = {}
@@ -101,7 +101,7 @@ class ScoredSearch(GroupSearch):
                     progress.candidate(score, seconds)
                 progress.generation()
         best = max(found, key=found.__getitem__)  # the first of equals
-        score = scorer.ledger.scores[best]
+        score = scorer.scores.by_choice[best]
         if score.value is None:
             raise UserError(
                 f"search: the samples of all {len(found)} candidates diverged; try more bits or a narrower scope"
@@ -116,7 +116,7 @@ class ScoredSearch(GroupSearch):
 
 
 class Scorer:
-    """Scores candidates of a search; those in the ledger are not computed again."""
+    """Scores candidates of a search; those on disk are not computed again."""
 
     def __init__(self, search: ScoredSearch, bench: Bench) -> None:
         objective, setting = search.objective, bench.setting
@@ -127,21 +127,21 @@ class Scorer:
         genes = [[gene.name, gene.sizes] for gene in bench.space.genes]
         science = (objective.name, objective.num_samples, objective.batch_size, objective.seed, setting.seed)
         about = {"genes": genes, "layer": repr(bench.space.layer), "rounding": search.rounding, "objective": science}
-        self.ledger = Ledger(setting.folder, {"objective": objective.name, "search": digest(about)})
+        self.scores = Scores(setting.folder, {"objective": objective.name, "search": digest(about)})
 
     def __call__(self, choice: Choice) -> tuple[Score, float | None]:
         """The score of a choice, and the seconds that it took; None if it was known."""
-        if choice in self.ledger.scores:
-            return self.ledger.scores[choice], None
+        if choice in self.scores.by_choice:
+            return self.scores.by_choice[choice], None
         quantized = self.variants.assembled(self.space, choice)
         start = perf_counter()
         score = self.judge(quantized)
         seconds = perf_counter() - start
-        self.ledger.add(choice, score, seconds)
+        self.scores.add(choice, score, seconds)
         return score, seconds
 
 
-class Ledger:
+class Scores:
     """Scores by choice, and the file that they are appended to.
 
     Args:
@@ -153,14 +153,14 @@ class Ledger:
     """
 
     def __init__(self, place: Place | None, identity: dict[str, Any]) -> None:
-        self.scores = dict[Choice, Score]()
+        self.by_choice = dict[Choice, Score]()
         self.journal = Journal(place, NAME, {"ledger": FORMAT} | identity, _whole)
         for line in self.journal.entries:
-            self.scores[tuple(line["groups"])] = Score(line["value"], line["stderr"])
+            self.by_choice[tuple(line["groups"])] = Score(line["value"], line["stderr"])
 
     def add(self, choice: Choice, score: Score, seconds: float) -> None:
         """Keep a score, on disk when this returns."""
-        self.scores[choice] = score
+        self.by_choice[choice] = score
         entry = {"groups": list(choice), "value": score.value, "stderr": score.stderr}
         self.journal.append(entry | {"seconds": round(seconds, 3)})
 

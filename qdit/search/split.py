@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import MinLen
 
 from qdit.checked import Checked, Positive
-from qdit.search.budget import Table
+from qdit.search.budget import Costs
 from qdit.search.ilp import solve
 
 PIECES = 200  # into which the range between a group's cheapest and dearest plan is divided
@@ -101,7 +101,7 @@ class ByError(Split):
             between = np.interp(places, [share.costs[b] for b in bits], known)
             errors.append({n: exp(value) for n, value in enumerate(between.tolist())})
             costs.append(dict(enumerate(places.tolist())))
-        chosen = solve(errors, Table(costs, limit))
+        chosen = solve(errors, Costs(costs, limit))
         return [[cost[n] for cost, n in zip(costs, chosen, strict=True)]]
 
 

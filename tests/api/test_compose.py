@@ -5,7 +5,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import qdit
 from qdit.api.compose import composed, composed_recipe
-from qdit.cli.design import Recipe
+from qdit.cli.design import Row
 from qdit.config import COMPONENTS
 from qdit.errors import UserError
 
@@ -38,7 +38,7 @@ def test_a_word_that_has_no_place_is_one_message(words, message):
 
 
 def test_the_design_is_the_commands_table(monkeypatch):
-    row = Recipe("mine", "My method", None, "own", ["·"] * len(COMPONENTS))
+    row = Row("mine", "My method", None, "own", ["·"] * len(COMPONENTS))
     monkeypatch.setattr("qdit.api.compose.listed", lambda: [row])
     frame = qdit.design()
     assert frame.index.tolist() == ["mine"]

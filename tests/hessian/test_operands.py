@@ -18,7 +18,7 @@ from qdit.calibration import CalibrationData
 from qdit.hessian import Hessian, LegacyKL, Probe, products
 from qdit.hessian.grids import multiples
 from qdit.hessian.operands import Side, alternate, chosen_points, output_weights, score_weights
-from qdit.hessian.target import Importance, importances
+from qdit.hessian.target import Importance, output_importances
 from qdit.method import Method, quantize
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer
@@ -141,12 +141,12 @@ def test_points_are_whole_and_of_all_groups():
 def test_importances_of_attentions_are_by_head(tiny_model, data):
     attention = tiny_model.attentions()[1]
     last = next(site for site in tiny_model.sites() if site.name == f"{attention.name}.to_out.0")
-    found = importances(tiny_model, data, [last], Probe(), 0, [attention])
+    found = output_importances(tiny_model, data, [last], Probe(), 0, [attention])
     one = found[attention.name]
     assert one.rows.shape == (8, attention.heads, attention.tokens)
     assert one.channels.shape == (attention.heads, attention.head_dim)
     torch.testing.assert_close(one.rows.mean((0, 2)), one.channels.mean(1))
-    alone = importances(tiny_model, data, [last], Probe(), 0)
+    alone = output_importances(tiny_model, data, [last], Probe(), 0)
     assert torch.equal(alone[last.name].rows, found[last.name].rows)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from qdit.calibration import CalibrationData
 from qdit.hessian import DiffusionLoss, LegacyKL, Probe
 from qdit.hessian import target as targets
-from qdit.hessian.target import importances
+from qdit.hessian.target import output_importances
 from qdit.model.base import Site
 from qdit.nn.clock import Clock
 
@@ -61,7 +61,7 @@ def points(n=6, channels=3, side=2):
 
 def test_many_probes_give_the_diagonal_of_the_gauss_newton_matrix():
     model = Pixels()
-    found = importances(model, points(2), [site("up", 5)], Probe(probes=2000), 0)["up"]
+    found = output_importances(model, points(2), [site("up", 5)], Probe(probes=2000), 0)["up"]
     diagonal = model.denoiser["down"].weight.square().sum(0)  # JᵀJ of a pixel's hidden channels
     torch.testing.assert_close(found.channels, diagonal, rtol=0.05, atol=0)
     assert (found.rows / diagonal.mean() - 1).square().mean().sqrt() < 0.05
@@ -70,7 +70,7 @@ def test_many_probes_give_the_diagonal_of_the_gauss_newton_matrix():
 def test_half_the_weighted_square_is_the_change_of_a_quadratic_loss():
     model = Pixels(1, 1)
     data = points(1, 1, 1)
-    found = importances(model, data, [site("up", 1)], Basis(), 0)["up"]
+    found = output_importances(model, data, [site("up", 1)], Basis(), 0)["up"]
     moved, x = 0.37, data.x
     before = model.denoise(x, None, None)
     model.denoiser["up"].bias.add_(moved)
@@ -84,10 +84,10 @@ def test_neither_batches_nor_other_points_matter(target, tiny_model, monkeypatch
     x = torch.randn(5, 4, 8, 8, generator=generator)
     data = CalibrationData(x, torch.tensor([999, 3, 500, 20, 7]), torch.tensor([0, 3, 10, 1, 10]), 5)
     sites = tiny_model.sites()
-    whole = importances(tiny_model, data, sites, target, 3)
+    whole = output_importances(tiny_model, data, sites, target, 3)
     monkeypatch.setattr(targets, "TOKENS", 2 * max(site.tokens for site in sites))
-    parts = importances(tiny_model, data, sites, target, 3)
-    other_seed = importances(tiny_model, data, sites[:1], target, 4)
+    parts = output_importances(tiny_model, data, sites, target, 3)
+    other_seed = output_importances(tiny_model, data, sites[:1], target, 4)
     for name, one in whole.items():
         torch.testing.assert_close(parts[name].rows, one.rows, rtol=1e-3, atol=1e-9)
         torch.testing.assert_close(parts[name].channels, one.channels, rtol=1e-3, atol=1e-9)
@@ -109,9 +109,9 @@ def test_the_diffusion_loss_is_taken_at_points_with_noise_of_their_own():
 
 def test_the_released_divergence_warns_that_it_has_no_gradient(caplog):
     model = Pixels()
-    found = importances(model, points(), [site("up", 5)], LegacyKL(), 0)["up"]
+    found = output_importances(model, points(), [site("up", 5)], LegacyKL(), 0)["up"]
     assert "gradient is zero" in caplog.text
     assert found.rows.max() < 1e-10
     caplog.clear()
-    importances(model, points(), [site("up", 5)], Probe(), 0)
+    output_importances(model, points(), [site("up", 5)], Probe(), 0)
     assert caplog.text == ""

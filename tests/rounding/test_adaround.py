@@ -15,7 +15,7 @@ from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import replaced
 from qdit.rounding import AdaRound, Nearest
 from qdit.rounding.reconstruction.loop import Learning
-from qdit.rounding.reconstruction.targets import Lanes
+from qdit.rounding.reconstruction.targets import Targets
 from qdit.scope import Scope
 from qdit.transform.scaling import ChannelScaling
 from qdit.transform.statistics import Maximum
@@ -76,15 +76,15 @@ def test_no_10_no_unit_ends_behind_nearest_rounding(tiny_model, data, caplog):
 @torch.no_grad()
 def test_no_11_targets_are_full_precision_and_inputs_those_of_the_quantized_prefix(tiny_model, data, monkeypatch):
     parts = recipe(AdaRound(**QUICK), attention=OPERANDS)
-    tasks, original = {}, Lanes.task
+    tasks, original = {}, Targets.task
 
-    def spy(lanes, unit, layers):
-        task = tasks[unit.name] = original(lanes, unit, layers)
-        boundary = [leaf.clone() for outputs in lanes.rounded.outputs.values() for leaf in outputs.leaves]
+    def spy(targets, unit, layers):
+        task = tasks[unit.name] = original(targets, unit, layers)
+        boundary = [leaf.clone() for outputs in targets.rounded.outputs.values() for leaf in outputs.leaves]
         tasks[unit.name] = (task.target.clone(), *boundary)
         return task
 
-    monkeypatch.setattr(Lanes, "task", spy)
+    monkeypatch.setattr(Targets, "task", spy)
     quantized = quantize(tiny_model, parts, lambda: data)
     blocks = tiny_model.denoiser.transformer_blocks
     seen: list[torch.Tensor] = []

@@ -18,7 +18,7 @@ from qdit.nn.replace import replaced
 from qdit.quant.affine import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.rounding import GPTQ, Nearest, gptq
-from qdit.rounding.gptq_columns import Hessian, curvature, round_columns
+from qdit.rounding.gptq_columns import InputHessian, curvature, round_columns
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
@@ -55,7 +55,7 @@ def rounded(model, parts, data, folder=None):
 
 def inputs_by_whole_passes(model, layers, stage, fit, data):
     """The Hessians of the rounded inputs of a stage's sites, seen by hooks while the whole network runs."""
-    hessians = {site.name: Hessian() for site in stage}
+    hessians = {site.name: InputHessian() for site in stage}
     pending: set[str] = set()
 
     def see(name, layer, args):
@@ -118,7 +118,9 @@ def test_readers_of_one_input_share_a_hessian(tiny_model, data, monkeypatch):
 
 def test_hessian_sees_every_point_the_null_class_too(tiny_model, data, monkeypatch):
     rows = []
-    monkeypatch.setattr(Hessian, "add", lambda self, x, add=Hessian.add: rows.append(x.flatten(0, -2)) or add(self, x))
+    monkeypatch.setattr(
+        InputHessian, "add", lambda self, x, add=InputHessian.add: rows.append(x.flatten(0, -2)) or add(self, x)
+    )
     rounded(tiny_model, recipe(GPTQ(), roles=["adaln"]), data)
     assert [len(r) for r in rows] == [4, 4, 2] * 2  # a row a sample: ten points in each of two blocks
     nulls = torch.cat(rows[:3])[data.y == 10]

@@ -9,7 +9,7 @@ from qdit.errors import UserError
 from qdit.quant.affine import decode, round_to_grid
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import as_rows
-from qdit.rounding.gptq_columns import Hessian, curvature, lazy_blocks, round_columns
+from qdit.rounding.gptq_columns import InputHessian, curvature, lazy_blocks, round_columns
 from qdit.weight import WeightGrid
 
 GRIDS = ("asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full")
@@ -26,7 +26,7 @@ def problem(seed=0, out=24, channels=CHANNELS, rows=400, dtype=torch.float64):
     mix = torch.randn(channels, channels, generator=generator) / channels**0.5 + 0.5 * torch.eye(channels)
     x = torch.randn(rows, channels, generator=generator) @ mix
     weight = torch.randn(out, channels, generator=generator) / channels**0.5
-    hessian = Hessian()
+    hessian = InputHessian()
     hessian.add(x)
     return weight.to(dtype), hessian.value().to(dtype)
 
@@ -208,7 +208,7 @@ def test_two_columns_by_brute_force():
 
 def test_hessian_is_the_same_whatever_the_batches():
     x = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
-    whole, parts = Hessian(), Hessian()
+    whole, parts = InputHessian(), InputHessian()
     whole.add(x)
     for part in x.split(2):
         parts.add(part)

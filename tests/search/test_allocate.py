@@ -13,7 +13,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.search.allocate import MILP, DynamicProgramme, Greedy, Menu
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import BitSpace, Ranges
-from qdit.search.budget import Table
+from qdit.search.budget import Costs
 from qdit.search.space import Gene
 
 ALLOCATORS = [Greedy(), MILP(), DynamicProgramme()]
@@ -31,7 +31,7 @@ def random_menu(seed: int, share: float, whole: bool, items: int = 8) -> Menu:
     errors = [dict(zip(WIDTHS, np.sort(rng.lognormal(0, 3, 3))[::-1].tolist(), strict=True)) for _ in range(items)]
     costs = [{bits: float(n * bits) for bits in WIDTHS} for n in numel]
     least, most = (sum(cost[bits] for cost in costs) for bits in (2, 8))
-    return Menu([(n, 0) for n in range(items)], errors, Table(costs, least + share * (most - least)))
+    return Menu([(n, 0) for n in range(items)], errors, Costs(costs, least + share * (most - least)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -62,21 +62,21 @@ def test_what_is_too_little_is_refused_and_the_least_is_enough(allocator):
     menu = random_menu(0, 0.0, whole=True)
     assert tuple(allocator.choose(menu)) == menu.table.cheapest
     with pytest.raises(UserError, match="no choice is within the budget"):
-        allocator.choose(Menu(menu.items, menu.errors, Table(menu.table.costs, menu.table.limit * 0.99)))
+        allocator.choose(Menu(menu.items, menu.errors, Costs(menu.table.costs, menu.table.limit * 0.99)))
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_bits_that_help_nothing_are_not_spent(allocator):
-    menu = Menu([(0, 0), (1, 0)], [{4: 0.0, 8: 0.0}, {4: 1.0, 8: 0.0}], Table([{4: 4.0, 8: 8.0}] * 2, 12.0))
+    menu = Menu([(0, 0), (1, 0)], [{4: 0.0, 8: 0.0}, {4: 1.0, 8: 0.0}], Costs([{4: 4.0, 8: 8.0}] * 2, 12.0))
     assert allocator.choose(menu) == [4, 8]
 
 
 def test_the_list_serves_the_most_sensitive_first():
     errors = [{4: 1.0, 8: 0.0}, {4: 3.0, 8: 0.0}, {4: 2.0, 8: 0.0}]
     costs = [{4: 4.0, 8: 8.0}, {4: 40.0, 8: 80.0}, {4: 4.0, 8: 8.0}]
-    menu = Menu([(n, 0) for n in range(3)], errors, Table(costs, 48.0 + 40.0))
+    menu = Menu([(n, 0) for n in range(3)], errors, Costs(costs, 48.0 + 40.0))
     assert Greedy().choose(menu) == [4, 8, 4]  # the large one takes all there is
-    assert Greedy().choose(Menu(menu.items, errors, Table(costs, 48.0 + 39.0))) == [8, 4, 8]  # it does not fit
+    assert Greedy().choose(Menu(menu.items, errors, Costs(costs, 48.0 + 39.0))) == [8, 4, 8]  # it does not fit
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50, 100])

@@ -12,7 +12,7 @@ from qdit.model.base import Site
 from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec
 from qdit.search import Evolution, RandomSearch
-from qdit.search.budget import BitOps, Bytes, MeanGroup, Table
+from qdit.search.budget import BitOps, Bytes, Costs, MeanGroup
 from qdit.search.objective import Objective
 from qdit.search.space import Gene, Space
 
@@ -202,6 +202,6 @@ def test_values_out_of_range_are_refused_together():
 
 
 def test_table_is_a_sum():
-    table = Table([{1: 2.0, 2: 1.0}, {1: 5.0, 4: 0.5}], 3.0)
+    table = Costs([{1: 2.0, 2: 1.0}, {1: 5.0, 4: 0.5}], 3.0)
     assert table.spent((1, 4)) == 2.5
     assert table.cheapest == (2, 4)

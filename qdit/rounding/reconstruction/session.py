@@ -30,7 +30,7 @@ from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
 from qdit.rounding.reconstruction.soft import SoftWeight
 from qdit.rounding.reconstruction.ste import LearnedStep, learnable, quantizers
-from qdit.rounding.reconstruction.targets import Lanes
+from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.units import Unit, list_units
 from qdit.rounding.resume import load_named, save_named
 from qdit.seeding import generator
@@ -63,28 +63,28 @@ class Session:
         """The rounded weights of all units."""
         missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
         total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
-        lanes = Lanes(self.fit.model, self.fit.data, self.parts) if missing else None
+        targets = Targets(self.fit.model, self.fit.data, self.parts) if missing else None
         with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
             for part, group in zip(self.parts, self.units, strict=True):
                 for unit in group:
                     if unit.name in missing:
-                        assert lanes is not None
-                        self.learn(unit, lanes, bar)
+                        assert targets is not None
+                        self.learn(unit, targets, bar)
                         missing.remove(unit.name)
-                if not missing or lanes is None:
+                if not missing or targets is None:
                     break
-                lanes.advance(part, self.passed(part))
+                targets.advance(part, self.passed(part))
         return self.weights
 
-    def learn(self, unit: Unit, lanes: Lanes, bar: tqdm) -> None:
+    def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
-        task, importance = lanes.task(unit, passed), self.importance.get(unit.name)
+        task, importance = targets.task(unit, passed), self.importance.get(unit.name)
         learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
-        with lanes.installed({**passed, **layers}), replaced(self.fit.model.denoiser, learning):
+        with targets.installed({**passed, **layers}), replaced(self.fit.model.denoiser, learning):
             learner.harden()
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):

@@ -32,7 +32,7 @@ class Task:
     """The full-precision output for all points [points, …], on the CPU."""
 
 
-class Lanes:
+class Targets:
     """The two walks (lanes), in full precision and as rounded so far; segments are visited in order.
 
     Args:
