@@ -77,7 +77,7 @@ def test_what_starts_at_once_imports_no_torch():
 def test_as_a_process(tmp_path):
     result = process("num_samples=0", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "num_samples=0; a whole number of at least 1 is needed\n"
+    assert result.stderr == "num_samples=0; allowed: a whole number from 1 to 10,000,000\n"
     assert not list(tmp_path.iterdir())
 
 

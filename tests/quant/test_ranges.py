@@ -96,5 +96,5 @@ def test_more_values_than_torchs_quantile_takes():
 
 @pytest.mark.parametrize("wrong", [{"shares": []}, {"shares": [0.3]}, {"shares": [1.2]}, {"power": 0.0}])
 def test_impossible_values_are_refused(wrong):
-    with pytest.raises(UserError, match="range percentile_mse: shares="):
+    with pytest.raises(UserError, match=r"PercentileMSE.(shares|power)=.*; allowed: "):
         PercentileMSE(**wrong)
