@@ -42,8 +42,15 @@ def refine(fit: Fit) -> dict[str, Affine]:
     """The grids of the weights that are searched, by site; the numbers of static quantizers are set in place.
 
     Raises:
-        UserError: no calibration data, inputs that are not finite, or a damaged file of a finished segment.
+        UserError: no calibration data, inputs that are not finite, or a damaged file of a finished segment; or operands
+            of attentions over single frames or places of a video.
     """
+    beside = [a.name for a in fit.model.attentions() if a.copies > 1 and searched_operands(fit, a)]
+    if beside and rules(fit.recipe)[2] is not None:
+        raise UserError(
+            f"attention.range=hessian searches whole samples, and {beside[0]} works on frames or places of a video one "
+            "by one; use another range for operands, such as attention/range=percentile_mse"
+        )
     searches = [rule for rule in rules(fit.recipe) if rule is not None]
     return Refinement(fit, searches[0]).run() if searches else {}
 

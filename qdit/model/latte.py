@@ -29,7 +29,15 @@ class Latte(TextModel):
     def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> "LoadedLatte":
         """Read the checkpoint, check it, and move it to `device`; see `TextModel.parts`."""
         denoiser, vae, schedule = self.parts(dtype)
-        return LoadedLatte(denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype, table=table)
+        return LoadedLatte(
+            denoiser.to(device),
+            vae.to(device),
+            schedule,
+            torch.device(device),
+            dtype,
+            table=table,
+            text_length=self.text_length,
+        )
 
 
 class LoadedLatte(LoadedText):
@@ -37,15 +45,15 @@ class LoadedLatte(LoadedText):
 
     modality = "video"
 
-    def __init__(self, denoiser: nn.Module, *parts: Any, table: Conditions | None) -> None:
-        super().__init__(denoiser, *parts, table=table)
+    def __init__(self, denoiser: nn.Module, *parts: Any, **text: Any) -> None:
+        super().__init__(denoiser, *parts, **text)
         config: Any = denoiser.config
         self.frames: int = config.video_length
         self.latent_shape = (config.in_channels, self.frames, config.sample_size, config.sample_size)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """Derive the sites and attentions."""
-        return structure(denoiser, one_sample)
+        return structure(denoiser, OneSample(self.text_length))
 
     def denoise(
         self, x: Float[Tensor, "B C F h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
@@ -56,10 +64,16 @@ class LoadedLatte(LoadedText):
             return self.denoiser(x.to(self.dtype), timestep=t, **rows, return_dict=False)[0]
 
 
-def one_sample(denoiser: nn.Module) -> Any:
-    """Call a Latte on the meta device."""
-    config: Any = denoiser.config
-    shape = 1, config.in_channels, config.video_length, config.sample_size, config.sample_size
-    text = torch.empty(1, 120, config.caption_channels, device="meta")
-    zero = torch.zeros(1, dtype=torch.long, device="meta")
-    return denoiser(torch.empty(*shape, device="meta"), timestep=zero, encoder_hidden_states=text)
+@dataclass(frozen=True)
+class OneSample:
+    """One sample with a prompt of so many tokens."""
+
+    tokens: int
+
+    def __call__(self, denoiser: nn.Module) -> Any:
+        """Call a Latte on the meta device."""
+        config: Any = denoiser.config
+        shape = 1, config.in_channels, config.video_length, config.sample_size, config.sample_size
+        text = torch.empty(1, self.tokens, config.caption_channels, device="meta")
+        zero = torch.zeros(1, dtype=torch.long, device="meta")
+        return denoiser(torch.empty(*shape, device="meta"), timestep=zero, encoder_hidden_states=text)

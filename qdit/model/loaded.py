@@ -4,6 +4,7 @@ An adapter of a family is a subclass with a `denoise`, and an option (a dataclas
 attentions and folds are those of the network as it was when it was loaded.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ LATENT_SCALE = 8
 """Pixels a latent, along a side, where the autoencoder is not known."""
 
 
-class Loaded:
+class Loaded(ABC):
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
 
     modality: str = "image"
@@ -62,9 +63,9 @@ class Loaded:
         self.autoencoder = autoencoder
         self.image_size = self.latent_shape[-1] * 2 ** (len(vae.block_out_channels) - 1)
 
+    @abstractmethod
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """The network's sites and attentions in forward order."""
-        raise NotImplementedError
 
     def list_producers(self, sites: list[Site]) -> dict[str, Producer]:
         """Which layer makes each site's input up to a scale: in every family, the values an attention's output."""

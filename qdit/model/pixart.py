@@ -29,7 +29,15 @@ class PixArt(TextModel):
     def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> "LoadedPixArt":
         """Read the checkpoint, check it, and move it to `device`; see `TextModel.parts`."""
         denoiser, vae, schedule = self.parts(dtype)
-        return LoadedPixArt(denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype, table=table)
+        return LoadedPixArt(
+            denoiser.to(device),
+            vae.to(device),
+            schedule,
+            torch.device(device),
+            dtype,
+            table=table,
+            text_length=self.text_length,
+        )
 
 
 class LoadedPixArt(LoadedText):
@@ -37,7 +45,7 @@ class LoadedPixArt(LoadedText):
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """Derive the sites and attentions."""
-        return structure(denoiser, one_sample)
+        return structure(denoiser, OneSample(self.text_length))
 
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
@@ -57,11 +65,17 @@ def added(denoiser: nn.Module, x: Tensor, size: int) -> dict[str, Tensor | None]
     return {"resolution": torch.full((len(x), 2), float(size), **like), "aspect_ratio": torch.ones(len(x), 1, **like)}
 
 
-def one_sample(denoiser: nn.Module) -> Any:
-    """Call a PixArt on the meta device, with the 120 tokens of α's prompts."""
-    config: Any = denoiser.config
-    x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
-    text = torch.empty(1, 120, config.caption_channels, device="meta")
-    mask, zero = torch.ones(1, 120, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    told = added(denoiser, x, 8 * config.sample_size)
-    return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)
+@dataclass(frozen=True)
+class OneSample:
+    """One sample with a prompt of so many tokens."""
+
+    tokens: int
+
+    def __call__(self, denoiser: nn.Module) -> Any:
+        """Call a PixArt on the meta device."""
+        config: Any = denoiser.config
+        x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
+        text = torch.empty(1, self.tokens, config.caption_channels, device="meta")
+        mask, zero = torch.ones(1, self.tokens, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+        told = added(denoiser, x, 8 * config.sample_size)
+        return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)

@@ -121,7 +121,8 @@ class TextModel(ABC):
 class LoadedText(Loaded):
     """A text pipeline ready to run; conditions are rows of its table (see `qdit.model.conditions`)."""
 
-    def __init__(self, *parts: Any, table: Conditions | None) -> None:
+    def __init__(self, *parts: Any, table: Conditions | None, text_length: int) -> None:
+        self.text_length = text_length
         super().__init__(*parts)
         self._table = table
         self.num_classes = self.null_class = table.null if table is not None else 0

@@ -59,3 +59,9 @@ def test_a_sample_has_its_prompt_and_calibration_its_own(tmp_path):
 
 def test_the_shipped_list():
     assert len(prompts(file="plain").captions) == 32
+
+
+def test_each_prompt_has_as_many_samples_and_trajectories_of_calibration():
+    shipped = prompts(file="plain")
+    for first in (0, CALIBRATION):
+        assert shipped.labels(range(first, first + 320), 0).bincount().tolist() == [10] * 32

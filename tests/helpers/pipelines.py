@@ -62,13 +62,19 @@ def write_pipeline(folder: Path) -> Path:
 WORDS = ["red", "blue", "cat", "dog", "on", "a", "table", "house", "sea", "moon"]
 
 
-def write_text_pipeline(folder: Path, family: str, heads: int = 3) -> Path:
+def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8) -> Path:
     """Write a pipeline of `pixart_alpha`, `pixart_sigma` or `latte`: 2 blocks, heads of width 8, 10 words."""
     import diffusers
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
-    shape = {"sample_size": 8, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": heads}
+    shape = {
+        "sample_size": size,
+        "num_layers": 2,
+        "patch_size": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": heads,
+    }
     shape |= {"in_channels": 4, "out_channels": 8, "cross_attention_dim": 8 * heads, "caption_channels": 16}
     if family == "latte":
         style = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_single", "attention_bias": True}
