@@ -121,7 +121,7 @@ def conditions(prompts: Sequence[str], texts: Texts, cache_dir: Path, load: Call
 
 
 def _file(folder: Path, prompt: str) -> Path:
-    return folder / f"{digest(prompt)}.safetensors"
+    return folder / f"{digest(prompt, 16)}.safetensors"
 
 
 def _read(folder: Path, prompt: str) -> Tensor | None:

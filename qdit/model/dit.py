@@ -150,15 +150,8 @@ def locate_vae(path: str, revision: str | None) -> Path:
 class LoadedDiT(Loaded):
     """A DiT pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        autoencoder: nn.Module | None,
-        schedule: dict[str, Any] | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(denoiser, autoencoder, schedule, device, dtype)
+    def __init__(self, denoiser: nn.Module, *parts: Any) -> None:
+        super().__init__(denoiser, *parts)
         config: Any = denoiser.config
         self.num_classes = self.null_class = config.num_embeds_ada_norm
 

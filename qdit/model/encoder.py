@@ -1,11 +1,12 @@
 """Which text encoder a pipeline has, without reading its gigabytes. Imports no torch.
 
 The encoder decides what a prompt becomes, so it is part of a run's identity and of the key of the condition cache. It
-is known by the names, sizes and headers of its weight files and by its tokenizer. Once it was seen, the cache remembers
-it, so that a run goes on when the encoder's folder is gone.
+is known by its tokenizer and by the names, sizes and contents of its weight files; of files of gigabytes, by pieces
+that are spread over them. Once prompts were encoded, the cache remembers it, so that a run goes on when the encoder's
+folder is gone.
 """
 
-import logging
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 from qdit.errors import UserError
 from qdit.model.hub import named
 from qdit.storage.atomic import write_json
-from qdit.storage.digest import digest
+from qdit.storage.digest import digest, sha256
 from qdit.storage.reading import read_json
 from qdit.storage.walk import files_below
 
-log = logging.getLogger("qdit")
 PARTS = ("text_encoder", "tokenizer")
 """Folders of a pipeline that only encode prompts."""
-_HEADER = 1 << 20  # bytes of a weight file that are read at most
+WHOLE = 1 << 28  # bytes up to which a file is read whole
+_PIECES, _PIECE = 64, 1 << 20  # of longer ones
 
 
 def reads_text(model: Mapping[str, Any]) -> bool:
@@ -34,7 +35,7 @@ def conditions_folder(cache_dir: Path) -> Path:
 
 
 def encoder_digest(path: str, revision: str | None, cache_dir: Path) -> str | None:
-    """Eight hex digits of a pipeline's encoder; None if it is not there and was never seen.
+    """Eight hex digits of a pipeline's encoder; None if it is not there and no prompt was encoded by it.
 
     Args:
         path: the pipeline's folder, or a hub id, which is known by its commit.
@@ -44,30 +45,44 @@ def encoder_digest(path: str, revision: str | None, cache_dir: Path) -> str | No
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return digest(named(path, revision))
-    memory = conditions_folder(cache_dir) / f"encoder-{digest(str(folder.resolve()))}.json"
     files = [file for part in PARTS if (folder / part).is_dir() for file in files_below(folder / part)]
     if not any(file.suffix == ".safetensors" for file in files):
-        return _remembered(memory)
-    found = digest([[file.relative_to(folder).as_posix(), file.stat().st_size, _head(file)] for file in sorted(files)])
-    if _remembered(memory) != found:
-        try:
-            write_json(memory, {"encoder": found})
-        except UserError:  # a cache that cannot be written is told by who needs it
-            log.debug("%s cannot be written", memory)
-    return found
+        return _remembered(folder, cache_dir)
+    return digest(
+        [[file.relative_to(folder).as_posix(), file.stat().st_size, _content(file)] for file in sorted(files)]
+    )
 
 
-def _remembered(memory: Path) -> str | None:
+def remember(path: str, encoder: str, cache_dir: Path) -> None:
+    """Note which encoder a folder had, for when it is gone; a hub id needs no note.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    if (folder := Path(path).expanduser()).is_dir() and _remembered(folder, cache_dir) != encoder:
+        write_json(_memory(folder, cache_dir), {"encoder": encoder})
+
+
+def _memory(folder: Path, cache_dir: Path) -> Path:
+    return conditions_folder(cache_dir) / f"encoder-{digest(str(folder.resolve()))}.json"
+
+
+def _remembered(folder: Path, cache_dir: Path) -> str | None:
     try:
-        found = read_json(memory, "")["encoder"]
+        found = read_json(_memory(folder, cache_dir), "")["encoder"]
     except (UserError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
 
 
-def _head(file: Path) -> str:
-    """A digest of a small file, or of the header of a large one."""
+def _content(file: Path) -> str:
+    """A digest of a file, or of pieces spread over a long one, from its first byte to its last."""
+    size = file.stat().st_size
+    if size <= WHOLE:
+        return sha256(file)
+    hasher = hashlib.sha256()
     with file.open("rb") as stream:
-        start = stream.read(8)
-        size = int.from_bytes(start, "little") if file.suffix == ".safetensors" else _HEADER
-        return digest((start + stream.read(min(size, _HEADER))).hex())
+        for number in range(_PIECES):
+            stream.seek(number * (size - _PIECE) // (_PIECES - 1))
+            hasher.update(stream.read(_PIECE))
+    return hasher.hexdigest()

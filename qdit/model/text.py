@@ -14,7 +14,7 @@ from qdit.model.base import DiffusionModel
 from qdit.model.checks import check_schedule
 from qdit.model.conditions import T5, Conditions, Encoder, Texts, conditions
 from qdit.model.dit import check_vae, locate_vae
-from qdit.model.encoder import encoder_digest
+from qdit.model.encoder import encoder_digest, remember
 from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
@@ -83,7 +83,9 @@ class TextModel(ABC):
             root = locate(self.path, self.revision, "model.path", wanted)
             return T5(root, self.text_length, TEXT_DTYPES[self.text_dtype], device)
 
-        return conditions(prompts, texts, cache_dir, load)
+        table = conditions(prompts, texts, cache_dir, load)
+        remember(self.path, known, cache_dir)
+        return table
 
     def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
         """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.

@@ -9,6 +9,7 @@ from helpers.pipelines import write_text_pipeline
 
 from qdit.errors import UserError
 from qdit.model.conditions import conditions
+from qdit.model.encoder import encoder_digest
 from qdit.model.latte import Latte
 from qdit.model.pixart import PixArt
 from qdit.sampler.pipeline import PipelineSampler
@@ -130,6 +131,22 @@ def test_a_killed_encoding_goes_on_where_it_stopped(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         conditions(["something longer"], texts, tmp_path, encoder(calls))
     assert "1 of 1 prompts have more than 12 tokens and are cut, such as something longer" in caplog.text
+
+
+def test_another_encoder_of_the_same_shape_is_another(pipeline, tmp_path, monkeypatch):
+    folder = shutil.copytree(pipeline, tmp_path / pipeline.name)
+    weights = folder / "text_encoder" / "model.safetensors"
+    found = []
+    for whole in (1 << 28, 10):  # files of gigabytes are read in pieces
+        monkeypatch.setattr("qdit.model.encoder.WHOLE", whole)
+        monkeypatch.setattr("qdit.model.encoder._PIECE", 100)
+        for _ in range(2):
+            found.append(encoder_digest(str(folder), None, tmp_path))
+            changed = bytearray(weights.read_bytes())
+            changed[-1] ^= 1
+            weights.write_bytes(changed)
+    assert len(set(found)) == 4
+    assert not list(tmp_path.glob("conditions/*"))  # looking writes nothing
 
 
 def test_a_run_works_again_without_the_encoder(pipeline, tmp_path):
