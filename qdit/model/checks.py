@@ -84,9 +84,24 @@ def check_dit(file: Path, config: Values) -> None:
     Raises:
         UserError: naming each value that cannot be.
     """
+    check_denoiser(file, config, "num_embeds_ada_norm", norm_type="ada_norm_zero")
+
+
+def check_denoiser(file: Path, config: Values, *counts: str, norm_type: str) -> None:
+    """Check the config of a diffusers DiT, PixArt or Latte, which have most keys in common.
+
+    Args:
+        file: of the config.
+        config: its values.
+        counts: further whole numbers of the class.
+        norm_type: the one that the class knows.
+
+    Raises:
+        UserError: naming each value that cannot be.
+    """
     keys = Keys(file, config)
     unquantized(keys)
-    keys.whole("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "num_embeds_ada_norm")
+    keys.whole("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", *counts)
     if keys.whole("sample_size", most=2048) and keys.whole("patch_size") and (rest := _rest(config)):
         keys.problems.append(
             f"{file}: sample_size={config['sample_size']} is not a multiple of patch_size={config['patch_size']} "
@@ -95,7 +110,7 @@ def check_dit(file: Path, config: Values) -> None:
     if isinstance(channels := config.get("in_channels"), int):
         keys.one_of("out_channels", (channels, 2 * channels), optional=True)
     keys.one_of("activation_fn", ACTIVATIONS, optional=True)
-    keys.one_of("norm_type", ("ada_norm_zero",), optional=True)
+    keys.one_of("norm_type", (norm_type,), optional=True)
     keys.flag("attention_bias", "upcast_attention", "norm_elementwise_affine")
     keys.positive("norm_eps", optional=True)
     keys.expect("dropout", lambda v: number(v) and 0 <= v < 1, "a number of 0 to 1", optional=True)

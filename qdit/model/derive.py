@@ -216,7 +216,7 @@ def _roles(found: Trace, lists: Sequence[str], own: Patterns) -> dict[str, str]:
     if missing := [each.name for each in found.calls if each.name not in roles]:
         raise UserError(
             f"no role is known for {len(missing)} of the network's {len(reads)} linear layers "
-            f"({', '.join(missing[:4])}); give patterns of roles with the adapter (docs/add_a_model.md)"
+            f"({', '.join(missing[:4])}); give patterns of their roles with the adapter"
         )
     return roles
 

@@ -25,6 +25,7 @@ class Latte(TextModel):
 
     names = ("encoder_hidden_states", None)
     transformer = "LatteTransformer3DModel"
+    counts = ("caption_channels", "video_length")
 
     def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> "LoadedLatte":
         """Read the checkpoint, check it, and move it to `device`; see `TextModel.parts`."""

@@ -4,26 +4,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import nn
 
+from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-from qdit.model.checks import check_schedule
+from qdit.model.checks import check_denoiser, check_schedule
 from qdit.model.conditions import T5, Conditions, Encoder, Texts, conditions
-from qdit.model.dit import check_vae, locate_vae
+from qdit.model.dit import check_size, check_vae, locate_vae
 from qdit.model.encoder import encoder_digest, remember
 from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
 
-TEXT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(kw_only=True)
-class TextModel(ABC):
+class TextModel(Checked, ABC):
     """A pipeline that is conditioned on prompts, and how they are encoded; a family is a subclass.
 
     Args:
@@ -32,27 +32,23 @@ class TextModel(ABC):
         revision: of a hub id.
         vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
         text_length: tokens of a prompt.
-        text_dtype: of the text encoder: float32 or bfloat16.
+        text_dtype: of the text encoder; float16 overflows in T5.
     """
 
     names: ClassVar[tuple[str, str | None]]
     """The denoiser's keywords for encoded prompts and their mask."""
     transformer: ClassVar[str]
     """The name of diffusers' class."""
+    counts: ClassVar[tuple[str, ...]] = ("caption_channels",)
+    """Whole numbers that its config has beside those of all classes."""
 
     name: str
     path: str
     revision: str | None = None
     vae_path: str | None = None
     vae_revision: str | None = None
-    text_length: int
-    text_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.text_dtype not in TEXT_DTYPES:
-            raise UserError(f"model.text_dtype={self.text_dtype}; allowed: {', '.join(TEXT_DTYPES)}")
-        if type(self.text_length) is not int or not 1 <= self.text_length <= 4096:
-            raise UserError(f"model.text_length={self.text_length}; allowed: 1 to 4096 tokens")
+    text_length: Annotated[int, Ge(1), Le(4096)]
+    text_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def protocol(self) -> str:
         """Name what changes the full-precision outputs, readably."""
@@ -81,7 +77,7 @@ class TextModel(ABC):
         def load() -> Encoder:
             wanted = [f"{part}/*" for part in ("text_encoder", "tokenizer")]
             root = locate(self.path, self.revision, "model.path", wanted)
-            return T5(root, self.text_length, TEXT_DTYPES[self.text_dtype], device)
+            return T5(root, self.text_length, getattr(torch, self.text_dtype), device)
 
         table = conditions(prompts, texts, cache_dir, load)
         remember(self.path, known, cache_dir)
@@ -101,23 +97,14 @@ class TextModel(ABC):
         root = locate(self.path, self.revision, "model.path", wanted)
         config = read_config(root / "transformer")
         check_class(root / "transformer", config, (self.transformer,))
-        self.check_config(root / "transformer" / "config.json", config)
+        check_denoiser(root / "transformer" / "config.json", config, *self.counts, norm_type="ada_norm_single")
+        check_size(root / "transformer", config)
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
         denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
         return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule
-
-    def check_config(self, file: Path, config: dict[str, Any]) -> None:
-        """Refuse values of the transformer's config that it cannot have.
-
-        Raises:
-            UserError: naming them.
-        """
-        size, patch = config.get("sample_size"), config.get("patch_size")
-        if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size and size % patch == 0):
-            raise UserError(f"{file}: sample_size={size} is not a multiple of patch_size={patch}")
 
 
 class LoadedText(Loaded):
