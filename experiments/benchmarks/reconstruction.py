@@ -14,15 +14,16 @@ import time
 from collections.abc import Mapping
 
 import torch
-from gptq import Network
+from depth import network
 from torch import nn
 
 from qdit.activation import StaticActivation
 from qdit.calibration import CalibrationData
 from qdit.method import Method, quantize
+from qdit.model.base import DiffusionModel
 from qdit.quant.ranges import MinMax
 from qdit.rounding import AdaRound
-from qdit.rounding.reconstruction.loop import session
+from qdit.rounding.reconstruction import session
 from qdit.rounding.reconstruction.targets import Targets, Task
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
@@ -50,9 +51,9 @@ class Timed(Targets):
 class Again(Timed):
     """No lanes: each unit's data comes from the network's input."""
 
-    def __init__(self, model, data, parts) -> None:
-        super().__init__(model, data, parts)
-        self.about, self.before = (model, data, parts), []
+    def __init__(self, *about) -> None:
+        super().__init__(*about)
+        self.about, self.before = about, []
 
     def task(self, unit, layers) -> Task:
         fresh = Timed(*self.about)
@@ -76,7 +77,7 @@ def recipe(iterations: int, batch_size: int) -> Method:
     )
 
 
-def measure(targets: type[Targets], network: Network, parts: Method, data: CalibrationData) -> tuple[float, float]:
+def measure(targets: type[Targets], model: DiffusionModel, parts: Method, data: CalibrationData) -> tuple[float, float]:
     """Seconds of the whole reconstruction, and of bringing the data."""
     session.Targets, Timed.seconds = targets, 0.0  # pyright: ignore[reportAttributeAccessIssue]
     run = session.Session.run
@@ -90,7 +91,7 @@ def measure(targets: type[Targets], network: Network, parts: Method, data: Calib
     spent: list[float] = []
     session.Session.run = timed
     try:
-        quantize(network, parts, lambda: data)  # pyright: ignore[reportArgumentType]
+        quantize(model, parts, lambda: data)  # pyright: ignore[reportArgumentType]
     finally:
         session.Session.run, session.Targets = run, Targets  # pyright: ignore[reportAttributeAccessIssue]
     return spent[0], Timed.seconds
@@ -110,12 +111,14 @@ def main() -> None:
     x = torch.randn(chosen.points, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     data = CalibrationData(x, torch.arange(chosen.points) * 7 % 1000, torch.arange(chosen.points) % 11, 8)
     short, long = (recipe(n, chosen.batch_size) for n in (1, chosen.iterations))
-    measure(Timed, Network(2, chosen.width), short, data)  # the first run of a process pays for its start
+    measure(
+        Timed, network("dit", 2, chosen.width, side=16, head=64), short, data
+    )  # the first run of a process pays for its start
     each: list[float] = []
     for depth in chosen.depths:
-        network = Network(depth, chosen.width)
-        seconds, kept = measure(Timed, network, long, data)
-        _, again = measure(Again, network, short, data)
+        model = network("dit", depth, chosen.width, side=16, head=64)
+        seconds, kept = measure(Timed, model, long, data)
+        _, again = measure(Again, model, short, data)
         each.append(seconds / depth)
         print(
             f"depth {depth:2}: {seconds:6.2f} s, {1000 * seconds / depth:6.0f} ms a unit; data: "
