@@ -20,7 +20,8 @@ from qdit.quant.affine import Affine
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
 from qdit.scheme import Scheme
-from qdit.storage.shelf import Place
+from qdit.storage.scratch import Scratch
+from qdit.storage.shelf import Place, Shelf
 from qdit.transform import Rewrite
 
 
@@ -48,6 +49,10 @@ class Fit:
     def sites(self) -> list[Site]:
         """The quantized sites in forward order."""
         return [s for s in self.model.sites() if s.name in self.policy]
+
+    def scratch(self) -> Scratch:
+        """Room for the activations of a walk, beside what is saved, where there is room for large files."""
+        return Scratch(None if self.folder is None else Shelf.of(self.folder).folder)
 
     @cached_property
     def data(self) -> CalibrationData:

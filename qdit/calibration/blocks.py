@@ -1,10 +1,11 @@
 """Run calibration data through a diffusion transformer block by block, without changing the model's code.
 
-Only the outputs of one block are kept (on the CPU); each step replaces them by the next block's. So time grows linearly
-with depth, and memory does not grow; Q-DiT's release runs the whole network for every block. To find what enters a
-block, the network's own forward runs with stand-ins for the blocks before it, of which the last returns what is kept
-(`qdit.calibration.replay`): embedders, reshapes and concatenations between blocks are the network's own, and cost one
-more pass of them for each block. After the last block, the network runs with stand-ins for all.
+Only the outputs of one block are kept, in memory or, where they are too large (a video's), on disk; each step replaces
+them by the next block's. So time grows linearly with depth, and memory does not grow; Q-DiT's release runs the whole
+network for every block. To find what enters a block, the network's own forward runs with stand-ins for the blocks
+before it, of which the last returns what is kept (`qdit.calibration.replay`): embedders, reshapes and concatenations
+between blocks are the network's own, and cost one more pass of them for each block. After the last block, the network
+runs with stand-ins for all.
 
 What is assumed of a network: each block reads outputs of the block that ran before it, or of the last block of another
 list. Where it does not (skip connections), a walk says so.
@@ -23,6 +24,7 @@ from qdit.calibration.replay import Outputs, Points, Reached, Structure, count, 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.replace import replaced
+from qdit.storage.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class Walk:
         model: the network.
         data: the calibration points.
         segments: from `segments`.
+        scratch: where the outputs of blocks are kept.
     """
 
     model: DiffusionModel
     data: CalibrationData
     segments: list[Segment]
+    scratch: Scratch = field(default_factory=Scratch)
     passed: dict[str, nn.Module] = field(default_factory=dict)
     """Layers of the segments that were passed."""
     structures: dict[str, Structure] = field(default_factory=dict)
@@ -107,7 +111,7 @@ class Walk:
         for points, output in zip(self.batches(), found, strict=True):
             if kept is None:
                 fits = room is not None and room.fits(output, count(points))
-                kept = room if fits else Outputs.like(output, count(points), len(self.data.x))
+                kept = room if fits else Outputs.like(output, count(points), len(self.data.x), self.scratch)
             assert kept is not None
             kept.put(points, output)
         assert kept is not None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from qdit.storage.scratch import Scratch
+
 Points = slice | Tensor
 """Calibration points by number: a range of them [first, end), or indices [n]."""
 
@@ -82,19 +84,17 @@ def structure(output: Any, points: int) -> Structure:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a block returned for all calibration points, on the CPU, nested and laid out in memory as it was."""
+    """What a block returned for all calibration points, in memory or on disk, nested and laid out as it was."""
 
     structure: Structure
     leaves: list[Any]
 
     @classmethod
-    def like(cls, output: Any, points: int, total: int) -> "Outputs":
+    def like(cls, output: Any, points: int, total: int, scratch: Scratch) -> "Outputs":
         """Room for the outputs of `total` points, given those of some."""
         shape = structure(output, points)
         leaves = [
-            torch.empty_permuted((total * kind.per_point, *kind.row), _layout(x), dtype=x.dtype)
-            if isinstance(x, Tensor)
-            else x
+            scratch.empty((total * kind.per_point, *kind.row), x.dtype, _layout(x)) if isinstance(x, Tensor) else x
             for x, kind in zip(tree_leaves(output), shape.leaves, strict=True)
         ]
         return cls(shape, leaves)

@@ -67,7 +67,7 @@ class Refinement:
         parts = segments(self.fit.model.sites(), self.fit.policy)
         found = [self.load(part) for part in parts]
         last = max((n for n, own in enumerate(found) if own is None), default=-1)
-        walk = Walk(self.fit.model, self.fit.data, parts) if last >= 0 else None
+        walk = Walk(self.fit.model, self.fit.data, parts, self.fit.scratch()) if last >= 0 else None
         for n, part in enumerate(tqdm(parts[: last + 1], desc="ranges", unit="block", disable=None)):
             assert walk is not None
             if found[n] is None:

@@ -38,7 +38,7 @@ def round_segments(
     found = [load_finished(fit, part) for part in parts]
     missing = [n for n, weights in enumerate(found) if weights is None]
     last = max(missing, default=-1)
-    walk = Walk(fit.model, fit.data, parts) if missing else None
+    walk = Walk(fit.model, fit.data, parts, fit.scratch()) if missing else None
     for n, part in enumerate(tqdm(parts[: last + 1], desc="rounding", unit="block", disable=None)):
         assert walk is not None
         weights = found[n]

@@ -16,6 +16,7 @@ from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.nn.clock import Clock
+from qdit.storage.scratch import Scratch
 
 SMALL = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8}
 TEXT = {"out_channels": 8, "cross_attention_dim": 16, "caption_channels": 16, "norm_type": "ada_norm_single"}
@@ -149,10 +150,11 @@ def equal(one, other):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
 @pytest.mark.parametrize("make", [dit, pixart, latte, flux, sd3, lumina])
-def test_a_walk_gives_what_the_network_itself_gives_its_blocks_and_returns_bit_for_bit(make):
+def test_a_walk_gives_what_the_network_itself_gives_its_blocks_and_returns_bit_for_bit(make, budget, tmp_path):
     model, data, seen, ends = made(make)
-    walk = Walk(model, data, whole(seen))
+    walk = Walk(model, data, whole(seen), Scratch(tmp_path, budget))
     for segment in walk.segments[:-1]:
         if segment.block is not None:
             for points, (args, kwargs, _) in zip(walk.batches(), seen[segment.block], strict=True):

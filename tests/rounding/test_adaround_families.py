@@ -14,6 +14,8 @@ from qdit.model.latte import Latte
 from qdit.model.pixart import PixArt
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.rounding.reconstruction.targets import Streams
+from qdit.storage import scratch
+from qdit.storage.scratch import Scratch
 
 ROLES = ["qkv", "attn_out", "cross_q", "cross_kv", "cross_out", "ffn_up", "ffn_down", "modulation", "embedder", "final"]
 
@@ -76,20 +78,41 @@ def test_a_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(model, tmp_path
     assert all(file.read_bytes() == (again / file.name).read_bytes() for file in whole.iterdir())
 
 
+@pytest.mark.parametrize("rounding", [GPTQ(), AdaRound(iterations=2, low_bits=1)], ids=["gptq", "adaround"])
+def test_activations_on_disk_give_the_bits_of_those_in_memory(model, rounding, tmp_path, monkeypatch):
+    parts = recipe(rounding, roles=["embedder", "ffn_up"])
+    memory = quantize(model, parts, lambda: points(model, 5))
+    made = Spied(monkeypatch)
+    disk = quantize(model, parts, lambda: points(model, 5), tmp_path)
+    assert made.folders == {tmp_path}
+    for name, layer in memory.layers.items():
+        assert torch.equal(layer.weight, disk.layers[name].weight), name
+
+
+class Spied:
+    """No budget of memory, and where what is on disk lies."""
+
+    def __init__(self, monkeypatch):
+        self.folders = set()
+        mapped = scratch._mapped
+        monkeypatch.setattr(scratch, "BUDGET", 0)
+        monkeypatch.setattr(scratch, "_mapped", lambda folder, size: self.folders.add(folder) or mapped(folder, size))
+
+
 def test_of_several_streams_each_counts_relative_to_its_mean_square():
     output = (torch.randn(4, 3, 8), 100 * torch.randn(4, 6, 8), None)
-    streams = Streams(kept(output), 4)
+    streams = Streams(kept(output), 4, Scratch())
     wrong = (output[0] + 0.1, output[1] - 10.0, None)
     loss = (streams.joined(wrong, 4) - streams.target).square().mean()
     expected = sum((a - b).square().mean() / b.square().mean() for a, b in zip(wrong[:2], output[:2], strict=True))
     torch.testing.assert_close(loss, expected)
-    single = Streams(kept(output[0]), 4)
+    single = Streams(kept(output[0]), 4, Scratch())
     assert torch.equal(single.target, output[0])
-    assert Streams(kept(torch.randn(12, 5, 8)), 4).target.shape == (4, 3, 5, 8)
+    assert Streams(kept(torch.randn(12, 5, 8)), 4, Scratch()).target.shape == (4, 3, 5, 8)
 
 
 def kept(output):
-    outputs = Outputs.like(output, 4, 4)
+    outputs = Outputs.like(output, 4, 4, Scratch())
     outputs.put(slice(0, 4), output)
     assert tree_flatten(outputs.at(slice(0, 4), torch.device("cpu")))[1] == tree_flatten(output)[1]
     return outputs

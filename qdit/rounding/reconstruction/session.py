@@ -63,7 +63,7 @@ class Session:
         """The rounded weights of all units."""
         missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
         total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
-        targets = Targets(self.fit.model, self.fit.data, self.parts) if missing else None
+        targets = Targets(self.fit.model, self.fit.data, self.parts, self.fit.scratch()) if missing else None
         with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
             for part, group in zip(self.parts, self.units, strict=True):
                 for unit in group:

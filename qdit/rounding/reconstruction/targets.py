@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
-from qdit.calibration.replay import Outputs, by_point, rows
+from qdit.calibration.replay import Outputs, by_point, count, rows
 from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced
 from qdit.rounding.reconstruction.units import Unit
+from qdit.storage.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Task:
     predict: Callable[[Tensor], Tensor]
     """The output [n, …] of the unit, as it is installed when called, for calibration points by number [n]."""
     target: Tensor
-    """The full-precision output for all points [points, …], on the CPU."""
+    """The full-precision output for all points [points, …], in memory or on disk."""
 
 
 class Targets:
@@ -39,11 +40,14 @@ class Targets:
         model: the full-precision network.
         data: the calibration points.
         parts: the network's segments.
+        scratch: where activations are kept.
     """
 
-    def __init__(self, model: DiffusionModel, data: CalibrationData, parts: Sequence[Segment]) -> None:
-        self.model, self.data = model, data
-        self.full, self.rounded = Walk(model, data, list(parts)), Walk(model, data, list(parts))
+    def __init__(
+        self, model: DiffusionModel, data: CalibrationData, parts: Sequence[Segment], scratch: Scratch | None = None
+    ) -> None:
+        self.model, self.data, self.scratch = model, data, scratch or Scratch()
+        self.full, self.rounded = (Walk(model, data, list(parts), self.scratch) for _ in range(2))
         self.ahead: Segment | None = None
         """The segment that only the full-precision lane has passed."""
 
@@ -90,7 +94,7 @@ class Targets:
         self._go_ahead(segment)
         assert segment.block is not None
         block, walk = segment.block, self.rounded
-        streams = Streams(self.full.outputs[block], len(self.data.t))
+        streams = Streams(self.full.outputs[block], len(self.data.t), self.scratch)
         recorded = None if walk.structures else Arguments(walk, block)
 
         def predict(points: Tensor) -> Tensor:
@@ -115,15 +119,21 @@ class Streams:
     Args:
         outputs: of the block in full precision.
         total: points.
+        scratch: where several tensors are joined.
     """
 
-    def __init__(self, outputs: Outputs, total: int) -> None:
-        parts = _tensors(outputs.leaves)
+    def __init__(self, outputs: Outputs, total: int, scratch: Scratch) -> None:
+        parts = [by_point(part, total) for part in _tensors(outputs.leaves)]
+        if len(parts) == 1:
+            self.target = parts[0]
+            """Of all points, in memory or on disk."""
+            return
         sizes = [part.numel() for part in parts]
-        squares = [float(part.float().square().mean()) or 1.0 for part in parts]
+        squares = [sum(float(row.float().square().sum()) for row in part) / part.numel() or 1.0 for part in parts]
         self.factors = [(sum(sizes) / size / square) ** 0.5 for size, square in zip(sizes, squares, strict=True)]
-        self.target = self._one(parts, total)
-        """Of all points, on the CPU."""
+        self.target = scratch.empty((total, sum(sizes) // total), torch.float32)
+        for n, row in enumerate(self.target):
+            row.copy_(self._one([part[n : n + 1] for part in parts], 1)[0])
 
     def joined(self, output: Any, points: int) -> Tensor:
         """What the block returned for some points, as one tensor."""
@@ -141,10 +151,15 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
 
 def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
     """A layer's inputs and outputs over all points, on the CPU, while `walk` runs its segment with `layers`."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    kept: list[Tensor] = []
+    batches = iter(walk.batches())
 
     def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.append((args[0].cpu(), output.cpu()))
+        points, both = next(batches), (args[0], output)
+        if not kept:
+            kept.extend(_room(walk, x, len(x) // count(points)) for x in both)
+        for own, x in zip(kept, both, strict=True):
+            own[rows(points, len(x) // count(points))].copy_(x)
 
     layer = layers[name] if name in layers else walk.model.denoiser.get_submodule(name)
     handle = layer.register_forward_hook(see)
@@ -152,8 +167,13 @@ def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Mo
         walk.observe(segment, layers)
     finally:
         handle.remove()
-    inputs, outputs = zip(*seen, strict=True)
-    return torch.cat(inputs), torch.cat(outputs)
+    inputs, outputs = kept
+    return inputs, outputs
+
+
+def _room(walk: Walk, x: Tensor, per_point: int) -> Tensor:
+    """Room for tensors like `x`, which have so many rows a point, of all points."""
+    return walk.scratch.empty((len(walk.data.t) * per_point, *x.shape[1:]), x.dtype)
 
 
 class Arguments:
@@ -167,17 +187,19 @@ class Arguments:
         block: this block.
     """
 
+    @torch.no_grad()
     def __init__(self, walk: Walk, block: str) -> None:
-        with torch.no_grad():
-            batches = [tree_flatten(walk.arguments(block, points)) for points in walk.batches()]
-            one, two = (tree_leaves(walk.arguments(block, slice(0, n))) for n in (1, min(2, len(walk.data.t))))
-        self.device, self.shape = walk.model.device, batches[0][1]
+        one, two = (tree_leaves(walk.arguments(block, slice(0, n))) for n in (1, min(2, len(walk.data.t))))
+        self.per_point = [len(a) if _grows(a, b) else None for a, b in zip(one, two, strict=True)]
+        self.device = walk.model.device
         self.leaves: list[Any] = []
-        self.per_point: list[int | None] = []
-        for own, other, *column in zip(one, two, *(leaves for leaves, _ in batches), strict=True):
-            moves = isinstance(own, Tensor) and own.ndim > 0 and len(other) > len(own)
-            self.per_point.append(len(own) if moves else None)
-            self.leaves.append(torch.cat([value.cpu() for value in column]) if moves else column[0])
+        for points in walk.batches():
+            found, self.shape = tree_flatten(walk.arguments(block, points))
+            pairs = list(zip(self.per_point, found, strict=True))
+            self.leaves = self.leaves or [x if k is None else _room(walk, x, k) for k, x in pairs]
+            for own, (per_point, x) in zip(self.leaves, pairs, strict=True):
+                if per_point is not None:
+                    own[rows(points, per_point)].copy_(x)
 
     def at(self, points: Tensor) -> Any:
         """The arguments and keywords for some points."""
@@ -186,3 +208,8 @@ class Arguments:
             for leaf, per_point in zip(self.leaves, self.per_point, strict=True)
         ]
         return tree_unflatten(chosen, self.shape)
+
+
+def _grows(one: Any, two: Any) -> bool:
+    """Whether a tensor has rows for each point, given that of one and of two points."""
+    return isinstance(one, Tensor) and one.ndim > 0 and len(two) > len(one)
