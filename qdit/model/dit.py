@@ -25,9 +25,10 @@ from qdit.errors import UserError
 from qdit.model.base import Attention, Producer, Site
 from qdit.model.checks import check_autoencoder, check_dit, check_schedule
 from qdit.model.derive import structure
-from qdit.model.files import check_class, load_module, locate, read_config, shapes
+from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
+from qdit.model.weights import shapes
 
 _FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
 

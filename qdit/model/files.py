@@ -5,25 +5,22 @@ first copied to the local cache; from there on everything is a folder.
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qdit import compat as compat  # before diffusers
 from qdit.assets import EMBEDDED
 from qdit.errors import UserError
 from qdit.model.hub import is_id
+from qdit.model.weights import shapes, weight_files
 from qdit.storage.reading import read_json
 
-# diffusers' names: diffusion_pytorch_model[.VARIANT][-00001-of-00002][.VARIANT].safetensors
-_WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(?:\.(?P<before>[^.]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[^.]+))?\.safetensors"
-)
-_FLOATS = ("F16", "BF16", "F32", "F64")
+log = logging.getLogger("qdit")
+VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.non_ema.*", "*.non_ema-*"]
+"""Second copies of weights on the hub, which are fetched only where there is no plain one."""
 
 
 def locate(path: str | None, revision: str | None, key: str, patterns: list[str]) -> Path:
@@ -61,7 +58,12 @@ def _download(repo: str, revision: str | None, key: str, patterns: list[str]) ->
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        asked: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
+        folder = Path(snapshot_download(repo, **asked, ignore_patterns=VARIANTS))
+        modules = [p for p in patterns if p.endswith("safetensors") and (folder / p).with_name("config.json").is_file()]
+        if all(any(folder.glob(pattern)) for pattern in modules):
+            return folder
+        return Path(snapshot_download(repo, **asked))
     except Exception as error:  # the hub client's errors have no common base: requests, OSError and its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -100,77 +102,14 @@ def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]
         )
 
 
-def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
-    """Find the weights of a module: the variant (None is the plain one, else such as fp16), and its files.
-
-    Raises:
-        UserError: there are none, several variants and no plain one, or an index that names files elsewhere.
-    """
-    variants: dict[str | None, list[Path]] = {}
-    for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
-        if match := _WEIGHTS.fullmatch(file.name):
-            variants.setdefault(match["before"] or match["after"], []).append(file)
-    if not variants:
-        pickles = sorted(p.name for p in folder.glob("*.bin"))
-        found = f"only {', '.join(pickles)}, a pickle, which can run code when it is loaded" if pickles else "none"
-        raise UserError(
-            f"{folder} has no diffusion_pytorch_model*.safetensors (found: {found}). Convert the weights with "
-            "safetensors, or, on the hub, set the revision that holds a safetensors copy (often refs/pr/1)"
-        )
-    if None not in variants and len(variants) > 1:
-        raise UserError(
-            f"{folder} holds several variants ({', '.join(sorted(map(str, variants)))}) and no plain "
-            "diffusion_pytorch_model.safetensors; keep the one that is meant"
-        )
-    variant = next(iter(variants)) if None not in variants else None
-    files = variants[variant]
-    return variant, files if len(files) == 1 else _shards(folder, variant, files)
-
-
-def _shards(folder: Path, variant: str | None, files: list[Path]) -> list[Path]:
-    """The files that the index of a divided module names; a single file that lies beside them comes first."""
-    plain = folder / f"diffusion_pytorch_model{'' if variant is None else f'.{variant}'}.safetensors"
-    if plain in files:
-        return [plain]
-    name = f"diffusion_pytorch_model.safetensors.index{'' if variant is None else f'.{variant}'}.json"
-    index = read_config(folder, name).get("weight_map")
-    known = {file.name: file for file in files}
-    if not isinstance(index, dict) or not index:
-        raise UserError(f"{folder / name} is damaged: it has no weight_map. Copy or download it again")
-    named = sorted({str(shard) for shard in index.values()})
-    if missing := [shard for shard in named if shard not in known]:
-        raise UserError(f"{folder / name} names {missing[0]}, which is not beside it. Copy or download it again")
-    return [known[shard] for shard in named]
-
-
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a module, from the files' headers alone; opening them compares their length, too.
-
-    Raises:
-        UserError: there are none, or one is truncated or not safetensors, or does not hold floating-point numbers.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder)[1]:
-        try:
-            with safe_open(file, "pt") as stream:
-                slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
-                types = {key: piece.get_dtype() for key, piece in slices.items()}
-                found |= {key: tuple(piece.get_shape()) for key, piece in slices.items()}
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is truncated or damaged ({error}). Copy or download it again") from error
-        if foreign := [f"{key} ({kind})" for key, kind in types.items() if kind not in _FLOATS]:
-            raise UserError(
-                f"{file}: {len(foreign)} of {len(types)} tensors are not in floating point, such as {foreign[0]}. The "
-                "model is quantized already; give the original"
-            )
-    return found
-
-
 def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Load one diffusers module from a local folder: evaluation mode, no gradients, upcast or cast to `dtype`.
 
+    No weight is in memory twice: the module is made without any, and takes one tensor after the other from the files.
+
     Raises:
-        UserError: files are missing or damaged, config and weights disagree, or a weight is NaN or infinite.
+        UserError: files are missing or damaged, config and weights disagree, a weight is NaN or infinite, or the class
+            does not take this dtype.
     """
     shapes(folder)
     variant, _ = weight_files(folder)
@@ -184,7 +123,7 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            low_cpu_mem_usage=False,
+            low_cpu_mem_usage=True,  # accelerate's way
             output_loading_info=True,
         )
     except Exception as error:  # whatever diffusers says of foreign values
@@ -206,10 +145,39 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
                 f"{folder}: {name} contains NaN or infinity in {dtype}. The checkpoint is damaged, or overflows in "
                 "this dtype: try dtype=float32, or download it again"
             )
+    check_dtypes(module, folder, dtype)
     return module.eval().requires_grad_(False)
+
+
+def check_dtypes(module: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Compare the dtypes of a loaded module's weights with the one that was asked for.
+
+    A class may keep some in float32 whatever is asked for, as its authors found that it must; that is only said.
+
+    Raises:
+        UserError: others are not as asked for.
+    """
+    weights = dict(module.named_parameters())
+    others = [name for name, weight in weights.items() if weight.dtype != dtype]
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    if foreign := [n for n in others if weights[n].dtype != torch.float32 or kept.isdisjoint(n.split("."))]:
+        raise UserError(
+            f"{folder}: dtype={_short(dtype)} was asked for, and {len(foreign)} of {len(weights)} weights are in "
+            f"{_short(weights[foreign[0]].dtype)} ({', '.join(foreign[:3])}): {type(module).__name__} cannot be loaded "
+            "so; use dtype=float32"
+        )
+    if others:
+        log.warning(
+            "%s keeps %d of %d weights in float32 with dtype=%s, as its class demands, such as %s",
+            *(folder, len(others), len(weights), _short(dtype), others[0]),
+        )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _brief(message: str) -> str:
     """The first lines of a library's message, on one line, without advice that does not apply here."""
-    lines = [line.strip() for line in message.splitlines() if line.strip() and "ignore_mismatched" not in line]
+    lines = [line.strip() for line in message.partition(" If you want to instead")[0].splitlines() if line.strip()]
     return " ".join(lines[:3]) + (f" … and {len(lines) - 3} more" if len(lines) > 3 else "")
