@@ -12,7 +12,7 @@ from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.ledger import ledger
 from qdit.method import Method, quantize
 from qdit.model.base import OPERANDS
-from qdit.model.dit import list_attentions, list_producers, list_sites
+from qdit.model.dit import list_attentions, list_folds, list_sites
 from qdit.policies import Policy
 from qdit.quant.ranges import PercentileMSE
 from qdit.rounding import Nearest
@@ -71,12 +71,12 @@ def dit_xl():
             patch_size=2,
             num_embeds_ada_norm=1000,
         )
-    sites = list_sites(denoiser)
+    sites, attentions = list_sites(denoiser), list_attentions(denoiser)
     return SimpleNamespace(
         denoiser=denoiser,
         sites=lambda: sites,
-        attentions=lambda: list_attentions(denoiser),
-        producers=lambda: list_producers(sites),
+        attentions=lambda: attentions,
+        folds=lambda: list_folds(sites, attentions),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.observers import attended_rows
 from qdit.calibration.replay import Outputs, Points, Reached, Structure, count, has_nan, standing_in
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
@@ -91,6 +92,13 @@ class Walk:
     outputs: dict[str, Outputs] = field(default_factory=dict)
     """Of the block that was passed last, and of the last ones of lists."""
 
+    now: Points = field(default_factory=lambda: slice(0))
+    """The points that are on their way."""
+
+    def attended_rows(self, site: str, rows: Tensor) -> Tensor:
+        """Those of a site's rows, as they come now, that anything depends on: see `DiffusionModel.attended`."""
+        return attended_rows(self.model, site, self.data.y[self.now].to(self.model.device), rows)
+
     def observe(self, segment: Segment, layers: Mapping[str, nn.Module]) -> None:
         """Run the data through `segment` with `layers` in place."""
         for _ in self.run(segment, layers):
@@ -133,6 +141,7 @@ class Walk:
         """
         with replaced(self.model.denoiser, {**self.passed, **layers}):
             for points in self.batches():
+                self.now = points
                 if segment is self.segments[-1]:
                     output = self.tail(points)
                     self._check("the network's output", output, points)

@@ -36,6 +36,20 @@ def changed_input(layer: nn.Module, x: Tensor) -> Tensor:
     return layer.quantizer(rows) if isinstance(layer, QuantLinear) and layer.quantizer is not None else rows
 
 
+def attended_rows(model: DiffusionModel, site: str, y: Tensor, rows: Tensor) -> Tensor:
+    """Those of a site's rows [B, rows, …] that anything depends on, [n, …]; all of them, as they are, if all count."""
+    attended = model.attended(site, y)
+    return rows if attended is None else rows[attended]
+
+
+def _with_times(model: DiffusionModel, site: str, y: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`attended_rows`, and the timestep of each of its rows in dimension 0."""
+    attended = model.attended(site, y)
+    if attended is None:
+        return rows, each_row(t, len(rows))
+    return rows[attended], t.repeat_interleave(attended.sum(1))
+
+
 @contextmanager
 def watching(model: DiffusionModel, sites: list[Site], see) -> Iterator[None]:
     """Observe sites: call `see(site, layer, input, output)` whenever one runs; the hooks are removed afterwards."""
@@ -74,11 +88,12 @@ def input_values(
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
         rows = first[site.name](rows) if site.name in first else rows
-        reservoirs[site.name].add(rows, each_row(shown[0], len(rows)))
+        y, t = shown
+        reservoirs[site.name].add(*_with_times(model, site.name, y, t, rows))
 
     with watching(model, sites, see):
         for x, t, y in data.batches(model):
-            shown[:] = [t]
+            shown[:] = [y, t]
             model.denoise(x, t, y)
     return {name: reservoir.values() for name, reservoir in reservoirs.items()}
 
@@ -92,16 +107,18 @@ def input_maxima(
     The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, after what a
     transformed layer does to its input first.
     """
-    timesteps: list[Tensor] = []
+    shown: list[Tensor] = []
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        rows = changed_input(layer, x)
+        (y, t), rows = shown, changed_input(layer, x)
+        if (attended := model.attended(site.name, y)) is not None:
+            rows = rows.masked_fill(~attended.unsqueeze(-1), 0)
         maxima = rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float()
-        see(site, maxima, each_row(timesteps[-1], len(rows)))
+        see(site, maxima, each_row(t, len(rows)))
 
     with watching(model, sites, reduce):
         for x, t, y in data.batches(model):
-            timesteps[:] = [t]
+            shown[:] = [y, t]
             model.denoise(x, t, y)
 
 
@@ -146,14 +163,21 @@ def operand_values(
     reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
     shown: list[Tensor] = []
 
+    made_by = {a.sites[o]: f"{a.name}.to_{o}" for a in attentions for o in ("k", "v")}
+
     def see(site: str, x: Tensor) -> None:
-        if site in reservoirs:
-            reservoirs[site].add(x, each_row(shown[0], len(x)))
+        if site not in reservoirs:
+            return
+        (y, t), layer = shown, made_by.get(site, "")
+        if model.attended(layer, y) is None:
+            reservoirs[site].add(x, each_row(t, len(x)))
+        else:  # tokens are rows: [tokens, heads, channels]
+            reservoirs[site].add(*_with_times(model, layer, y, t, x.transpose(1, 2)))
 
     chosen = [a for a in attentions if reservoirs.keys() & a.sites.values()]
     with watching_operands(model, chosen, see, by_rows=True):
         for x, t, y in data.batches(model):
-            shown[:] = [t]
+            shown[:] = [y, t]
             model.denoise(x, t, y)
     return {site: reservoir.values() for site, reservoir in reservoirs.items()}
 

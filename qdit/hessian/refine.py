@@ -160,8 +160,11 @@ class Refinement:
 
     def chosen(self, site: Site) -> Tensor:
         """Indices of the rows of a site's input that are used, in random order."""
-        total = self.importance[site.name].rows.numel()
-        return torch.randperm(total, generator=generator(self.rule.seed, "hessian rows", 0))[: self.rule.tokens]
+        total, attended = self.importance[site.name].rows.numel(), self.fit.model.attended(site.name, self.fit.data.y)
+        among = None if attended is None else attended.flatten().nonzero().flatten()
+        random = generator(self.rule.seed, "hessian rows", 0)
+        order = torch.randperm(total if among is None else len(among), generator=random)[: self.rule.tokens]
+        return order if among is None else among[order]
 
     def inputs(self, walk: Walk, part: Segment, sites: Sequence[Site]) -> dict[str, Tensor]:
         """The chosen rows [n, channels] of what sites round, in full precision, float32, by site.

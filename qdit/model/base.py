@@ -5,11 +5,12 @@ for (qkv projection, feed-forward up, adaLN, …). An adapter wraps a diffusers 
 neither copied nor edited.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
@@ -37,11 +38,21 @@ class Site:
     """
     path: str | None = None
     """Module path of its block; None outside the blocks."""
+    reads: str | None = field(default=None, repr=False)
+    """Name of the first site that reads this very tensor, in whichever block; None: nothing is known of others."""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates per sample and forward pass."""
         return self.tokens * self.in_features * self.out_features
+
+
+def readers_of_inputs(sites: Iterable[Site]) -> list[list[Site]]:
+    """Sites in forward order, grouped by the very tensor that they read: q, k and v of a self-attention are a group."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.reads or site.name, []).append(site)
+    return list(groups.values())
 
 
 OPERANDS = ("q", "k", "v", "probs")
@@ -82,11 +93,11 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Producer:
-    """The linear layer that produces a site's input, into which a scale of the input's channels can be folded.
+class Source:
+    """A linear layer that makes tokens of an input. Each range of its output rows is as long as the input is wide.
 
-    Each range of its output rows is as long as the input is wide. Channel c of the input is a sum of terms, each a
-    multiple of output row c of one of these ranges (a plain row), or of 1 + that row (adaLN's scale).
+    Channel c of these tokens is a sum of terms, each a multiple of output row c of one of the ranges (a plain row), or
+    of 1 + that row (adaLN's scale).
     """
 
     layer: str
@@ -95,8 +106,27 @@ class Producer:
     """First rows of the ranges that enter as they are: adaLN's shift, an attention's values."""
     one_plus: tuple[int, ...] = ()
     """First rows of the ranges that enter as 1 + output: adaLN's scale."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where a scale of an input's channels can go, exactly: the factor into all sources, its inverse into all readers.
+
+    A layer left out on either side changes what the network computes: the text of a joint attention makes tokens of the
+    image's output with its values, and one projection of a text is read by the keys and values of all blocks.
+    """
+
+    sources: tuple[Source, ...]
+    """What makes the input, token by token or in weighted means of tokens: one, or the values of image and text."""
+    readers: tuple[str, ...]
+    """Every site that reads what the sources make, in forward order."""
     mixing: int = 1
     """Channels, in runs of this many, that may be mixed too: a head's width for values, 1 where only scales fold."""
+
+    @property
+    def layers(self) -> str:
+        """The sources' paths, as one text."""
+        return ", ".join(source.layer for source in self.sources)
 
 
 class DiffusionModel(Protocol):
@@ -127,8 +157,15 @@ class DiffusionModel(Protocol):
         """Every attention in forward order."""
         ...
 
-    def producers(self) -> dict[str, Producer]:
-        """The producer of each site's input, by site; sites whose input nothing can be folded into are left out."""
+    def folds(self) -> list[Fold]:
+        """Where changes of inputs can be folded; inputs that no fold makes are changed at run time."""
+        ...
+
+    def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
+        """Which rows of a site's input anything depends on, for samples with conditions `y`; None: on all of them.
+
+        Rows behind a prompt's end are computed, and a mask of the attention hides them: no statistic may count them.
+        """
         ...
 
     def scheduler_config(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,6 +37,12 @@ class Conditions:
     """Encoded prompts: tensors [N, …] by the denoiser's keyword; the last row is the null condition."""
 
     rows: dict[str, Tensor]
+
+    @property
+    def mask(self) -> Bool[Tensor, "N length"] | None:
+        """Which rows of each prompt take part in attention; None where the family takes no mask: all do."""
+        masks = [rows for rows in self.rows.values() if not rows.is_floating_point()]
+        return masks[0].bool() if masks else None
 
     @property
     def null(self) -> int:

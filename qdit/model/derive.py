@@ -148,7 +148,15 @@ def derive(
     roles = _roles(found, lists, own)
     stages = _stages(found, lists, roles)
     sites = [
-        _site(each, roles[each.name], _block_of(each.name, lists), numbers, stages[each.name]) for each in found.calls
+        _site(
+            each,
+            role=roles[each.name],
+            block=_block_of(each.name, lists),
+            numbers=numbers,
+            stage=stages[each.name],
+            reads=found.calls[each.reads].name,
+        )
+        for each in found.calls
     ]
     return sites, _attentions(found, lists, numbers)
 
@@ -252,10 +260,10 @@ def _stages(found: Trace, lists: Sequence[str], roles: dict[str, str]) -> dict[s
     return stages
 
 
-def _site(call: _Call, role: str, block: str | None, numbers: dict[str, int], stage: int) -> Site:
+def _site(call: _Call, *, role: str, block: str | None, numbers: dict[str, int], stage: int, reads: str) -> Site:
     weight: Tensor = call.layer.weight  # pyright: ignore[reportAssignmentType]
     number = None if block is None else numbers[block]
-    return Site(call.name, role, number, weight[0].numel(), weight.shape[0], call.rows, stage, block)
+    return Site(call.name, role, number, weight[0].numel(), weight.shape[0], call.rows, stage, block, reads)
 
 
 def _attentions(found: Trace, lists: Sequence[str], numbers: dict[str, int]) -> list[Attention]:

@@ -22,12 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Attention, Producer, Site
+from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_autoencoder, check_dit, check_schedule
 from qdit.model.derive import structure
 from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
-from qdit.model.loaded import Loaded
+from qdit.model.loaded import Loaded, value_folds
 from qdit.model.weights import shapes
 
 _FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
@@ -160,9 +160,9 @@ class LoadedDiT(Loaded):
         """Derive the sites and attentions."""
         return structure(denoiser, one_sample)
 
-    def list_producers(self, sites: list[Site]) -> dict[str, Producer]:
-        """Find the layers that modulate the inputs of attention, feed-forward and final layer, or the values."""
-        return list_producers(sites, self._attentions[0].head_dim)
+    def list_folds(self, sites: list[Site]) -> list[Fold]:
+        """Find the layers that modulate the inputs of attention, feed-forward and final layer, and the values."""
+        return list_folds(sites, self._attentions)
 
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
@@ -203,22 +203,20 @@ def list_attentions(denoiser: nn.Module) -> list[Attention]:
     return structure(denoiser, one_sample)[1]
 
 
-def list_producers(sites: list[Site], head_dim: int = 1) -> dict[str, Producer]:
-    """Describe which layer produces each site's input; ffn_down is left out, because a GELU comes between.
+def list_folds(sites: list[Site], attentions: list[Attention]) -> list[Fold]:
+    """Describe which layer makes each input; ffn_down's is left out, because a GELU comes between.
 
     adaLN-Zero outputs shift, scale and gate of the attention, then of the feed-forward, each as wide as the model; the
-    final layer's modulation outputs shift and scale. A channel of the attention's output is a mean of one value row's
-    outputs, weighted by the probabilities, which are the same for all channels of a head.
+    final layer's modulation outputs shift and scale.
     """
-    found: dict[str, Producer] = {}
-    for site in sites:
-        width, block = site.in_features, site.path
-        if site.role == "qkv":
-            found[site.name] = Producer(f"{block}.norm1.linear", linear=(0,), one_plus=(width,))
-        elif site.role == "attn_out":
-            found[site.name] = Producer(f"{block}.attn1.to_v", linear=(0,), mixing=head_dim)
-        elif site.role == "ffn_up":
-            found[site.name] = Producer(f"{block}.norm1.linear", linear=(3 * width,), one_plus=(4 * width,))
-        elif site.name == "proj_out_2":
-            found[site.name] = Producer("proj_out_1", linear=(0,), one_plus=(width,))
+    found = value_folds(sites, attentions)
+    for readers in readers_of_inputs(sites):
+        first, names = readers[0], tuple(site.name for site in readers)
+        width, block = first.in_features, first.path
+        if first.role == "qkv":
+            found.append(Fold((Source(f"{block}.norm1.linear", (0,), (width,)),), names))
+        elif first.role == "ffn_up":
+            found.append(Fold((Source(f"{block}.norm1.linear", (3 * width,), (4 * width,)),), names))
+        elif first.name == "proj_out_2":
+            found.append(Fold((Source("proj_out_1", (0,), (width,)),), names))
     return found

@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Attention, Producer, Site
+from qdit.model.base import Attention, Fold, Site, Source
 from qdit.nn.clock import Clock
 
 LATENT_SCALE = 8
@@ -43,7 +43,7 @@ class Loaded(ABC):
         if autoencoder is not None and schedule is not None:
             self.complete(autoencoder, schedule)
         self._sites, self._attentions = self.structure(denoiser)
-        self._producers = self.list_producers(self._sites)
+        self._folds = self.list_folds(self._sites)
 
     def complete(self, autoencoder: nn.Module | None, schedule: dict[str, Any]) -> None:
         """Take the rest of the pipeline: what decodes, if it is there, and the noise schedule of the training.
@@ -67,15 +67,9 @@ class Loaded(ABC):
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """The network's sites and attentions in forward order."""
 
-    def list_producers(self, sites: list[Site]) -> dict[str, Producer]:
-        """Which layer makes each site's input up to a scale: in every family, the values an attention's output."""
-        heads = {attention.name: attention.head_dim for attention in self._attentions}
-        found = {}
-        for site in sites:
-            attention = site.name.removesuffix(".to_out.0")
-            if site.role in ("attn_out", "cross_out") and attention in heads:
-                found[site.name] = Producer(f"{attention}.to_v", linear=(0,), mixing=heads[attention])
-        return found
+    def list_folds(self, sites: list[Site]) -> list[Fold]:
+        """Where changes of inputs can be folded: in every family, those of an attention's output into its values."""
+        return value_folds(sites, self._attentions)
 
     def sites(self) -> list[Site]:
         """Every linear and the patch embedding, in forward order, as they were when the model was loaded."""
@@ -85,9 +79,13 @@ class Loaded(ABC):
         """Every attention, in forward order."""
         return list(self._attentions)
 
-    def producers(self) -> dict[str, Producer]:
-        """The layers that make a site's input up to a scale, by site."""
-        return dict(self._producers)
+    def folds(self) -> list[Fold]:
+        """Where changes of inputs can be folded, in forward order of the readers."""
+        return list(self._folds)
+
+    def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
+        """Which rows of a site's input anything depends on; None: all do."""
+        return None
 
     def scheduler_config(self) -> dict[str, Any]:
         """The content of the pipeline's `scheduler_config.json`.
@@ -126,3 +124,21 @@ class Loaded(ABC):
                 "sampled latents diverged. Try more bits, a narrower scope, or dtype=float32"
             )
         return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
+
+
+def value_folds(sites: list[Site], attentions: list[Attention]) -> list[Fold]:
+    """The folds of attentions' outputs into their values, which may mix within a head.
+
+    A token of the output is a mean of all tokens' values, weighted by the probabilities, which are the same for all
+    channels of a head. In a joint attention the values of image and text make the outputs of both, so that one factor
+    has two sources and two readers. Left out: keys and values with fewer heads than the queries.
+    """
+    widths = {site.name: (site.in_features, site.out_features) for site in sites}
+    found: list[Fold] = []
+    for attention in attentions:
+        values = [name for part in ("to_v", "add_v_proj") if (name := f"{attention.name}.{part}") in widths]
+        readers = [name for part in ("to_out.0", "to_add_out") if (name := f"{attention.name}.{part}") in widths]
+        if values and readers and {widths[name][1] for name in values} == {widths[name][0] for name in readers}:
+            sources = tuple(Source(name, linear=(0,)) for name in values)
+            found.append(Fold(sources, tuple(sorted(readers, key=list(widths).index)), attention.head_dim))
+    return found

@@ -31,6 +31,19 @@ ROLES = (
     "final",
 )
 """What a linear site does; a scope picks sites by it."""
+KIN = {
+    "cross_q": "qkv",
+    "cross_kv": "qkv",
+    "image_kv": "qkv",
+    "text_qkv": "qkv",
+    "parallel_in": "qkv",
+    "cross_out": "attn_out",
+    "text_out": "attn_out",
+    "text_up": "ffn_up",
+    "text_down": "ffn_down",
+    "parallel_out": "ffn_down",
+}
+"""The role of a self-attention or feed-forward that one of cross-attention, of a text or of both together is like."""
 TOGETHER = {"cross_qkv": ("cross_q", "cross_kv")}
 """Names that stand for several roles."""
 DIT = frozenset({"qkv", "attn_out", "ffn_up", "ffn_down", "adaln", "embedder", "final"})
@@ -127,6 +140,15 @@ def named(name: str, patterns: Patterns) -> str | None:
 def is_role(name: str) -> bool:
     """Whether a config may name a role so."""
     return name in ROLES or name in TOGETHER
+
+
+def transformed(role: str, roles: Sequence[str]) -> bool:
+    """Whether a transform with some roles concerns a site: one has them of all attentions and streams alike (`KIN`).
+
+    >>> transformed("cross_out", ["attn_out"]), transformed("cross_out", ["ffn_up"]), transformed("adaln", ["qkv"])
+    (True, False, False)
+    """
+    return chosen(role, roles) or KIN.get(role) in roles
 
 
 def chosen(role: str, roles: Sequence[str]) -> bool:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Le
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from qdit.checked import Checked
 from qdit.errors import UserError
-from qdit.model.base import DiffusionModel
+from qdit.model.base import DiffusionModel, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_denoiser, check_schedule
 from qdit.model.conditions import T5, Conditions, Encoder, Texts, conditions
 from qdit.model.dit import check_size, check_vae, locate_vae
@@ -114,7 +115,36 @@ class LoadedText(Loaded):
         self.text_length = text_length
         super().__init__(*parts)
         self._table = table
+        self._reading = {
+            s.name for s in self._sites if s.role == "cross_kv" or s.name.startswith("caption_projection.")
+        }
         self.num_classes = self.null_class = table.null if table is not None else 0
+
+    def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
+        """Which tokens of the prompts are attended to, where a site's rows are these tokens and the family has a mask.
+
+        Of 300 rows of PixArt-Σ a prompt fills 20 or so, and all others are one vector: it would be most of a Hessian.
+        Latte has no mask, and its blank rows are read as the others are: they count.
+        """
+        if site not in self._reading or self.table.mask is None:
+            return None
+        return self.table.mask[y.to(self.table.mask.device)].to(y.device)
+
+    def list_folds(self, sites: list[Site]) -> list[Fold]:
+        """Find what makes the inputs of cross-attentions' outputs, and of their keys and values.
+
+        The projection of the text is read by the keys and values of all blocks, which must share one factor, and
+        nothing comes between: all channels may mix. adaLN-single is left out: its one projection of the timestep
+        serves all blocks, and a block's own table cannot absorb a factor alone.
+        """
+        last = "caption_projection.linear_2"
+        if last not in {site.name for site in sites}:
+            return super().list_folds(sites)
+        return super().list_folds(sites) + [
+            Fold((Source(last, linear=(0,)),), tuple(site.name for site in readers), readers[0].in_features)
+            for readers in readers_of_inputs(sites)
+            if readers[0].role == "cross_kv"
+        ]
 
     @property
     def table(self) -> Conditions:

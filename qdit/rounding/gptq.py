@@ -6,12 +6,13 @@ Hessian and its Cholesky factor. The calibration data holds points of both halve
 the null class; Q-DiT's release sees only the conditional half (`calibration.null_share=0`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge
-from torch import nn
+from torch import Tensor, nn
 
 from qdit.calibration.blocks import Segment, Walk
 from qdit.checked import Checked
@@ -72,7 +73,8 @@ class GPTQ(Checked):
             groups = fit.by_input([site for site in stage if fit.rounds(site)])
             hessians = {group[0].name: InputHessian() for group in groups}
             if groups:
-                walk.observe(segment, self.layers(fit, segment, weights, hessians))
+                seeing = {name: partial(_add, hessian, walk, name) for name, hessian in hessians.items()}
+                walk.observe(segment, self.layers(fit, segment, weights, seeing))
             for group in groups:
                 weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
         return weights
@@ -88,16 +90,21 @@ class GPTQ(Checked):
         return rounded
 
     def layers(
-        self, fit: Fit, segment: Segment, weights: Mapping[str, Rounded], hessians: Mapping[str, InputHessian]
+        self, fit: Fit, segment: Segment, weights: Mapping[str, Rounded], seeing: Mapping[str, Callable[[Tensor], None]]
     ) -> dict[str, nn.Module]:
-        """The segment's layers, with the weights that are rounded already; some add their inputs to their Hessians."""
+        """The segment's layers, with the weights that are rounded already; what is `seeing` some is shown inputs."""
         made: dict[str, nn.Module] = {}
         full = self.inputs == "full_precision"
         for site in segment.sites:
             quantizer = (fit.rewrite.inputs if full else fit.quantizers).get(site.name)
-            if site.name in hessians:
-                quantizer = Observed(quantizer, hessians[site.name].add)
+            if site.name in seeing:
+                quantizer = Observed(quantizer, seeing[site.name])
             made[site.name] = QuantLinear(fit.layer(site), None if full else weights.get(site.name), quantizer).eval()
         if segment.block is not None and not full:
             made |= fit.processors(segment.block)
         return made
+
+
+def _add(hessian: InputHessian, walk: Walk, site: str, rows: Tensor) -> None:
+    """Add the rows of a site's input that anything depends on."""
+    hessian.add(walk.attended_rows(site, rows))

@@ -22,7 +22,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
-from qdit.calibration.observers import watching
+from qdit.calibration.observers import attended_rows, watching
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.quantized import Allocation
@@ -108,8 +108,10 @@ class ILP(LeastError):
         sizes = {site.name: gene.sizes for gene in bench.space.genes for site in gene.sites}
         noise: dict[tuple[str, int], float] = defaultdict(float)
         energy: dict[str, float] = defaultdict(float)
+        shown: list[Tensor] = []
 
         def compare(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+            x, output = (attended_rows(bench.model, site.name, shown[0], rows) for rows in (x, output))
             energy[site.name] += float(output.double().square().sum())
             for size in sizes[site.name]:
                 quantized = bench.variants.of_size(size).layers[site.name](x)
@@ -120,6 +122,7 @@ class ILP(LeastError):
         sites = [site for gene in bench.space.genes for site in gene.sites]
         with bench.variants.rewrite.installed(bench.model), watching(bench.model, sites, compare):
             for x, t, y in data.batches(bench.model):
+                shown[:] = [y]
                 bench.model.denoise(x, t, y)
         return [
             {g: sum(noise[s.name, g] / max(energy[s.name], 1e-30) for s in gene.sites) for g in gene.sizes}

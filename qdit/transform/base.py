@@ -2,7 +2,7 @@
 
 A transform rewrites linear layers without changing what the network computes: W x = (W T)(T⁻¹ x) for an invertible T on
 the input channels. W T is the weight that will be rounded. T⁻¹ is folded (fused) into the layer that produces the input
-where the arithmetic allows it (`qdit.model.base.Producer`), and is applied to the input at run time elsewhere. Scales
+where the arithmetic allows it (`qdit.model.base.Fold`), and is applied to the input at run time elsewhere. Scales
 (`qdit.transform.scaling`) can be folded into adaLN's modulation and into plain output rows; rotations
 (`qdit.transform.rotation`) into plain rows whose channels may be mixed, which are an attention's values of one head.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.ledger import RunTime
-from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.model.base import DiffusionModel, Fold, Site
 from qdit.transform.base import Rewrite, Transform
 from qdit.transform.folding import Draft, Step
 from qdit.transform.timestep_aware import Unabsorbing
@@ -153,12 +153,12 @@ class Chain:
 
 
 class _Changed(Unabsorbing):
-    """A model some of whose inputs are changed at run time, so that nothing more can be folded into their producers."""
+    """A model some of whose inputs are changed at run time, so that nothing more can be folded into what makes them."""
 
     def __init__(self, model: DiffusionModel, inputs: frozenset[str]) -> None:
         super().__init__(model)
         self._inputs = inputs
 
-    def producers(self) -> dict[str, Producer]:
+    def folds(self) -> list[Fold]:
         """See `DiffusionModel`."""
-        return {name: producer for name, producer in self._model.producers().items() if name not in self._inputs}
+        return [fold for fold in self._model.folds() if self._inputs.isdisjoint(fold.readers)]

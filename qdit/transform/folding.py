@@ -1,4 +1,4 @@
-"""Folding (fusing) scales, shifts and rotations into a layer and into the one that produces its input, exactly.
+"""Folding (fusing) scales, shifts and rotations into a layer and into those that make its input, exactly.
 
 Layers are edited as copies; the model stays as it is. With r the factor of the input channels of a layer W, b = 1 / r:
 
@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qdit.model.base import DiffusionModel, Producer, Site
+from qdit.model.base import DiffusionModel, Fold, Site, Source
 from qdit.nn.basis import Branch
 from qdit.nn.linear import QuantLinear, matrix
 from qdit.transform.base import Rewrite, Transform
@@ -92,37 +92,43 @@ class Draft:
             up, down = self.branches[name]
             self.branches[name] = up, change(down)
 
-    def rotate_output(self, producer: Producer, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
-        """Fold a rotation into a producer of `width` channels: it gives x R instead of x; all rows must be plain."""
-        assert not producer.one_plus, f"{producer.layer} modulates; it cannot mix channels"
-        weight, bias = self.weight(producer.layer), self.biases[producer.layer]
-        for start in producer.linear:
-            rows = slice(start, start + width)
-            for part in (weight, *self._outer(producer.layer)):
-                part[rows] = rotate(part[rows].T).T
-            if bias is not None:
-                bias[rows] = rotate(bias[rows])
+    def rotate_output(self, fold: Fold, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
+        """Fold a rotation into sources of `width` channels: they give x R instead of x; all rows must be plain."""
+        for source in fold.sources:
+            assert not source.one_plus, f"{source.layer} modulates; it cannot mix channels"
+            weight, bias = self.weight(source.layer), self.biases[source.layer]
+            for start in source.linear:
+                rows = slice(start, start + width)
+                for part in (weight, *self._outer(source.layer)):
+                    part[rows] = rotate(part[rows].T).T
+                if bias is not None:
+                    bias[rows] = rotate(bias[rows])
 
     def at_run_time(self, name: str, change: nn.Module) -> None:
         """Let a layer change its own input, after earlier changes; all readers of one input are given one module."""
         before = self.inputs.get(name)
         self.inputs[name] = change if before is None else nn.Sequential(before, change)
 
-    def scale_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
-        """Fold a factor `by` of the input's channels into its producer."""
-        weight, bias = self.weight(producer.layer), self._bias(producer.layer)
-        for start in (*producer.linear, *producer.one_plus):
+    def scale_output(self, fold: Fold, by: Float[Tensor, " channels"]) -> None:
+        """Fold a factor `by` of the input's channels into its sources."""
+        for source in fold.sources:
+            self._scale_rows(source, by)
+
+    def _scale_rows(self, source: Source, by: Float[Tensor, " channels"]) -> None:
+        weight, bias = self.weight(source.layer), self._bias(source.layer)
+        for start in (*source.linear, *source.one_plus):
             rows = slice(start, start + len(by))
-            for part in (weight, *self._outer(producer.layer)):
+            for part in (weight, *self._outer(source.layer)):
                 part[rows] *= by[:, None]
             bias[rows] *= by
-        for start in producer.one_plus:
+        for start in source.one_plus:
             bias[start : start + len(by)] += by - 1
 
-    def shift_output(self, producer: Producer, by: Float[Tensor, " channels"]) -> None:
-        """Fold a shift into a producer: it gives x + by instead of x; one of its ranges of rows must be plain."""
-        start = producer.linear[0]
-        self._bias(producer.layer)[start : start + len(by)] += by
+    def shift_output(self, fold: Fold, by: Float[Tensor, " channels"]) -> None:
+        """Fold a shift into sources: they give x + by instead of x; one range of rows of each must be plain."""
+        for source in fold.sources:
+            start = source.linear[0]
+            self._bias(source.layer)[start : start + len(by)] += by
 
     def _bias(self, name: str) -> Float[Tensor, " out"]:
         """The copy of a layer's bias, zeros where it had none."""
@@ -194,7 +200,7 @@ class Drafted(ABC):
         return chosen_inputs(model, sites, self.roles)
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: what is done to an input's channels is folded into its producer."""
+        """See `Transform`: what is done to an input's channels is folded into its sources, if a fold makes it."""
         return folded_into(model, self.inputs(model, sites))
 
     @abstractmethod

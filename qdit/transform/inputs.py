@@ -1,24 +1,22 @@
-"""The inputs that a transform changes: each has one producer, and one or several consumers (*readers*: q, k and v)."""
+"""The inputs that a transform changes: each is one tensor, and has one or several consumers (*readers*: q, k and v)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
-from qdit.calibration.observers import changed_input, watching
-from qdit.model.base import DiffusionModel, Site
-from qdit.model.roles import chosen as role_chosen
-from qdit.model.roles import is_role
+from qdit.calibration.observers import attended_rows, changed_input, watching
+from qdit.model.base import DiffusionModel, Fold, Site, readers_of_inputs
+from qdit.model.roles import is_role, transformed
 from qdit.seeding import generator
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input that is transformed: the layers that read it, and those among them that are quantized."""
+    """An input that is transformed: the layers that read it, in any block, and those of them that are quantized."""
 
     readers: tuple[Site, ...]
     quantized: tuple[Site, ...]
@@ -36,21 +34,26 @@ class Input:
 
 def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) -> list[Input]:
     """The inputs of quantized `sites` with one of the roles, in forward order."""
-    wanted = {site.name for site in sites if role_chosen(site.role, roles)}
-    groups = groupby(model.sites(), key=lambda s: (s.block, s.role, s.stage))
-    every = (tuple(readers) for _, readers in groups)
-    found = (Input(readers, tuple(s for s in readers if s.name in wanted)) for readers in every)
+    wanted = {site.name for site in sites if transformed(site.role, roles)}
+    groups = readers_of_inputs(model.sites())
+    found = (Input(tuple(readers), tuple(s for s in readers if s.name in wanted)) for readers in groups)
     return [each for each in found if each.quantized]
 
 
+def fold_of(model: DiffusionModel, read: Input) -> Fold | None:
+    """The fold that makes an input, if there is one that makes it and nothing else."""
+    names = {site.name for site in read.readers}
+    return next((fold for fold in model.folds() if names == set(fold.readers)), None)
+
+
 def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | None]:
-    """By quantized reader, the layer into which a change of its input's channels can be folded, or None."""
-    producers = model.producers()
-    found: dict[str, str | None] = {}
-    for each in inputs:
-        producer = producers.get(each.name)
-        found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
-    return found
+    """By quantized reader, the layers into which a change of its input's channels can be folded, or None."""
+    return carriers_of({each: fold_of(model, each) for each in inputs})
+
+
+def carriers_of(folds: Mapping[Input, Fold | None]) -> dict[str, str | None]:
+    """By quantized reader of each input, the layers of its fold; None where it has none."""
+    return {site.name: fold.layers if fold else None for each, fold in folds.items() for site in each.quantized}
 
 
 def role_problems(roles: list[str], sites: list[Site]) -> list[str]:
@@ -69,27 +72,36 @@ def watch_rows(
     """Observe inputs: call `see(input, rows)` for every batch, after what a transformed layer does to them first."""
     by_site = {each.name: each for each in inputs}
 
+    shown: list[Tensor] = []
+
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        rows = changed_input(layer, x)
+        rows = attended_rows(model, site.name, shown[0], changed_input(layer, x))
         see(by_site[site.name], rows.reshape(-1, rows.shape[-1]))
 
     with watching(model, [each.quantized[0] for each in inputs], reduce):
         for x, t, y in data.batches(model):
+            shown[:] = [y]
             model.denoise(x, t, y)
+
+
+def total_rows(model: DiffusionModel, read: Input, data: CalibrationData) -> int:
+    """How many rows of an input `watch_rows` shows."""
+    site = read.quantized[0]
+    attended = model.attended(site.name, data.y)
+    return len(data.x) * site.tokens if attended is None else int(attended.sum())
 
 
 class RowSample:
     """A random sample of the rows (tokens) of one input, over all calibration points, on the CPU.
 
     Args:
-        read: the input.
-        points: how many the calibration data has.
+        total: how many rows there are.
         rows: how many rows are kept; all, if there are fewer.
         seed: of the choice; the same rows for the same seed and number of rows.
     """
 
-    def __init__(self, read: Input, points: int, rows: int, seed: int) -> None:
-        order = torch.randperm(points * read.quantized[0].tokens, generator=generator(seed, "rows", 0))
+    def __init__(self, total: int, rows: int, seed: int) -> None:
+        order = torch.randperm(total, generator=generator(seed, "rows", 0))
         self.chosen, self.seen = order[:rows].sort().values, 0
         self.kept: list[Tensor] = []
 
@@ -108,6 +120,6 @@ def sample_rows(
     model: DiffusionModel, inputs: list[Input], data: CalibrationData, rows: int, seed: int
 ) -> dict[str, Float[Tensor, "rows channels"]]:
     """A seeded sample of the rows of each input in full precision, by the input's name; arguments as `RowSample`."""
-    samples = {each.name: RowSample(each, len(data.x), rows, seed) for each in inputs}
+    samples = {each.name: RowSample(total_rows(model, each, data), rows, seed) for each in inputs}
     watch_rows(model, inputs, data, lambda read, x: samples[read.name].add(x))
     return {name: sample.value() for name, sample in samples.items()}

@@ -26,7 +26,7 @@ from qdit.nn.basis import Scale, Shift
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
 from qdit.transform.folding import Draft, Drafted
-from qdit.transform.inputs import watch_rows
+from qdit.transform.inputs import fold_of, watch_rows
 from qdit.transform.trial import Trial
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel counts as constant
@@ -70,8 +70,7 @@ class Reparameterization(Drafted):
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: two 16-bit numbers, an addition and a multiplication for each channel."""
-        producers = model.producers()
-        left = [each for each in self.inputs(model, sites) if each.name not in producers]
+        left = [each for each in self.inputs(model, sites) if fold_of(model, each) is None]
         return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
 
     def measure(
@@ -85,18 +84,17 @@ class Reparameterization(Drafted):
         return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. What is folded into a producer reaches all readers of the input, quantized or not."""
+        """See `Step`. What is folded reaches all readers of the input, quantized or not."""
         model = draft.model
-        producers = model.producers()
         for each in self.inputs(model, sites):
             r, d = (part.to(model.device) for part in aligned(*measured[each.name]))
-            producer = producers.get(each.name)
-            for site in each.readers if producer else each.quantized:
+            fold = fold_of(model, each)
+            for site in each.readers if fold else each.quantized:
                 draft.shift_columns(site.name, d)
                 draft.scale_columns(site.name, r)
-            if producer is not None:
-                draft.shift_output(producer, d)
-                draft.scale_output(producer, 1 / r)
+            if fold is not None:
+                draft.shift_output(fold, d)
+                draft.scale_output(fold, 1 / r)
                 continue
             changes = torch.nn.Sequential(Shift(d, model.dtype), Scale(1 / r, model.dtype))
             for site in each.quantized:

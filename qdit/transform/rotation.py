@@ -24,13 +24,13 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.checked import Checked, Count
 from qdit.ledger import RunTime
-from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.model.roles import chosen
+from qdit.model.base import DiffusionModel, Fold, Site
+from qdit.model.roles import transformed
 from qdit.nn.basis import Rotation
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.seeding import generator
 from qdit.transform.folding import Draft, Drafted
-from qdit.transform.inputs import Input, sample_rows
+from qdit.transform.inputs import Input, carriers_of, fold_of, sample_rows
 from qdit.transform.trial import OutputError, Trial, Way, unchanged
 
 
@@ -57,7 +57,7 @@ class Hadamard(Drafted):
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
         found = super().problems(sites)
-        widths = {s.in_features: s.name for s in sites if chosen(s.role, self.roles)}
+        widths = {s.in_features: s.name for s in sites if transformed(s.role, self.roles)}
         for channels, name in widths.items():
             try:
                 split(self.block or channels)
@@ -73,11 +73,7 @@ class Hadamard(Drafted):
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`."""
-        found: dict[str, str | None] = {}
-        for each in self.inputs(model, sites):
-            producer = _mixing(model, each)
-            found |= dict.fromkeys((site.name for site in each.quantized), producer.layer if producer else None)
-        return found
+        return carriers_of({each: _mixing(model, each) for each in self.inputs(model, sites)})
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: one bit per channel for the signs, and the additions of the fast transform."""
@@ -93,38 +89,38 @@ class Hadamard(Drafted):
     def turn(self, model: DiffusionModel, read: Input) -> "partial[Tensor]":
         """The function that computes x R of rows x of an input."""
         signs = random_signs(self.seed, read.name, read.channels).to(model.device)
-        producer = _mixing(model, read)
-        return partial(rotate, signs=signs, block=producer.mixing if producer else self.block)
+        fold = _mixing(model, read)
+        return partial(rotate, signs=signs, block=fold.mixing if fold else self.block)
 
     def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
         """See `qdit.transform.chain.Foreseen`: each input is rotated."""
         return {s.name: (self.turn(model, e),) for e in self.inputs(model, sites) for s in e.quantized}
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. What is folded into the value rows reaches all readers of the input, quantized or not."""
+        """See `Step`. What is folded reaches all readers of the input, quantized or not."""
         model = draft.model
         for each in self.inputs(model, sites):
-            producer, turn = _mixing(model, each), self.turn(model, each)
-            for site in each.readers if producer else each.quantized:
+            fold, turn = _mixing(model, each), self.turn(model, each)
+            for site in each.readers if fold else each.quantized:
                 draft.rotate_columns(site.name, turn)
-            if producer is not None:
-                draft.rotate_output(producer, each.channels, turn)
+            if fold is not None:
+                draft.rotate_output(fold, each.channels, turn)
                 continue
             rotation = Rotation(turn.keywords["signs"], self.block)
             for site in each.quantized:
                 draft.at_run_time(site.name, rotation)
 
 
-def _mixing(model: DiffusionModel, read: Input) -> Producer | None:
-    """The layer that an input's rotation within heads can be folded into, if their width has a Hadamard matrix."""
-    producer = model.producers().get(read.name)
-    if producer is None or producer.mixing == 1:
+def _mixing(model: DiffusionModel, read: Input) -> Fold | None:
+    """The fold of an input's rotation, within heads or whole, if their width has a Hadamard matrix."""
+    fold = fold_of(model, read)
+    if fold is None or fold.mixing == 1:
         return None
     try:
-        split(producer.mixing)
+        split(fold.mixing)
     except ValueError:
         return None
-    return producer
+    return fold
 
 
 def _text(block: int | None) -> str:

@@ -34,7 +34,7 @@ from qdit.nn.basis import Scale
 from qdit.nn.linear import matrix
 from qdit.transform.alpha import Alpha, FixedAlpha
 from qdit.transform.folding import Draft, Drafted
-from qdit.transform.inputs import Input, sample_rows
+from qdit.transform.inputs import Input, fold_of, sample_rows
 from qdit.transform.statistics import Statistic
 from qdit.transform.trial import OutputError, Trial
 
@@ -51,8 +51,7 @@ class Scaling(Drafted):
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: one 16-bit factor and one multiplication per channel."""
-        producers = model.producers()
-        left = [each.quantized[0] for each in self.inputs(model, sites) if each.name not in producers]
+        left = [each.quantized[0] for each in self.inputs(model, sites) if fold_of(model, each) is None]
         return [RunTime(site, 16 * site.in_features, site.in_features) for site in left]
 
     @abstractmethod
@@ -62,16 +61,15 @@ class Scaling(Drafted):
         """The factor r [channels] of every input, by its name."""
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. A factor that is folded into a producer reaches all readers of the input, quantized or not."""
+        """See `Step`. A factor that is folded reaches all readers of the input, quantized or not."""
         model = draft.model
-        producers = model.producers()
         for each in self.inputs(model, sites):
             r = measured[each.name].to(model.device)
-            producer = producers.get(each.name)
-            for site in each.readers if producer else each.quantized:
+            fold = fold_of(model, each)
+            for site in each.readers if fold else each.quantized:
                 draft.scale_columns(site.name, r)
-            if producer is not None:
-                draft.scale_output(producer, 1 / r)
+            if fold is not None:
+                draft.scale_output(fold, 1 / r)
                 continue
             if (r == 1).all():
                 continue  # not scaled

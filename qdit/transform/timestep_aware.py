@@ -25,8 +25,8 @@ from qdit.calibration import CalibrationData
 from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.ledger import RunTime
-from qdit.model.base import DiffusionModel, Producer, Site
-from qdit.model.roles import chosen
+from qdit.model.base import DiffusionModel, Fold, Site
+from qdit.model.roles import transformed
 from qdit.nn.switch import Now, TimedLinear
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
 from qdit.transform.base import Rewrite, Transform
@@ -52,13 +52,13 @@ class Unabsorbing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def producers(self) -> dict[str, Producer]:
+    def folds(self) -> list[Fold]:
         """See `DiffusionModel`."""
-        return {}
+        return []
 
 
 def unabsorbing(model: DiffusionModel) -> DiffusionModel:
-    """`model` without producers."""
+    """`model` without folds."""
     return cast(DiffusionModel, Unabsorbing(model))
 
 
@@ -112,14 +112,14 @@ class TimestepAware(Checked):
 
     def bases(self, role: str) -> int:
         """See `Transform`: one for each range, where the transform has the role."""
-        return self.ranges if chosen(role, self.roles) else 1
+        return self.ranges if transformed(role, self.roles) else 1
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
         return [problem.replace("transform.", "transform.each.", 1) for problem in self.each.problems(sites)]
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
-        """See `Transform`: nothing is folded into producers."""
+        """See `Transform`: nothing is folded."""
         return self.each.carriers(unabsorbing(model), sites)
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:

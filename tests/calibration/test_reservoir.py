@@ -65,7 +65,7 @@ def test_the_sample_estimates_tails():
     """The quantile of a few wide channels among many, as inputs of transformers have them."""
     scale = torch.ones(1152)
     scale[::97] = 8
-    x = torch.randn(8, 256, 1152) * scale
+    x = torch.randn(8, 256, 1152, generator=torch.Generator().manual_seed(0)) * scale
     kept = filled(x.split(2)).values()
     for share in (0.99, 0.999):
         assert np.quantile(kept.numpy(), share) == pytest.approx(np.quantile(x.numpy(), share), rel=0.05)

@@ -8,7 +8,7 @@ import torch
 from qdit import compat as compat  # before transformers, which imports torchvision
 
 
-def _liven(module: torch.nn.Module, seed: int) -> None:
+def liven(module: torch.nn.Module, seed: int) -> None:
     """Seed every weight with unit gain, so that no path is dead and outputs have unit size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -44,8 +44,8 @@ def write_pipeline(folder: Path) -> Path:
         norm_num_groups=4,
         sample_size=16,
     )
-    _liven(transformer, 0)
-    _liven(vae, 1)
+    liven(transformer, 0)
+    liven(vae, 1)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     DDIMScheduler(beta_schedule="linear", clip_sample=False).save_pretrained(folder / "scheduler")
@@ -95,7 +95,7 @@ def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8
     small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
     encoder = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, feed_forward_proj="gated-gelu", **small))
     for seed, module in enumerate((transformer, vae, encoder)):
-        _liven(module, seed)
+        liven(module, seed)
     schedule = {"beta_schedule": "linear"}
     kind = diffusers.DDIMScheduler if family == "latte" else diffusers.DPMSolverMultistepScheduler
     scheduler = kind(**schedule, clip_sample=False) if family == "latte" else kind(**schedule)

@@ -70,5 +70,5 @@ def wild_factors(transform, model):
 
 
 def unable_to_fold(model, monkeypatch):
-    monkeypatch.setattr(model, "producers", dict)
+    monkeypatch.setattr(model, "folds", list)
     return model

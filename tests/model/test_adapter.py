@@ -12,7 +12,7 @@ from qdit.model.adapter import Listener, adapt, completed
 def test_a_stock_transformer_is_seen_as_a_loaded_model_is(tiny_pipe, tiny_model):
     found = adapt(tiny_pipe.transformer)
     assert found.sites() == tiny_model.sites()
-    assert found.producers() == tiny_model.producers()
+    assert found.folds() == tiny_model.folds()
     with pytest.raises(UserError, match="came without its pipeline"):
         found.decode(torch.zeros(1, 4, 8, 8))
     whole = completed(found, tiny_pipe)

@@ -3,15 +3,11 @@
 import pytest
 import torch
 from helpers.adaround_parts import OPERANDS, STATIC, recipe
-from helpers.pipelines import write_text_pipeline
+from helpers.text_models import load, points
 from torch.utils._pytree import tree_flatten
 
-from qdit.calibration import CalibrationData
 from qdit.calibration.replay import Outputs
 from qdit.method import quantize
-from qdit.model.conditions import Conditions
-from qdit.model.latte import Latte
-from qdit.model.pixart import PixArt
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.rounding.reconstruction.targets import Streams
 from qdit.storage import scratch
@@ -20,23 +16,10 @@ from qdit.storage.scratch import Scratch
 ROLES = ["qkv", "attn_out", "cross_q", "cross_kv", "cross_out", "ffn_up", "ffn_down", "modulation", "embedder", "final"]
 
 
-@pytest.fixture(scope="module", params=[PixArt, Latte])
+@pytest.fixture(scope="module", params=["pixart_sigma", "latte"])
 def model(request, tmp_path_factory):
     """A family's tiny model with three prompts; it is not changed."""
-    family = "latte" if request.param is Latte else "pixart_sigma"
-    folder = write_text_pipeline(tmp_path_factory.mktemp(family) / family, family)
-    rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}
-    if request.param is PixArt:
-        rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor([[3], [7], [1]])).long()
-    return request.param(name="tiny", path=str(folder), text_length=12).load("cpu", torch.float32, Conditions(rows))
-
-
-def points(model, count, seed=0):
-    """Points in batches of three, with prompts and without."""
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, *model.latent_shape, generator=random)
-    times, prompts = (torch.randint(0, end, (count,), generator=random) for end in (1000, 3))
-    return CalibrationData(x, times, prompts, 3)
+    return load(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from helpers.rewriting import (
 )
 from torch import nn
 
-from qdit.model.base import Producer
-from qdit.model.dit import list_producers, list_sites
+from qdit.model.base import Fold, Source
+from qdit.model.dit import list_attentions, list_folds, list_sites
 from qdit.runs.plan import transform_text
 from qdit.transform import rewritten
 
@@ -43,8 +43,11 @@ def test_wild_factors_fold_exactly_and_leave_no_division(tiny_model):
 def test_a_fold_without_its_bias_term_is_caught(tiny_model, monkeypatch):
     """The rows of 1 + γ, scaled as if they entered as they are: b - 1 is missing in their bias."""
     transform, sites = scaling(["qkv"]), tiny_model.sites()
-    wrong = {n: Producer(p.layer, p.linear + p.one_plus) for n, p in tiny_model.producers().items()}
-    monkeypatch.setattr(tiny_model, "producers", lambda: wrong)
+    wrong = [
+        Fold(tuple(Source(source.layer, source.linear + source.one_plus) for source in fold.sources), fold.readers)
+        for fold in tiny_model.folds()
+    ]
+    monkeypatch.setattr(tiny_model, "folds", lambda: wrong)
     rewrite = transform.rewrite(tiny_model, sites, wild_factors(transform, tiny_model))
     assert (output(tiny_model, rewrite) - output(tiny_model)).abs().max() > 0.1
 
@@ -99,7 +102,8 @@ def test_the_papers_inputs_of_dit_xl_are_balanced_and_all_fold():
     with torch.device("meta"):
         denoiser = DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=28, patch_size=2)
     sites = list_sites(denoiser)
-    model = SimpleNamespace(sites=lambda: sites, producers=lambda: list_producers(sites))
+    folds = list_folds(sites, list_attentions(denoiser))
+    model = SimpleNamespace(sites=lambda: sites, folds=lambda: folds)
     transform = scaling(["qkv", "attn_out", "ffn_up"])
     assert len(transform.inputs(model, sites)) == 84
     assert None not in transform.carriers(model, sites).values()

@@ -1,5 +1,7 @@
 """Rotated networks on the tiny DiT: exact, folded into values head by head, alone and behind a scaling."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.rewriting import (
@@ -78,9 +80,8 @@ def test_values_take_the_rotation_of_their_heads(tiny_model):
 
 
 def test_a_head_without_a_hadamard_matrix_is_rotated_at_run_time(tiny_model, monkeypatch):
-    producers = tiny_model.producers()
-    odd = {n: type(p)(p.layer, p.linear, p.one_plus, 1 if p.mixing == 1 else 26) for n, p in producers.items()}
-    monkeypatch.setattr(tiny_model, "producers", lambda: odd)
+    odd = [replace(fold, mixing=1 if fold.mixing == 1 else 26) for fold in tiny_model.folds()]
+    monkeypatch.setattr(tiny_model, "folds", lambda: odd)
     transform = rotation(["attn_out"])
     assert set(transform.carriers(tiny_model, tiny_model.sites()).values()) == {None}
     assert len(transform.run_time(tiny_model, tiny_model.sites())) == 2

@@ -198,9 +198,9 @@ def test_what_cannot_be_is_refused(tiny_model):
         Chain(name="chain", steps={"first": aware()})  # type: ignore[dict-item]
 
 
-def test_a_model_without_producers_is_the_same_otherwise(tiny_model):
+def test_a_model_without_folds_is_the_same_otherwise(tiny_model):
     view = unabsorbing(tiny_model)
-    assert view.producers() == {}
+    assert view.folds() == []
     assert view.denoiser is tiny_model.denoiser
     assert view.clock is tiny_model.clock
     assert Scope(roles=BLOCKS).select(view.sites()) == Scope(roles=BLOCKS).select(tiny_model.sites())

@@ -79,7 +79,7 @@ class Session:
     def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
-        task, importance = targets.task(unit, passed), self.importance.get(unit.name)
+        task, importance = targets.task(unit, passed), self.weighting(unit)
         learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
@@ -120,6 +120,14 @@ class Session:
         """The Fisher weights of the units' outputs; empty if all errors weigh alike."""
         units = [unit for group in self.units for unit in group]
         return importances(self.fit.model, self.fit.data, units, self.seed) if self.fisher else {}
+
+    def weighting(self, unit: Unit) -> Tensor | None:
+        """What the errors of a unit's outputs weigh, relative to the mean: nothing in rows that nobody attends to."""
+        fit, fisher = self.fit, self.importance.get(unit.name)
+        if unit.layer is None or (attended := fit.model.attended(unit.layer, fit.data.y)) is None:
+            return fisher
+        share = (attended / attended.float().mean()).unsqueeze(-1)  # [points, rows, 1]
+        return share if fisher is None else share * fisher
 
     def soft(self, site: Site) -> SoftWeight:
         """A site's weight, ready to learn."""

@@ -1,0 +1,130 @@
+"""Folds of text models, image and video, and of a joint attention: exact, and only with all of their layers."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.families import sd35
+from helpers.pipelines import liven
+from helpers.text_models import FAMILIES, load, points
+
+from qdit.model.derive import derive
+from qdit.model.loaded import value_folds
+from qdit.quant.hadamard import rotate
+from qdit.runs.plan import transform_text
+from qdit.transform import Hadamard
+from qdit.transform.folding import Draft
+from qdit.transform.rotation import random_signs
+from qdit.transform.scaling import Scaling
+
+ROLES = ["qkv", "attn_out", "ffn_up", "ffn_down"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    """A family's tiny model; it is not changed."""
+    return load(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """A tiny SD3.5, whose image and text attend to each other."""
+    kind, config, given = sd35()
+    with torch.device("meta"):
+        sites, attentions = derive(kind(**config), lambda shell: shell(**given))
+    denoiser = kind(**config).eval().requires_grad_(False)
+    liven(denoiser, 0)
+    folds = value_folds(sites, attentions)
+    return SimpleNamespace(denoiser=denoiser, folds=lambda: folds, sites=lambda: sites, device="cpu")
+
+
+@torch.no_grad()
+def outputs(model):
+    if not isinstance(model, SimpleNamespace):
+        data = points(model, 2, seed=1)
+        return model.denoise(data.x, data.t, data.y)
+    random = torch.Generator().manual_seed(1)
+    given = {key: torch.randn(value.shape, generator=random) for key, value in sd35()[2].items()}
+    return model.denoiser(**given, return_dict=False)[0]
+
+
+def difference(model, change, fold):
+    """How far outputs are from those of the network as it was, relative to the largest."""
+    draft, expected = Draft(model), outputs(model)
+    change(draft, fold)
+    with draft.rewrite().installed(model):
+        return ((outputs(model) - expected).abs().max() / expected.abs().max()).item()
+
+
+def factors(width):
+    return 4 ** (2 * torch.rand(width, generator=torch.Generator().manual_seed(3)) - 1)
+
+
+def scaled(draft, fold):
+    by = factors(draft.model.denoiser.get_submodule(fold.readers[0]).in_features)
+    draft.scale_output(fold, 1 / by)
+    for reader in fold.readers:
+        draft.scale_columns(reader, by)
+
+
+def shifted(draft, fold):
+    by = factors(draft.model.denoiser.get_submodule(fold.readers[0]).in_features)
+    draft.shift_output(fold, by)
+    for reader in fold.readers:
+        draft.shift_columns(reader, by)
+
+
+def rotated(draft, fold):
+    width = draft.model.denoiser.get_submodule(fold.readers[0]).in_features
+    turn = partial(rotate, signs=random_signs(0, "a fold", width), block=fold.mixing)
+    draft.rotate_output(fold, width, turn)
+    for reader in fold.readers:
+        draft.rotate_columns(reader, turn)
+
+
+def check(model, fold):
+    for change in (scaled, shifted, rotated):
+        assert difference(model, change, fold) <= 2e-6
+    lacking = [replace(fold, sources=tuple(s for s in fold.sources if s != source)) for source in fold.sources]
+    lacking += [replace(fold, readers=tuple(r for r in fold.readers if r != reader)) for reader in fold.readers[1:]]
+    for some in lacking:
+        assert difference(model, scaled, some) > 1e-4
+
+
+def test_every_fold_is_exact_and_all_of_its_layers_are_necessary(model):
+    attentions = len(model.attentions())
+    assert len(model.folds()) == attentions + 1  # the values of each, and the projection of the text
+    for fold in model.folds():
+        check(model, fold)
+
+
+def test_values_of_image_and_text_fold_together(joint):
+    both = [fold for fold in joint.folds() if len(fold.sources) == 2]
+    assert [len(fold.readers) for fold in both] == [2, 2, 1]  # the last block's text goes nowhere
+    for fold in joint.folds():
+        check(joint, fold)
+
+
+class Wild(Scaling):
+    """Factors between 1/4 and 4 for every input."""
+
+    def measure(self, model, sites, collect, trial):
+        return {each.name: factors(each.channels) for each in self.inputs(model, sites)}
+
+
+def test_what_does_not_fold_is_done_at_run_time_and_is_exact(model):
+    expected = outputs(model)
+    wild = Wild(name="wild", roles=ROLES)
+    for transform in (wild, Hadamard(name="hadamard", roles=ROLES, block=None, seed=0)):
+        measured = transform.measure(model, model.sites(), lambda: pytest.fail("no data"), None)  # pyright: ignore
+        rewrite = transform.rewrite(model, model.sites(), measured)
+        with rewrite.installed(model):
+            assert (outputs(model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        roles = {site.role for site in model.sites() if site.name in rewrite.inputs}
+        assert roles == {"qkv", "cross_q", "ffn_up", "ffn_down"}
+        assert {left.site.role for left in transform.run_time(model, model.sites())} == roles
+    text = transform_text(wild.carriers(model, [site for site in model.sites() if site.block == 0]))
+    assert "folded into transformer_blocks.*.attn2.to_v for transformer_blocks.*.attn2.to_out.0" in text
+    assert "folded into caption_projection.linear_2 for transformer_blocks.*.attn2.to_k" in text
