@@ -39,7 +39,7 @@ Values = dict[str, Float[Tensor, "points heads tokens inner"]]
 
 
 def chosen_points(timesteps: Int[Tensor, " n"], groups: Groups, count: int, seed: int) -> Int[Tensor, " count"]:
-    """Indices of the points that are used, in random order, taken from the groups of timesteps in turn."""
+    """Indices of the points (or their frames) that are used, in random order, from the groups of timesteps in turn."""
     order = torch.randperm(len(timesteps), generator=generator(seed, "hessian points", 0))
     member = groups.of(timesteps)[order]
     turns = torch.zeros_like(member)
@@ -49,22 +49,22 @@ def chosen_points(timesteps: Int[Tensor, " n"], groups: Groups, count: int, seed
     return order[turns.argsort(stable=True)[:count]]
 
 
-def operands_of(walk: Walk, part: Segment, attention: Attention, points: Int[Tensor, " n"]) -> Values:
-    """The operands at the points, while the walk is at the block of the attention; float32.
+def operands_of(walk: Walk, part: Segment, attention: Attention, items: Int[Tensor, " n"]) -> Values:
+    """The operands of some points, or frames of points, while the walk is at the block of the attention; float32.
 
     Raises:
         UserError: they are not finite.
     """
-    seen = {site: ChosenRows(points) for site in attention.sites.values()}
+    seen = {site: ChosenRows(items) for site in attention.sites.values()}
     with watching_operands(walk.model, [attention], lambda site, x: seen[site].add(x)):
         walk.observe(part, {})
     return {operand: seen[site].value(site) for operand, site in attention.sites.items()}
 
 
-def output_weights(importance: Importance, points: Int[Tensor, " n"]) -> Float[Tensor, "n heads tokens inner"]:
+def output_weights(importance: Importance, items: Int[Tensor, " n"]) -> Float[Tensor, "n heads tokens inner"]:
     """The importance of the entries of p v."""
     channels = importance.channels / importance.channels.mean(-1, True).clamp(min=torch.finfo(torch.float32).tiny)
-    return importance.rows[points].unsqueeze(-1) * channels.unsqueeze(1)
+    return importance.rows[items].unsqueeze(-1) * channels.unsqueeze(1)
 
 
 def score_weights(
@@ -131,18 +131,20 @@ class OperandSearch:
         rule: of the search.
         attention: whose operands.
         importance: of its output.
-        points: numbers of the points.
+        items: numbers of the calibration points, or of all their frames (or places), one point's after the other's.
+        times: the timestep of each.
     """
 
     fit: Fit
     rule: Hessian
     attention: Attention
     importance: Importance
-    points: Int[Tensor, " n"]
+    items: Int[Tensor, " n"]
+    times: Int[Tensor, " n"]
 
     def run(self, values: Values) -> dict[str, Float[Tensor, "cells numbers"]]:
         """The numbers of the operands that are quantized, by site, on the CPU; `values` is emptied."""
-        outputs = output_weights(self.importance, self.points)
+        outputs = output_weights(self.importance, self.items)
         outputs = (outputs / outputs.mean(dtype=torch.float64)).to(values["v"])
         scores = score_weights(values, outputs)
         found = self.product(values, "q", "k", scores / scores.mean(dtype=torch.float64).clamp(min=1e-30))
@@ -161,7 +163,7 @@ class OperandSearch:
         heads = torch.arange(values.shape[1], device=values.device)
         if module is None:
             return Side(values.flatten(0, 1).contiguous(), None, heads.repeat(len(values)), None)
-        groups = groups_of(module, self.fit.data.t[self.points].to(values.device))
+        groups = groups_of(module, self.times.to(values.device))
         cells = groups.unsqueeze(1) * heads_of(module) + (heads if heads_of(module) > 1 else 0 * heads)
         table = self.table(operand, module, values, groups)
         return Side(values.flatten(0, 1).contiguous(), module, cells.flatten(), table)

@@ -42,15 +42,8 @@ def refine(fit: Fit) -> dict[str, Affine]:
     """The grids of the weights that are searched, by site; the numbers of static quantizers are set in place.
 
     Raises:
-        UserError: no calibration data, inputs that are not finite, or a damaged file of a finished segment; or operands
-            of attentions over single frames or places of a video.
+        UserError: no calibration data, inputs that are not finite, or a damaged file of a finished segment.
     """
-    beside = [a.name for a in fit.model.attentions() if a.copies > 1 and searched_operands(fit, a)]
-    if beside and rules(fit.recipe)[2] is not None:
-        raise UserError(
-            f"attention.range=hessian searches whole samples, and {beside[0]} works on frames or places of a video one "
-            "by one; use another range for operands, such as attention/range=percentile_mse"
-        )
     searches = [rule for rule in rules(fit.recipe) if rule is not None]
     return Refinement(fit, searches[0]).run() if searches else {}
 
@@ -117,9 +110,10 @@ class Refinement:
             quantizers = {site: searched(self.fit.attention[site]) for site in searched_operands(self.fit, attention)}
             return {f"{site}.operand": numbers_of(q) for site, q in quantizers.items() if q is not None}
         count = max(1, self.rule.tokens // attention.tokens)
-        points = chosen_points(self.fit.data.t, self.fit.time, count, self.rule.seed)
-        values = operands_of(walk, part, attention, points)
-        found = OperandSearch(self.fit, self.rule, attention, importance, points).run(values)
+        times = self.fit.data.t.repeat_interleave(attention.copies)  # of each frame, or place, of a video
+        items = chosen_points(times, self.fit.time, count, self.rule.seed)
+        values = operands_of(walk, part, attention, items)
+        found = OperandSearch(self.fit, self.rule, attention, importance, items, times[items]).run(values)
         return {f"{site}.operand": numbers for site, numbers in found.items()}
 
     def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers.text_models import load, points
 
 from qdit.activation import EqualGroups, StaticActivation
 from qdit.attention import (
@@ -218,6 +219,18 @@ def test_operands_of_every_kind_are_searched(tiny_model, data, probabilities, gr
     assert distance(tiny_model, searched, data) < distance(tiny_model, plain, data)
     for name, layer in plain.layers.items():
         assert torch.equal(layer.weight, searched.layers[name].weight)
+
+
+def test_operands_of_a_video_are_searched_frame_by_frame_and_of_a_text_with_its_mask(tmp_path):
+    for family in ("latte", "pixart_sigma"):
+        model = load(family, tmp_path)
+        data = points(model, 8)
+        plain, searched = (
+            quantize(model, recipe(attention(rule)), lambda data=data: data) for rule in (MinMax(), RULE)
+        )
+        assert numbers(plain).keys() == numbers(searched).keys()
+        assert distance(model, searched, data) < distance(model, plain, data)
+        assert {a.processor for a in model.attentions()} == searched.attention.keys()
 
 
 def test_all_three_are_searched_together_and_the_same_fit_gives_the_same_bytes(tiny_model, data, tmp_path):

@@ -1,0 +1,88 @@
+"""Every recipe on text to image and text to video, from end to end at W4A8; a fresh process reloads what was saved."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.configs import composed
+from helpers.pipelines import write_text_pipeline
+from omegaconf import OmegaConf
+
+from qdit.assets import CONF
+from qdit.runs import run as running
+from qdit.storage.tensors import load_tensors
+
+PROTOCOL = [
+    *("eval=smoke", "device=cpu", "num_samples=2", "batch_size=2", "sampler.steps=2"),
+    *("model.text_length=12", "model.text_dtype=float32"),
+]
+CALIBRATION = ["bits=w4a8", "calibration.num_samples=8", "calibration.per_trajectory=2"]
+SMALL = {
+    **{"weight.group_size": 16, "activation.group_size": 16, "rounding.iterations": 3, "correction.num_samples": 2},
+    "activation.time.groups": 2,
+}
+RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load"))
+FAMILIES = ("pixart_sigma", "latte")
+PARTS = [(FAMILIES, ["rtn", "quarot_rtn"])] + [
+    pytest.param([family], RECIPES[n : n + 5], marks=pytest.mark.slow)
+    for family in FAMILIES
+    for n in range(0, len(RECIPES), 5)
+]
+FRESH = """
+import json, sys
+from helpers.configs import composed
+from qdit.runs.run import run
+
+for words in json.load(sys.stdin):
+    assert run(composed(*words))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Where the tiny pipelines and all runs are."""
+    root = tmp_path_factory.mktemp("families")
+    (root / "prompts.txt").write_text("a red cat\nblue dog on a table\n")
+    for family in FAMILIES:
+        write_text_pipeline(root / family, family, heads=4)
+    return root
+
+
+def latents(folder: Path) -> list[bytes]:
+    return [load_tensors(file)["latents"].numpy().tobytes() for file in sorted((folder / "samples").glob("latents*"))]
+
+
+def small(*words: str) -> list[str]:
+    """What makes a recipe small."""
+    config = composed(*words)
+    return [f"{key}={value}" for key, value in SMALL.items() if (OmegaConf.select(config, key) or 0) > value]
+
+
+@pytest.mark.parametrize(("families", "recipes"), PARTS, ids=lambda names: "-".join(names))
+def test_recipes_are_saved_and_reload_in_a_fresh_process_with_equal_samples(families, recipes, root, no_charts):
+    places = [f"runs_dir={root / 'runs'}", f"cache_dir={root / 'cache'}", f"dataset.file={root / 'prompts.txt'}"]
+    made: dict[str, Path] = {}
+    again: list[list[str]] = []
+    for family in families:
+        protocol = [f"model={family}", f"model.path={root / family}", *places, *PROTOCOL]
+        for name in recipes:
+            words = [*protocol, f"quantizer={name}", *CALIBRATION]
+            record = running.run(composed(*words, *small(*words)))
+            assert record is not None
+            made[record["run_id"]] = root / "runs" / "default" / f"{record['name']}-{record['run_id']}"
+            again.append([*protocol, "quantizer=load", f"quantizer.path={made[record['run_id']]}"])
+    tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    subprocess.run(
+        [sys.executable, "-c", FRESH], input=json.dumps(again), text=True, check=True, env=os.environ | tests
+    )
+    loaded = {}
+    for folder in root.glob("runs/default/load-*"):
+        record = json.loads((folder / "result.json").read_text())
+        assert record["status"] == "done"
+        loaded[record["config"]["quantizer.source.run_id"]] = folder
+    for run_id, folder in made.items():
+        assert latents(folder)
+        assert latents(loaded[run_id]) == latents(folder), folder.name
