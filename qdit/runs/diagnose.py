@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdit.calibration.observers import watching, watching_operands
+from qdit.calibration.observers import attended_rows, watching, watching_operands
 from qdit.dataset.base import Source
 from qdit.model.base import DiffusionModel
 from qdit.nn.attention import by_rows
@@ -81,8 +81,10 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
     """
     sites = [s for s in model.sites() if s.name in quantized.policy]
     energy: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+    labels = path.labels.to(model.device)
 
     def add(site: str, exact: Tensor, rounded: Tensor) -> None:
+        exact, rounded = (attended_rows(model, site, labels, rows) for rows in (exact, rounded))
         noise = (rounded - exact).float().square().sum()
         energy[site] += torch.stack([exact.float().square().sum(), noise]).cpu()
 
@@ -107,7 +109,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
         for step in chosen:
             x = path.states[step].to(model.device, model.dtype)
             t = torch.full((len(x),), path.timesteps[step], device=model.device)
-            model.denoise(x, t, path.labels.to(model.device))
+            model.denoise(x, t, labels)
     places = {s.name: (s.role, s.block, quantized.policy[s.name].weight_bits) for s in sites}
     places |= {site: (operand, attention.block, None) for site, (attention, operand) in operands.items()}
     return [

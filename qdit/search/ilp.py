@@ -111,11 +111,13 @@ class ILP(LeastError):
         shown: list[Tensor] = []
 
         def compare(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-            x, output = (attended_rows(bench.model, site.name, shown[0], rows) for rows in (x, output))
-            energy[site.name] += float(output.double().square().sum())
+            def square(difference: Tensor) -> float:
+                return float(attended_rows(bench.model, site.name, shown[0], difference).square().sum())
+
+            energy[site.name] += square(output.double())
             for size in sizes[site.name]:
                 quantized = bench.variants.of_size(size).layers[site.name](x)
-                noise[site.name, size] += float((quantized.double() - output.double()).square().sum())
+                noise[site.name, size] += square(quantized.double() - output.double())
 
         for size in {size for fitting in sizes.values() for size in fitting}:
             bench.variants.of_size(size)  # before the hooks, which would watch the fit

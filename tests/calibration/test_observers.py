@@ -6,7 +6,8 @@ from helpers.adaround_parts import OPERANDS, STATIC, recipe
 from helpers.text_models import LENGTHS, load, points
 
 from qdit.method import quantize
-from qdit.rounding import GPTQ, AdaRound
+from qdit.rounding import GPTQ, AdaRound, Nearest
+from qdit.runs.diagnose import Trajectory, layer_report
 from qdit.transform import ActivationAware, ChannelScaling
 from qdit.transform.inputs import sample_rows
 from qdit.transform.statistics import Maximum
@@ -51,3 +52,15 @@ def test_samples_of_rows_are_of_those_that_are_attended_to(tmp_path, family):
     attended = 5 * 12 * frames if family == "latte" else sum(LENGTHS[n] for n in data.y.tolist())
     assert counts == {"cross_kv": attended, "cross_q": 5 * 16 * frames}
     assert model.attended(sites[0].name, data.y) is None  # queries are of the image
+
+
+def test_reports_of_layers_leave_hidden_rows_out(tmp_path):
+    model = load("pixart_sigma", tmp_path)
+    quantized = quantize(model, recipe(Nearest(), roles=["cross_kv"]), lambda: points(model, 7))
+    data = points(model, 3, seed=1)
+    path = Trajectory(data.x[None], [7], data.x[None], data.y)
+    expected = layer_report(model, quantized, path)
+    states, mask = (model.table.rows[key] for key in ("encoder_hidden_states", "encoder_attention_mask"))
+    states[mask == 0] = 100.0
+    assert layer_report(model, quantized, path) == expected
+    assert len(expected) == 4
