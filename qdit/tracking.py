@@ -217,6 +217,8 @@ class WandbRun:
             axes = [curve.get("xlabel", "x"), curve.get("ylabel", "y")]
             points = wandb.Table(columns=axes, data=[list(point) for point in zip(curve["x"], curve["y"], strict=True)])
             media[f"curves/{name}"] = wandb.plot.line(points, *axes, title=name)
+        if (clips := video(run_dir)) is not None:
+            media["clips"] = clips
         if media:
             self.run.log(media)
         for kind, file in _ARTIFACTS.items():
@@ -224,6 +226,25 @@ class WandbRun:
                 artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
                 artifact.add_file(str(run_dir / file))
                 self.run.log_artifact(artifact)
+
+
+def video(run_dir: Path) -> "wandb.Video | None":
+    """The clips of a run; W&B takes no animated PNG, so that of one a GIF is made."""
+    import io
+
+    import wandb
+
+    if (file := run_dir / "samples.mp4").is_file():
+        return wandb.Video(str(file), format="mp4")
+    if not (file := run_dir / "samples_moving.png").is_file():
+        return None
+    from PIL import Image
+
+    data = io.BytesIO()
+    with Image.open(file) as image:
+        image.save(data, "gif", save_all=True, loop=0)
+    data.seek(0)
+    return wandb.Video(data, format="gif")
 
 
 def acceptable_id(study: str, run_id: str) -> str:

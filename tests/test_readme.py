@@ -18,7 +18,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from helpers.pipelines import write_pipeline, write_text_pipeline
+from helpers.pipelines import write_hunyuan_pipeline, write_pipeline, write_text_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
@@ -27,6 +27,7 @@ from qdit.cli import design, refs, table
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
+from qdit.model.adapter import FAMILIES
 from qdit.model.dit import DiT
 from qdit.quant.affine import affine, encode, fake_quantize, round_to_grid
 from qdit.quant.ranges import MinMax
@@ -124,6 +125,7 @@ def workshop(tmp_path_factory, hub) -> Path:
     latent_pipeline(root / "my_dit", heads=2, head_dim=64, classes=10, sample_size=32)
     write_text_pipeline(root / "my_pixart", "pixart_sigma", heads=16)
     write_text_pipeline(root / "my_latte", "latte", heads=16)
+    write_hunyuan_pipeline(root / "my_hunyuan")
     (root / "DiT-XL-2-256").symlink_to(hub["facebook/DiT-XL-2-256"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -374,6 +376,37 @@ def test_ones_own_model_runs(reader, monkeypatch):
     record = json.loads(next(reader.glob("runs/flowers/q_dit-*/result.json")).read_text())
     assert record["config"]["dataset.name"] == "flowers"
     assert record["metrics"]["sqnr"]["n"] == 4
+
+
+def test_the_documents_model_runs(reader, monkeypatch):
+    line = next(line for line in command_lines(ROOT / "docs" / "add_a_model.md") if "quarot_rtn" in line)
+    monkeypatch.syspath_prepend(reader / "mine")
+    words = shlex.split(line, comments=True)
+    small = ["num_samples=2", "batch_size=2", "sampler.steps=2", "calibration.num_samples=4", "device=cpu"]
+    qdit([*words[words.index("qdit") + 1 :], *small, "study=real", "model.text_dtype=float32"], monkeypatch)
+    found = [json.loads(file.read_text()) for file in reader.glob("runs/real/*/result.json")]
+    assert len(found) == 3  # full precision, and two recipes
+    assert all(each["metrics"]["sqnr"]["value"] > 5 for each in found if "fp" not in each["name"])
+
+
+@pytest.mark.parametrize("script", ["check.py", "quantize_hunyuan.py"])
+def test_the_documents_scripts_run(script, reader, monkeypatch):
+    monkeypatch.syspath_prepend(reader / "mine")
+    monkeypatch.setattr("qdit.model.adapter.FAMILIES", dict(FAMILIES))
+    exec((reader / "mine" / script).read_text(), {})
+
+
+def test_a_family_without_the_role_of_a_layer_is_refused_as_the_document_says(reader, monkeypatch):
+    hunyuan = own("hunyuan_dit", reader, monkeypatch)
+    monkeypatch.setattr(hunyuan.LoadedHunyuan, "roles", ())
+    text = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
+    [said] = re.findall(r"^```text\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)
+    option = hunyuan.HunyuanDiT(name="x", path="my_hunyuan", text_length=256)
+    with pytest.raises(UserError, match=re.escape(said)):
+        option.load("cpu", torch.float32)
+    monkeypatch.setattr(hunyuan.LoadedHunyuan, "roles", (("skip_linear", "skip"),))
+    with pytest.raises(UserError, match="the adapter's roles name skip; there are qkv, attn_out"):
+        option.load("cpu", torch.float32)
 
 
 def test_a_missing_class_is_one_message(reader, tmp_path):

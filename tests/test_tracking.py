@@ -54,6 +54,8 @@ def run_directory(path: Path) -> Path:
     (path / "result.json").write_text(json.dumps(RECORD))
     for name in ("samples.png", "layers.png"):
         Image.new("RGB", (8, 8), "red").save(path / name)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(path / "samples_moving.png", save_all=True, append_images=frames[1:])
     return path
 
 
@@ -129,8 +131,10 @@ def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_accou
     history = [{key(i): json.loads(i.value_json) for i in record.history.item} for record in records]
     assert [h["calibrate/loss"] for h in history if "calibrate/loss" in h] == [3.0, 2.0]
     [media] = [h for h in history if "samples/_type" in h]
-    kinds = {name: media[f"{name}/_type"] for name in ("samples", "charts/layers", "layers")}
-    assert kinds == {"samples": "image-file", "charts/layers": "image-file", "layers": "table-file"}
+    kinds = {name: media[f"{name}/_type"] for name in ("samples", "clips", "charts/layers", "layers")}
+    images = {"samples": "image-file", "charts/layers": "image-file"}
+    assert kinds == images | {"clips": "video-file", "layers": "table-file"}
+    assert next((file.parent / "files").rglob("clips_*.gif")).read_bytes()[:3] == b"GIF"
     table = json.loads(next((file.parent / "files").rglob("layers_*.table.json")).read_text())
     assert table["data"] == [["blocks.0.to_q", "qkv", 0, 4, 25.5]]
     defined = {record.metric.glob_name or record.metric.name for record in records}

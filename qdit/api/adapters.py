@@ -1,5 +1,7 @@
 """How qdit sees models that are in memory, and the protocol that words of the command line describe for them."""
 
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from qdit import compat as compat
@@ -9,10 +11,13 @@ from qdit.checkpoint import installed
 from qdit.config import build, check, resolved
 from qdit.dataset.base import Dataset, Source
 from qdit.dataset.labels import RandomLabels
+from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError
 from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
+from qdit.model.conditions import encoded
 from qdit.model.files import read_config
+from qdit.model.text import LoadedText
 from qdit.nn.clock import Clock
 
 
@@ -21,8 +26,12 @@ def network_of(model: Any) -> Any:
     return getattr(model, "denoiser", model)
 
 
-def adapter_of(model: Any) -> DiffusionModel:
+def adapter_of(model: Any, **about: Any) -> DiffusionModel:
     """How qdit sees a model: one of its own as it is, a transformer by the adapter for its class.
+
+    Args:
+        model: in full precision or quantized.
+        about: see `qdit.model.adapter.adapt`.
 
     Raises:
         UserError: there is none for it.
@@ -30,38 +39,88 @@ def adapter_of(model: Any) -> DiffusionModel:
     network = network_of(model)
     if (state := installed.state_of(network)) is not None:
         return moved(state.adapter)
-    return model if network is not model else adapt(model)
+    return model if network is not model else adapt(model, **about)
 
 
 def pipeline_adapter(pipe: Any) -> DiffusionModel:
-    """How qdit sees a pipeline, which can decode and knows its noise schedule.
+    """How qdit sees a pipeline, which can decode and knows its noise schedule; of one that reads prompts, without any.
 
     Raises:
         UserError: it is no pipeline, or of a family without adapter.
     """
     if missing := [part for part in ("transformer", "vae", "scheduler") if getattr(pipe, part, None) is None]:
-        raise UserError(f"a {type(pipe).__name__} is no pipeline of diffusers: it has no {missing[0]}")
-    return completed(adapter_of(pipe.transformer), pipe)
+        what = "is no pipeline of diffusers" if len(missing) == 3 else "is no pipeline with a diffusion transformer"
+        raise UserError(f"a {type(pipe).__name__} {what}: it has no {missing[0]}")
+    return completed(adapter_of(pipe.transformer, pipe=pipe), pipe)
 
 
-def protocol_of(model: DiffusionModel, words: tuple[str, ...]) -> tuple[Any, Source, dict[str, Any]]:
-    """The sampler, the data set and the config of the command line's words; without a word for it, the data set is
-    the model's classes, all alike.
+def protocol_of(
+    pipe: Any, words: tuple[str, ...], prompts: Sequence[str] | None = None
+) -> tuple[Any, Any, Source, dict[str, Any]]:
+    """What samples a pipeline as the command line's words say, and as its own defaults are where they say nothing.
+
+    A class-conditional pipeline has qdit's sampler and its own classes, all alike; one that reads prompts has its
+    scheduler with the steps and the guidance of its call, and the list of prompts that comes with qdit.
+
+    Args:
+        pipe: of diffusers.
+        words: of the command line.
+        prompts: to be sampled, instead of those of the data set.
+
+    Returns:
+        The adapter (with the prompts encoded), the sampler, the data set and the config.
 
     Raises:
         UserError: the words are wrong, or do not fit the model.
     """
-    config = resolved(composed(*words))
-    check(config)
-    sampler = build(config["sampler"])
-    if any(word.lstrip("+").startswith("dataset") for word in words):
+    model = pipeline_adapter(pipe)
+    if isinstance(model, LoadedText):
+        config = resolved(composed(*_defaults(pipe, words), *words))
+        check(config)
         dataset: Source = build(config["dataset"])
+        if isinstance(dataset, Prompts) and prompts is not None:
+            dataset = dataset.showing(prompts)
+        model = reading(model, pipe, dataset)
     else:
-        about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
-        dataset = Dataset(**about, reference="none", strategy=RandomLabels())
+        config = resolved(composed(*words))
+        check(config)
+        if any(word.lstrip("+").startswith("dataset") for word in words):
+            dataset = build(config["dataset"])
+        else:
+            about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
+            dataset = Dataset(**about, reference="none", strategy=RandomLabels())
+    sampler = build(config["sampler"])
     if problems := sampler.check(model) + dataset.check(model):
         raise UserError(*problems)
-    return sampler, dataset, config
+    return model, sampler, dataset, config
+
+
+def _defaults(pipe: Any, words: tuple[str, ...]) -> list[str]:
+    """Words for the sampler and the prompts of a pipeline that reads some, where none are given."""
+    own = signature(type(pipe).__call__).parameters
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    found = ["dataset=prompts"] if "dataset" not in given else []
+    if "sampler" in given:
+        return found
+    values = {"steps": own.get("num_inference_steps"), "guidance": own.get("guidance_scale")}
+    told = [f"sampler.{key}={value.default}" for key, value in values.items() if value is not None]
+    return [*found, "sampler=pixart", "sampler.name=pipeline", *told]
+
+
+def reading(model: LoadedText, pipe: Any, dataset: Source) -> LoadedText:
+    """A copy of an adapter that has the prompts of a data set, encoded by its pipeline.
+
+    Raises:
+        UserError: the data set has classes, or the pipeline has no text encoder.
+    """
+    if not isinstance(dataset, Prompts):
+        raise UserError(f"a {type(pipe).__name__} reads prompts, and dataset={dataset.name} has classes")
+    if getattr(pipe, "text_encoder", None) is None or getattr(pipe, "tokenizer", None) is None:
+        raise UserError(
+            f"this {type(pipe).__name__} has no text encoder, and its prompts cannot be encoded: load the whole "
+            "pipeline, or use qdit.run, which keeps encoded prompts"
+        )
+    return model.having(encoded(dataset.texts, model.encoder_of(pipe, model.text_length)))
 
 
 def embedded() -> Any:

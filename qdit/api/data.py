@@ -4,16 +4,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from qdit.api.adapters import pipeline_adapter, protocol_of
+from qdit.api.adapters import protocol_of
 from qdit.calibration.trajectories import Trajectories, trajectories
 from qdit.checkpoint import installed
 from qdit.errors import UserError
+from qdit.model.text import LoadedText
 from qdit.storage.tensors import tensors_digest
 
 
 def calibrate(
     pipe: Any,
-    conditions: Sequence[int] | None = None,
+    conditions: Sequence[int] | Sequence[str] | None = None,
     *overrides: str,
     num_samples: int = 64,
     steps: int | None = None,
@@ -23,17 +24,20 @@ def calibrate(
     """Sample trajectories in full precision, of which recipes pick the points that they see.
 
     Args:
-        pipe: a diffusers pipeline, quantized or not. Its scheduler says how the training's noise was; steps are taken
-            by qdit's sampler.
-        conditions: classes, repeated in order; None draws them, all alike, or as `dataset=emoji` does.
-        overrides: the command line's words for the sampler, the data set and `batch_size`.
-        num_samples: of trajectories; every step of each is kept, x_t [num_samples · steps, C, h, w] in float32.
-        steps: of the sampler; None is the sampler's own, 20 of DDIM.
-        guidance: above 1 is classifier-free guidance; None is the sampler's own, 2.
+        pipe: a diffusers pipeline, quantized or not. Of a class-conditional one the scheduler says how the training's
+            noise was, and steps are taken by qdit's sampler; one that reads prompts takes its scheduler's.
+        conditions: classes or prompts, repeated in order. None draws classes, all alike, or as `dataset=emoji` does;
+            or takes the 32 prompts that come with qdit.
+        overrides: the command line's words for the sampler, the data set (`dataset.file=captions.txt`,
+            `dataset.negative=blurry`) and `batch_size`.
+        num_samples: of trajectories; every step of each is kept, x_t [num_samples · steps, C, h, w] in float32, and
+            what the text encoder made of each prompt.
+        steps: of the sampler; None is its own: 20 of DDIM, or those of the pipeline's call.
+        guidance: above 1 is classifier-free guidance; None is the sampler's own: 2, or that of the pipeline's call.
         seed: of noise and classes.
 
     Raises:
-        UserError: there is no adapter for the pipeline, or a value is out of range.
+        UserError: there is no adapter for the pipeline, it has no text encoder, or a value is out of range.
 
     >>> import qdit
     >>> pipe = qdit.embedded()
@@ -43,9 +47,13 @@ def calibrate(
     """
     given = {"sampler.steps": steps, "sampler.guidance": guidance}
     words = (*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None))
-    model = pipeline_adapter(pipe)
-    sampler, dataset, config = protocol_of(model, words)
-    classes = None if conditions is None else [int(each) for each in conditions]
+    prompts = None if conditions is None else [each for each in conditions if isinstance(each, str)]
+    model, sampler, dataset, config = protocol_of(pipe, words, prompts)
+    reads = isinstance(model, LoadedText)
+    if conditions is not None and len(prompts or ()) != (len(conditions) if reads else 0):
+        what = "prompts, which are texts" if reads else f"classes, which are numbers of 0 to {model.num_classes - 1}"
+        raise UserError(f"conditions={list(conditions)!r:.80}; a {type(pipe).__name__} takes {what}")
+    classes = None if conditions is None else list(range(len(conditions))) if reads else [int(c) for c in conditions]
     if num_samples < 1 or classes == [] or any(not 0 <= each < model.num_classes for each in classes or ()):
         raise UserError(
             f"num_samples={num_samples}, conditions={conditions}; at least one sample, of classes 0 to "

@@ -14,6 +14,7 @@ from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
 from qdit.ledger import Ledger, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel
+from qdit.model.text import LoadedText
 from qdit.policies import LayerSpec, Policy
 from qdit.runs.plan import spec_text, weight_text
 from qdit.search.objective import Drawn
@@ -108,11 +109,11 @@ def fidelity(
     seed: int = 0,
     reference: Any = None,
 ) -> pd.DataFrame:
-    """How close a quantized pipeline's samples are to those of full precision, on the same noise and classes.
+    """How close a quantized pipeline's samples are to those of full precision, on the same noise and conditions.
 
     Args:
         pipe: a diffusers pipeline whose transformer is quantized.
-        overrides: the command line's words for the sampler and the data set.
+        overrides: the command line's words for the sampler and the data set, such as `dataset.file=captions.txt`.
         n: samples; the error bars are over them.
         metrics: paired options of `conf/eval`: sqnr and latent_mse of final latents, psnr and ssim of images.
         seed: of noise and classes.
@@ -132,8 +133,7 @@ def fidelity(
     >>> frame.index.tolist(), bool(frame.value["sqnr"] > 20)
     (['sqnr'], True)
     """
-    model = pipeline_adapter(pipe)
-    sampler, dataset, config = protocol_of(model, (*overrides, f"eval=[{','.join(metrics)}]"))
+    model, sampler, dataset, config = protocol_of(pipe, (*overrides, f"eval=[{','.join(metrics)}]"))
     measures = {name: build(node) for name, node in config["eval"].items()}
     if wrong := [name for name, metric in measures.items() if not isinstance(metric, PairedMetric)]:
         raise UserError(f"{', '.join(wrong)} compares with a data set, not with full precision: use qdit.run")
@@ -153,7 +153,8 @@ def fidelity(
         with installed.full_precision(pipe.transformer):
             full = draw(model)
     else:
-        full = draw(pipeline_adapter(reference))
+        other = pipeline_adapter(reference)
+        full = draw(other.having(model.table) if isinstance(other, LoadedText) else other)
     quantized = draw(model)
     found = {name: metric.compute(quantized, full) for name, metric in measures.items()}
     columns = ("value", "stderr", "n", "higher_is_better")

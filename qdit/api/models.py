@@ -22,6 +22,7 @@ from qdit.method import quantize as fit
 from qdit.model.adapter import moved
 from qdit.model.base import DiffusionModel
 from qdit.model.loaded import Loaded
+from qdit.model.text import LoadedText
 from qdit.quantized import Quantized
 from qdit.setting import Setting
 from qdit.storage.digest import digest
@@ -80,17 +81,20 @@ def quantize(
             "this recipe corrects the sampler, which is not in the transformer: leave it out (correction=none), or "
             "sample by qdit.run"
         )
-    adapter = adapter_of(model)
-    _check_data(network, adapter, data)
-    if method.search is not None and isinstance(data, Trajectories) and isinstance(adapter, Loaded):
-        adapter.complete(data.autoencoder, data.schedule)  # a search samples
+    given = data if isinstance(data, Trajectories) else None
+    adapter = adapter_of(model, text_length=given.text_length if given is not None else None)
+    seeing = adapter.having(given.table) if isinstance(adapter, LoadedText) and given is not None else adapter
+    _check_data(network, seeing, data)
+    if given is not None and isinstance(seeing, Loaded):
+        seeing.complete(given.autoencoder, given.schedule)  # a search samples, and PixArt-α is told the image's size
     place = None
     if cache_dir is not None:
         about = {"recipe": config or repr(method), "weights": tensors_digest(network.state_dict())}
-        about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y}) if data is not None else ""
+        rows = given.table.rows if given is not None and given.table is not None else {}
+        about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y} | rows) if data is not None else ""
         made = stamp(adapter.device, execution=True)
         place = Shelf(Path(cache_dir) / "rounding" / digest(about), about, made, shared=True)
-    quantized = fit(adapter, method, cache(_collector(method, data)), place, _setting(method, data, seed))
+    quantized = fit(seeing, method, cache(_collector(method, data)), place, _setting(method, data, seed))
     about = {"config": config} if config is not None else {}
     _install(adapter, quantized, method.run_time(adapter), about)
     return model
@@ -118,6 +122,8 @@ def _check_data(network: Any, adapter: DiffusionModel, data: CalibrationData | N
     """
     if data is None:
         return
+    if isinstance(adapter, LoadedText) and not adapter.null_class:
+        raise UserError("this model reads prompts, and the data has none: give data=qdit.calibrate(pipe)")
     if tuple(data.x.shape[1:]) != adapter.latent_shape or int(data.y.max()) > adapter.null_class:
         raise UserError(
             f"the data is of another model: states {tuple(data.x.shape[1:])}, classes to {int(data.y.max())}; this one "
@@ -153,6 +159,8 @@ def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting
 def _install(adapter: DiffusionModel, quantized: Quantized, left: list[RunTime], about: dict[str, Any]) -> None:
     network: Any = adapter.denoiser
     about = {"versions": versions()} | about
+    if isinstance(adapter, LoadedText):
+        about["text_length"] = adapter.text_length
     installed.install(adapter, quantized, left, about, QditQuantizer(QditConfig(model=network)))
 
 

@@ -16,6 +16,8 @@ from qdit.calibration.data import CalibrationData
 from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
+from qdit.model.conditions import Conditions
+from qdit.model.text import LoadedText
 from qdit.sampler.sampler import Sampler
 from qdit.seeding import CALIBRATION
 
@@ -37,6 +39,10 @@ class Trajectories(CalibrationData):
     """The noise schedule of the network's training (`DiffusionModel.scheduler_config`)."""
     autoencoder: Any = None
     """The pipeline's, for a search that looks at images."""
+    table: Conditions | None = None
+    """What the text encoder made of the prompts that `y` numbers; None of a class-conditional model."""
+    text_length: int | None = None
+    """Tokens of a prompt; None as above."""
 
     def picked(self, source: Any) -> CalibrationData:
         """The points that a recipe's calibration part chooses; those of a run, where seeds and sampler are the same.
@@ -123,4 +129,6 @@ def trajectories(
         dataset=dataset,
         schedule=model.scheduler_config(),
         autoencoder=getattr(model, "autoencoder", None),
+        table=model.table if isinstance(model, LoadedText) else None,
+        text_length=model.text_length if isinstance(model, LoadedText) else None,
     )

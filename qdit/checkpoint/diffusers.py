@@ -159,7 +159,9 @@ class QditQuantizer(DiffusersQuantizer):
         Raises:
             UserError: they cannot be put together, or the network needs tensors that are not there.
         """
-        adapter = adapt(model)
+        about = self.config.content["provenance"]
+        length = about.get("text_length") if isinstance(about, dict) else None
+        adapter = adapt(model, text_length=length if isinstance(length, int) and 1 <= length <= 4096 else None)
         try:
             reader = Reader(self.tensors, torch.device("cpu"), {Clock: adapter.clock})
             made = whole.read(reader, {name: node for name, _, node in self.modules})

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -139,6 +139,12 @@ class Prompts(Source):
     def texts(self) -> list[str]:
         """All prompts by their numbers, the negative one last."""
         return [caption.text for caption in (*self.captions, *self.calibration)] + [self.negative]
+
+    def showing(self, texts: Sequence[str]) -> "Prompts":
+        """A copy that has these captions, for evaluation and calibration, and the same negative prompt."""
+        made = replace(self)
+        made.captions, made.calibration = [Caption(str(n), text) for n, text in enumerate(texts)], []
+        return made
 
     def frequencies(self) -> Float[Tensor, " K"]:
         """The share of each prompt among the evaluated samples."""

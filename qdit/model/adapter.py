@@ -1,6 +1,7 @@
 """The adapter of a network that is loaded already: found by the class of a diffusers transformer.
 
-A family of models has one module in `qdit.model` with a function `adapt`, and one line here.
+A family of models is one class with a method `adapt`, and one line here. A family of one's own is entered from outside:
+`qdit.model.adapter.FAMILIES["HunyuanDiT2DModel"] = "my_module.MyLoaded"` (docs/add_a_model.md).
 """
 
 from copy import copy
@@ -18,12 +19,20 @@ from qdit.model.base import DiffusionModel
 from qdit.model.checks import check_schedule
 from qdit.nn.clock import Clock
 
-FAMILIES = {"DiTTransformer2DModel": "qdit.model.dit"}
-"""Class of the transformer -> module of its adapter."""
+FAMILIES = {
+    "DiTTransformer2DModel": "qdit.model.dit.LoadedDiT",
+    "PixArtTransformer2DModel": "qdit.model.pixart.LoadedPixArt",
+    "LatteTransformer3DModel": "qdit.model.latte.LoadedLatte",
+}
+"""Class of the transformer -> class of its adapter."""
 
 
-def adapt(transformer: Any) -> DiffusionModel:
+def adapt(transformer: Any, **about: Any) -> DiffusionModel:
     """The adapter of a diffusers transformer in full precision, without the rest of its pipeline: it cannot decode.
+
+    Args:
+        transformer: as diffusers loaded it.
+        about: what families that read prompts are told, see `qdit.model.text.LoadedText.adapt`.
 
     Raises:
         UserError: no adapter is for its class, or it is not a transformer.
@@ -31,9 +40,10 @@ def adapt(transformer: Any) -> DiffusionModel:
     name = type(transformer).__name__
     if name not in FAMILIES:
         whole = hasattr(transformer, "transformer")
-        advice = "give its transformer, pipe.transformer" if whole else "write one, as qdit/model/dit.py is"
+        advice = "give its transformer, pipe.transformer" if whole else "docs/add_a_model.md shows how one is written"
         raise UserError(f"there is no adapter for a {name}; there are for {', '.join(FAMILIES)}; {advice}")
-    return import_module(FAMILIES[name]).adapt(transformer)
+    module, _, kind = FAMILIES[name].rpartition(".")
+    return getattr(import_module(module), kind).adapt(transformer, **about)
 
 
 def completed(adapter: DiffusionModel, pipe: Any) -> DiffusionModel:

@@ -5,79 +5,60 @@ class-conditional model a number is a class. For a text model it is a row of thi
 sampled, then those of calibration, last the negative prompt, which is the null condition. So a prompt of megabytes is
 stored once however often it is used.
 
-Each prompt is one file, written as soon as it is encoded, so that a killed encoding goes on where it stopped; rows
-behind a prompt's end are cut off, and come back as zeros. The encoder is loaded only if a prompt is missing, and is
-freed before the denoiser is loaded.
+Each prompt is one file, written as soon as it is encoded, so that a killed encoding goes on where it stopped; zeros at
+the end of a tensor (behind a short prompt) are cut off, and come back. The encoder is loaded only if a prompt is
+missing, and is freed before the denoiser is loaded.
 """
 
 import gc
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
 from qdit.errors import UserError
-from qdit.model.encoder import conditions_folder
 from qdit.storage.digest import digest
 from qdit.storage.seal import Broken
 from qdit.storage.tensors import load_with_about, save_tensors
 
 log = logging.getLogger("qdit")
 BATCH = 8  # prompts encoded at a time; a kill loses no more
+Rows = dict[str, Tensor]
+"""Tensors by the denoiser's keyword: of one prompt [L, …], of several [n, L, …]."""
 
 
 @dataclass(frozen=True)
 class Conditions:
     """Encoded prompts: tensors [N, …] by the denoiser's keyword; the last row is the null condition."""
 
-    rows: dict[str, Tensor]
-
-    @property
-    def mask(self) -> Bool[Tensor, "N length"] | None:
-        """Which rows of each prompt take part in attention; None where the family takes no mask: all do."""
-        masks = [rows for rows in self.rows.values() if not rows.is_floating_point()]
-        return masks[0].bool() if masks else None
+    rows: Rows
 
     @property
     def null(self) -> int:
         """The number of the null condition."""
         return len(next(iter(self.rows.values()))) - 1
 
-    def at(self, numbers: Int[Tensor, " B"], dtype: torch.dtype) -> dict[str, Tensor]:
+    def at(self, numbers: Int[Tensor, " B"], dtype: torch.dtype) -> Rows:
         """The rows of some numbers, on the numbers' device; floats are cast, masks are not."""
         found = {key: rows[numbers.to(rows.device)].to(numbers.device) for key, rows in self.rows.items()}
         return {key: rows.to(dtype) if rows.is_floating_point() else rows for key, rows in found.items()}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """How a pipeline turns prompts into conditions."""
-
-    encoder: str
-    """A digest of the encoder's files."""
-    length: int
-    """Tokens of a prompt; longer ones are cut, and counted."""
-    dtype: str
-    """In which the encoder runs."""
-    names: tuple[str, str | None]
-    """The denoiser's keywords for the rows and for their mask; None where the family takes no mask."""
-
-    def folder(self, cache_dir: Path) -> Path:
-        """Where the encoded prompts of this pipeline lie."""
-        return conditions_folder(cache_dir) / digest([self.encoder, self.length, self.dtype])
-
-
 class Encoder(Protocol):
     """A loaded text encoder."""
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Rows [n, length, d] and mask [n, length] of prompts."""
+    length: int
+    """Tokens of a prompt that are read; longer ones are cut, and counted."""
+
+    def __call__(self, prompts: Sequence[str]) -> Rows:
+        """What the denoiser is given of prompts: tensors [n, L, …] by its keyword, of one L whatever the prompts."""
         ...
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
@@ -85,110 +66,152 @@ class Encoder(Protocol):
         ...
 
 
-def conditions(prompts: Sequence[str], texts: Texts, cache_dir: Path, load: Callable[[], Encoder]) -> Conditions:
+def conditions(prompts: Sequence[str], folder: Path, load: Callable[[], Encoder]) -> Conditions:
     """The table of some prompts, from the cache or encoded now.
 
     Args:
         prompts: in the order of their numbers, the negative prompt last.
-        texts: how they are encoded.
-        cache_dir: of the run.
+        folder: where those of one encoder are kept, a file each.
         load: loads the encoder; called only if a prompt is missing.
 
     Raises:
         UserError: the encoder is needed and cannot be loaded.
     """
-    folder = texts.folder(cache_dir)
     wanted = list(dict.fromkeys(prompts))
     kept = {prompt: found for prompt in wanted if (found := _read(folder, prompt)) is not None}
     if missing := [prompt for prompt in wanted if prompt not in kept]:
         log.info("encoding %d prompts of %d; the others are in %s", len(missing), len(wanted), folder)
         encode = load()
-        if cut := encode.too_long(missing):
-            log.warning(
-                "%d of %d prompts have more than %d tokens and are cut, such as %.60s",
-                *(len(cut), len(missing), texts.length, cut[0]),
-            )
-        for first in range(0, len(missing), BATCH):
-            part = missing[first : first + BATCH]
-            for prompt, rows, mask in zip(part, *encode(part), strict=True):
-                kept[prompt] = rows[: int(mask.sum())].contiguous().cpu()
-                save_tensors(_file(folder, prompt), {"rows": kept[prompt]}, {"prompt": prompt})
+        for prompt, rows in _each(missing, encode):
+            kept[prompt] = rows
+            _write(folder, prompt, rows)
         del encode
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    padded = [functional.pad(kept[prompt], (0, 0, 0, texts.length - len(kept[prompt]))) for prompt in prompts]
-    rows, mask = texts.names
-    table = {rows: torch.stack(padded)}
-    if mask is not None:
-        valid = torch.tensor([len(kept[prompt]) for prompt in prompts])
-        table[mask] = (torch.arange(texts.length) < valid[:, None]).long()
-    return Conditions(table)
+    return _table(prompts, kept)
+
+
+def encoded(prompts: Sequence[str], encode: Encoder) -> Conditions:
+    """The table of some prompts, encoded now and not kept; the negative prompt is the last."""
+    return _table(prompts, dict(_each(list(dict.fromkeys(prompts)), encode)))
+
+
+def _each(prompts: list[str], encode: Encoder) -> Iterator[tuple[str, Rows]]:
+    """Each prompt with what it becomes, on the CPU; those that are cut are counted."""
+    if cut := encode.too_long(prompts):
+        log.warning(
+            "%d of %d prompts have more than %d tokens and are cut, such as %.60s",
+            *(len(cut), len(prompts), encode.length, cut[0]),
+        )
+    for first in range(0, len(prompts), BATCH):
+        part = prompts[first : first + BATCH]
+        found = {key: rows.cpu() for key, rows in encode(part).items()}
+        for number, prompt in enumerate(part):
+            yield prompt, {key: rows[number] for key, rows in found.items()}
+
+
+def _table(prompts: Sequence[str], known: dict[str, Rows]) -> Conditions:
+    return Conditions({key: torch.stack([known[p][key] for p in prompts]) for key in known[prompts[0]]})
 
 
 def _file(folder: Path, prompt: str) -> Path:
     return folder / f"{digest(prompt, 16)}.safetensors"
 
 
-def _read(folder: Path, prompt: str) -> Tensor | None:
-    """A prompt's rows; None if it was not encoded, or its file is damaged or of another prompt."""
+def _write(folder: Path, prompt: str, rows: Rows) -> None:
+    """Keep a prompt's tensors without the zeros at their ends."""
+    used = {key: tensor.flatten(1).any(1) if tensor.ndim > 1 else tensor != 0 for key, tensor in rows.items()}
+    ends = {key: int(each.nonzero().max()) + 1 if each.any() else 0 for key, each in used.items()}
+    about = {"prompt": prompt, "lengths": json.dumps({key: len(tensor) for key, tensor in rows.items()})}
+    save_tensors(_file(folder, prompt), {key: tensor[: ends[key]] for key, tensor in rows.items()}, about)
+
+
+def _read(folder: Path, prompt: str) -> Rows | None:
+    """A prompt's tensors; None if it was not encoded, or its file is damaged or of another prompt."""
     file = _file(folder, prompt)
     if not file.is_file():
         return None
     try:
         tensors, about = load_with_about(file)
         if about.get("prompt") == prompt:
-            return tensors["rows"]
+            lengths = json.loads(about["lengths"])
+            return {key: _padded(tensor, lengths[key]) for key, tensor in tensors.items()}
         reason = "it is of another prompt"
-    except (Broken, UserError, KeyError, OSError) as error:
+    except (Broken, UserError, KeyError, OSError, ValueError, TypeError) as error:
         reason = str(error)
     log.warning("%s is made again: %s", file, reason)
     return None
 
 
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """With zeros behind, so many rows in all."""
+    return functional.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, length - len(tensor)))
+
+
 class T5:
-    """The T5 encoder of a pipeline's folder; prompts are lower-cased and stripped, and not cleaned further.
+    """A T5 encoder; prompts are lower-cased and stripped, and not cleaned further; rows behind their ends are zeros.
 
     Args:
-        root: the pipeline, with `text_encoder` and `tokenizer`.
+        tokenizer, network: of a pipeline.
         length: tokens of a prompt.
-        dtype: of the encoder; float16 overflows in it.
-        device: where it runs.
-
-    Raises:
-        UserError: transformers is not installed, or a part is missing or foreign.
+        names: the denoiser's keywords for the rows and for their mask; None where the family takes no mask.
     """
 
-    def __init__(self, root: Path, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        from qdit import compat as compat  # before transformers, which imports torchvision
-
-        try:
-            from transformers import AutoTokenizer, T5EncoderModel
-            from transformers.utils import logging as chatter
-        except ImportError as error:
-            raise UserError(
-                "prompts are encoded by transformers, which is not installed: pip install 'qdit[text]'"
-            ) from error
-        check_parts(root)
-        chatter.set_verbosity_error()
-        chatter.disable_progress_bar()
-        self.length, self.device = length, device
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
-        network: Any = T5EncoderModel.from_pretrained(root / "text_encoder", **options)
-        self.network = network.to(device).eval()
+    def __init__(self, tokenizer: Any, network: Any, length: int, names: tuple[str, str | None]) -> None:
+        self.tokenizer, self.network = tokenizer, network
+        self.length, self.names = length, names
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, prompts: Sequence[str]) -> Rows:
         """See `Encoder`."""
         wanted = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
-        ids = self.tokenizer([plain(prompt) for prompt in prompts], add_special_tokens=True, **wanted).to(self.device)
-        return self.network(ids.input_ids, attention_mask=ids.attention_mask)[0], ids.attention_mask
+        ids = self.tokenizer([plain(prompt) for prompt in prompts], add_special_tokens=True, **wanted)
+        ids = ids.to(self.network.device)
+        rows = self.network(ids.input_ids, attention_mask=ids.attention_mask)[0]
+        found = {self.names[0]: rows.masked_fill(ids.attention_mask[..., None] == 0, 0)}
+        return found if self.names[1] is None else found | {self.names[1]: ids.attention_mask}
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """See `Encoder`."""
         tokens = self.tokenizer([plain(prompt) for prompt in prompts]).input_ids
         return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What encodes prompts, of a pipeline whose other parts are not loaded."""
+
+    tokenizer: Any
+    text_encoder: Any
+
+
+def load_t5(root: Path, dtype: torch.dtype, device: torch.device) -> TextParts:
+    """The T5 of a pipeline's folder.
+
+    Args:
+        root: the pipeline, with `text_encoder` and `tokenizer`.
+        dtype: of the encoder; float16 overflows in it.
+        device: where it runs.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    from qdit import compat as compat  # before transformers, which imports torchvision
+
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging as chatter
+    except ImportError as error:
+        raise UserError(
+            "prompts are encoded by transformers, which is not installed: pip install 'qdit[text]'"
+        ) from error
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    tokenizer: Any = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+    network: Any = T5EncoderModel.from_pretrained(root / "text_encoder", **options)
+    return TextParts(tokenizer, network.to(device).eval())
 
 
 def plain(prompt: str) -> str:

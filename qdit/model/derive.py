@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Site
-from qdit.model.roles import INSIDE, OUTSIDE, Patterns, named
+from qdit.model.roles import INSIDE, OUTSIDE, ROLES, Patterns, named
 
 LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 _ENTRY = ("qkv", "parallel_in")  # what reads a block's first normalized input
@@ -221,10 +221,13 @@ def _roles(found: Trace, lists: Sequence[str], own: Patterns) -> dict[str, str]:
         role = named(each.name, (*own, *(INSIDE if inside else OUTSIDE)))
         if role is not None:
             roles[each.name] = _attending(each.name, role, reads)
+    if unknown := sorted({role for _, role in own} - {*ROLES, "q", "kv", "out"}):
+        raise UserError(f"the adapter's roles name {', '.join(unknown)}; there are {', '.join(ROLES)}")
     if missing := [each.name for each in found.calls if each.name not in roles]:
         raise UserError(
             f"no role is known for {len(missing)} of the network's {len(reads)} linear layers "
-            f"({', '.join(missing[:4])}); give patterns of their roles with the adapter"
+            f"({', '.join(missing[:4])}); give patterns of their roles with the adapter (`roles`, such as "
+            '("proj_mlp", "ffn_up"))'
         )
     return roles
 

@@ -15,7 +15,7 @@ by diffusers, and is equal. Left out: text-to-image and video models, which need
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -118,9 +118,9 @@ def check_size(folder: Path, config: dict[str, Any]) -> None:
         UserError: more blocks, or wider ones.
     """
     found = shapes(folder)
-    blocks = {name.split(".")[1] for name in found if name.startswith("transformer_blocks.")}
-    if config["num_layers"] > len(blocks):
-        reason = f"num_layers is {config['num_layers']}, and the weights have {len(blocks)} blocks"
+    numbers = {parts[1] for name in found if (parts := name.split(".", 2))[1:2] and parts[1].isdigit()}
+    if config["num_layers"] > len(numbers):
+        reason = f"num_layers is {config['num_layers']}, and the weights have {len(numbers)} blocks"
     elif (wanted := config["num_attention_heads"] * config["attention_head_dim"]) > (
         width := found.get("pos_embed.proj.weight", (wanted,))[0]
     ):
@@ -156,6 +156,19 @@ class LoadedDiT(Loaded):
         config: Any = denoiser.config
         self.num_classes = self.null_class = config.num_embeds_ada_norm
 
+    @classmethod
+    def adapt(cls, transformer: Any, **_: Any) -> Self:
+        """The adapter of a DiT that diffusers loaded; the network gets no gradients any more, and is not changed else.
+
+        Raises:
+            UserError: its config has values that cannot be.
+        """
+        config = {key: value for key, value in transformer.config.items() if value is not None}
+        if not getattr(transformer, "is_quantized", False):  # by diffusers, while it reads a folder of qdit's
+            check_dit(Path("transformer.config"), config)
+        frozen = transformer.eval().requires_grad_(False)
+        return cls(frozen, None, None, transformer.device, transformer.dtype)
+
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """Derive the sites and attentions."""
         return structure(denoiser, one_sample)
@@ -170,19 +183,6 @@ class LoadedDiT(Loaded):
         """Call the network on x_t, timesteps and classes; the noise, and the logits of a learned variance."""
         with self.clock.showing(t):
             return self.denoiser(x.to(self.dtype), timestep=t, class_labels=y, return_dict=False)[0]
-
-
-def adapt(transformer: Any) -> LoadedDiT:
-    """The adapter of a DiT that diffusers loaded; the network gets no gradients any more, and is not changed else.
-
-    Raises:
-        UserError: its config has values that cannot be.
-    """
-    config = {key: value for key, value in transformer.config.items() if value is not None}
-    if not getattr(transformer, "is_quantized", False):  # by diffusers, while it reads a folder of qdit's
-        check_dit(Path("transformer.config"), config)
-    frozen = transformer.eval().requires_grad_(False)
-    return LoadedDiT(frozen, None, None, transformer.device, transformer.dtype)
 
 
 def one_sample(denoiser: nn.Module) -> Any:

@@ -18,8 +18,7 @@ from qdit.storage.digest import digest, sha256
 from qdit.storage.reading import read_json
 from qdit.storage.walk import files_below
 
-PARTS = ("text_encoder", "tokenizer")
-"""Folders of a pipeline that only encode prompts."""
+_PARTS = ("text_encoder", "tokenizer")
 WHOLE = 1 << 28  # bytes up to which a file is read whole
 _PIECES, _PIECE = 64, 1 << 20  # of longer ones
 
@@ -27,6 +26,11 @@ _PIECES, _PIECE = 64, 1 << 20  # of longer ones
 def reads_text(model: Mapping[str, Any]) -> bool:
     """Whether a model's config is of one that is conditioned on prompts."""
     return "text_length" in model
+
+
+def encodes(part: str) -> bool:
+    """Whether a folder of a pipeline only encodes prompts: `text_encoder`, `tokenizer`, `text_encoder_2`, …"""
+    return part.startswith(_PARTS)
 
 
 def conditions_folder(cache_dir: Path) -> Path:
@@ -45,7 +49,7 @@ def encoder_digest(path: str, revision: str | None, cache_dir: Path) -> str | No
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return digest(named(path, revision))
-    files = [file for part in PARTS if (folder / part).is_dir() for file in files_below(folder / part)]
+    files = [file for part in folder.iterdir() if encodes(part.name) and part.is_dir() for file in files_below(part)]
     if not any(file.suffix == ".safetensors" for file in files):
         return _remembered(folder, cache_dir)
     return digest(

@@ -37,7 +37,8 @@ class Loaded(ABC):
         self.clock = Clock()
         self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
         self.image_size: int = config.sample_size * LATENT_SCALE
-        self.learned_variance: bool = config.out_channels == 2 * config.in_channels
+        channels = config.out_channels if "out_channels" in config else denoiser.out_channels
+        self.learned_variance: bool = channels == 2 * config.in_channels
         self.autoencoder: nn.Module | None = None
         self._schedule: dict[str, Any] | None = None
         if autoencoder is not None and schedule is not None:
@@ -66,6 +67,12 @@ class Loaded(ABC):
     @abstractmethod
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """The network's sites and attentions in forward order."""
+
+    @abstractmethod
+    def denoise(
+        self, x: Float[Tensor, "B *latent"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B *out"]:
+        """One call of the network on x_t, timesteps and numbers of conditions; its clock shows the timesteps."""
 
     def list_folds(self, sites: list[Site]) -> list[Fold]:
         """Where changes of inputs can be folded: in every family, those of an attention's output into its values."""

@@ -11,41 +11,26 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from qdit.model.base import Attention, Site
-from qdit.model.conditions import Conditions
-from qdit.model.derive import structure
 from qdit.model.text import LoadedText, TextModel
-
-
-@dataclass(kw_only=True)
-class PixArt(TextModel):
-    """Which checkpoint; α reads 120 tokens of a prompt, Σ 300."""
-
-    names = ("encoder_hidden_states", "encoder_attention_mask")
-    transformer = "PixArtTransformer2DModel"
-
-    def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> "LoadedPixArt":
-        """Read the checkpoint, check it, and move it to `device`; see `TextModel.parts`."""
-        denoiser, vae, schedule = self.parts(dtype)
-        return LoadedPixArt(
-            denoiser.to(device),
-            vae.to(device),
-            schedule,
-            torch.device(device),
-            dtype,
-            table=table,
-            text_length=self.text_length,
-        )
 
 
 class LoadedPixArt(LoadedText):
     """A PixArt pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
-    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
-        """Derive the sites and attentions."""
-        return structure(denoiser, OneSample(self.text_length))
+    names = ("encoder_hidden_states", "encoder_attention_mask")
+    tokens = 300
+
+    @staticmethod
+    def one_sample(denoiser: Any, tokens: int) -> Any:
+        """Call a PixArt on the meta device."""
+        config = denoiser.config
+        x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
+        text = torch.empty(1, tokens, config.caption_channels, device="meta")
+        mask, zero = torch.ones(1, tokens, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+        told = added(denoiser, x, 8 * config.sample_size)
+        return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)
 
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
@@ -57,25 +42,17 @@ class LoadedPixArt(LoadedText):
             return self.denoiser(x.to(self.dtype), timestep=t, **rows, added_cond_kwargs=told, return_dict=False)[0]
 
 
-def added(denoiser: nn.Module, x: Tensor, size: int) -> dict[str, Tensor | None]:
+@dataclass(kw_only=True)
+class PixArt(TextModel):
+    """Which checkpoint; α reads 120 tokens of a prompt, Σ 300."""
+
+    transformer = "PixArtTransformer2DModel"
+    loaded = LoadedPixArt
+
+
+def added(denoiser: Any, x: Tensor, size: int) -> dict[str, Tensor | None]:
     """Resolution [B, 2] and aspect ratio [B, 1] of the native size, where the network is told them."""
     if not denoiser.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}
     like = {"device": x.device, "dtype": next(denoiser.parameters()).dtype}
     return {"resolution": torch.full((len(x), 2), float(size), **like), "aspect_ratio": torch.ones(len(x), 1, **like)}
-
-
-@dataclass(frozen=True)
-class OneSample:
-    """One sample with a prompt of so many tokens."""
-
-    tokens: int
-
-    def __call__(self, denoiser: nn.Module) -> Any:
-        """Call a PixArt on the meta device."""
-        config: Any = denoiser.config
-        x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
-        text = torch.empty(1, self.tokens, config.caption_channels, device="meta")
-        mask, zero = torch.ones(1, self.tokens, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-        told = added(denoiser, x, 8 * config.sample_size)
-        return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)

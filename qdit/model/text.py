@@ -1,10 +1,16 @@
-"""What pipelines that read prompts have in common: parts, checks, and a table of conditions."""
+"""What pipelines that read prompts have in common: parts, checks, and a table of conditions.
 
+A family is two classes: an option (`TextModel`), which reads the files of a pipeline, and its loaded form
+(`LoadedText`), which calls the network. docs/add_a_model.md adds one.
+"""
+
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from annotated_types import Ge, Le
@@ -13,112 +19,64 @@ from torch import Tensor, nn
 
 from qdit.checked import Checked
 from qdit.errors import UserError
-from qdit.model.base import DiffusionModel, Fold, Site, Source, readers_of_inputs
+from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_denoiser, check_schedule
-from qdit.model.conditions import T5, Conditions, Encoder, Texts, conditions
+from qdit.model.conditions import T5, Conditions, Encoder, check_parts, conditions, load_t5
+from qdit.model.derive import structure
 from qdit.model.dit import check_size, check_vae, locate_vae
-from qdit.model.encoder import encoder_digest, remember
+from qdit.model.encoder import conditions_folder, encoder_digest, remember
 from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
-
-
-@dataclass(kw_only=True)
-class TextModel(Checked, ABC):
-    """A pipeline that is conditioned on prompts, and how they are encoded; a family is a subclass.
-
-    Args:
-        name: in tables.
-        path: a folder in diffusers' format, or a hub id.
-        revision: of a hub id.
-        vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
-        text_length: tokens of a prompt.
-        text_dtype: of the text encoder; float16 overflows in T5.
-    """
-
-    names: ClassVar[tuple[str, str | None]]
-    """The denoiser's keywords for encoded prompts and their mask."""
-    transformer: ClassVar[str]
-    """The name of diffusers' class."""
-    counts: ClassVar[tuple[str, ...]] = ("caption_channels",)
-    """Whole numbers that its config has beside those of all classes."""
-
-    name: str
-    path: str
-    revision: str | None = None
-    vae_path: str | None = None
-    vae_revision: str | None = None
-    text_length: Annotated[int, Ge(1), Le(4096)]
-    text_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def protocol(self) -> str:
-        """Name what changes the full-precision outputs, readably."""
-        vae = named(self.vae_path, short(self.vae_revision)) or "own"
-        name = self.name + at(self.path, short(self.revision))
-        return f"{name}|vae={vae}|text={self.text_length} {self.text_dtype} lower-case"
-
-    @abstractmethod
-    def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> DiffusionModel:
-        """Read the checkpoint, check it, and move it to `device`; without a `table` it can be looked at, not run."""
-
-    def encode(self, prompts: Sequence[str], cache_dir: Path, device: torch.device) -> Conditions:
-        """The table of prompts, the negative one last; the encoder is loaded only if the cache lacks one, and freed.
-
-        Raises:
-            UserError: the encoder is needed and not there.
-        """
-        known = encoder_digest(self.path, self.revision, cache_dir)
-        if known is None:
-            raise UserError(
-                f"{self.path} has no text_encoder/, and no run with this cache_dir has seen it; give the whole "
-                "pipeline, or the cache_dir of a run that encoded these prompts"
-            )
-        texts = Texts(known, self.text_length, self.text_dtype, self.names)
-
-        def load() -> Encoder:
-            wanted = [f"{part}/*" for part in ("text_encoder", "tokenizer")]
-            root = locate(self.path, self.revision, "model.path", wanted)
-            return T5(root, self.text_length, getattr(torch, self.text_dtype), device)
-
-        table = conditions(prompts, texts, cache_dir, load)
-        remember(self.path, known, cache_dir)
-        return table
-
-    def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-        """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.
-
-        Raises:
-            UserError: a file is missing, damaged, foreign, or pickled.
-        """
-        import diffusers
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
-        wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
-        root = locate(self.path, self.revision, "model.path", wanted)
-        config = read_config(root / "transformer")
-        check_class(root / "transformer", config, (self.transformer,))
-        check_denoiser(root / "transformer" / "config.json", config, *self.counts, norm_type="ada_norm_single")
-        check_size(root / "transformer", config)
-        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
-        check_vae(vae)
-        schedule = read_config(root / "scheduler", "scheduler_config.json")
-        check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
-        denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
-        return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule
+from qdit.model.roles import Patterns
+from qdit.storage.digest import digest
 
 
 class LoadedText(Loaded):
-    """A text pipeline ready to run; conditions are rows of its table (see `qdit.model.conditions`)."""
+    """A text pipeline ready to run; conditions are rows of its table (see `qdit.model.conditions`).
+
+    Args:
+        parts: as of `Loaded`.
+        table: the encoded prompts; without them it can be looked at, and not run.
+        text_length: tokens of a prompt.
+    """
+
+    names: ClassVar[tuple[str, str | None]] = ("encoder_hidden_states", None)
+    """The denoiser's keywords for a T5's rows, and for the mask that hides some of them from attention."""
+    roles: ClassVar[Patterns] = ()
+    """Patterns of roles that go before the common ones (`qdit.model.roles`)."""
+    tokens: ClassVar[int] = 120
+    """Of a prompt, where the pipeline does not say."""
 
     def __init__(self, *parts: Any, table: Conditions | None, text_length: int) -> None:
         self.text_length = text_length
         super().__init__(*parts)
-        self._table = table
         self._reading = {
             s.name for s in self._sites if s.role == "cross_kv" or s.name.startswith("caption_projection.")
         }
+        self.take(table)
+
+    def take(self, table: Conditions | None) -> None:
+        """Have these prompts from now on; None has none."""
+        self._table = table
         self.num_classes = self.null_class = table.null if table is not None else 0
+
+    def having(self, table: Conditions | None) -> Self:
+        """A copy with other prompts, of the same network."""
+        made = copy(self)
+        made.take(table)
+        return made
+
+    @property
+    def table(self) -> Conditions:
+        """The encoded prompts.
+
+        Raises:
+            RuntimeError: the model was loaded without, to be looked at and not run.
+        """
+        if self._table is None:
+            raise RuntimeError("this model was loaded without conditions: see qdit.model.text.TextModel.encode")
+        return self._table
 
     def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
         """Which tokens of the prompts are attended to, where a site's rows are these tokens and the family has a mask.
@@ -126,9 +84,10 @@ class LoadedText(Loaded):
         Of 300 rows of PixArt-Σ a prompt fills 20 or so, and all others are one vector: it would be most of a Hessian.
         Latte has no mask, and its blank rows are read as the others are: they count.
         """
-        if site not in self._reading or self.table.mask is None:
+        if site not in self._reading or self.names[1] is None:
             return None
-        return self.table.mask[y.to(self.table.mask.device)].to(y.device)
+        mask = self.table.rows[self.names[1]].bool()
+        return mask[y.to(mask.device)].to(y.device)
 
     def list_folds(self, sites: list[Site]) -> list[Fold]:
         """Find what makes the inputs of cross-attentions' outputs, and of their keys and values.
@@ -146,13 +105,143 @@ class LoadedText(Loaded):
             if readers[0].role == "cross_kv"
         ]
 
-    @property
-    def table(self) -> Conditions:
-        """The encoded prompts.
+    @staticmethod
+    @abstractmethod
+    def one_sample(denoiser: Any, tokens: int) -> Any:
+        """Call the network on the meta device for one sample with a prompt of so many tokens."""
+
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """Derive the sites and attentions."""
+        return structure(denoiser, OneSample(type(self).one_sample, self.text_length), tuple(self.roles))
+
+    @classmethod
+    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
+        """What encodes prompts as the stock pipeline does: by its T5."""
+        return T5(pipe.tokenizer, pipe.text_encoder, length, cls.names)
+
+    @classmethod
+    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None) -> Self:
+        """The adapter of a transformer that diffusers loaded, without prompts, and not able to decode.
+
+        Args:
+            transformer: gets no gradients any more, and is not changed else.
+            pipe: its pipeline, whose `max_sequence_length` is the number of tokens; None is the family's.
+            text_length: tokens of a prompt; None is as said above.
+        """
+        told = (
+            inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length") if pipe is not None else None
+        )
+        length = text_length or (told.default if told is not None and told.default else cls.tokens)
+        parts = transformer.eval().requires_grad_(False), None, None, transformer.device, transformer.dtype
+        return cls(*parts, table=None, text_length=length)
+
+
+@dataclass(frozen=True)
+class OneSample:
+    """One sample with a prompt of so many tokens; equal ones give equal sites."""
+
+    call: Callable[[Any, int], Any]
+    tokens: int
+
+    def __call__(self, denoiser: nn.Module) -> Any:
+        """Call a network on the meta device."""
+        return self.call(denoiser, self.tokens)
+
+
+@dataclass(kw_only=True)
+class TextModel(Checked, ABC):
+    """A pipeline that is conditioned on prompts, and how they are encoded; a family is a subclass.
+
+    Args:
+        name: in tables.
+        path: a folder in diffusers' format, or a hub id.
+        revision: of a hub id.
+        vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
+        text_length: tokens of a prompt.
+        text_dtype: of the text encoder; float16 overflows in T5.
+    """
+
+    transformer: ClassVar[str]
+    """The name of diffusers' class."""
+    loaded: ClassVar[type[LoadedText]]
+    """What is made of the parts."""
+    counts: ClassVar[tuple[str, ...]] = ("caption_channels",)
+    """Whole numbers that the transformer's config has beside those of all classes."""
+    norm_type: ClassVar[str] = "ada_norm_single"
+    """The one that the class knows."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    vae_path: str | None = None
+    vae_revision: str | None = None
+    text_length: Annotated[int, Ge(1), Le(4096)]
+    text_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def protocol(self) -> str:
+        """Name what changes the full-precision outputs, readably."""
+        vae = named(self.vae_path, short(self.vae_revision)) or "own"
+        name = self.name + at(self.path, short(self.revision))
+        return f"{name}|vae={vae}|text={self.text_length} {self.text_dtype} lower-case"
+
+    def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> LoadedText:
+        """Read the checkpoint, check it, and move it to `device`; without a `table` it can be looked at, not run."""
+        denoiser, vae, schedule = self.parts(dtype)
+        parts = denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype
+        return self.loaded(*parts, table=table, text_length=self.text_length)
+
+    def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
+        """The parts of a pipeline that encode prompts, as attributes: its T5.
 
         Raises:
-            RuntimeError: the model was loaded without, to be looked at and not run.
+            UserError: transformers is not installed.
         """
-        if self._table is None:
-            raise RuntimeError("this model was loaded without conditions: see qdit.model.text.TextModel.encode")
-        return self._table
+        return load_t5(root, dtype, device)
+
+    def encode(self, prompts: Sequence[str], cache_dir: Path, device: torch.device) -> Conditions:
+        """The table of prompts, the negative one last; the encoder is loaded only if the cache lacks one, and freed.
+
+        Raises:
+            UserError: the encoder is needed and not there.
+        """
+        known = encoder_digest(self.path, self.revision, cache_dir)
+        if known is None:
+            raise UserError(
+                f"{self.path} has no text_encoder/, and no run with this cache_dir has seen it; give the whole "
+                "pipeline, or the cache_dir of a run that encoded these prompts"
+            )
+        about = [known, type(self).__name__, self.text_length, self.text_dtype]
+
+        def load() -> Encoder:
+            wanted = ["model_index.json", "text_encoder*/*", "tokenizer*/*"]
+            root = locate(self.path, self.revision, "model.path", wanted)
+            check_parts(root)
+            parts = self.text_parts(root, getattr(torch, self.text_dtype), device)
+            return self.loaded.encoder_of(parts, self.text_length)
+
+        table = conditions(prompts, conditions_folder(cache_dir) / digest(about), load)
+        remember(self.path, known, cache_dir)
+        return table
+
+    def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.
+
+        Raises:
+            UserError: a file is missing, damaged, foreign, or pickled.
+        """
+        import diffusers
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
+        wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
+        root = locate(self.path, self.revision, "model.path", wanted)
+        config = read_config(root / "transformer")
+        check_class(root / "transformer", config, (self.transformer,))
+        check_denoiser(root / "transformer" / "config.json", config, *self.counts, norm_type=self.norm_type)
+        check_size(root / "transformer", config)
+        vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
+        check_vae(vae)
+        schedule = read_config(root / "scheduler", "scheduler_config.json")
+        check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
+        denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
+        return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule

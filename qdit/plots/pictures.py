@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from qdit.plots.study import Study, images
-from qdit.plots.tiles import tiles
+from qdit.plots.tiles import strips, tiles
 
 COLUMNS, WIDTH = 8, 64  # samples a method, and pixels of each
 
@@ -14,7 +14,7 @@ def side_by_side(study: Study, bits: str, path: Path) -> Path | None:
 
     Runs that keep no images (of an earlier version, or cleared) are named on stderr and left out; None if all are.
     """
-    rows, captions, without = [], None, []
+    rows, captions, without, columns = [], None, [], COLUMNS
     given = {"full precision": study.full} if study.full is not None else {}
     for name, row in {**given, **study.at(bits)}.items():
         if (found := images(row)) is None:
@@ -22,10 +22,12 @@ def side_by_side(study: Study, bits: str, path: Path) -> Path | None:
             continue
         shown, texts = found
         captions = captions or texts[:COLUMNS] or None
+        if shown.ndim == 5:
+            shown, columns = strips(shown, WIDTH), 1
         rows.append((name, shown[:COLUMNS], "black" if row is study.full else study.colour(row)))
     if without:
         print(f"{path.name}: no images of {', '.join(without)}; run these again to have them", file=sys.stderr)
     shapes = [shown.shape for _, shown, _ in rows]
     if not rows or len(set(shapes)) > 1:
         return None
-    return tiles(rows, path, captions, COLUMNS, WIDTH)
+    return tiles(rows, path, captions, columns, WIDTH if columns > 1 else None)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from qdit.plots.style import COLOURS, axes_of, finish, look, save, shorten
-from qdit.plots.tiles import tiles
+from qdit.plots.tiles import strips, tiles
 
 
 def difference(
@@ -17,14 +17,6 @@ def difference(
 ) -> UInt8[Tensor, "n 3 H W"]:
     """Return `gain` times the absolute difference, inverted: white where two rows agree."""
     return 255 - ((first.int() - second.int()).abs() * gain).clamp(max=255).to(first.dtype)
-
-
-def strips(images: np.ndarray) -> np.ndarray:
-    """Images [n, 3, H, W] as they are; clips [n, F, 3, H, W] with their frames side by side, [n, 3, H, F W]."""
-    if images.ndim == 4:
-        return images
-    count, frames, channels, height, width = images.shape
-    return images.transpose(0, 2, 3, 1, 4).reshape(count, channels, height, frames * width)
 
 
 def sample_grid(
@@ -35,15 +27,18 @@ def sample_grid(
 ) -> Path:
     """Draw rows of images above each other, full precision first: a column is one noise and class.
 
+    Clips [n, F, 3, H, W] are strips of frames of up to 128 pixels, of which fewer are side by side.
+
     Args:
         rows: label and images of each row; all rows have the same n, H and W.
         path: PNG to write.
         captions: one for each of the n columns, printed above it.
         columns: images side by side; more of them wrap into further bands of rows.
     """
-    return tiles(
-        [(label, strips(np.asarray(images.cpu())), "black") for label, images in rows], path, captions, columns
-    )
+    made = [(label, strips(np.asarray(images.cpu())), "black") for label, images in rows]
+    if rows[0][1].ndim == 5:
+        columns = max(1, 1536 // made[0][1].shape[-1])
+    return tiles(made, path, captions, columns)
 
 
 def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:

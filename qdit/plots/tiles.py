@@ -32,7 +32,7 @@ def tiles(
         width: of a tile, in pixels: small images grow by whole pixels up to about it, and larger ones shrink; None for
             96, and larger ones stay.
     """
-    images = [_sized(row.transpose(0, 2, 3, 1), width) for _, row, _ in rows]
+    images = [sized(row.transpose(0, 2, 3, 1), width) for _, row, _ in rows]
     count, tile_h, tile_w, _ = images[0].shape
     per_band, bands = min(columns, count), ceil(count / columns)
     left, head = 14 + 7 * max(len(label) for label, _, _ in rows), 24 if captions else 8
@@ -54,7 +54,24 @@ def tiles(
     return save(figure, path, dpi=100)
 
 
-def _sized(images: NDArray[np.uint8], width: int | None) -> NDArray[np.uint8]:
+def strips(images: Images, side: int = 128, most: int = 16) -> Images:
+    """Images [n, 3, H, W] as they are; clips [n, F, 3, H, W] with frames side by side, [n, 3, h, f w].
+
+    Frames wider than `side` shrink by whole pixels, and of more than `most` some are left out, evenly; never the first
+    and the last.
+    """
+    if images.ndim == 4:
+        return images
+    images = images[:, np.linspace(0, images.shape[1] - 1, min(most, images.shape[1])).round().astype(int)]
+    count, frames, _, high, wide = images.shape
+    by = ceil(wide / side)
+    high, wide = high // by, wide // by
+    blocks = images[..., : high * by, : wide * by].reshape(count, frames, 3, high, by, wide, by)
+    small = blocks.mean((4, 6)).round().astype(np.uint8)
+    return small.transpose(0, 2, 3, 1, 4).reshape(count, 3, high, frames * wide)
+
+
+def sized(images: NDArray[np.uint8], width: int | None) -> NDArray[np.uint8]:
     """Images [n, H, W, 3] grown by whole pixels, or shrunk by means of whole pixels."""
     _, high, wide, _ = images.shape
     grow = max(1, round((width or 96) / wide))

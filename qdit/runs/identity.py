@@ -13,7 +13,7 @@ from typing import Any
 from qdit.assets import EMBEDDED, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
 from qdit.config import RECIPE_KEYS
-from qdit.model.encoder import PARTS, encoder_digest, reads_text
+from qdit.model.encoder import encoder_digest, encodes, reads_text
 from qdit.model.hub import named, pinned
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import content_digest, digest, sha256
@@ -71,7 +71,7 @@ def _weights_digest(path: str | None, revision: str | None) -> str:
     files = [
         file
         for file in found
-        if file.name.endswith((".safetensors", ".json")) and file.relative_to(folder).parts[0] not in PARTS
+        if file.name.endswith((".safetensors", ".json")) and not encodes(file.relative_to(folder).parts[0])
     ]
     return content_digest(files, folder) if files else digest(named(path, revision))
 

@@ -20,6 +20,7 @@ from qdit.eval.paired import PairedMetric
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
 from qdit.method import quantize
+from qdit.plots import clips
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
@@ -247,8 +248,9 @@ def diagnose(config: dict[str, Any], parts: Setup, quantized: Quantized, folder:
 
 
 def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference: SampleSet, path: Path) -> None:
-    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names.
+    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names or prompts.
 
+    Of clips it shows the frames in a row, and a video plays them (`qdit.plots.clips`).
     The run's images in it are kept beside it, with their captions, for pictures of several runs.
     """
     first = own = next(reference.images())[:SHOWN]
@@ -260,6 +262,8 @@ def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference:
     labels = parts.dataset.labels(list(range(len(first))), config["seed"])
     captions = [names[int(label)] for label in labels]
     figures.sample_grid(rows, path, captions)
+    if own.ndim == 5:
+        clips.play([(label, images.cpu().numpy()) for label, images in rows], path.parent, captions)
     save_tensors(path.parent / IMAGES, {"images": own}, {"captions": json.dumps(captions)})
 
 

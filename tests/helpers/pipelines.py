@@ -105,6 +105,58 @@ def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8
     return folder
 
 
+def write_hunyuan_pipeline(folder: Path) -> Path:
+    """Write a Hunyuan-DiT 1.2: 4 blocks of width 32, the last with a long skip connection, latents 4×8×8, 64 px."""
+    import diffusers
+    from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    transformer = diffusers.HunyuanDiT2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        hidden_size=32,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        num_layers=4,
+        mlp_ratio=2.0,
+        cross_attention_dim=24,
+        cross_attention_dim_t5=16,
+        pooled_projection_dim=16,
+        use_style_cond_and_image_meta_size=False,
+    )
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 77}
+    bert = BertModel(BertConfig(vocab_size=len(WORDS) + 3, hidden_size=24, **small)).eval()
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "is_encoder_decoder": False}
+    t5 = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, feed_forward_proj="gated-gelu", **small)).eval()
+    for seed, module in enumerate((transformer, vae, bert, t5)):
+        _liven(module, seed)
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.018, "clip_sample": False}
+    scheduler = diffusers.DDPMScheduler(**schedule, prediction_type="v_prediction", steps_offset=1)
+    diffusers.HunyuanDiTPipeline(
+        vae,
+        bert,
+        make_tokenizer(),
+        transformer,
+        scheduler,
+        None,  # pyright: ignore[reportArgumentType]
+        None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+        text_encoder_2=t5,
+        tokenizer_2=make_tokenizer(),
+    ).save_pretrained(folder)
+    return folder
+
+
 def make_tokenizer():
     """Ten words, and an end behind each text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -95,12 +95,15 @@ def test_costs_count_the_tokens_that_are_read(model):
 
 def encoder(calls, broken=False):
     class Counting:
+        length = LENGTH
+
         def __call__(self, prompts):
             if broken and calls:
                 raise KeyboardInterrupt
             calls.append(list(prompts))
             rows = torch.stack([torch.full((LENGTH, 4), float(len(p))) for p in prompts])
-            return rows, torch.ones(len(prompts), LENGTH, dtype=torch.long)
+            rows[:, 7:] = 0
+            return {"encoder_hidden_states": rows, "encoder_attention_mask": torch.ones(len(prompts), LENGTH).long()}
 
         def too_long(self, prompts):
             return [p for p in prompts if len(p) > 8]
@@ -109,27 +112,26 @@ def encoder(calls, broken=False):
 
 
 def test_a_killed_encoding_goes_on_where_it_stopped(tmp_path, caplog):
-    from qdit.model.conditions import BATCH, Texts
+    from qdit.model.conditions import BATCH
 
-    texts = Texts("an encoder", LENGTH, "float32", ("encoder_hidden_states", "encoder_attention_mask"))
     names, calls = [f"p{n}" for n in range(2 * BATCH)] + ["p0"], []
     with pytest.raises(KeyboardInterrupt):
-        conditions(names, texts, tmp_path, encoder(calls, broken=True))
-    table = conditions(names, texts, tmp_path, encoder(calls))
+        conditions(names, tmp_path, encoder(calls, broken=True))
+    table = conditions(names, tmp_path, encoder(calls))
     assert calls == [names[:BATCH], names[BATCH : 2 * BATCH]]
     assert table.null == len(names) - 1
-    again = conditions(names, texts, tmp_path, lambda: pytest.fail("the encoder is not needed"))
+    again = conditions(names, tmp_path, lambda: pytest.fail("the encoder is not needed"))
     assert all(torch.equal(table.rows[key], again.rows[key]) for key in table.rows)
     damaged = next(tmp_path.rglob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-3])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(
-            conditions(names, texts, tmp_path, encoder(calls)).rows["encoder_hidden_states"],
+            conditions(names, tmp_path, encoder(calls)).rows["encoder_hidden_states"],
             again.rows["encoder_hidden_states"],
         )
     assert "is made again" in caplog.text
     with caplog.at_level(logging.WARNING):
-        conditions(["something longer"], texts, tmp_path, encoder(calls))
+        conditions(["something longer"], tmp_path, encoder(calls))
     assert "1 of 1 prompts have more than 12 tokens and are cut, such as something longer" in caplog.text
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from qdit.plots.tiles import tiles
+from qdit.plots.tiles import strips, tiles
 
 
 def pixels(path) -> np.ndarray:
@@ -19,3 +19,11 @@ def test_large_images_shrink_by_whole_pixels(tmp_path):
     assert (small == (100, 0, 0)).all(-1).sum() >= 2 * 64 * 64
     odd = pixels(tiles([("a", images[:, :, :255, :255], "black")], tmp_path / "b.png", width=64))
     assert odd.shape[0] > 255  # what cannot be divided stays
+
+
+def test_clips_are_strips_of_small_frames_from_the_first_to_the_last():
+    clips = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None, None, None], (2, 40, 3, 30, 51))
+    shown = strips(clips, side=17, most=5)
+    assert shown.shape == (2, 3, 10, 5 * 17)
+    assert shown[0, 0, 0, ::17].tolist() == [0, 10, 20, 29, 39]
+    assert strips(clips[:, 0]).shape == (2, 3, 30, 51)
