@@ -1,6 +1,9 @@
 """Shared fixtures: a random pipeline and its model; a study of three methods."""
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks the network
 
 import pytest
 import torch

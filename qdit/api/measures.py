@@ -1,23 +1,21 @@
 """What a quantized model is, costs, and is worth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol_of
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
+from qdit.eval.samples import Drawn
 from qdit.ledger import Ledger, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel
 from qdit.model.text import LoadedText
 from qdit.policies import LayerSpec, Policy
 from qdit.runs.plan import spec_text, weight_text
-from qdit.search.objective import Drawn
 
 
 def policy(model: Any) -> Policy:
@@ -139,15 +137,10 @@ def fidelity(
         raise UserError(f"{', '.join(wrong)} compares with a data set, not with full precision: use qdit.run")
     if n < 1:
         raise UserError(f"n={n}; at least 1 is needed")
-    indices = torch.arange(n).split(config["batch_size"])
-    labels = [dataset.labels(chunk.tolist(), seed) for chunk in indices]
 
     def draw(of: DiffusionModel) -> Drawn:
-        parts: list[Tensor] = [
-            sampler.sample(of, chunk.tolist(), classes, seed).float().cpu()
-            for chunk, classes in zip(indices, labels, strict=True)
-        ]
-        return Drawn(parts, of.decode, _no_features)
+        batches = dataset.batches(0, n, config["batch_size"], seed)
+        return Drawn([sampler.sample(of, *batch, seed).float().cpu() for batch in batches], of.decode)
 
     if reference is None:
         with installed.full_precision(pipe.transformer):
@@ -162,7 +155,3 @@ def fidelity(
         {column: [getattr(result, column) for result in found.values()] for column in columns},
         index=pd.Index(list(found), name="metric"),
     )
-
-
-def _no_features(extractor: str) -> Callable[[Tensor], dict[str, Tensor]]:
-    raise UserError(f"{extractor} belongs to metrics that compare with a data set: use qdit.run")

@@ -7,12 +7,13 @@ parameters (in TQ-DiT's release, one split for each group of timesteps).
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.checked import Checked, Count, UpperShare
 from qdit.quant.affine import SMALLEST_SCALE, affine
 from qdit.quant.books import Book, LogSqrt2, Uniform
 from qdit.quant.ranges import Range, outer_quantiles
@@ -74,7 +75,7 @@ class UnsignedProbabilities(Probabilities):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoRegionProbabilities(Probabilities):
+class TwoRegionProbabilities(Checked, Probabilities):
     """A fine grid near 0 and a coarse one up to 1 (TQ-DiT, PTQ4ViT: MRQ), of all ratios the one of least error.
 
     Where the largest probabilities are near 1, or all are small, the uniform grid of as many bits can be better: it may
@@ -90,13 +91,7 @@ class TwoRegionProbabilities(Probabilities):
 
     grid = "two_region"
     top: Top = "one_exact"
-    kinds: list[Candidate] = field(default_factory=lambda: ["two_region", "uniform"])
-
-    def __post_init__(self) -> None:
-        if not self.kinds or set(self.kinds) - set(get_args(Candidate)):
-            raise UserError(
-                f"attention.probabilities.kinds={self.kinds}; one or more of {', '.join(get_args(Candidate))} is needed"
-            )
+    kinds: Annotated[list[Candidate], MinLen(1)] = field(default_factory=lambda: ["two_region", "uniform"])
 
     def book(self, bits: int) -> TwoRegion:
         """See `Probabilities`."""
@@ -113,7 +108,7 @@ class TwoRegionProbabilities(Probabilities):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleasedSumProbabilities(Probabilities):
+class ReleasedSumProbabilities(Checked, Probabilities):
     """Both regions added up, as TQ-DiT's and PTQ4ViT's code does; for reproduction only (`ReleasedSum`).
 
     Args:
@@ -124,11 +119,7 @@ class ReleasedSumProbabilities(Probabilities):
     """
 
     grid = "released_sum"
-    splits: int = 20
-
-    def __post_init__(self) -> None:
-        if self.splits < 1:
-            raise UserError(f"attention.probabilities.splits={self.splits}; at least 1 is needed")
+    splits: Count = 20
 
     def book(self, bits: int) -> Book:
         """See `Probabilities`."""
@@ -140,7 +131,7 @@ class ReleasedSumProbabilities(Probabilities):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogSqrt2Probabilities(Probabilities):
+class LogSqrt2Probabilities(Checked, Probabilities):
     """Powers of √2 below a scale: of a few quantiles the one of least error (RepQ-ViT, arXiv 2212.08254).
 
     Args:
@@ -151,13 +142,7 @@ class LogSqrt2Probabilities(Probabilities):
     """
 
     grid = "log_sqrt2"
-    shares: list[float] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
-
-    def __post_init__(self) -> None:
-        if not self.shares or not all(0.5 < p <= 1 for p in self.shares):
-            raise UserError(
-                f"attention.probabilities.shares={self.shares}; shares above 0.5, at most 1, are needed, such as 0.999"
-            )
+    shares: Annotated[list[UpperShare], MinLen(1)] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
 
     def book(self, bits: int) -> Book:
         """See `Probabilities`."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
 from qdit.attention.probabilities import Probabilities
-from qdit.errors import UserError
-from qdit.model.base import OPERANDS
+from qdit.checked import Checked
+from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import static_quantizer, uniform_quantizer
 from qdit.quant.affine import affine
@@ -25,7 +25,7 @@ from qdit.quant.time_groups import Groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticAttention:
+class StaticAttention(Checked):
     """Static quantization of an attention's operands.
 
     Args:
@@ -39,7 +39,7 @@ class StaticAttention:
         UserError: an operand is unknown, or bits are out of range.
     """
 
-    operands: list[str]
+    operands: list[Operand]
     granularity: Literal["tensor", "head"]
     grid: Grid
     range: Range
@@ -47,8 +47,7 @@ class StaticAttention:
     needs_calibration = True
 
     def __post_init__(self) -> None:
-        if unknown := [o for o in self.operands if o not in OPERANDS]:
-            raise UserError(f"attention.operands has {', '.join(unknown)}; choose from {', '.join(OPERANDS)}")
+        super().__post_init__()
         self.spec("probs", 8)
         self.spec("q", 8)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qdit.activation import TimeGroups
 from qdit.attention.probabilities import UnsignedProbabilities
 from qdit.attention.static import StaticAttention
+from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.quant.ranges import Range
 from qdit.quant.spec import Grid, QuantSpec
@@ -33,7 +34,7 @@ class UniformAttention:
         UserError: an operand is unknown, or bits are out of range.
     """
 
-    operands: list[str]
+    operands: list[Operand]
     grid: Grid
     probability_bits: int
     range: Range

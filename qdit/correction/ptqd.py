@@ -106,8 +106,7 @@ class PTQD(Checked):
                 sampler.eta,
             )
         moments = {t: Moments(channels) for t in timesteps}
-        for indices in torch.arange(CORRECTION, CORRECTION + self.num_samples).split(self.batch_size):
-            labels = setting.dataset.labels(indices.tolist(), seed)
+        for indices, labels in setting.dataset.batches(CORRECTION, self.num_samples, self.batch_size, seed):
 
             def compare(step: int, t: int, x: Tensor, output: Tensor, labels: Tensor = labels) -> None:
                 with quantized.installed(model):
@@ -115,7 +114,7 @@ class PTQD(Checked):
                 full = output[:, :channels]
                 moments[t].add(full, rounded[:, :channels] - full)
 
-            sampler.sample(model, indices.tolist(), labels, seed, callback=compare)
+            sampler.sample(model, indices, labels, seed, callback=compare)
         return _solved(moments)
 
 

@@ -1,7 +1,7 @@
 """A data set: the conditions of samples, their names, and the reference statistics to compare with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,11 @@ class Source(ABC):
     @abstractmethod
     def labels(self, indices: Sequence[int], seed: int) -> Int[Tensor, " B"]:
         """Return the number of each sample index's condition; the null condition never occurs."""
+
+    def batches(self, first: int, count: int, size: int, seed: int) -> Iterator[tuple[list[int], Int[Tensor, " B"]]]:
+        """Indices and labels of the samples `first` … `first + count - 1`, `size` at a time."""
+        for chunk in torch.arange(first, first + count).split(size):
+            yield chunk.tolist(), self.labels(chunk.tolist(), seed)
 
     @abstractmethod
     def class_names(self) -> list[str]:

@@ -1,4 +1,6 @@
-"""A set of generated samples on disk: fixed chunks of latents and of features, written once and read by every metric.
+"""Generated samples on disk (`SampleSet`), and in memory (`Drawn`) where a search or a notebook has a few of its own.
+
+A set on disk is fixed chunks of latents and of features, written once and read by every metric.
 
 A chunk is one sampling batch, so a set that was interrupted and resumed has the bytes of an undisturbed one. A chunk
 that is damaged, or that was made on another machine, library version or execution (`qdit.execution.stamp`), is made
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.storage.locks import exclusive
 from qdit.storage.seal import TENSORS_DIGEST, tensors_about
 from qdit.storage.shelf import Shelf, Stamp, without_execution
@@ -123,6 +126,44 @@ class SampleSet:
 
             chunks.append(self._stored(f"features-{extractor}", number, make))
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
+
+
+def no_extractor(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The extractors of samples that only paired metrics are to see.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"features ({name}) have no value a sample; a paired metric is needed here, such as sqnr or psnr")
+
+
+@dataclass(eq=False)  # metrics remember what they found of a set, which is itself and no other
+class Drawn:
+    """Samples in memory; see `qdit.eval.base.Samples`."""
+
+    chunks: list[Tensor]
+    decode: Callable[[Tensor], Tensor]
+    extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]] = no_extractor
+    n: int = field(init=False)
+    _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.n = sum(map(len, self.chunks))
+
+    def latents(self) -> Tensor:
+        """Final latents, float32 [n, C, h, w]."""
+        return torch.cat(self.chunks)
+
+    def images(self) -> Iterator[Tensor]:
+        """Decoded images, uint8 [k, 3, H, W], chunk by chunk."""
+        return map(self.decode, self.chunks)
+
+    def features(self, extractor: str) -> dict[str, Tensor]:
+        """Features of every sample by name, each float32 [n, D]."""
+        if extractor not in self._features:
+            parts = [self.extract(extractor)(images) for images in self.images()]
+            self._features[extractor] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self._features[extractor]
 
 
 def _name(kind: str, number: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qdit.checked import Checked, Count, Positive
 from qdit.errors import UserError
 from qdit.hessian.target import Target
 from qdit.quant.ranges import MinMax
@@ -23,7 +24,7 @@ SHARED = ("target", "rounds", "tokens", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hessian:
+class Hessian(Checked):
     """The range of least weighted output error among the multiples `alpha` … `beta` of the min-max range, and itself.
 
     If candidates are equal, the min-max range stays. Called on rows alone, it gives the range where the search starts.
@@ -43,18 +44,18 @@ class Hessian:
     """
 
     target: Target
-    candidates: int = 100
-    alpha: float = 0.01
+    candidates: Count = 100
+    alpha: Positive = 0.01
     beta: float = 1.2
-    rounds: int = 3
-    tokens: int = 8192
+    rounds: Count = 3
+    tokens: Count = 8192
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.rounds, self.tokens) < 1 or not 0 < self.alpha < self.beta:
+        super().__post_init__()
+        if self.alpha >= self.beta:
             raise UserError(
-                f"range hessian: candidates={self.candidates}, rounds={self.rounds}, tokens={self.tokens}, "
-                f"alpha={self.alpha}, beta={self.beta}; counts must be at least 1, and 0 < alpha < beta"
+                f"range hessian: alpha={self.alpha} is the smallest multiple; beta={self.beta} must be above"
             )
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:

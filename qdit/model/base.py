@@ -7,7 +7,7 @@ neither copied nor edited.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -55,7 +55,8 @@ def readers_of_inputs(sites: Iterable[Site]) -> list[list[Site]]:
     return list(groups.values())
 
 
-OPERANDS = ("q", "k", "v", "probs")
+Operand = Literal["q", "k", "v", "probs"]
+OPERANDS = get_args(Operand)
 """What an attention multiplies: queries, keys, values and probabilities; the roles of its sites."""
 
 

@@ -14,6 +14,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Small files, of which a pipeline has the first and an autoencoder the second.
 _WITNESSES = ("model_index.json", "config.json")
+_PATIENCE = 10
+"""Seconds in which the hub must answer."""
 _PATHS = {"path": "revision", "vae_path": "vae_revision"}
 """The model's keys that may be ids, each with the key of its revision."""
 
@@ -27,20 +29,38 @@ def is_id(path: Any) -> bool:
 def commit(repo: str, revision: str | None) -> str | None:
     """The commit that a branch or tag stands for (None is main): of the cached copy, else of the hub; None if unknown.
 
-    A small file is fetched to know it.
+    A small file is fetched to know it, and the cache then does, too.
     """
-    from huggingface_hub import hf_hub_download
-
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    for here in (True, False):
-        for name in _WITNESSES:
-            try:
-                file = Path(hf_hub_download(repo, name, revision=revision, local_files_only=here))
-            except Exception:  # the client's errors have no common base; what is wrong is said when the model is loaded
-                continue
-            return file.parent.name  # <cache>/models--owner--name/snapshots/<commit>/<file>
+    known = _witnessed(repo, revision, here=True)
+    if known is None and _answers(repo, revision):
+        known = _witnessed(repo, revision, here=False)
+    return known
+
+
+def _witnessed(repo: str, revision: str | None, here: bool) -> str | None:
+    """The commit whose small file lies in the local cache (`here`), or is fetched into it; None if there is none."""
+    from huggingface_hub import hf_hub_download
+
+    for name in _WITNESSES:
+        try:
+            file = Path(hf_hub_download(repo, name, revision=revision, local_files_only=here))
+        except Exception:  # the client's errors have no common base; what is wrong is said when the model is loaded
+            continue
+        return file.parent.name  # <cache>/models--owner--name/snapshots/<commit>/<file>
     return None
+
+
+def _answers(repo: str, revision: str | None) -> bool:
+    """Whether the hub knows a model. It is asked once: a download without network is tried again for half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(repo, revision=revision, timeout=_PATIENCE)
+    except Exception:  # as above
+        return False
+    return True
 
 
 def pinned(config: dict[str, Any]) -> dict[str, Any]:

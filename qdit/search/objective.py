@@ -5,15 +5,15 @@ that the run is evaluated on nor those of the calibration. A paired metric compa
 are drawn once; a distribution metric with reference statistics, which must be there before anything is computed.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from qdit.checked import Checked, Samples
 from qdit.eval.base import Metric
+from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
 from qdit.seeding import SEARCH
@@ -56,35 +56,6 @@ class Objective(Checked):
         return score.value if self.metric.higher_is_better else -score.value
 
 
-@dataclass(eq=False)  # metrics remember what they found of a set, which is itself and no other
-class Drawn:
-    """Samples in memory; see `qdit.eval.base.Samples`."""
-
-    chunks: list[Tensor]
-    decode: Callable[[Tensor], Tensor]
-    extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
-    n: int = field(init=False)
-    _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.n = sum(map(len, self.chunks))
-
-    def latents(self) -> Tensor:
-        """Final latents, float32 [n, C, h, w]."""
-        return torch.cat(self.chunks)
-
-    def images(self) -> Iterator[Tensor]:
-        """Decoded images, uint8 [k, 3, H, W], chunk by chunk."""
-        return map(self.decode, self.chunks)
-
-    def features(self, extractor: str) -> dict[str, Tensor]:
-        """Features of every sample by name, each float32 [n, D]."""
-        if extractor not in self._features:
-            parts = [self.extract(extractor)(images) for images in self.images()]
-            self._features[extractor] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return self._features[extractor]
-
-
 class Judge:
     """Scores quantized models under an objective.
 
@@ -96,16 +67,13 @@ class Judge:
 
     def __init__(self, objective: Objective, model: DiffusionModel, setting: Setting) -> None:
         self.objective, self.model, self.setting = objective, model, setting
-        seed = setting.seed + objective.seed
-        self.indices = torch.arange(SEARCH, SEARCH + objective.num_samples).split(objective.batch_size)
-        self.labels = [setting.dataset.labels(chunk.tolist(), seed) for chunk in self.indices]
-        self.seed = seed
+        self.seed = setting.seed + objective.seed
 
     def draw(self) -> Drawn:
         """The samples of the model as it is now."""
-        sampler, chunks = self.setting.sampler, []
-        for chunk, labels in zip(self.indices, self.labels, strict=True):
-            chunks.append(sampler.sample(self.model, chunk.tolist(), labels, self.seed).float().cpu())
+        wanted, sampler = self.objective, self.setting.sampler
+        batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
+        chunks = [sampler.sample(self.model, *batch, self.seed).float().cpu() for batch in batches]
         return Drawn(chunks, self.model.decode, self._extractor)
 
     @cached_property

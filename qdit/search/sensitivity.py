@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Annotated, Any, cast
 
 import numpy as np
-import torch
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,12 +23,12 @@ from tqdm import tqdm
 from qdit.checked import Checked, Samples
 from qdit.errors import UserError
 from qdit.eval.paired import PairedMetric
+from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced
 from qdit.nn.switch import Now, TimedLinear
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.metric_groups import MetricGroup, by_gene
-from qdit.search.objective import Drawn
 from qdit.search.space import Gene
 from qdit.search.variants import BitVariants
 from qdit.seeding import SEARCH
@@ -105,19 +104,17 @@ class Meter:
 
     def draw(self, first: int = 0) -> Drawn:
         """The samples of the network as it is now, which is full precision before step `first`."""
-        chunks, sampler = [], self.setting.sampler
-        indices = torch.arange(SEARCH, SEARCH + self.samples.num_samples).split(self.samples.batch_size)
-        for number, chunk in enumerate(indices):
-            labels = self.setting.dataset.labels(chunk.tolist(), self.seed)
+        chunks, sampler, wanted = [], self.setting.sampler, self.samples
+        batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
+        for number, (indices, labels) in enumerate(batches):
             if number < len(self.tapes):
                 usable = len(self.tapes[number]) == self.steps  # one call a step
                 tape = Tape(self.model, self.tapes[number][:first] if usable else [])
             else:
                 self.tapes.append([])
                 tape = Tape(self.model, [], self.tapes[-1])
-            drawn = sampler.sample(cast(DiffusionModel, tape), chunk.tolist(), labels, self.seed)
-            chunks.append(drawn.float().cpu())
-        return Drawn(chunks, self.model.decode, _no_extractor)
+            chunks.append(sampler.sample(cast(DiffusionModel, tape), indices, labels, self.seed).float().cpu())
+        return Drawn(chunks, self.model.decode)
 
     @cached_property
     def full_precision(self) -> Drawn:
@@ -210,7 +207,3 @@ class Measurement:
 def whole(entry: Entry) -> bool:
     """Whether a line of the journal has all it must have."""
     return bool(entry["values"]) and isinstance(entry["what"], str) and isinstance(entry["metric"], str)
-
-
-def _no_extractor(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
-    raise UserError(f"search.groups: metrics of features ({name}) have no value a sample; use a paired metric")

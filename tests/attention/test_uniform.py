@@ -307,9 +307,9 @@ def test_a_searched_policy_keeps_its_attentions(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"operands": ["q", "scores"]}, "attention.operands has scores; choose from q, k, v, probs"),
+        ({"operands": ["q", "scores"]}, "operands=.*'scores'.*; allowed: a list of q, k, v, probs"),
         ({"probability_bits": 1}, "bits=1 is not possible"),
-        ({"grid": "cubic"}, "grid='cubic' is unknown"),
+        ({"grid": "cubic"}, "grid='cubic'; allowed"),
     ],
 )
 def test_impossible_values_are_refused(wrong, message):

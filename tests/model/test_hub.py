@@ -78,6 +78,11 @@ def test_the_cache_comes_before_the_network(cache, monkeypatch):
         return str(cache / "snapshots" / SECOND / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert hub.commit("owner/other", None) is None  # the hub does not answer
+    assert not any(not here for _, here in asked)
+    hub.commit.cache_clear()
+    asked.clear()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
     assert hub.commit("owner/other", None) == SECOND
     names = ["model_index.json", "config.json"]
     assert asked == [(name, here) for here in (True, False) for name in names]
