@@ -51,23 +51,25 @@ def saved(tiny_pipe, tmp_path) -> Path:
     return tmp_path / "mine"
 
 
-def test_every_kind_of_recipe_is_reloaded_by_a_fresh_process_with_equal_images(tiny_pipe, tmp_path):
+@pytest.mark.parametrize("which", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_every_kind_of_recipe_is_reloaded_by_a_fresh_process_with_equal_images(which, request, tmp_path):
     import numpy
 
-    data = qdit.calibrate(tiny_pipe, num_samples=4, steps=4)
-    original, made = images_of_full_precision(tiny_pipe), {}
+    pipe = request.getfixturevalue("tiny_pipe") if which == "tiny" else qdit.embedded()
+    data = qdit.calibrate(pipe, num_samples=4, steps=4)
+    original, made = images_of_full_precision(pipe), {}
     for kind, words in RECIPES.items():
-        qdit.quantize(tiny_pipe.transformer, *words, bits="w4a4", data=data)
-        made[kind] = images(tiny_pipe)
-        tiny_pipe.save_pretrained(tmp_path / kind)
-        qdit.dequantize(tiny_pipe.transformer)
+        qdit.quantize(pipe.transformer, *words, bits="w4a4", data=data)
+        made[kind] = images(pipe)
+        pipe.save_pretrained(tmp_path / kind)
+        qdit.dequantize(pipe.transformer)
     folders = [str(tmp_path / kind) for kind in RECIPES]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(FOLDER), *sys.path])}
     subprocess.run([sys.executable, "-c", FRESH, *folders], check=True, env=environment, cwd=tmp_path)
     for kind, folder in zip(RECIPES, folders, strict=True):
         assert numpy.array_equal(numpy.load(f"{folder}.npy"), made[kind]), kind
         assert not numpy.array_equal(made[kind], original), kind
-    assert numpy.array_equal(images_of_full_precision(tiny_pipe), original)
+    assert numpy.array_equal(images_of_full_precision(pipe), original)
 
 
 def images_of_full_precision(pipe):
