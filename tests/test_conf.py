@@ -81,7 +81,14 @@ def test_a_recipe_says_its_family_and_its_own_name(name):
 EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment")]
 
 
-@pytest.mark.parametrize("option", EXPERIMENTS)
+def first_of_folders(options: list[str]) -> list:
+    """The steps of a study differ in a word or two: all but the first are marked slow."""
+    heads = [option.split("=")[0] for option in options]
+    alone = [head == "experiment" or head not in heads[:n] for n, head in enumerate(heads)]
+    return [pytest.param(each, marks=() if a else pytest.mark.slow) for each, a in zip(options, alone, strict=True)]
+
+
+@pytest.mark.parametrize("option", first_of_folders(EXPERIMENTS))
 def test_an_experiment_is_checked_whole_and_takes_the_policy_that_it_found(option):
     config = composed(*overrides_of(option))
     check(config)
@@ -101,7 +108,11 @@ def covering(params: dict[str, str]) -> list[list[str]]:
     return [list(row) for row in dict.fromkeys(map(tuple, [first, *apart, last]))]
 
 
-@pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=() if p.stem == "vidit_q_ablation" else pytest.mark.slow) for p in GRIDS],
+    ids=lambda p: p.stem,
+)
 def test_every_choice_of_a_grid_is_a_run_of_its_own(path):
     node = OmegaConf.to_container(OmegaConf.load(path))
     cells = covering(node["hydra"]["sweeper"]["params"])

@@ -58,7 +58,11 @@ def test_a_pipeline_is_quantized_compared_shown_and_saved_in_under_30_lines():
     assert len(lines(path)) < 30
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem == "q_dit_variance" else pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shell = InteractiveShell()

@@ -59,7 +59,11 @@ def titled(document: Path) -> dict[str, str]:
 
 
 COMMANDS = [
-    pytest.param(line, id=f"{document.stem}: {re.sub(' +', ' ', line)[:60]}")
+    pytest.param(
+        line,
+        id=f"{document.stem}: {re.sub(' +', ' ', line)[:60]}",
+        marks=pytest.mark.slow if document.stem in ("components", "protocols") else (),  # more of what the README shows
+    )
     for document in DOCUMENTS
     for line in command_lines(document)
 ]
@@ -307,6 +311,7 @@ def test_links_lead_somewhere_and_classes_are_where_they_are_said_to_be(document
 # --- One's own method and model, for real
 
 
+@pytest.mark.slow
 def test_the_readmes_method_works_with_an_installed_qdit(workshop, tiny_pipeline, tmp_path):
     line = next(line for line in command_lines(ROOT / "README.md") if "octav" in line)
     shutil.copytree(workshop / "mine", tmp_path / "mine")

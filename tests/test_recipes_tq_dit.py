@@ -82,7 +82,9 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("quantizer", RECIPES)
+@pytest.mark.parametrize(
+    "quantizer", [pytest.param(n, marks=() if n in ("vidit_q", "ptq4dit") else pytest.mark.slow) for n in RECIPES]
+)
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part[-1])
 def test_each_part_is_one_override_in_any_other_recipe(quantizer, part, dit_xl):
     assert completed([f"quantizer={quantizer}", *part], dit_xl)

@@ -45,6 +45,7 @@ with quantized.installed(model), torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_no_15_another_process_under_another_seed(tiny_model, tiny_pipeline, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -66,7 +66,17 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("words", [*(f"quantizer={name}" for name in QUANTIZERS), *OPTIONS])
+# Of each kind of saved tensor one: a branch, groups of timesteps, a policy, a correction, a rotation, scales.
+QUICK = {f"quantizer={name}" for name in ("svdquant", "tq_dit", "qdit_w4a4")} | set(OPTIONS[-2:])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, marks=() if words in QUICK else pytest.mark.slow)
+        for words in [*(f"quantizer={name}" for name in QUANTIZERS), *OPTIONS]
+    ],
+)
 def test_every_recipe_is_saved_and_loaded_with_identical_samples(words, tiny_pipeline, root, monkeypatch):
     record, folder = run(tiny_pipeline, root, *small(*words.split()))
     assert record["checkpoint"]["bytes"] == sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())

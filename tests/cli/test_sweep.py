@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load
 
+pytestmark = pytest.mark.slow  # each is several processes; tests/cli/test_main.py has a multirun in one
+
 TINY = [
     *("dataset=imagenet256", "dataset.num_classes=10", "dataset.image_size=16", "dataset.reference=emoji"),
     *("sampler.steps=2", "num_samples=12", "batch_size=4", "calibration.num_samples=8", "eval=smoke", "device=cpu"),
@@ -68,7 +70,6 @@ def test_joblib_gives_the_serial_results_and_shares_the_work(serial, tiny_pipeli
     assert done.stdout.count("| quarot") == 1
 
 
-@pytest.mark.slow
 def test_killed_on_joblib_and_restarted(serial, tiny_pipeline, tmp_path):
     process = subprocess.Popen(
         command(tiny_pipeline, *JOBLIB),

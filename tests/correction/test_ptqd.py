@@ -13,6 +13,8 @@ from qdit.calibration import NoCalibration
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.correction import PTQD, NoiseCorrection
 from qdit.correction.ptqd import Moments
+from qdit.dataset.base import Dataset
+from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
 from qdit.method import Method, quantize
 from qdit.quant.ranges import MinMax
@@ -26,7 +28,15 @@ from qdit.setting import Setting
 from qdit.storage.tensors import load_tensors
 from qdit.weight import WeightGrid
 
-LABELS = SimpleNamespace(labels=lambda indices, seed: torch.tensor([i % 10 for i in indices]))
+
+class Counted(Dataset):
+    """The classes of sample numbers in turn."""
+
+    def labels(self, indices, seed):
+        return torch.tensor([i % 10 for i in indices])
+
+
+LABELS = Counted(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
 PTQD_8 = PTQD(name="ptqd", num_samples=8, batch_size=3)
 
 
@@ -123,7 +133,7 @@ def test_the_fitted_pairs_get_better_and_the_curve_shows_it(tiny_model):
     quantized = fit(tiny_model, bits=(3, 8))
     assert quantized.correction is not None
     assert quantized.correction.timesteps.tolist() == sampler().timesteps(tiny_model)
-    drawn = trajectory(tiny_model, sampler(), LABELS, 0, 8)  # pyright: ignore[reportArgumentType]
+    drawn = trajectory(tiny_model, sampler(), LABELS, 0, 8)
     path = type(drawn)(drawn.states, drawn.timesteps, drawn.outputs[:, :, :4], drawn.labels)
     noise = SimpleNamespace(predict=lambda *args: sampler().predict(*args)[:, :4])  # without the learned variance
     with_it = timestep_curve(tiny_model, noise, quantized, path)  # pyright: ignore[reportArgumentType]

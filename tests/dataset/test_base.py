@@ -47,3 +47,10 @@ def test_mismatch_with_a_model_is_described(tiny_model):
     assert "99 classes, the model 10" in classes
     assert "32×32, the model makes 16×16" in size
     assert fitting.protocol() == "ten|labels=random"
+
+
+def test_batches_are_the_samples_one_after_the_other():
+    dataset = Dataset(name="ten", num_classes=10, image_size=16, reference="emoji", strategy=RandomLabels())
+    batches = list(dataset.batches(30, 7, 3, seed=2))
+    assert [indices for indices, _ in batches] == [[30, 31, 32], [33, 34, 35], [36]]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), dataset.labels(range(30, 37), seed=2))

@@ -169,7 +169,7 @@ def test_rules_that_disagree_and_missing_data_are_refused(tiny_model, data):
         "weight needs data, and calibration=none gives none; use calibration=uniform"
     ]
     assert replace(without, weight_bits=16).problems(tiny_model.sites()) == []
-    with pytest.raises(UserError, match="0 < alpha < beta"):
+    with pytest.raises(UserError, match="alpha=1.3 is the smallest multiple"):
         Hessian(target=Probe(), alpha=1.3)
     with pytest.raises(UserError, match="probes=0"):
         Probe(probes=0)

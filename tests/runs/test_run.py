@@ -165,6 +165,7 @@ def test_a_logger_is_told_of_a_run_that_was_finished_without_it(finished, tiny_p
     assert list((folder / "wandb").glob("offline-run-*")) == told
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_sampling_and_restarted(finished, tiny_pipeline, tmp_path):
     record, _ = finished
     words = overrides(tiny_pipeline, tmp_path)
@@ -204,36 +205,30 @@ def test_full_precision_is_bit_identical_after_a_run(tiny_pipeline, tmp_path, mo
 
 @pytest.mark.parametrize(
     "choice",
-    [
-        *("weight=group weight.group_size=16", "weight=tensor", "weight/range=mse", "weight/range=percentile"),
-        *("activation=group activation.group_size=16", "activation=tensor", "weight.grid=symmetric_full"),
-        *("activation=tensor activation/range=mse", "activation=tensor activation/range=percentile"),
-        *("weight/range=hessian transform=hadamard", "activation=tensor activation/range=hessian weight=tensor"),
+    [  # a composition takes long: options that do not touch each other share a run
+        "weight=group weight.group_size=16 weight/range=mse activation=group activation.group_size=16",
+        "weight=tensor weight/range=percentile activation=tensor activation/range=mse scope=all",
+        "weight.grid=symmetric_full activation=tensor activation/range=percentile calibration=normal sampler=ddpm",
+        "weight/range=hessian activation=tensor activation/range=hessian calibration=paired sampler=dpm_solver",
         "scope=all weight/range=hessian weight/range/target=diffusion_loss rounding=gptq dtype=bfloat16",
         "activation=time_grouped activation.time.groups=2 activation/regions=gelu activation/range=hessian "
         "weight/range=hessian weight=group weight.group_size=16 attention=multi_region rounding=gptq",
         "weight/range=percentile_mse weight.grid=asymmetric_free activation=tensor activation/range=percentile_mse",
-        *(
-            "attention=uniform",
-            "attention=uniform attention/range=minmax activation=tensor transform=salience rounding=gptq",
-        ),
-        *("activation=time_grouped activation.time.groups=3 attention=multi_region", "attention=log_sqrt2"),
+        "attention=uniform attention/range=minmax activation=tensor transform=salience rounding=gptq",
         "activation=multi_region activation/time=ranges activation.time.groups=2 attention=uniform rounding=gptq",
         "attention=multi_region attention/probabilities=released_sum activation/regions=gelu dtype=bfloat16",
+        "attention=log_sqrt2 transform=smooth bits=w4a16 sampler=dit_ddim",
         "quantizer=q_dit weight.group_size=16 activation.group_size=16 attention=multi_region activation/regions=gelu",
         *(f"quantizer=tq_dit activation.time.groups=3 {more}" for more in ("bits=w8a8", "weight=row rounding=gptq")),
-        *("quantizer=ptq4vit bits=w6a6", "quantizer=repq_vit", "quantizer=repq_vit transform/range=minmax bits=w8a8"),
-        *("activation=tensor calibration=normal", "activation=tensor calibration=paired"),
+        *("quantizer=ptq4vit bits=w6a6", "quantizer=repq_vit transform/range=minmax bits=w8a8"),
         *(f"quantizer={name} rounding.iterations=3" for name in ("ptq4dit", "q_diffusion", "ptq4dm")),
         *("quantizer=ptq4dit rounding=nearest dtype=bfloat16", "quantizer=ptq4dit rounding=gptq bits=w8a8"),
-        *("activation=tensor calibration=random", "scope=all", "scope=blocks_adaln", "scope=all activation=tensor"),
-        *("sampler=ddpm", "sampler=dpm_solver", "sampler=dit_ddim", "sampler=dit_ddpm", "sampler.guidance=1"),
-        *("transform=salience", "transform=salience transform/statistic=middle rounding=gptq", "quantizer=smoothquant"),
-        *("transform=salience transform/statistic=row activation=tensor", "transform=smooth bits=w4a16"),
+        "activation=tensor calibration=random scope=blocks_adaln sampler=dit_ddpm",
+        "transform=salience transform/statistic=middle rounding=gptq sampler.guidance=1",
+        *("transform=salience transform/statistic=row activation=tensor bits=w8a16", "quantizer=smoothquant bits=w3a8"),
         "scope=all transform=smooth transform.roles=[qkv,attn_out,ffn_up,ffn_down,adaln,embedder,final]",
         "transform=smooth quantizer=q_dit weight.group_size=16 activation.group_size=16 dtype=bfloat16",
-        *("bits=w8a16", "bits=w3a8", "dtype=bfloat16", "quantizer=fp", "rounding=gptq"),
-        "quantizer=q_dit weight.group_size=16 activation.group_size=16",
+        "quantizer=fp",
     ],
 )
 def test_every_part_runs_end_to_end(choice, tiny_pipeline, tmp_path, no_charts):

@@ -63,7 +63,11 @@ def test_weights_lose_less_with_every_rank(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "rounding", [Nearest(), GPTQ(), GPTQ(order="sequential", act_order=True), AdaRound(iterations=20, rate=0.05)]
+    "rounding",
+    [
+        *(Nearest(), GPTQ(), GPTQ(order="sequential", act_order=True)),
+        pytest.param(AdaRound(iterations=20, rate=0.05), marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("activation", [None, STATIC], ids=["dynamic", "static"])
 def test_every_rounding_rounds_the_rest_once_and_a_branch_helps_it(tiny_model, rounding, activation):

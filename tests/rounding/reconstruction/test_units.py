@@ -43,7 +43,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [0, 1, 3, 4, 6, 7])
+@pytest.mark.parametrize(
+    "killed_at", [pytest.param(n, marks=() if n in (1, 6) else pytest.mark.slow) for n in (0, 1, 3, 4, 6, 7)]
+)
 def test_no_15_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(
     tiny_model, data, tmp_path, monkeypatch, killed_at
 ):
