@@ -139,7 +139,7 @@ def write_hunyuan_pipeline(folder: Path) -> Path:
     small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "is_encoder_decoder": False}
     t5 = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, feed_forward_proj="gated-gelu", **small)).eval()
     for seed, module in enumerate((transformer, vae, bert, t5)):
-        _liven(module, seed)
+        liven(module, seed)
     schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.018, "clip_sample": False}
     scheduler = diffusers.DDPMScheduler(**schedule, prediction_type="v_prediction", steps_offset=1)
     diffusers.HunyuanDiTPipeline(
