@@ -178,58 +178,6 @@ class T5:
         return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
 
 
-@dataclass(frozen=True)
-class TextParts:
-    """What encodes prompts, of a pipeline whose other parts are not loaded."""
-
-    tokenizer: Any
-    text_encoder: Any
-
-
-def load_t5(root: Path, dtype: torch.dtype, device: torch.device) -> TextParts:
-    """The T5 of a pipeline's folder.
-
-    Args:
-        root: the pipeline, with `text_encoder` and `tokenizer`.
-        dtype: of the encoder; float16 overflows in it.
-        device: where it runs.
-
-    Raises:
-        UserError: transformers is not installed.
-    """
-    from qdit import compat as compat  # before transformers, which imports torchvision
-
-    try:
-        from transformers import AutoTokenizer, T5EncoderModel
-        from transformers.utils import logging as chatter
-    except ImportError as error:
-        raise UserError(
-            "prompts are encoded by transformers, which is not installed: pip install 'qdit[text]'"
-        ) from error
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    tokenizer: Any = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
-    network: Any = T5EncoderModel.from_pretrained(root / "text_encoder", **options)
-    return TextParts(tokenizer, network.to(device).eval())
-
-
 def plain(prompt: str) -> str:
     """A prompt as the pipelines of PixArt and Latte read it without their cleaning of captions."""
     return prompt.lower().strip()
-
-
-def check_parts(root: Path) -> None:
-    """Refuse a pipeline whose encoder is missing or pickled.
-
-    Raises:
-        UserError: naming the folder.
-    """
-    for part in ("text_encoder", "tokenizer"):
-        if not (root / part).is_dir():
-            raise UserError(
-                f"{root} has no {part}/, and not all prompts are in the condition cache; give the whole pipeline, or "
-                "the cache_dir of a run that encoded these prompts"
-            )
-    if not list((root / "text_encoder").glob("*.safetensors")):
-        raise UserError(f"{root / 'text_encoder'} holds no *.safetensors; only these are read (a pickle can run code)")

@@ -18,7 +18,7 @@ from qdit.storage.digest import digest, sha256
 from qdit.storage.reading import read_json
 from qdit.storage.walk import files_below
 
-_PARTS = ("text_encoder", "tokenizer")
+PARTS = ("text_encoder", "tokenizer")
 WHOLE = 1 << 28  # bytes up to which a file is read whole
 _PIECES, _PIECE = 64, 1 << 20  # of longer ones
 
@@ -30,7 +30,7 @@ def reads_text(model: Mapping[str, Any]) -> bool:
 
 def encodes(part: str) -> bool:
     """Whether a folder of a pipeline only encodes prompts: `text_encoder`, `tokenizer`, `text_encoder_2`, …"""
-    return part.startswith(_PARTS)
+    return part.startswith(PARTS)
 
 
 def conditions_folder(cache_dir: Path) -> Path:

@@ -60,8 +60,9 @@ def _download(repo: str, revision: str | None, key: str, patterns: list[str]) ->
     try:
         asked: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
         folder = Path(snapshot_download(repo, **asked, ignore_patterns=VARIANTS))
-        modules = [p for p in patterns if p.endswith("safetensors") and (folder / p).with_name("config.json").is_file()]
-        if all(any(folder.glob(pattern)) for pattern in modules):
+        weights = [Path(pattern) for pattern in patterns if pattern.endswith("safetensors")]
+        modules = [(config.parent, p.name) for p in weights for config in folder.glob(str(p.with_name("config.json")))]
+        if all(any(module.glob(name)) for module, name in modules):
             return folder
         return Path(snapshot_download(repo, **asked))
     except Exception as error:  # the hub client's errors have no common base: requests, OSError and its own
@@ -127,7 +128,7 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
         )
     except Exception as error:  # whatever diffusers says of foreign values
-        reason = _brief(str(error)) or type(error).__name__
+        reason = brief(str(error)) or type(error).__name__
         raise UserError(f"{folder}: config.json and the weights do not fit together: {reason}") from error
     finally:
         chatter.setLevel(level)
@@ -138,18 +139,28 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         raise UserError(
             f"{folder}: config.json and the weights do not fit together: {len(missing)} tensors missing "
             f"({', '.join(missing[:3]) or 'none'}), {len(surplus)} not used ({', '.join(surplus[:3]) or 'none'})"
+            f"{_changed(surplus)}"
         )
+    check_finite(module, folder, dtype)
+    check_dtypes(module, folder, dtype)
+    return module.eval().requires_grad_(False)
+
+
+def check_finite(module: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Look at every weight.
+
+    Raises:
+        UserError: one is NaN or infinite.
+    """
     for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(
                 f"{folder}: {name} contains NaN or infinity in {dtype}. The checkpoint is damaged, or overflows in "
                 "this dtype: try dtype=float32, or download it again"
             )
-    check_dtypes(module, folder, dtype)
-    return module.eval().requires_grad_(False)
 
 
-def check_dtypes(module: Any, folder: Path, dtype: torch.dtype) -> None:
+def check_dtypes(module: Any, folder: Path, dtype: torch.dtype, key: str = "dtype") -> None:
     """Compare the dtypes of a loaded module's weights with the one that was asked for.
 
     A class may keep some in float32 whatever is asked for, as its authors found that it must; that is only said.
@@ -162,14 +173,14 @@ def check_dtypes(module: Any, folder: Path, dtype: torch.dtype) -> None:
     kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     if foreign := [n for n in others if weights[n].dtype != torch.float32 or kept.isdisjoint(n.split("."))]:
         raise UserError(
-            f"{folder}: dtype={_short(dtype)} was asked for, and {len(foreign)} of {len(weights)} weights are in "
+            f"{folder}: {key}={_short(dtype)} was asked for, and {len(foreign)} of {len(weights)} weights are in "
             f"{_short(weights[foreign[0]].dtype)} ({', '.join(foreign[:3])}): {type(module).__name__} cannot be loaded "
-            "so; use dtype=float32"
+            f"so; use {key}=float32"
         )
     if others:
         log.warning(
-            "%s keeps %d of %d weights in float32 with dtype=%s, as its class demands, such as %s",
-            *(folder, len(others), len(weights), _short(dtype), others[0]),
+            "%s keeps %d of %d weights in float32 with %s=%s, as its class demands, such as %s",
+            *(folder, len(others), len(weights), key, _short(dtype), others[0]),
         )
 
 
@@ -177,7 +188,16 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _brief(message: str) -> str:
+def _changed(surplus: list[str]) -> str:
+    """What was done to a network whose weights have other names, and how it is undone, if that can be told."""
+    if any("lora_" in name or ".base_layer." in name for name in surplus):
+        return ". An adapter (LoRA) is in place: fuse or unload it, and save again"
+    if any(".to_qkv." in name or ".to_kv." in name for name in surplus):
+        return ". Projections are fused: call unfuse_qkv_projections(), and save again"
+    return ""
+
+
+def brief(message: str) -> str:
     """The first lines of a library's message, on one line, without advice that does not apply here."""
     lines = [line.strip() for line in message.partition(" If you want to instead")[0].splitlines() if line.strip()]
     return " ".join(lines[:3]) + (f" … and {len(lines) - 3} more" if len(lines) > 3 else "")

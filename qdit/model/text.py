@@ -21,14 +21,16 @@ from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_denoiser, check_schedule
-from qdit.model.conditions import T5, Conditions, Encoder, check_parts, conditions, load_t5
+from qdit.model.conditions import T5, Conditions, Encoder, conditions
 from qdit.model.derive import structure
 from qdit.model.dit import check_size, check_vae, locate_vae
-from qdit.model.encoder import conditions_folder, encoder_digest, remember
+from qdit.model.encoder import PARTS, conditions_folder, encoder_digest, remember
 from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
 from qdit.model.roles import Patterns
+from qdit.model.t5 import check_parts, load_t5
+from qdit.model.weights import ENCODER, count_parameters
 from qdit.storage.digest import digest
 
 
@@ -194,7 +196,7 @@ class TextModel(Checked, ABC):
         """The parts of a pipeline that encode prompts, as attributes: its T5.
 
         Raises:
-            UserError: transformers is not installed.
+            UserError: transformers is not installed, or it is no T5.
         """
         return load_t5(root, dtype, device)
 
@@ -204,8 +206,11 @@ class TextModel(Checked, ABC):
         Raises:
             UserError: the encoder is needed and not there.
         """
+        self.checked()  # before gigabytes are read
         known = encoder_digest(self.path, self.revision, cache_dir)
         if known is None:
+            if (folder := Path(self.path).expanduser()).joinpath("text_encoder").is_dir():
+                check_parts(folder)
             raise UserError(
                 f"{self.path} has no text_encoder/, and no run with this cache_dir has seen it; give the whole "
                 "pipeline, or the cache_dir of a run that encoded these prompts"
@@ -213,7 +218,11 @@ class TextModel(Checked, ABC):
         about = [known, type(self).__name__, self.text_length, self.text_dtype]
 
         def load() -> Encoder:
-            wanted = ["model_index.json", "text_encoder*/*", "tokenizer*/*"]
+            ends = ("json", "safetensors", "model", "txt")  # never a pickle
+            wanted = [
+                "model_index.json",
+                *(f"{part}*/*.{end}" for part in PARTS for end in ends),
+            ]
             root = locate(self.path, self.revision, "model.path", wanted)
             check_parts(root)
             parts = self.text_parts(root, getattr(torch, self.text_dtype), device)
@@ -223,15 +232,22 @@ class TextModel(Checked, ABC):
         remember(self.path, known, cache_dir)
         return table
 
-    def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-        """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.
+    def encoder_bytes(self) -> int | None:
+        """How many bytes the loaded text encoder takes; None where its folder is not here (yet).
+
+        Raises:
+            UserError: it is damaged or pickled.
+        """
+        folders = [folder for folder in Path(self.path).expanduser().glob("text_encoder*") if folder.is_dir()]
+        size = getattr(torch, self.text_dtype).itemsize
+        return sum(count_parameters(folder, ENCODER) for folder in folders) * size if folders else None
+
+    def checked(self) -> tuple[Path, Path, dict[str, Any]]:
+        """The folders of the pipeline and of the autoencoder, and the scheduler's config; no weights are read.
 
         Raises:
             UserError: a file is missing, damaged, foreign, or pickled.
         """
-        import diffusers
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
         folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
         wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
         root = locate(self.path, self.revision, "model.path", wanted)
@@ -243,5 +259,17 @@ class TextModel(Checked, ABC):
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
+        return root, vae, schedule
+
+    def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.
+
+        Raises:
+            UserError: a file is missing, damaged, foreign, or pickled.
+        """
+        import diffusers
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        root, vae, schedule = self.checked()
         denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
         return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from qdit.checkpoint.manifest import Manifest
+from qdit.config import build
+from qdit.dataset.prompts import Prompts
 from qdit.ledger import attention_products, ledger, weight_storage_bits
 from qdit.model.base import Attention, Site
+from qdit.model.text import TextModel
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
-from qdit.runs.setup import assemble
+from qdit.runs.setup import Setup, assemble
 
 
 def describe(config: dict[str, Any]) -> None:
@@ -69,6 +74,7 @@ def describe(config: dict[str, Any]) -> None:
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
     )
+    console.print(memory_text(parts, build(config["model"])), highlight=False)
     if parts.loaded is not None:
         console.print(checkpoint_text(parts.loaded), highlight=False)
     if parts.recipe and parts.recipe.transform:
@@ -82,6 +88,34 @@ def describe(config: dict[str, Any]) -> None:
         )
     if parts.recipe and parts.recipe.search:
         console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
+
+
+def memory_text(parts: Setup, loader: Any) -> str:
+    """What must be in the device's memory for weights and conditions, stage by stage."""
+
+    def size(module: nn.Module | None) -> str:
+        return megabytes(0 if module is None else sum(weight.nbytes for weight in module.parameters()))
+
+    decoder = getattr(parts.model, "autoencoder", None)
+    model = f"transformer {size(parts.model.denoiser)} in {text_of(parts.model.dtype)}, autoencoder {size(decoder)}"
+    if not isinstance(loader, TextModel) or not isinstance(parts.dataset, Prompts):
+        return f"memory of weights: {model}"
+    found = loader.encoder_bytes()
+    encoder = "whose size is not known before it is here," if found is None else megabytes(found)
+    return (
+        f"memory of weights: first the text encoder alone, {encoder} in {loader.text_dtype}, for "
+        f"{len(parts.dataset.texts)} prompts (none once they are in the cache), which is freed; then {model}"
+    )
+
+
+def megabytes(count: int) -> str:
+    """So many bytes, readably."""
+    return f"{count / 1e6:,.2f} MB"
+
+
+def text_of(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def operand_rows(attentions: Sequence[Attention], policy: Policy) -> list[list[str]]:

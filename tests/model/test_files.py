@@ -7,6 +7,7 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.benchmarks.depth import LiveBytes
 from qdit.errors import UserError
@@ -66,3 +67,19 @@ def test_variants_are_fetched_only_where_there_is_no_plain_set(tmp_path, folder,
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert locate("owner/name", None, "model.path", ["transformer/*.json", "transformer/*.safetensors"]) == tmp_path
     assert asked == ([VARIANTS] if plain else [VARIANTS, []])
+
+
+@pytest.mark.parametrize(
+    ("surplus", "message"),
+    [
+        ("to_q.lora_A.default.weight", r"An adapter \(LoRA\) is in place: fuse or unload it, and save again"),
+        ("to_qkv.weight", r"Projections are fused: call unfuse_qkv_projections\(\), and save again"),
+    ],
+)
+def test_what_was_done_to_a_network_is_named(tmp_path, folder, surplus, message):
+    shutil.copytree(folder, tmp_path / "transformer")
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {f"transformer_blocks.0.attn1.{surplus}": torch.zeros(2, 2)}, file)
+    with pytest.raises(UserError, match=message):
+        load_module(KIND, tmp_path / "transformer", torch.float32)
