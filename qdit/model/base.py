@@ -114,7 +114,8 @@ class Fold:
     """Where a scale of an input's channels can go, exactly: the factor into all sources, its inverse into all readers.
 
     A layer left out on either side changes what the network computes: the text of a joint attention makes tokens of the
-    image's output with its values, and one projection of a text is read by the keys and values of all blocks.
+    image's output with its values, and one projection of a text is read by the keys and values of all blocks. Left out:
+    readers of which only some columns read the input, and values that several heads share.
     """
 
     sources: tuple[Source, ...]

@@ -20,6 +20,7 @@ class LoadedLatte(LoadedText):
     """A Latte pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     modality = "video"
+    projection = "caption_projection.linear_2"
 
     def __init__(self, denoiser: nn.Module, *parts: Any, **text: Any) -> None:
         config: Any = denoiser.config

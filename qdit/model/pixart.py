@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.model.text import LoadedText, TextModel
 
 
@@ -20,12 +21,23 @@ class LoadedPixArt(LoadedText):
     """A PixArt pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
     names = ("encoder_hidden_states", "encoder_attention_mask")
+    projection = "caption_projection.linear_2"
     tokens = 300
 
     @staticmethod
     def one_sample(denoiser: Any, tokens: int) -> Any:
-        """Call a PixArt on the meta device."""
+        """Call a PixArt on the meta device.
+
+        Raises:
+            UserError: it is told its size, and its width is no multiple of three.
+        """
         config = denoiser.config
+        width = config.num_attention_heads * config.attention_head_dim
+        if denoiser.use_additional_conditions and width % 3:
+            raise UserError(
+                "the transformer's config.json: use_additional_conditions embeds height, width and aspect ratio in a "
+                f"third of the channels each, and num_attention_heads × attention_head_dim are {width}"
+            )
         x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
         text = torch.empty(1, tokens, config.caption_channels, device="meta")
         mask, zero = torch.ones(1, tokens, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")

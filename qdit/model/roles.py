@@ -42,8 +42,9 @@ KIN = {
     "text_up": "ffn_up",
     "text_down": "ffn_down",
     "parallel_out": "ffn_down",
+    "modulation": "adaln",
 }
-"""The role of a self-attention or feed-forward that one of cross-attention, of a text or of both together is like."""
+"""What a role of other families is like, of those that a DiT has: so a list of these serves the other families, too."""
 TOGETHER = {"cross_qkv": ("cross_q", "cross_kv")}
 """Names that stand for several roles."""
 DIT = frozenset({"qkv", "attn_out", "ffn_up", "ffn_down", "adaln", "embedder", "final"})
@@ -142,10 +143,10 @@ def is_role(name: str) -> bool:
     return name in ROLES or name in TOGETHER
 
 
-def transformed(role: str, roles: Sequence[str]) -> bool:
-    """Whether a transform with some roles concerns a site: one has them of all attentions and streams alike (`KIN`).
+def meant(role: str, roles: Sequence[str]) -> bool:
+    """Whether a role, or the one that it is like (`KIN`), is one of a config's.
 
-    >>> transformed("cross_out", ["attn_out"]), transformed("cross_out", ["ffn_up"]), transformed("adaln", ["qkv"])
+    >>> meant("cross_out", ["attn_out"]), meant("cross_out", ["ffn_up"]), meant("adaln", ["qkv"])
     (True, False, False)
     """
     return chosen(role, roles) or KIN.get(role) in roles

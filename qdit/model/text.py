@@ -47,6 +47,8 @@ class LoadedText(Loaded):
     """The denoiser's keywords for a T5's rows, and for the mask that hides some of them from attention."""
     roles: ClassVar[Patterns] = ()
     """Patterns of roles that go before the common ones (`qdit.model.roles`)."""
+    projection: ClassVar[str | None] = None
+    """The linear layer whose output the keys and values of a text read as it is, with nothing between (no norm)."""
     tokens: ClassVar[int] = 120
     """Of a prompt, where the pipeline does not say."""
 
@@ -98,11 +100,10 @@ class LoadedText(Loaded):
         nothing comes between: all channels may mix. adaLN-single is left out: its one projection of the timestep
         serves all blocks, and a block's own table cannot absorb a factor alone.
         """
-        last = "caption_projection.linear_2"
-        if last not in {site.name for site in sites}:
+        if self.projection not in {site.name for site in sites}:
             return super().list_folds(sites)
         return super().list_folds(sites) + [
-            Fold((Source(last, linear=(0,)),), tuple(site.name for site in readers), readers[0].in_features)
+            Fold((Source(self.projection, linear=(0,)),), tuple(site.name for site in readers), readers[0].in_features)
             for readers in readers_of_inputs(sites)
             if readers[0].role == "cross_kv"
         ]

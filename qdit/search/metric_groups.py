@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from qdit.eval.paired import PairedMetric
-from qdit.model.roles import ROLES, chosen, is_role
+from qdit.model.roles import ROLES, chosen, is_role, meant
 from qdit.search.space import Gene
 
 
@@ -20,7 +20,8 @@ class MetricGroup:
 
     Args:
         metric: compares samples with those of full precision on the same noise.
-        roles: of its sites (see `qdit.model.roles.ROLES`); a model without such sites does not have the group.
+        roles: of its sites (see `qdit.model.roles.ROLES`), and of those that no group has, but that are like them
+            (`KIN`); a model without such sites does not have the group.
         sites: name patterns (`fnmatch`) that belong to the group whatever their role.
         widths: bits that its sites may have, of those on offer; None for all.
     """
@@ -32,12 +33,13 @@ class MetricGroup:
 
 
 def partition(groups: Mapping[str, MetricGroup], genes: Sequence[Gene]) -> dict[str, list[int]]:
-    """The numbers of the genes of each group that has some; patterns come before roles, earlier groups before later."""
+    """The numbers of the genes of each group that has some; patterns come before roles, earlier groups first."""
     found: dict[str, list[int]] = {name: [] for name in groups}
     for number, gene in enumerate(genes):
         named = [name for name, group in groups.items() if any(fnmatch(gene.name, p) for p in group.sites)]
         played = [name for name, group in groups.items() if chosen(gene.sites[0].role, group.roles)]
-        for name in (named + played)[:1]:
+        like = [name for name, group in groups.items() if meant(gene.sites[0].role, group.roles)]
+        for name in (named + played + like)[:1]:
             found[name].append(number)
     return {name: numbers for name, numbers in found.items() if numbers}
 

@@ -176,7 +176,8 @@ class Drafted(ABC):
 
     Args:
         name: what tables call it.
-        roles: of the sites that are transformed, if they are quantized (see `qdit.model.roles.ROLES`).
+        roles: of the sites that are transformed, if they are quantized (see `qdit.model.roles.ROLES`); sites of
+            cross-attention and of a text go with those that they are like (`KIN`).
     """
 
     name: str

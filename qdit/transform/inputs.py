@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import attended_rows, changed_input, watching
 from qdit.model.base import DiffusionModel, Fold, Site, readers_of_inputs
-from qdit.model.roles import is_role, transformed
+from qdit.model.roles import is_role, meant
 from qdit.seeding import generator
 
 
@@ -34,7 +34,7 @@ class Input:
 
 def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) -> list[Input]:
     """The inputs of quantized `sites` with one of the roles, in forward order."""
-    wanted = {site.name for site in sites if transformed(site.role, roles)}
+    wanted = {site.name for site in sites if meant(site.role, roles)}
     groups = readers_of_inputs(model.sites())
     found = (Input(tuple(readers), tuple(s for s in readers if s.name in wanted)) for readers in groups)
     return [each for each in found if each.quantized]

@@ -32,7 +32,7 @@ from qdit.calibration import CalibrationData
 from qdit.checked import Checked
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
-from qdit.model.roles import transformed
+from qdit.model.roles import meant
 from qdit.nn.linear import matrix
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows
@@ -123,7 +123,7 @@ class LowRank(Drafted, Checked):
 
     def chosen(self, sites: list[Site]) -> list[Site]:
         """The sites that are split."""
-        return [site for site in sites if transformed(site.role, self.roles) and self.rank]
+        return [site for site in sites if meant(site.role, self.roles) and self.rank]
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""

@@ -7,7 +7,8 @@ In a DiT, LayerNorm subtracts the mean and adaLN multiplies channel by channel w
 so that x R has to be computed at run time (`qdit.quant.hadamard`). Only the input of the attention's output layer is
 different: its rotation can be folded into the value rows, within each head, because the attention's probabilities
 multiply whole heads. That input is rotated head by head, at no cost, wherever a head's width has a Hadamard matrix; the
-others are rotated as a whole, or in blocks.
+others are rotated as a whole, or in blocks. What the keys and values of a text read comes straight from a linear layer
+(PixArt, Latte), which takes up their rotation as a whole.
 
 The signs depend on the seed and the input's name alone and are stored as a buffer, so that a saved model does not
 depend on a random state (released ViDiT-Q draws R anew from the global seed when it loads).
@@ -25,7 +26,7 @@ from qdit.calibration import CalibrationData
 from qdit.checked import Checked, Count
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Fold, Site
-from qdit.model.roles import transformed
+from qdit.model.roles import meant
 from qdit.nn.basis import Rotation
 from qdit.quant.hadamard import operations, rotate, split
 from qdit.seeding import generator
@@ -57,7 +58,7 @@ class Hadamard(Drafted):
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""
         found = super().problems(sites)
-        widths = {s.in_features: s.name for s in sites if transformed(s.role, self.roles)}
+        widths = {s.in_features: s.name for s in sites if meant(s.role, self.roles)}
         for channels, name in widths.items():
             try:
                 split(self.block or channels)

@@ -26,7 +26,7 @@ from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Fold, Site
-from qdit.model.roles import transformed
+from qdit.model.roles import meant
 from qdit.nn.switch import Now, TimedLinear
 from qdit.quant.time_groups import ALL, Groups, equal_starts, split
 from qdit.transform.base import Rewrite, Transform
@@ -112,7 +112,7 @@ class TimestepAware(Checked):
 
     def bases(self, role: str) -> int:
         """See `Transform`: one for each range, where the transform has the role."""
-        return self.ranges if transformed(role, self.roles) else 1
+        return self.ranges if meant(role, self.roles) else 1
 
     def problems(self, sites: list[Site]) -> list[str]:
         """See `Transform`."""

@@ -167,3 +167,9 @@ def test_a_run_works_again_without_the_encoder(pipeline, tmp_path):
 def test_options_are_checked(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         PixArt(**({"name": "x", "path": "x", "text_length": 12} | changes))
+
+
+def test_sizes_that_do_not_share_the_channels_are_refused(tmp_path):
+    folder = write_text_pipeline(tmp_path / "pixart_alpha", "pixart_alpha", heads=2)
+    with pytest.raises(UserError, match="in a third of the channels each, and .* are 16"):
+        option(folder).load("cpu", torch.float32)

@@ -14,6 +14,7 @@ from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
 from qdit.ledger import ledger
 from qdit.method import quantize
+from qdit.model.base import Site
 from qdit.nn.clock import Clock
 from qdit.nn.switch import Now, TimedLinear
 from qdit.plots.run import bit_map
@@ -29,8 +30,9 @@ from qdit.search.allocate import MILP, Greedy
 from qdit.search.bit_budget import BitBitOps, BitBytes, MeanBits, Rest
 from qdit.search.bit_space import Ranges
 from qdit.search.budget import MeanGroup
-from qdit.search.metric_groups import MetricGroup
+from qdit.search.metric_groups import MetricGroup, partition
 from qdit.search.sensitivity import Meter, Paired
+from qdit.search.space import Gene
 from qdit.search.split import ByError, ByRatio, Even
 from qdit.search.variants import BitVariants
 from qdit.weight import WeightGrid
@@ -297,6 +299,13 @@ def test_what_was_found_is_saved_loaded_and_taken_up_from_its_policy(parts, reci
     assert torch.equal(output(tiny_model, again), output(tiny_model, found))
     other = recipe(**given, search=fixed, activation_bits=4)
     assert "this recipe makes" in fixed.problems(other, tiny_model.sites())[0]
+
+
+def test_a_role_that_no_group_has_goes_with_the_one_that_it_is_like():
+    roles = ["cross_out", "attn_out", "modulation", "text_up"]
+    genes = [Gene((Site(f"site.{role}", role, 0, 8, 8, 4, 0),), ()) for role in roles]
+    quality, words = (MetricGroup(metric=LatentMSE(), roles=own) for own in (["attn_out", "adaln"], ["cross_out"]))
+    assert partition({"quality": quality, "words": words}, genes) == {"quality": [1, 2], "words": [0]}
 
 
 def test_needs_are_named(parts, recipe, tiny_model):
