@@ -285,6 +285,16 @@ def test_the_readmes_script_runs_as_written(tmp_path, monkeypatch):
     assert (images[0] == images[1]).all()
 
 
+@pytest.mark.slow
+def test_the_readmes_lines_for_prompts_run_as_written(reader):
+    from diffusers import PixArtSigmaPipeline
+
+    import qdit as api
+
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    exec(blocks[2], {"qdit": api, "pipe": PixArtSigmaPipeline.from_pretrained("my_pixart")})
+
+
 def test_every_document_shows_commands():
     assert {document.name for document in DOCUMENTS if command_lines(document)} == {d.name for d in DOCUMENTS}
 

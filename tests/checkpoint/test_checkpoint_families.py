@@ -73,6 +73,10 @@ def test_recipes_are_saved_and_reload_in_a_fresh_process_with_equal_samples(fami
             record = running.run(composed(*words, *small(*words)))
             assert record is not None
             made[record["run_id"]] = root / "runs" / "default" / f"{record['name']}-{record['run_id']}"
+            clips = [
+                name for name in ("samples.mp4", "samples_moving.png") if (made[record["run_id"]] / name).is_file()
+            ]
+            assert len(clips) == (family == "latte")
             again.append([*protocol, "quantizer=load", f"quantizer.path={made[record['run_id']]}"])
     tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     subprocess.run(
