@@ -95,7 +95,8 @@ class Targets:
         assert segment.block is not None
         block, walk = segment.block, self.rounded
         streams = Streams(self.full.outputs[block], len(self.data.t), self.scratch)
-        recorded = None if walk.structures else Arguments(walk, block)
+        with self.installed({}):  # the embedders before the blocks as they were rounded
+            recorded = None if walk.structures else Arguments(walk, block)
 
         def predict(points: Tensor) -> Tensor:
             with torch.no_grad():
