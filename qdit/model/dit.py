@@ -10,7 +10,7 @@ Two details of diffusers differ from the original and are keys of this adapter, 
 - LayerNorm's eps: 1e-6 in the original, 1e-5 in diffusers' converted configs (before the feed-forward).
 
 With both set to the original's, the outputs are equal (a test compares them). DiT's sin-cos position table is computed
-by diffusers, and is equal. Left out: text-to-image and video models, which need adapters of their own.
+by diffusers, and is equal. Models that read prompts have adapters of their own (`qdit.model.text`).
 """
 
 from dataclasses import dataclass

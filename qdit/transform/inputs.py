@@ -42,8 +42,8 @@ def chosen_inputs(model: DiffusionModel, sites: list[Site], roles: list[str]) ->
 
 def fold_of(model: DiffusionModel, read: Input) -> Fold | None:
     """The fold that makes an input, if there is one that makes it and nothing else."""
-    names = {site.name for site in read.readers}
-    return next((fold for fold in model.folds() if names == set(fold.readers)), None)
+    names = tuple(site.name for site in read.readers)  # in forward order, as a fold's
+    return next((fold for fold in model.folds() if fold.readers == names), None)
 
 
 def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | None]:

@@ -140,9 +140,10 @@ def test_data_without_prompts_is_refused(tiny_pipe, pipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder", ["pixart_sigma", "latte"], indirect=True
+)  # the pipeline of a tiny α cannot be called
 def test_a_fresh_process_reads_the_folder(pipe, folder, tmp_path):
-    if pipe.transformer.config.get("use_additional_conditions"):
-        pytest.skip("the stock pipeline of a tiny α cannot be called")
     import numpy
 
     qdit.quantize(pipe.transformer, *ROTATED, data=qdit.calibrate(pipe, PROMPTS, num_samples=2, steps=2))

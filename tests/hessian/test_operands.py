@@ -279,3 +279,18 @@ def test_rules_must_agree_and_16_bits_search_nothing(tiny_model):
     other = recipe(attention(replace(RULE, tokens=7)), RULE)
     assert "attention.range.tokens=7 must be equal" in other.problems(tiny_model.sites())[0]
     assert not recipe(attention(replace(RULE, tokens=7)), RULE, bits=16).problems(tiny_model.sites())
+
+
+def test_frames_are_chosen_fairly_at_the_shape_of_latte():
+    points, frames, kept = 128, 16, 32  # 8,192 queries of 256 tokens
+    times = torch.linspace(999, 0, points).long().repeat_interleave(frames)
+    seen = torch.zeros(points, frames)
+    for seed in range(400):
+        items = chosen_points(times, ALL, kept, seed)
+        assert len(items.unique()) == kept
+        seen.view(-1)[items] += 1
+    by_point, by_frame = seen.sum(1), seen.sum(0)
+    assert by_point.sum() == 400 * kept
+    for found in (by_point, by_frame):  # binomial: within five standard deviations of equal shares
+        mean = found.mean()
+        assert ((found - mean).abs() < 5 * mean.sqrt()).all()
