@@ -18,7 +18,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from helpers.pipelines import write_hunyuan_pipeline, write_pipeline, write_text_pipeline
+from helpers.pipelines import make_vae, write_hunyuan_pipeline, write_pipeline, write_text_pipeline
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
@@ -74,7 +74,7 @@ COMMANDS = [
 
 def latent_pipeline(folder: Path, heads: int, head_dim: int, classes: int, sample_size: int) -> Path:
     """A random DiT of one block whose autoencoder has eight pixels a latent."""
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
+    from diffusers import DiTTransformer2DModel
 
     write_pipeline(folder)  # for its scheduler and index
     DiTTransformer2DModel(
@@ -87,15 +87,7 @@ def latent_pipeline(folder: Path, heads: int, head_dim: int, classes: int, sampl
         patch_size=2,
         num_embeds_ada_norm=classes,
     ).save_pretrained(folder / "transformer")
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4,) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=8 * sample_size,
-    ).save_pretrained(folder / "vae")
+    make_vae((4,) * 4, 8 * sample_size).save_pretrained(folder / "vae")
     return folder
 
 

@@ -172,6 +172,8 @@ class TextModel(Checked, ABC):
     """Whole numbers that the transformer's config has beside those of all classes."""
     norm_type: ClassVar[str] = "ada_norm_single"
     """The one that the class knows."""
+    reading: ClassVar[str] = "lower-case"
+    """What becomes of a prompt before it is encoded, for the protocol."""
 
     name: str
     path: str
@@ -185,7 +187,7 @@ class TextModel(Checked, ABC):
         """Name what changes the full-precision outputs, readably."""
         vae = named(self.vae_path, short(self.vae_revision)) or "own"
         name = self.name + at(self.path, short(self.revision))
-        return f"{name}|vae={vae}|text={self.text_length} {self.text_dtype} lower-case"
+        return f"{name}|vae={vae}|text={self.text_length} {self.text_dtype} {self.reading}"
 
     def load(self, device: str | torch.device, dtype: torch.dtype, table: Conditions | None = None) -> LoadedText:
         """Read the checkpoint, check it, and move it to `device`; without a `table` it can be looked at, not run."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,9 +22,24 @@ def liven(module: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
 
 
+def make_vae(widths: tuple[int, ...], size: int) -> Any:
+    """A random autoencoder of images of `size` pixels a side: a block a width, each but the last halving the side."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=size,
+    )
+
+
 def write_pipeline(folder: Path) -> Path:
     """Write a pipeline: 2 blocks of width 32, patch 2, latents 4×8×8, 10 classes, learned variance, 16×16 pixels."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
 
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
@@ -35,15 +51,7 @@ def write_pipeline(folder: Path) -> Path:
         patch_size=2,
         num_embeds_ada_norm=10,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+    vae = make_vae((8, 8), 16)
     liven(transformer, 0)
     liven(vae, 1)
     transformer.save_pretrained(folder / "transformer")
@@ -83,15 +91,7 @@ def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8
     else:
         conditions = {"use_additional_conditions": family == "pixart_alpha", "interpolation_scale": 1}
         transformer = diffusers.PixArtTransformer2DModel(**shape, **conditions)
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+    vae = make_vae((8, 8), 16)
     small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
     encoder = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, feed_forward_proj="gated-gelu", **small))
     for seed, module in enumerate((transformer, vae, encoder)):
@@ -125,15 +125,7 @@ def write_hunyuan_pipeline(folder: Path) -> Path:
         pooled_projection_dim=16,
         use_style_cond_and_image_meta_size=False,
     )
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4,) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
+    vae = make_vae((4,) * 4, 64)
     small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 77}
     bert = BertModel(BertConfig(vocab_size=len(WORDS) + 3, hidden_size=24, **small)).eval()
     small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "is_encoder_decoder": False}
