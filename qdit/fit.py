@@ -16,7 +16,7 @@ from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.linear import Shared, matrix
 from qdit.policies import Policy
-from qdit.quant.affine import Affine
+from qdit.quant.grid import RowGrid
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
 from qdit.scheme import Scheme
@@ -40,7 +40,7 @@ class Fit:
     """Where a long rounding saves what is finished, to go on behind it after a kill; None saves nothing."""
     rewrite: Rewrite = field(default_factory=Rewrite)
     """What the transform made of the model."""
-    searched: dict[str, Affine] = field(default_factory=dict)
+    searched: dict[str, RowGrid] = field(default_factory=dict)
     """The grids of weights, by site, that were found from more than the weights themselves."""
     seed: int = 0
     """Of what is drawn at random, that of the calibration."""
@@ -77,7 +77,7 @@ class Fit:
         assert spec is not None, f"the weight of {site.name} is not quantized"
         return spec
 
-    def grid(self, site: Site) -> Affine:
+    def grid(self, site: Site) -> RowGrid:
         """The grid of a site's weight."""
         if site.name in self.searched:
             return self.searched[site.name]

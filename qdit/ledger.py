@@ -17,6 +17,7 @@ from torch import nn
 
 from qdit.model.base import Attention, Site
 from qdit.policies import LayerSpec, Policy
+from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec
 
 SCALE_BITS = 16
@@ -29,7 +30,12 @@ def weight_storage_bits(site: Site, spec: QuantSpec | None) -> int:
     if spec is None:
         return numel * FULL_BITS
     rows = numel // spec.row_length(site.in_features, numel)
-    return numel * spec.bits + rows * (SCALE_BITS + (0 if spec.symmetric else spec.bits))
+    return numel * spec.bits + rows * row_bits(spec) + SCALES[spec.scale].whole_bits
+
+
+def row_bits(spec: QuantSpec) -> int:
+    """Bits of what values of one row have in common: its scale, as it is kept, and its zero point if it has one."""
+    return SCALES[spec.scale].bits + (0 if spec.symmetric else spec.bits)
 
 
 def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:

@@ -14,7 +14,7 @@ from qdit.method import Method, quantize
 from qdit.nn.linear import QuantLinear, Shared
 from qdit.nn.replace import replaced
 from qdit.policies import LayerSpec, Policy
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.rounding import Nearest

@@ -29,7 +29,8 @@ from qdit.errors import UserError
 from qdit.model import files
 from qdit.model.adapter import FAMILIES
 from qdit.model.dit import DiT
-from qdit.quant.affine import affine, encode, fake_quantize, round_to_grid
+from qdit.quant.affine import affine
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.runs import run
@@ -344,13 +345,13 @@ def test_the_readmes_range_has_less_error_than_its_rivals(workshop, monkeypatch)
     errors = {}
     for name, rule in {"octav": octav, "minmax": MinMax()}.items():
         grid = affine(*rule(rows, spec), spec)
-        errors[name] = (round_to_grid(rows, grid) - rows).square().mean(-1)
+        errors[name] = (grid.round(rows) - rows).square().mean(-1)
     assert (errors["octav"] < errors["minmax"]).all()
     assert errors["octav"].mean() < 0.5 * errors["minmax"].mean()
     lo, hi = octav(rows, spec)
     for factor in (0.5, 2.0):  # near a minimum
         grid = affine(lo * factor, hi * factor, spec)
-        assert (errors["octav"] < (round_to_grid(rows, grid) - rows).square().mean(-1)).all()
+        assert (errors["octav"] < (grid.round(rows) - rows).square().mean(-1)).all()
     assert octav(torch.zeros(2, 8), spec)[1].tolist() == [[0.0], [0.0]]
 
 
@@ -364,7 +365,7 @@ def test_the_documents_rounding_balances_rows(workshop, monkeypatch):
     assert error.abs().max() < 1
     nearest = (weight - fake_quantize(weight, spec)) / grid.scale
     assert nearest.sum(1).abs().max() > 1
-    assert (rounded.codes.float() - encode(weight, grid)).abs().max() == 1
+    assert (rounded.codes.float() - grid.encode(weight)).abs().max() == 1
 
 
 def test_the_documents_rounding_runs(reader, tiny_pipeline, monkeypatch):

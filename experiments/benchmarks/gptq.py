@@ -12,7 +12,6 @@ import time
 
 import torch
 
-from qdit.quant.affine import round_to_grid
 from qdit.quant.ranges import MinMax
 from qdit.rounding.gptq_columns import Curvature, round_columns
 from qdit.weight import WeightGrid
@@ -26,7 +25,7 @@ def plain(weight: torch.Tensor, curve: Curvature, spec, fit, block_size: int) ->
     for i in range(weight.shape[1]):
         if i % spec.group_size == 0:
             grid = fit(weight[:, i : i + spec.group_size].contiguous(), spec)
-        rounded = round_to_grid(weight[:, i : i + 1], grid)
+        rounded = grid.round(weight[:, i : i + 1])
         error = (weight[:, i : i + 1] - rounded) / factor[i, i]
         weight[:, i:] -= error * factor[i, i:]
         weight[:, i : i + 1] = rounded

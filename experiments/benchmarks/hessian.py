@@ -22,8 +22,8 @@ from qdit.hessian import Hessian, Probe
 from qdit.hessian.grids import multiples
 from qdit.hessian.linears import reader
 from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
-from qdit.hessian.scores import Layer, moments, scaled, search_weight
-from qdit.quant.affine import Affine, round_to_grid
+from qdit.hessian.scores import Layer, moments, search_weight
+from qdit.quant.affine import Affine
 from qdit.quant.books import Uniform
 from qdit.quant.spec import QuantSpec
 from qdit.weight import WeightGrid
@@ -53,7 +53,7 @@ def loop_weight(layer: Layer, outputs, rounded, start: Affine, factors) -> torch
     """Errors [candidates, out], one candidate at a time."""
     errors = []
     for factor in factors:
-        weight = round_to_grid(layer.weight, scaled(start, factor.view(1, 1)))
+        weight = start.scaled(factor.view(1, 1)).round(layer.weight)
         total = torch.zeros(len(weight), dtype=torch.float64)
         for z, x_hat, rows in zip(outputs.split(BATCH), rounded.split(BATCH), layer.rows.split(BATCH), strict=True):
             total += weighted(z - x_hat @ weight.T, rows)
@@ -117,7 +117,7 @@ def main() -> None:
     found, fast = timed(weights)
     tried, slow = timed(lambda: loop_weight(layer, outputs, rounded, start, some))
     # Of the candidates that the loop tried, none may be better than the one that was found.
-    weight = round_to_grid(layer.weight, scaled(start, found))
+    weight = start.scaled(found).round(layer.weight)
     own = weighted(outputs - rounded @ weight.T, layer.rows)
     worse = f"{float((own / tried.amin(0)).max()):.4f}"
     rows = [row("weights", slow * share, fast, peak(weights), worse)]

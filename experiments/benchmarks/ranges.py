@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from qdit.quant.affine import affine, round_to_grid
+from qdit.quant.affine import affine
 from qdit.quant.ranges import PercentileMSE, rounding_error
 from qdit.quant.spec import QuantSpec
 
@@ -41,7 +41,7 @@ def plain(rows: torch.Tensor, quantile) -> tuple[torch.Tensor, torch.Tensor]:
         for share in RULE.shares:
             ends = (torch.tensor([[quantile(row, p)]]) for p in (1 - share, share))
             lo, hi = ends
-            rounded = round_to_grid(row[None], affine(lo, hi, SPEC))
+            rounded = affine(lo, hi, SPEC).round(row[None])
             candidates.append((((row - rounded) ** 2).mean().item(), lo, hi))
         found.append(min(candidates, key=lambda candidate: candidate[0])[1:])
     lo, hi = (torch.cat(ends) for ends in zip(*found, strict=True))

@@ -25,7 +25,7 @@ from qdit.calibration.blocks import Segment
 from qdit.config import resolved
 from qdit.fit import Fit
 from qdit.nn.replace import replaced
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction.loop import TOKENS, error
 from qdit.rounding.reconstruction.session import Session

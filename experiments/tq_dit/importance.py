@@ -19,9 +19,7 @@ from qdit.assets import CONF
 from qdit.calibration.observers import outputs, watching
 from qdit.config import resolved
 from qdit.execution import repeatable
-from qdit.hessian.scores import scaled
 from qdit.hessian.target import points_at_once
-from qdit.quant.affine import round_to_grid
 from qdit.runs.setup import assemble
 from qdit.seeding import generator
 
@@ -69,7 +67,7 @@ def scores(weight: Tensor, start, factors: Tensor, x: Tensor, weighings: list[Te
     """The weighted squared error of the output of each candidate, [candidates, weighings]."""
     found = []
     for factor in factors:
-        rounded = round_to_grid(weight.reshape(1, -1), scaled(start, factor.view(1, 1))).view_as(weight)
+        rounded = start.scaled(factor.view(1, 1)).round(weight.reshape(1, -1)).view_as(weight)
         error = (x @ (weight - rounded).T).square_()
         found.append(torch.stack([(error * weighing).sum() for weighing in weighings]))
     return torch.stack(found)

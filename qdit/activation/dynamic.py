@@ -1,4 +1,4 @@
-"""Dynamic (per-token) activation quantization: each token, or group of its channels, has its own min-max range.
+"""Dynamic (per-token) activation quantization: each token, or group of its channels, has its own range.
 
 It needs no calibration, and the result for a sample does not depend on the rest of the batch. Q-DiT calls the variant
 with groups "sample-wise dynamic"; ViDiT-Q and QuaRot use the variant per token.
@@ -14,8 +14,9 @@ from qdit.activation.time import EqualGroups
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import DynamicQuantizer
+from qdit.quant.named import at_bits
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import Granularity, Grid, QuantSpec
+from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
@@ -24,14 +25,16 @@ class DynamicActivation:
     """Dynamic activation quantization.
 
     Args:
-        granularity, grid, group_size: see `QuantSpec`.
+        granularity, group_size, scale: see `QuantSpec`.
+        grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
         regions: inputs with two regions, whose ranges are static; none by default.
     """
 
     granularity: Granularity
-    grid: Grid
+    grid: GridName
     group_size: int | None = None
     regions: SidedInputs = field(default_factory=SidedInputs)
+    scale: Scale | None = None
     time = EqualGroups()
 
     @property
@@ -41,9 +44,8 @@ class DynamicActivation:
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of an input at `bits`."""
-        return QuantSpec(
-            bits=bits, granularity=self.granularity, group_size=self.group_size, grid=self.grid, dynamic=True
-        )
+        rows = {"granularity": self.granularity, "group_size": self.group_size}
+        return QuantSpec(bits=bits, grid=at_bits(self.grid, bits), scale=self.scale, dynamic=True, **rows)
 
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
         """The module that quantizes a site's input; `values` are needed for two regions only.

@@ -14,10 +14,11 @@ from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups, TimeGroups
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
-from qdit.nn.quantizers import uniform_quantizer
-from qdit.quant.affine import affine
+from qdit.nn.quantizers import quantizer_of
+from qdit.quant.grid import covering
+from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range
-from qdit.quant.spec import Granularity, Grid, QuantSpec
+from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
@@ -26,9 +27,9 @@ class StaticActivation:
     """Static per-tensor activation quantization.
 
     Args:
-        granularity, grid: see `QuantSpec`; `granularity` must be `tensor`.
+        granularity, grid: see `QuantSpec`; `granularity` must be `tensor`. `float` is the usual floating-point format.
         range: the rule that finds the range from the calibration values.
-        group_size: must be null; here because every option of the group has the same keys.
+        group_size, scale: must be null; here because every option of the group has the same keys.
         regions: inputs with two regions; none by default.
         time: groups of timesteps with ranges of their own; one by default.
 
@@ -37,9 +38,10 @@ class StaticActivation:
     """
 
     granularity: Granularity
-    grid: Grid
+    grid: GridName
     range: Range
     group_size: int | None = None
+    scale: Scale | None = None
     regions: SidedInputs = field(default_factory=SidedInputs)
     time: TimeGroups = field(default_factory=EqualGroups)
     needs_ranges = True
@@ -50,11 +52,16 @@ class StaticActivation:
                 f"activation: static ranges are per tensor, not granularity={self.granularity!r} with "
                 f"group_size={self.group_size}; use activation=token or activation=group for finer grids"
             )
+        if self.scale is not None:
+            raise UserError(
+                f"activation: scale={self.scale} is found at run time, for each block; static ranges have scales in 16 "
+                "bits (scale=null). Use activation=token for blocks, or bits=fp8 for static ranges"
+            )
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of an input at `bits`."""
-        time_groups = self.time.count("inputs")
-        return QuantSpec(bits=bits, granularity="tensor", grid=self.grid, dynamic=False, time_groups=time_groups)
+        grid, time_groups = at_bits(self.grid, bits), self.time.count("inputs")
+        return QuantSpec(bits=bits, granularity="tensor", grid=grid, dynamic=False, time_groups=time_groups)
 
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
         """The module that quantizes a site's input, calibrated on `values`, [n] for each group of timesteps.
@@ -66,5 +73,6 @@ class StaticActivation:
             raise UserError("activation=tensor has static ranges and needs calibration data; use calibration=uniform")
         if spec.grid == "two_sided":
             return self.regions.quantizer(spec, values, self.range, groups, clock)
-        grids = [affine(*self.range(sample.reshape(1, -1), spec), spec) for sample in values]
-        return uniform_quantizer(spec, grids, groups, clock)
+        rows = [sample.reshape(1, -1) for sample in values]
+        grids = [covering(row, *self.range(row, spec), spec) for row in rows]
+        return quantizer_of(spec, grids, groups, clock)

@@ -17,10 +17,11 @@ from qdit.attention.probabilities import Probabilities
 from qdit.checked import Checked
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
-from qdit.nn.quantizers import static_quantizer, uniform_quantizer
-from qdit.quant.affine import affine
+from qdit.nn.quantizers import quantizer_of, static_quantizer
+from qdit.quant.grid import covering
+from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range
-from qdit.quant.spec import IDENTITY_BITS, Grid, QuantSpec
+from qdit.quant.spec import IDENTITY_BITS, GridName, QuantSpec
 from qdit.quant.time_groups import Groups
 
 
@@ -41,7 +42,7 @@ class StaticAttention(Checked):
 
     operands: list[Operand]
     granularity: Literal["tensor", "head"]
-    grid: Grid
+    grid: GridName
     range: Range
     probabilities: Probabilities
     needs_calibration = True
@@ -62,6 +63,7 @@ class StaticAttention(Checked):
             probabilities = self.probabilities
             bits = bits if probabilities.bits is None else probabilities.bits
             granularity, grid = "tensor", probabilities.grid
+        grid = at_bits(grid, bits)
         return QuantSpec(bits=bits, granularity=granularity, grid=grid, dynamic=False, time_groups=time_groups)
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
@@ -76,6 +78,6 @@ class StaticAttention(Checked):
         assert values is not None
         if operand != "probs":
             rows = [sample.reshape(-1, sample.shape[-1]) for sample in values]
-            return uniform_quantizer(spec, [affine(*self.range(r, spec), spec) for r in rows], groups, clock)
+            return quantizer_of(spec, [covering(r, *self.range(r, spec), spec) for r in rows], groups, clock)
         numbers = torch.stack([self.probabilities.numbers(sample, spec) for sample in values])
         return static_quantizer(spec, self.probabilities.book(spec.bits), numbers.unsqueeze(1), groups, clock)

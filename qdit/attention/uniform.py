@@ -16,7 +16,7 @@ from qdit.attention.static import StaticAttention
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.quant.ranges import Range
-from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.spec import GridName, QuantSpec
 from qdit.quant.time_groups import Groups
 
 
@@ -35,7 +35,7 @@ class UniformAttention:
     """
 
     operands: list[Operand]
-    grid: Grid
+    grid: GridName
     probability_bits: int
     range: Range
     needs_calibration = True

@@ -23,6 +23,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
     "qdit.attention.base.Attend": ("q", "k", "v", "probs"),
     "qdit.correction.base.NoiseCorrection": ("timesteps", "slope", "bias", "variance"),
     "qdit.layers.Shared": ("quantizer", "readers", "_input", "_made", "_left"),
+    "qdit.nn.quantizers.OperandQuantizer": ("spec", "along_tokens"),
     "qdit.transform.branch.Branch": ("up", "down", "change"),
     "qdit.transform.draft.Scale": ("by",),
     "qdit.transform.draft.Shift": ("by",),
@@ -33,7 +34,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
 _CONTAINERS = ("torch.nn.modules.container.Sequential", "torch.nn.modules.container.ModuleList")
 _DATACLASSES = {  # whose fields are what their instances have
     "qdit.quant.affine": ("Affine", "Rounded"),
-    "qdit.quant.books": ("LogSqrt2", "Uniform"),
+    "qdit.quant.books": ("LogSqrt2", "Scaled", "Uniform"),
     "qdit.quant.ranges": ("MSE", "MinMax", "Percentile", "PercentileMSE"),
     "qdit.quant.regions": ("ReleasedSum", "TwoRegion", "TwoSided"),
     "qdit.quant.spec": ("QuantSpec",),
@@ -59,6 +60,7 @@ _NOW = {  # a file names a class by its first address, and where that has moved 
     "qdit.activation.quantizers.StaticQuantizer": "qdit.nn.quantizers.StaticQuantizer",
     "qdit.attention.base.Attend": "qdit.nn.attention.Attend",
     "qdit.layers.Shared": "qdit.nn.linear.Shared",
+    "qdit.quant.affine.Rounded": "qdit.quant.grid.Rounded",
     "qdit.sampler.clock.Clock": "qdit.nn.clock.Clock",
     "qdit.timed.Now": "qdit.nn.switch.Now",
     "qdit.transform.branch.Branch": "qdit.nn.basis.Branch",

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from qdit.checkpoint.known import check_members, find_class, is_known, path_of
 from qdit.errors import UserError
-from qdit.quant.affine import Affine, Rounded, code_range
+from qdit.quant.affine import Affine, code_range
+from qdit.quant.grid import Rounded, from_tensors, shapes_of, tensors_of
 from qdit.quant.packing import pack, unpack
+from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec
 
 _MODULE = frozenset(vars(nn.Module()))  # torch's own entries of a module's state
@@ -75,7 +77,7 @@ class Writer:
         elif isinstance(value, nn.Module):
             parts = self._module(value, path)
         else:
-            parts = {f.name: self.value(getattr(value, f.name), f"{path}.{f.name}") for f in fields(value)}
+            parts = {name: self.value(getattr(value, name), f"{path}.{name}") for name in _shown(value)}
         return {"object": path_of(kind), "number": number, "state": parts}
 
     def _module(self, module: nn.Module, path: str) -> dict[str, Any]:
@@ -95,13 +97,25 @@ class Writer:
         return parts | {"training": module.training}
 
     def _rounded(self, rounded: Rounded, path: str) -> dict[str, Any]:
-        """Codes at their bits; zero points as the smallest integers that hold them, none where the grid fixes them."""
+        """Codes at their bits, scales as they are kept.
+
+        Zero points are the smallest integers that hold them; there are none where the grid fixes them.
+        """
         spec, grid = rounded.spec, rounded.grid
-        parts = {"codes": pack(rounded.codes, spec.bits, grid.low), "scale": grid.scale}
-        if not torch.equal(grid.zero_point, fixed_zero_point(grid.scale, spec)):
+        parts = {"codes": pack(rounded.codes, spec.bits, code_range(spec)[0]), **tensors_of(grid)}
+        if not isinstance(grid, Affine):
+            parts["scale"] = SCALES[spec.scale].pack(grid.stored)
+        elif torch.equal(grid.zero_point, fixed_zero_point(grid.scale, spec)):
+            del parts["zero_point"]
+        else:
             parts["zero_point"] = as_integers(grid.zero_point)
         names = {part: self.tensor(f"{path}.{part}", tensor) for part, tensor in parts.items()}
         return {"spec": spec.as_dict(), "shape": list(rounded.codes.shape), **names}
+
+
+def _shown(value: Any) -> list[str]:
+    """The fields of a dataclass, without those that checkpoints of before do not know and that say nothing."""
+    return [f.name for f in fields(value) if not (f.metadata.get("newer") and getattr(value, f.name) == f.default)]
 
 
 def as_integers(values: Tensor) -> Tensor:
@@ -185,27 +199,32 @@ class Reader:
         return made.train(state["training"])
 
     def _dataclass(self, kind: type, state: dict[str, Any]) -> Any:
-        if state.keys() != {f.name for f in fields(kind)}:
+        newer = {f.name: f.default for f in fields(kind) if f.metadata.get("newer")}
+        if state.keys() | newer.keys() != {f.name for f in fields(kind)}:
             raise ValueError(f"{kind.__name__} has other fields")
         made = object.__new__(kind)
-        for key, value in state.items():
-            object.__setattr__(made, key, self.value(value))
+        for key, value in {**newer, **{key: self.value(value) for key, value in state.items()}}.items():
+            object.__setattr__(made, key, value)
         if (check := getattr(made, "__post_init__", None)) is not None:
             check()
         return made
 
     def _rounded(self, state: dict[str, Any]) -> Rounded:
         spec = QuantSpec(**state["spec"])
-        low, high = code_range(spec)
+        low, _ = code_range(spec)
         codes = unpack(self.tensors[state["codes"]], spec.bits, tuple(state["shape"]), low).to(self.device)
-        scale = self.tensors[state["scale"]].to(self.device)
-        zero_point = fixed_zero_point(scale, spec)
-        if "zero_point" in state:
-            zero_point = self.tensors[state["zero_point"]].to(scale)
-        rows = codes.numel() // spec.row_length(codes.shape[-1], codes.numel())
-        if not scale.numel() == zero_point.numel() == rows:
-            raise ValueError(f"{scale.numel()} scales and {zero_point.numel()} zero points do not fit {rows} rows")
-        return Rounded(codes, Affine(scale, zero_point, low, high), spec)
+        length = spec.row_length(codes.shape[-1], codes.numel())
+        parts = {"scale": self.tensors[state["scale"]].to(self.device)}
+        if spec.has_levels:
+            parts["scale"] = SCALES[spec.scale].unpack(parts["scale"])
+        elif "zero_point" not in state:
+            parts["zero_point"] = fixed_zero_point(parts["scale"], spec)
+        parts |= {key: self.tensors[state[key]].to(parts["scale"]) for key in ("zero_point", "whole") if key in state}
+        wanted = shapes_of(codes.numel() // length, spec)
+        found = {key: tuple(part.shape) for key, part in parts.items()}
+        if found != wanted:
+            raise ValueError(f"the grid of a weight has {found}, and {wanted} is needed")
+        return Rounded(codes, from_tensors(parts, spec, length), spec)
 
 
 def fixed_zero_point(scale: Tensor, spec: QuantSpec) -> Tensor:

@@ -15,9 +15,9 @@ from qdit.fit import Fit
 from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched
 from qdit.hessian.products import Moving, Other, best, reached, shortlist, summed
 from qdit.hessian.rule import Hessian, rules
-from qdit.hessian.scores import Layer, moments, scaled, search_weight
+from qdit.hessian.scores import Layer, moments, search_weight
 from qdit.model.base import Site
-from qdit.quant.affine import Affine, round_to_grid
+from qdit.quant.grid import RowGrid
 from qdit.quant.spec import QuantSpec, as_rows
 
 KEPT = 16  # candidates of a weight that later rounds compare again
@@ -44,14 +44,14 @@ class _Weight:
 
     layer: Layer
     spec: QuantSpec
-    start: Affine
+    start: RowGrid
     factors: Float[Tensor, "rows 1"]
     tried: Float[Tensor, "candidates #rows"]
 
     def rounded(self) -> Float[Tensor, "out channels"]:
         """The weight on its current grid."""
         rows = as_rows(self.layer.weight, self.spec)
-        return round_to_grid(rows, scaled(self.start, self.factors)).view(self.layer.weight.shape)
+        return self.start.scaled(self.factors).round(rows).view(self.layer.weight.shape)
 
 
 def reader(layer: Layer, rounded: Float[Tensor, "out channels"]) -> Other:

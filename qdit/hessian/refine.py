@@ -25,11 +25,11 @@ from qdit.hessian.grids import numbers_of, searched, set_numbers
 from qdit.hessian.linears import Alternation, Found, Reading
 from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
-from qdit.hessian.scores import Layer, scaled
+from qdit.hessian.scores import Layer
 from qdit.hessian.target import Importance, output_importances
 from qdit.model.base import Attention, Site
 from qdit.nn.linear import Shared
-from qdit.quant.affine import Affine
+from qdit.quant.grid import RowGrid
 from qdit.quant.spec import as_rows
 from qdit.seeding import generator
 from qdit.storage.shelf import Place, Shelf
@@ -38,7 +38,7 @@ log = logging.getLogger("qdit")
 HELD_VALUES = 2**26  # of layers' inputs that are collected in one pass: 256 MiB
 
 
-def refine(fit: Fit) -> dict[str, Affine]:
+def refine(fit: Fit) -> dict[str, RowGrid]:
     """The grids of the weights that are searched, by site; the numbers of static quantizers are set in place.
 
     Raises:
@@ -55,7 +55,7 @@ class Refinement:
     fit: Fit
     rule: Hessian
 
-    def run(self) -> dict[str, Affine]:
+    def run(self) -> dict[str, RowGrid]:
         """See `refine`."""
         parts = segments(self.fit.model.sites(), self.fit.policy)
         found = [self.load(part) for part in parts]
@@ -223,13 +223,13 @@ class Refinement:
         """Where what was found for segments is saved."""
         return Shelf.of(folder) / "grids"
 
-    def apply(self, found: Mapping[str, Tensor]) -> dict[str, Affine]:
+    def apply(self, found: Mapping[str, Tensor]) -> dict[str, RowGrid]:
         """The grids of weights; the quantizers of inputs and operands get their numbers."""
-        grids: dict[str, Affine] = {}
+        grids: dict[str, RowGrid] = {}
         for site in self.fit.sites:
             if (factors := found.get(f"{site.name}.weight")) is not None:
                 start = self.fit.grid(site)
-                grids[site.name] = scaled(start, factors.to(start.scale))
+                grids[site.name] = start.scaled(factors.to(start.scale))
             module = searched(self.rounder(site))
             if (numbers := found.get(f"{site.name}.input")) is not None and module is not None:
                 set_numbers(module, numbers)

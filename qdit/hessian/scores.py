@@ -14,14 +14,14 @@ Candidates are factors on the scales of a starting grid, and the first of equal 
 run in pieces, and candidates in chunks that stay in a processor's cache.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from qdit.hessian.products import chunk_values
-from qdit.quant.affine import SMALLEST_SCALE, Affine, round_to_grid
+from qdit.quant.grid import RowGrid, mapped
 from qdit.quant.spec import QuantSpec
 
 PIECE_ROWS = 1024  # rows of the input that are summed at once
@@ -38,15 +38,11 @@ class Layer:
     """Importance of each channel of the output."""
 
 
-def scaled(grid: Affine, factors: Float[Tensor, "#rows 1"]) -> Affine:
-    """The grid with its scales multiplied."""
-    return replace(grid, scale=(grid.scale * factors).clamp(min=SMALLEST_SCALE))
-
-
-def of_candidates(grid: Affine, factors: Float[Tensor, "candidates #rows"]) -> Affine:
+def of_candidates(grid: RowGrid, factors: Float[Tensor, "candidates #rows"]) -> RowGrid:
     """The grids of all candidates, one after the other: [candidates * rows, 1]."""
-    scale = (grid.scale * factors.unsqueeze(-1)).clamp(min=SMALLEST_SCALE)
-    return replace(grid, scale=scale.flatten(0, 1), zero_point=grid.zero_point.repeat(len(factors), 1))
+    rows = len(grid.scale)
+    repeated = mapped(grid, lambda part: part.repeat(len(factors), 1))
+    return repeated.scaled(factors.expand(-1, rows).reshape(-1, 1))
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def moments(layer: Layer, inputs: Float[Tensor, "n channels"], rounded: Float[Te
 def search_weight(
     layer: Layer,
     known: Moments,
-    start: Affine,
+    start: RowGrid,
     spec: QuantSpec,
     tried: Float[Tensor, "candidates #rows"],
     current: Float[Tensor, "rows 1"],
@@ -97,15 +93,15 @@ def search_weight(
     def table(part: Tensor) -> Tensor:  # [..., rows] -> [..., out, groups]; a tensor's one row is every channel's
         return part.unflatten(-1, (-1, channels // size)).expand(*part.shape[:-1], out, -1)
 
-    scale, zero, found = (table(part[:, 0]).clone() for part in (start.scale, start.zero_point, current))
+    found = table(current[:, 0]).clone()
     candidates = table(tried.expand(-1, len(current)))
     ranked = torch.empty_like(candidates, memory_format=torch.contiguous_format)
     change = torch.empty_like(layer.weight)
-    grids = [replace(start, scale=scale[:, [k]], zero_point=zero[:, [k]]) for k in range(channels // size)]
+    grids = [mapped(start, lambda part, k=k: table(part[:, 0])[:, [k]]) for k in range(channels // size)]
     groups = [slice(first, first + size) for first in range(0, channels, size)]
     for k, group in enumerate(groups):
         own = layer.weight[:, group]
-        change[:, group] = own - round_to_grid(own, scaled(grids[k], found[:, [k]]))
+        change[:, group] = own - grids[k].scaled(found[:, [k]]).round(own)
     for k, group in enumerate(groups):
         own, second = layer.weight[:, group], known.second[group, group]
         slope = change @ known.second[:, group] - change[:, group] @ second - known.slope[:, group]
@@ -114,17 +110,17 @@ def search_weight(
             errors = (errors @ layer.channels).unsqueeze(1).expand(-1, out)
         ranked[..., k] = candidates[..., k].gather(0, errors.argsort(stable=True, dim=0))
         found[:, k] = ranked[0, :, k]
-        change[:, group] = own - round_to_grid(own, scaled(grids[k], found[:, [k]]))
+        change[:, group] = own - grids[k].scaled(found[:, [k]]).round(own)
     return ranked.flatten(1) if spec.granularity != "tensor" else ranked[:, 0]
 
 
 def _weight_errors(
-    weight: Float[Tensor, "out group"], second: Tensor, slope: Tensor, start: Affine, tried: Tensor
+    weight: Float[Tensor, "out group"], second: Tensor, slope: Tensor, start: RowGrid, tried: Tensor
 ) -> Float[Tensor, "candidates out"]:
     """The score of each candidate [candidates, out] for a group of columns, by output channel, up to a constant."""
     errors = []
     for some in tried.split(max(1, chunk_values(weight.device) // weight.numel())):
-        rounded = round_to_grid(weight.repeat(len(some), 1), of_candidates(start, some))
+        rounded = of_candidates(start, some).round(weight.repeat(len(some), 1))
         change = (weight - rounded.view(len(some), *weight.shape)).flatten(0, 1)
         curved = (change @ second).view(len(some), *weight.shape).add_(slope, alpha=2)
         errors.append(curved.mul_(change.view_as(curved)).sum(-1))

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.execution import int8
-from qdit.quant.affine import Rounded
+from qdit.quant.affine import Affine
+from qdit.quant.grid import Rounded
 from qdit.quant.integers import Codes, multiplies, product, weight_codes
 
 
@@ -133,7 +134,8 @@ class QuantLinear(nn.Module):
     @cached_property
     def integers(self) -> Codes | None:
         """The weight as an operand of integer products; None if it is none."""
-        return weight_codes(self.rounded) if self.rounded is not None else None
+        whole = self.rounded is not None and isinstance(self.rounded.grid, Affine)
+        return weight_codes(self.rounded) if whole else None  # pyright: ignore[reportArgumentType]
 
     @property
     def has_integers(self) -> bool:

@@ -1,15 +1,22 @@
-"""Static quantizers: of one grid, or of a code-book whose numbers depend on the head and on the time (TQ-DiT: TGQ)."""
+"""Quantizers of inputs and operands.
+
+Dynamic, of any number format; static of one grid of integers, or of a code-book whose numbers depend on the head and on
+the time (TQ-DiT: TGQ).
+"""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
-from qdit.quant.affine import Affine, affine, fake_quantize
-from qdit.quant.books import Book, Uniform
+from qdit.quant.affine import Affine, affine
+from qdit.quant.books import Book, Scaled, Uniform
+from qdit.quant.grid import RowGrid, fake_quantize
 from qdit.quant.integers import Codes, encoded
+from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups, group_of
 
@@ -57,12 +64,12 @@ class DynamicQuantizer(nn.Module):
     @property
     def by_rows(self) -> bool:
         """Whether each row has a grid of its own."""
-        return self.spec.granularity != "tensor"
+        return self.spec.granularity != "tensor" and not SCALES[self.spec.scale].whole_bits
 
     @property
     def has_codes(self) -> bool:
-        """Whether there are codes."""
-        return not self.spec.is_identity
+        """Whether there are integers."""
+        return self.spec.is_integer and not self.spec.is_identity
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integer codes, in rows [tokens, channels]."""
@@ -72,6 +79,31 @@ class DynamicQuantizer(nn.Module):
         tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
         offset = offset.view(tokens, -1) if offset is not None else None
         return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)
+
+
+class OperandQuantizer(DynamicQuantizer):
+    """Round an operand [rows, heads, tokens, channels] of an attention to the grid of its own rows.
+
+    Args:
+        spec: groups lie along the dimension over which the operand's product sums; zeros fill up the last one.
+        along_tokens: whether that is the tokens, as of values; of all others it is the last dimension.
+    """
+
+    def __init__(self, spec: QuantSpec, along_tokens: bool) -> None:
+        super().__init__(spec)
+        self.along_tokens = along_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        rows = x.mT if self.along_tokens else x
+        length = rows.shape[-1]
+        made = fake_quantize(F.pad(rows, (0, -length % (self.spec.group_size or 1))), self.spec)[..., :length]
+        return made.mT if self.along_tokens else made
+
+    @property
+    def has_codes(self) -> bool:
+        """Products of attentions are not those of linear layers."""
+        return False
 
 
 class BookQuantizer(nn.Module):
@@ -138,7 +170,9 @@ def static_quantizer(
     return BookQuantizer(spec, book, numbers, groups, clock)
 
 
-def uniform_quantizer(spec: QuantSpec, grids: Sequence[Affine], groups: Groups, clock: Clock) -> nn.Module:
-    """The module of uniform grids, one for each group of timesteps; their rows are heads."""
-    numbers = torch.stack([torch.cat([grid.scale, grid.zero_point], 1) for grid in grids])
-    return static_quantizer(spec, Uniform(grids[0].low, grids[0].high), numbers, groups, clock)
+def quantizer_of(spec: QuantSpec, grids: Sequence[RowGrid], groups: Groups, clock: Clock) -> nn.Module:
+    """The module of static grids with one step, one for each group of timesteps; their rows are heads."""
+    numbers = torch.stack([torch.cat([getattr(grid, name) for name in grid.PER_ROW], 1) for grid in grids])
+    first = grids[0]
+    book = Uniform(first.low, first.high) if isinstance(first, Affine) else Scaled(spec.bits, spec.grid)
+    return static_quantizer(spec, book, numbers, groups, clock)

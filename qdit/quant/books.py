@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.quant.affine import nearest
+from qdit.quant.formats import format_of
+from qdit.quant.spec import QuantSpec
 
 Book = Callable[..., Tensor]
 """A code-book: (x, *numbers) -> x rounded, a new tensor of the same shape. A dataclass with plain fields."""
@@ -34,6 +36,23 @@ class Uniform:
         tensor([-0.2000,  0.2000,  1.3000])
         """
         return nearest(x, scale, zero_point, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The levels of a number format (`qdit.quant.formats`) times a scale."""
+
+    bits: int
+    format: str
+
+    def __call__(self, x: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
+        """See `Book`.
+
+        >>> Scaled(4, "e2m1")(torch.tensor([-0.3, 0.24, 9.0]), torch.tensor(0.1))
+        tensor([-0.3000,  0.2000,  0.6000])
+        """
+        spec = QuantSpec(bits=self.bits, granularity="tensor", grid=self.format, dynamic=False)  # type: ignore[arg-type]
+        return format_of(spec, x.numel()).nearest(x / scale).mul_(scale)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from qdit.quant.affine import Rounded
+from qdit.quant.affine import Affine
+from qdit.quant.grid import Rounded
 
 SIDE = 128  # int8 holds -128 to 127
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch's int8 product on CUDA asks of the shapes
@@ -79,6 +80,7 @@ def weight_codes(rounded: Rounded) -> Codes:
     Where code minus zero point fits into int8, that difference is stored, so that no correction is left for run time.
     """
     grid, out = rounded.grid, len(rounded.codes)
+    assert isinstance(grid, Affine), "only integers have codes that can be multiplied"
     groups = max(1, len(grid.scale) // out)
     scale, zero_point = (t.float().expand(out * groups, 1).reshape(out, groups) for t in (grid.scale, grid.zero_point))
     codes = rounded.codes.unflatten(1, (groups, -1)).float()

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.checked import Checked, Count, Positive, UpperShare
-from qdit.quant.affine import Affine, affine, round_to_grid
+from qdit.quant.affine import Affine
+from qdit.quant.grid import RowGrid, covering, extent, mapped
 from qdit.quant.spec import QuantSpec
 
 CHUNK_VALUES = 2**25  # values of all candidates that are held at once: 128 MiB
@@ -31,11 +32,11 @@ class Range(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
-    """The row's minimum and maximum."""
+    """The row's minimum and maximum; where a norm is the scale, what that covers (`qdit.quant.grid.extent`)."""
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]."""
-        return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+        return extent(rows, spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +99,26 @@ class PercentileMSE(Checked):
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]."""
         candidates = outer_quantiles(rows, self.shares)
-        errors = [rounding_error(rows, affine(lo, hi, spec), self.power) for lo, hi in candidates]
+        errors = [rounding_error(rows, covering(rows, lo, hi, spec), self.power) for lo, hi in candidates]
         best = torch.stack(errors).argmin(0).view(1, -1, 1)
         lo, hi = (torch.stack(ends).gather(0, best)[0] for ends in zip(*candidates, strict=True))
         return lo, hi
 
 
-def rounding_error(rows: Float[Tensor, "rows n"], grid: Affine, power: float) -> Float[Tensor, " rows"]:
+def rounding_error(rows: Float[Tensor, "rows n"], grid: RowGrid, power: float) -> Float[Tensor, " rows"]:
     """Mean |x - x̂|^power of each row on its grid, float64."""
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     length = min(rows.shape[-1], PIECE_VALUES)
-    ends = grid.scale, grid.low - grid.zero_point, grid.high - grid.zero_point
     height = max(1, PIECE_VALUES // length)
-    for first in range(0, len(rows), height):
-        chosen = slice(first, first + height)
+    pieces = [slice(first, first + height) for first in range(0, len(rows), height)]
+    if not isinstance(grid, Affine):
+        for chosen in pieces:
+            own = mapped(grid, lambda part, chosen=chosen: part[chosen])
+            for piece in rows[chosen].split(length, -1):
+                total[chosen] += own.round(piece).sub_(piece).abs_().pow_(power).sum(-1, dtype=torch.float64)
+        return total / rows.shape[-1]
+    ends = grid.scale, grid.low - grid.zero_point, grid.high - grid.zero_point
+    for chosen in pieces:
         scale, low, high = (end[chosen] for end in ends)
         for piece in rows[chosen].split(length, -1):
             # In units of the scale: |x / s - code| s is the error.
@@ -157,7 +164,14 @@ class MSE(Checked):
     def _errors(self, rows: Tensor, lo: Tensor, hi: Tensor, factors: Tensor, spec: QuantSpec) -> Tensor:
         """Mean |x - x̂|^power [candidates, rows]."""
         scaled = factors.view(-1, 1, 1)
-        grid = affine((lo * scaled).flatten(0, 1), (hi * scaled).flatten(0, 1), spec)
         repeated = rows.repeat(len(factors), 1)
-        error = round_to_grid(repeated, grid).sub_(repeated).abs_().pow_(self.power).mean(-1)
+        ends = (lo * scaled).flatten(0, 1), (hi * scaled).flatten(0, 1)
+        error = (
+            covering(repeated, *ends, spec, items=len(factors))
+            .round(repeated)
+            .sub_(repeated)
+            .abs_()
+            .pow_(self.power)
+            .mean(-1)
+        )
         return error.view(len(factors), -1)

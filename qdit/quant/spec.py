@@ -14,23 +14,31 @@ granularity        weight [out, in] -> rows    activation [..., tokens, in] -> r
 =================  ==========================  =======================================
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from qdit.errors import UserError
+from qdit.quant.named import LEVEL_BITS, SCALE_BLOCKS
 
 Granularity = Literal["tensor", "row", "group"]
 Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric", "symmetric_full", "unsigned"]
-"""Grids with one step (`qdit.quant.affine`)."""
+"""Integers: grids with one step (`qdit.quant.affine`)."""
+LevelGrid = Literal["e2m1", "e3m0", "e1m2", "nf4", "e3m2", "e4m3", "e5m2", "lloyd_max"]
+"""Floating-point numbers of a few bits, and code-books (`qdit.quant.formats`)."""
 CodeBook = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
-"""What has none, or several (`qdit.quant.books`, `qdit.quant.regions`)."""
+"""What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
+GridName = Grid | LevelGrid | Literal["float"]
+"""What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""
+Scale = Literal["e8m0", "e4m3", "e4m3_46"]
+"""How scales are kept, if not in 16 bits (`qdit.quant.scales`)."""
 MIN_BITS, MAX_BITS = 2, 8
 IDENTITY_BITS = 16
+_LEVELS = frozenset(get_args(LevelGrid))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class QuantSpec:
     """Bits, granularity and grid of one tensor.
 
@@ -42,10 +50,13 @@ class QuantSpec:
             the integer zero point is not clamped), `asymmetric_clamped` (Q-DiT's released code: it is clamped without
             extending the range, which collapses single-signed groups), `symmetric` (scale absmax / (2^(b-1) - 1)),
             `symmetric_full` (GPTQ: scale 2 absmax / (2^b - 1), the largest value is clipped), `unsigned` (zero point 0,
-            scale max / (2^b - 1): for values that are not negative, such as probabilities); or, for static inputs, one
-            of the code-books of `qdit.quant.books` and `qdit.quant.regions`.
+            scale max / (2^b - 1): for values that are not negative, such as probabilities); a format with levels
+            (`LevelGrid`), which is symmetric, of as many bits as its name says (`lloyd_max` has any); or, for static
+            inputs, one of the code-books of `qdit.quant.books` and `qdit.quant.regions`.
         dynamic: whether ranges are taken from the tensor at hand at run time; static ones are calibrated beforehand.
         time_groups: groups of sampling steps, each with ranges of its own; None for one. Only static inputs have them.
+        scale: how the scales of a format with levels are kept, each with blocks of its own: `e8m0` (MX, 32 values),
+            `e4m3` (NVFP4, 16 values), `e4m3_46` (the same, four over six); None for 16 bits.
 
     Raises:
         UserError: a value is out of range.
@@ -54,9 +65,10 @@ class QuantSpec:
     bits: int
     granularity: Granularity | Literal["head"] = "row"
     group_size: int | None = None
-    grid: Grid | CodeBook = "asymmetric"
+    grid: Grid | LevelGrid | CodeBook = "asymmetric"
     dynamic: bool = True
     time_groups: int | None = None
+    scale: Scale | None = field(default=None, metadata={"newer": True})
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -67,8 +79,9 @@ class QuantSpec:
             raise UserError(
                 f"granularity={self.granularity!r} is unknown; choose from {', '.join(get_args(Granularity))}"
             )
-        if self.grid not in (*get_args(Grid), *get_args(CodeBook)):
-            raise UserError(f"grid={self.grid!r} is unknown; choose from {', '.join(get_args(Grid))}")
+        if self.grid not in (*get_args(Grid), *get_args(LevelGrid), *get_args(CodeBook)):
+            known = (*get_args(Grid), *get_args(LevelGrid))
+            raise UserError(f"grid={self.grid!r} is unknown; choose from {', '.join(known)}")
         if (self.granularity == "group") != (self.group_size is not None):
             raise UserError(
                 f"granularity={self.granularity!r} with group_size={self.group_size}: "
@@ -81,6 +94,34 @@ class QuantSpec:
         groups = self.time_groups
         if groups is not None and (not isinstance(groups, int) or isinstance(groups, bool) or groups < 1):
             raise UserError(f"time_groups={groups!r} is not possible; a whole number from 1 is, or none")
+        if not self.is_identity:
+            self._check_format()
+
+    def _check_format(self) -> None:
+        """Refuse bits that the format does not have, and scales that go with other formats or blocks."""
+        own = LEVEL_BITS.get(self.grid, self.bits)
+        if self.bits != own:
+            raise UserError(
+                f"grid={self.grid!r} has {own} bits, not {self.bits}; grid=float has a format for 4, 6 and 8"
+            )
+        if self.scale is None:
+            return
+        if self.scale not in get_args(Scale):
+            raise UserError(f"scale={self.scale!r} is unknown; choose from {', '.join(get_args(Scale))}, or null")
+        formats = [name for name in get_args(LevelGrid) if name.startswith("e")]
+        if self.grid not in formats:
+            raise UserError(
+                f"scale={self.scale!r} goes with floating-point formats ({', '.join(formats)}), not with "
+                f"grid={self.grid!r}; scale=null keeps scales in 16 bits"
+            )
+        if self.group_size != (block := SCALE_BLOCKS[self.scale]):
+            found = f"groups of {self.group_size}" if self.group_size else f"granularity={self.granularity!r}"
+            raise UserError(f"scale={self.scale!r} goes with groups of {block} values, not with {found}")
+
+    def __repr__(self) -> str:
+        """As a dataclass's, which is hashed, without newer fields that do not apply."""
+        shown = [f for f in fields(self) if not (f.metadata.get("newer") and getattr(self, f.name) == f.default)]
+        return f"QuantSpec({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
     def is_identity(self) -> bool:
@@ -88,9 +129,19 @@ class QuantSpec:
         return self.bits >= IDENTITY_BITS
 
     @property
+    def has_levels(self) -> bool:
+        """Whether the format is one with levels: floating-point numbers, or a code-book."""
+        return self.grid in _LEVELS
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether values are integers times one scale, beside a zero point."""
+        return self.grid in get_args(Grid)
+
+    @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
-        return self.grid.startswith(("symmetric", "unsigned")) or self.grid in get_args(CodeBook)
+        return self.grid.startswith(("symmetric", "unsigned")) or not self.is_integer
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

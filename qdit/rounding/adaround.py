@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qdit.fit import Fit
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.nearest import Nearest
 from qdit.rounding.reconstruction.loop import Learning

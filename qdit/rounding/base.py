@@ -3,7 +3,7 @@
 from typing import Literal, Protocol
 
 from qdit.fit import Fit
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 
 Inputs = Literal["quantized", "full_precision"]
 """Whose inputs a rounding learns from: the network's as quantized so far, or the original's."""

@@ -19,7 +19,7 @@ from qdit.checked import Checked
 from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.nn.linear import Observed, QuantLinear
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.gptq_columns import InputHessian, curvature, round_columns
 from qdit.rounding.resume import round_segments

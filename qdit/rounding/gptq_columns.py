@@ -23,11 +23,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.quant.affine import Affine, Rounded, round_to_grid
+from qdit.quant.affine import Affine
+from qdit.quant.grid import Rounded, RowGrid, joined, mapped
+from qdit.quant.levels import Levels
 from qdit.quant.spec import QuantSpec
 
 log = logging.getLogger("qdit")
-FitGrid = Callable[[Tensor, QuantSpec], Affine]
+FitGrid = Callable[..., RowGrid]
+"""(weight, spec, and the common part of scales where they have one) -> the grid of its rows."""
 RETRIES = 5  # of the factorization, each with ten times the damping
 
 
@@ -119,11 +122,11 @@ def _inverse_factor(hessian: Tensor, mean: float, damping: float, name: str) -> 
 class Grids(Protocol):
     """Which grid (scale and zero point of each row) a column is rounded to."""
 
-    def at(self, position: int, columns: Float[Tensor, "channels out"]) -> Affine:
+    def at(self, position: int, columns: Float[Tensor, "channels out"]) -> RowGrid:
         """The grid [out, 1] of the column at `position`, given all columns as they are now."""
         ...
 
-    def whole(self) -> Affine:
+    def whole(self) -> RowGrid:
         """The grid of the weight's rows, once all columns were reached."""
         ...
 
@@ -131,45 +134,45 @@ class Grids(Protocol):
 class FixedGrids:
     """Grids of the original weight; where channels are sorted, GPTQ calls this "static groups"."""
 
-    def __init__(self, grid: Affine, spec: QuantSpec, order: Tensor) -> None:
+    def __init__(self, grid: RowGrid, spec: QuantSpec, order: Tensor) -> None:
         self.grid = grid
         groups = len(order) // spec.group_size if spec.group_size else 1
-        scales, zeros = (v.view(-1, groups).split(1, dim=1) for v in (grid.scale, grid.zero_point))
-        self.grids = [
-            Affine(s.contiguous(), z.contiguous(), grid.low, grid.high) for s, z in zip(scales, zeros, strict=True)
-        ]
+        self.grids = [mapped(grid, lambda part, k=k: part.view(-1, groups)[:, [k]].contiguous()) for k in range(groups)]
         self.group_of = (order // (spec.group_size or len(order))).tolist()
 
-    def at(self, position: int, columns: Tensor) -> Affine:
+    def at(self, position: int, columns: Tensor) -> RowGrid:
         """See `Grids`."""
         return self.grids[self.group_of[position]]
 
-    def whole(self) -> Affine:
+    def whole(self) -> RowGrid:
         """See `Grids`."""
         return self.grid
 
 
 class FreshGrids:
-    """The grid of each group of columns is found from the updated weights, when its first column is reached."""
+    """The grid of each group of columns is found from the updated weights, when its first column is reached.
 
-    def __init__(self, spec: QuantSpec, fit: FitGrid) -> None:
+    What the scales of all groups have in common (NVFP4) is that of the original weight.
+    """
+
+    def __init__(self, spec: QuantSpec, fit: FitGrid, weight: Float[Tensor, "out channels"]) -> None:
         assert spec.group_size is not None
         self.spec, self.fit, self.size = spec, fit, spec.group_size
-        self.grids: list[Affine] = []
+        self.grids: list[RowGrid] = []
+        self.common: tuple[Tensor, ...] = ()
+        if spec.scale is not None:
+            start = fit(weight, spec)
+            self.common = (start.whole,) if isinstance(start, Levels) and start.whole is not None else ()
 
-    def at(self, position: int, columns: Tensor) -> Affine:
+    def at(self, position: int, columns: Tensor) -> RowGrid:
         """See `Grids`."""
         if position % self.size == 0:
-            self.grids.append(self.fit(columns[position : position + self.size].T, self.spec))
+            self.grids.append(self.fit(columns[position : position + self.size].T, self.spec, *self.common))
         return self.grids[-1]
 
-    def whole(self) -> Affine:
+    def whole(self) -> RowGrid:
         """See `Grids`."""
-        scale, zero_point = (
-            torch.cat([getattr(grid, part) for grid in self.grids], dim=1).view(-1, 1)
-            for part in ("scale", "zero_point")
-        )
-        return Affine(scale, zero_point, self.grids[0].low, self.grids[0].high)
+        return joined(self.grids)
 
 
 def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Iterator[tuple[int, int]]:
@@ -191,7 +194,7 @@ def lazy_blocks(channels: int, group_size: int | None, block_size: int) -> Itera
 
 
 def round_columns(
-    weight: Float[Tensor, "out channels"], curve: Curvature, spec: QuantSpec, grid: FitGrid | Affine, block_size: int
+    weight: Float[Tensor, "out channels"], curve: Curvature, spec: QuantSpec, grid: FitGrid | RowGrid, block_size: int
 ) -> Rounded:
     """The weight [out, channels] on its grid, rounded column by column under `curve`.
 
@@ -210,12 +213,12 @@ def round_columns(
     columns = alive[:, curve.order].T.contiguous()  # a column is contiguous, and is replaced by its rounded self
     factor = curve.factor.to(dtype)
     fresh = None
-    if isinstance(grid, Affine):
+    if isinstance(grid, Affine | Levels):
         grids = FixedGrids(grid, spec, curve.order)
     elif curve.by_activity or spec.group_size is None:
         grids = FixedGrids(grid(alive, spec), spec, curve.order)
     else:
-        fresh, grids = spec.group_size, FreshGrids(spec, grid)
+        fresh, grids = spec.group_size, FreshGrids(spec, grid, alive)
     for start, end in lazy_blocks(len(columns), fresh, block_size):
         errors = _round_block(columns, factor, grids, start, end)
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
@@ -230,7 +233,7 @@ def _round_block(columns: Tensor, factor: Tensor, grids: Grids, start: int, end:
     pivots = factor.diagonal()[start:end].tolist()
     for i in range(start, end):
         column, error = columns[i], errors[i - start]
-        rounded = round_to_grid(column.unsqueeze(1), grids.at(i, columns)).squeeze(1)
+        rounded = grids.at(i, columns).round(column.unsqueeze(1)).squeeze(1)
         torch.sub(column, rounded, out=error)
         error.div_(pivots[i - start])
         columns[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)

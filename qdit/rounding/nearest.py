@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qdit.fit import Fit
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Round a network segment by segment and save each one, so that a killed fit goes on after the last finished segment.
 
 A saved segment is read back bit for bit, and the data passes through it again, so that a resumed fit ends with the
-bytes of an undisturbed one. Only codes, scales and zero points are stored, as `<site>.codes` and so on. The activations
+bytes of an undisturbed one. Only codes and their grids are stored, as `<site>.codes` and so on. The activations
 at a boundary can be computed again in one forward pass, and would be the largest file.
 """
 
@@ -14,7 +14,7 @@ from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.model.base import Site
-from qdit.quant.affine import Affine, Rounded, code_range
+from qdit.quant.grid import Rounded, from_tensors, shapes_of, tensors_of
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.storage.shelf import Place, Shelf
 
@@ -82,14 +82,15 @@ def load_named(
         path = Shelf.of(fit.folder).path(name)
         raise UserError(f"{path} holds other weights than this model's {name}; delete it, and it is made again")
     tensors = {key: tensor.to(fit.model.device) for key, tensor in found.items()}
-    weights = {site.name: from_tensors(tensors, site.name, fit.weight_spec(site)) for site in sites}
+    weights = {site.name: from_saved(tensors, site.name, fit.weight_spec(site)) for site in sites}
     return weights, {key: tensors[key] for key in others}
 
 
 def shapes(fit: Fit, site: Site) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that `as_tensors` gives for a site."""
-    rows = as_rows(fit.weight_of(site), fit.weight_spec(site)).shape[0]
-    whole = {"codes": (site.out_features, site.in_features), "scale": (rows, 1), "zero_point": (rows, 1)}
+    spec = fit.weight_spec(site)
+    rows = as_rows(fit.weight_of(site), spec).shape[0]
+    whole = {"codes": (site.out_features, site.in_features), **shapes_of(rows, spec)}
     return {f"{site.name}.{part}": shape for part, shape in whole.items()}
 
 
@@ -102,11 +103,11 @@ def save_named(folder: Place | None, name: str, weights: Mapping[str, Rounded], 
 
 def as_tensors(weight: Rounded, name: str) -> dict[str, Tensor]:
     """The tensors of a rounded weight, by their names in the file."""
-    grid = weight.grid
-    return {f"{name}.codes": weight.codes, f"{name}.scale": grid.scale, f"{name}.zero_point": grid.zero_point}
+    return {f"{name}.{part}": tensor for part, tensor in {"codes": weight.codes, **tensors_of(weight.grid)}.items()}
 
 
-def from_tensors(tensors: Mapping[str, Tensor], name: str, spec: QuantSpec) -> Rounded:
+def from_saved(tensors: Mapping[str, Tensor], name: str, spec: QuantSpec) -> Rounded:
     """The inverse of `as_tensors`."""
-    codes, scale, zero_point = (tensors[f"{name}.{part}"] for part in ("codes", "scale", "zero_point"))
-    return Rounded(codes, Affine(scale, zero_point, *code_range(spec)), spec)
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+    codes = own["codes"]
+    return Rounded(codes, from_tensors(own, spec, spec.row_length(codes.shape[1], codes.numel())), spec)

@@ -13,7 +13,6 @@ search will choose it), the largest size that divides both is used.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -22,9 +21,9 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
-from qdit.quant.affine import affine, round_to_grid
+from qdit.quant.grid import covering
 from qdit.quant.ranges import MinMax, Range
-from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.spec import QuantSpec
 from qdit.scheme import Scheme
 from qdit.transform.inputs import Input
 
@@ -61,7 +60,7 @@ class Trial:
         part = self.recipe.activation
         spec = part.regions.at(site.role, part.spec(self.recipe.activation_bits), part.time)
         assert spec is not None
-        if spec.grid not in get_args(Grid):
+        if not (spec.is_integer or spec.has_levels):
             spec = replace(spec, grid="asymmetric")
         return _dividing(spec, site)
 
@@ -99,7 +98,8 @@ def _rounded(x: Float[Tensor, "*many rows channels"], spec: QuantSpec, rule: Ran
     if spec.is_identity:
         return x
     rows = x.reshape(-1, spec.row_length(x.shape[-1], x.shape[-2] * x.shape[-1])).float()
-    return round_to_grid(rows, affine(*rule(rows, spec), spec)).to(x.dtype).reshape(x.shape)
+    items = x.numel() // (x.shape[-1] * x.shape[-2])
+    return covering(rows, *rule(rows, spec), spec, items=items).round(rows).to(x.dtype).reshape(x.shape)
 
 
 def _one_after_the_other(first: Way, then: Way) -> Way:

@@ -1,12 +1,13 @@
-"""Weights [out, in] on a uniform grid, per output channel (`row`), per group of input channels, or per tensor."""
+"""Weights [out, in] on a grid of any format, per output channel (`row`), per group of input channels, or per tensor."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from qdit.quant.affine import Affine, affine
+from qdit.quant.grid import RowGrid, covering
+from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range
-from qdit.quant.spec import Granularity, Grid, QuantSpec, as_rows
+from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale, as_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,26 +15,29 @@ class WeightGrid:
     """Granularity, grid and range rule of every quantized weight.
 
     Args:
-        granularity, group_size, grid: see `QuantSpec`.
+        granularity, group_size, scale: see `QuantSpec`.
+        grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
         range: the rule that finds each row's range (clipping).
     """
 
     granularity: Granularity
-    grid: Grid
+    grid: GridName
     range: Range
     group_size: int | None = None
+    scale: Scale | None = None
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of a weight at `bits`."""
-        return QuantSpec(
-            bits=bits, granularity=self.granularity, group_size=self.group_size, grid=self.grid, dynamic=False
-        )
+        rows = {"granularity": self.granularity, "group_size": self.group_size}
+        return QuantSpec(bits=bits, grid=at_bits(self.grid, bits), scale=self.scale, dynamic=False, **rows)
 
-    def fit(self, weight: Tensor, spec: QuantSpec) -> Affine:
+    def fit(self, weight: Tensor, spec: QuantSpec, whole: Tensor | None = None) -> RowGrid:
         """The grid of each row of `as_rows(weight, spec)`, for a weight [out, in].
+
+        `whole` is what all scales have in common, if it is known already: the weight then is a part of another.
 
         Raises:
             UserError: the group size does not divide the input channels.
         """
         rows = as_rows(weight, spec).float()
-        return affine(*self.range(rows, spec), spec)
+        return covering(rows, *self.range(rows, spec), spec, whole=whole)

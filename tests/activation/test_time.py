@@ -24,9 +24,10 @@ from qdit.ledger import activation_storage_bits, ledger
 from qdit.method import quantize
 from qdit.model.base import OPERANDS
 from qdit.nn.clock import Clock
-from qdit.nn.quantizers import BookQuantizer, StaticQuantizer, uniform_quantizer
+from qdit.nn.quantizers import BookQuantizer, StaticQuantizer, quantizer_of
 from qdit.policies import Policy
-from qdit.quant.affine import affine, fake_quantize
+from qdit.quant.affine import affine
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL, Groups
@@ -47,14 +48,14 @@ def test_golden_5_grids_by_group_give_the_bits_of_one_grid(grid):
     one = affine(x.amin().view(1, 1), x.amax().view(1, 1), spec)
     clock = Clock()
     expected = fake_quantize(x, spec, one)
-    assert isinstance(uniform_quantizer(spec, [one], ALL, clock), StaticQuantizer)
-    grouped = uniform_quantizer(spec, [one, one, one], Groups((200, 400)), clock)
+    assert isinstance(quantizer_of(spec, [one], ALL, clock), StaticQuantizer)
+    grouped = quantizer_of(spec, [one, one, one], Groups((200, 400)), clock)
     assert isinstance(grouped, BookQuantizer)
     with clock.showing(torch.tensor([0, 999, 200, 199, 400, 300])):
         assert torch.equal(grouped(x), expected)
     with pytest.raises(RuntimeError, match="depends on time"):
         grouped(x)
-    halves = uniform_quantizer(spec, [one, replace(one, scale=one.scale / 2)], Groups((500,)), clock)
+    halves = quantizer_of(spec, [one, replace(one, scale=one.scale / 2)], Groups((500,)), clock)
     with clock.showing(torch.tensor([499, 500, 0, 999, 10, 990])):
         found = halves(x)
     assert torch.equal(found[::2], expected[::2])

@@ -10,9 +10,9 @@ from qdit.hessian.grids import multiples
 from qdit.hessian.linears import KEPT, reader
 from qdit.hessian.products import Moving, best, errors, reached, shortlist, summed
 from qdit.hessian.rule import Hessian
-from qdit.hessian.scores import Layer, moments, scaled, search_weight
+from qdit.hessian.scores import Layer, moments, search_weight
 from qdit.hessian.target import Probe
-from qdit.quant.affine import affine, round_to_grid
+from qdit.quant.affine import affine
 from qdit.quant.books import Uniform
 from qdit.quant.ranges import MinMax
 from qdit.quant.regions import TwoSided
@@ -83,7 +83,7 @@ COLUMN = FACTORS.unsqueeze(1)
 
 
 def rounded(weight, start, spec, factors):
-    return round_to_grid(as_rows(weight, spec), scaled(start, factors)).view(weight.shape)
+    return start.scaled(factors).round(as_rows(weight, spec)).view(weight.shape)
 
 
 def error(layer, weight, inputs, rounded_inputs):
@@ -117,7 +117,7 @@ def weight_case(granularity, grid="asymmetric", bits=3, seed=0):
 @pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
 def test_weights_get_the_naive_loops_factors(granularity, grid):
     one, inputs, spec, start, current = weight_case(granularity, grid)
-    rounded_inputs = round_to_grid(inputs.view(1, -1), start_of(inputs.view(1, -1), INPUT)).view(inputs.shape)
+    rounded_inputs = start_of(inputs.view(1, -1), INPUT).round(inputs.view(1, -1)).view(inputs.shape)
     for known in (inputs, rounded_inputs):
         found = best_weight(one, moments(one, inputs, known), start, spec, current)
         assert torch.equal(found, naive_weight(one, start, spec, inputs, known, current))
@@ -176,7 +176,7 @@ def test_inputs_get_the_naive_loops_factor_summed_over_their_readers():
     hats = [one.weight + 0.01, other.weight]
     naive = [
         sum(
-            error(each, hat, inputs, round_to_grid(inputs.view(1, -1), scaled(start, factor)).view(inputs.shape))
+            error(each, hat, inputs, start.scaled(factor).round(inputs.view(1, -1)).view(inputs.shape))
             for each, hat in zip((one, other), hats, strict=True)
         )
         for factor in FACTORS.view(-1, 1, 1)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdit.errors import UserError
-from qdit.quant.affine import Rounded, affine, code_range, decode, encode, fake_quantize, round_to_grid
+from qdit.quant.affine import affine, code_range
+from qdit.quant.grid import Rounded, fake_quantize
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import QuantSpec, as_rows
 
@@ -23,8 +24,8 @@ def test_golden_1_asymmetric_codes():
     rows, grid = grid_of(X, QuantSpec(bits=4))
     assert grid.scale.item() == pytest.approx(0.0866667, abs=1e-6)
     assert grid.zero_point.item() == 3
-    assert encode(rows, grid).tolist() == [[0, 2, 3, 6, 15]]
-    torch.testing.assert_close(decode(encode(rows, grid), grid)[0], torch.tensor([-0.26, -0.0866667, 0, 0.26, 1.04]))
+    assert grid.encode(rows).tolist() == [[0, 2, 3, 6, 15]]
+    torch.testing.assert_close(grid.decode(grid.encode(rows))[0], torch.tensor([-0.26, -0.0866667, 0, 0.26, 1.04]))
     _, grid8 = grid_of(X, QuantSpec(bits=8))
     assert grid8.scale.item() == pytest.approx(0.00509804, abs=1e-7)
     assert grid8.zero_point.item() == 59
@@ -64,14 +65,14 @@ def test_golden_5_properties(seed, bits, grid, shift):
     rows, params = grid_of(x, spec)
     out = fake_quantize(x, spec)
     # A value inside the grid's reach moves by half a step at most; outside it goes to the nearest end.
-    ends = decode(torch.tensor([params.low, params.high]).float(), params)
+    ends = params.decode(torch.tensor([params.low, params.high]).float())
     nearest = torch.minimum(torch.maximum(rows, ends[:, :1]), ends[:, 1:])
     assert ((out - nearest).abs() <= params.scale / 2 * (1 + 1e-4) + 1e-6).all()
     assert torch.allclose(fake_quantize(out, spec, params), out, atol=1e-6)
     order = torch.tensor([2, 0, 3, 1])
     assert torch.equal(fake_quantize(x[order], spec), out[order])
     assert torch.allclose(fake_quantize(4 * x, spec), 4 * out, atol=1e-5)
-    assert torch.allclose(decode(encode(rows, params), params), out, atol=1e-5)
+    assert torch.allclose(params.decode(params.encode(rows)), out, atol=1e-5)
 
 
 def test_naive_loop_agrees():
@@ -159,7 +160,7 @@ def test_codes_give_the_rounded_weight_back_bit_for_bit(seed, kind, bits, granul
     weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(seed)) + offset
     spec = QuantSpec(bits=bits, granularity=granularity, group_size=8 if granularity == "group" else None, grid=kind)
     rows, grid = grid_of(weight, spec)
-    expected = round_to_grid(rows, grid).view_as(weight)
+    expected = grid.round(rows).view_as(weight)
     for given_weight in (weight, expected):  # from full precision, and from the grid itself
         rounded = Rounded.of(given_weight, grid, spec)
         assert torch.equal(rounded.weight, expected)

@@ -11,8 +11,9 @@ from qdit.errors import UserError
 from qdit.execution import executing, has_int8, int8, tune_cpu
 from qdit.nn.clock import Clock
 from qdit.nn.linear import QuantLinear, Shared
-from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer, uniform_quantizer
-from qdit.quant.affine import Rounded, affine, fake_quantize
+from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer, quantizer_of
+from qdit.quant.affine import affine
+from qdit.quant.grid import Rounded, fake_quantize
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups
 
@@ -83,7 +84,7 @@ def test_a_grid_for_each_samples_time():
     clock = Clock()
     spec = QuantSpec(bits=8, granularity="tensor", dynamic=False, time_groups=2)
     grids = [affine(torch.tensor([[lo]]), torch.tensor([[hi]]), spec) for lo, hi in ((-1.0, 2.0), (-3.0, 0.5))]
-    module = layer(8, FINENESS[2], "asymmetric", uniform_quantizer(spec, grids, Groups((500,)), clock))
+    module = layer(8, FINENESS[2], "asymmetric", quantizer_of(spec, grids, Groups((500,)), clock))
     with clock.showing(torch.tensor([10, 900, 510])):
         close(*both(module, torch.randn(3, 7, 64)))
 

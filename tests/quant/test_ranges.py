@@ -6,7 +6,8 @@ import torch
 
 from qdit.errors import UserError
 from qdit.quant import ranges
-from qdit.quant.affine import affine, fake_quantize, round_to_grid
+from qdit.quant.affine import affine
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import PercentileMSE, outer_quantiles, rounding_error
 from qdit.quant.spec import QuantSpec
 
@@ -23,7 +24,7 @@ def plain(row, spec, rule=RULE):
     candidates = []
     for share in rule.shares:
         ends = [torch.tensor([[np.quantile(row.double().numpy(), p)]]).float() for p in (1 - share, share)]
-        rounded = round_to_grid(row[None], affine(*ends, spec))
+        rounded = affine(*ends, spec).round(row[None])
         candidates.append(((rounded - row).abs().pow(rule.power).mean().item(), *ends))
     return min(candidates, key=lambda found: found[0])[1:]
 
@@ -75,7 +76,7 @@ def test_errors_do_not_depend_on_the_pieces(shape, monkeypatch):
     x, spec = normal(*shape), QuantSpec(bits=4, granularity="row", grid="asymmetric_free", dynamic=False)
     grid = affine(x.amin(1, keepdim=True), x.amax(1, keepdim=True), spec)
     for power in (1.0, 2.0, 2.4):
-        expected = (round_to_grid(x, grid) - x).abs().double().pow(power).mean(1)
+        expected = (grid.round(x) - x).abs().double().pow(power).mean(1)
         for pieces in (64, 1000, 2**17):
             monkeypatch.setattr(ranges, "PIECE_VALUES", pieces)
             torch.testing.assert_close(rounding_error(x, grid, power), expected, atol=0, rtol=1e-5)

@@ -15,7 +15,7 @@ from qdit.fit import Fit
 from qdit.method import Method, quantize
 from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import replaced
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.rounding import GPTQ, Nearest, gptq
 from qdit.rounding.gptq_columns import InputHessian, curvature, round_columns

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from qdit.errors import UserError
-from qdit.quant.affine import decode, round_to_grid
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import as_rows
 from qdit.rounding.gptq_columns import InputHessian, curvature, lazy_blocks, round_columns
@@ -33,7 +32,7 @@ def problem(seed=0, out=24, channels=CHANNELS, rows=400, dtype=torch.float64):
 
 def nearest(weight, spec, part):
     rows = as_rows(weight, spec)
-    return round_to_grid(rows, part.fit(weight, spec)).view_as(weight)
+    return part.fit(weight, spec).round(rows).view_as(weight)
 
 
 def gptq(weight, hessian, part, bits=4, damping=0.01, act_order=False, block_size=128):
@@ -44,7 +43,7 @@ def gptq(weight, hessian, part, bits=4, damping=0.01, act_order=False, block_siz
 def values(rounded):
     """A rounded weight in double precision."""
     rows = as_rows(rounded.codes, rounded.spec)
-    return decode(rows.double(), rounded.grid).view(rounded.codes.shape)
+    return rounded.grid.decode(rows.double()).view(rounded.codes.shape)
 
 
 def loss(weight, rounded, hessian):
@@ -68,7 +67,7 @@ def naive(weight, hessian, part, bits=4, damping=0.01, grids_every=1):
         if fixed is None and i % size == 0:
             current = part.fit(seen[:, i : i + size].contiguous(), spec)
         chosen = fixed if fixed is not None else current
-        rounded = round_to_grid(weight[:, i : i + 1], chosen)
+        rounded = chosen.round(weight[:, i : i + 1])
         inverse = torch.linalg.inv(damped[i:, i:])
         error = (weight[:, i : i + 1] - rounded) / inverse[0, 0]
         weight[:, i:] -= error * inverse[0]

@@ -19,7 +19,7 @@ from helpers.splitting import BLOCK, FULL, NAME, chain, lowrank, matrix, svdquan
 
 from qdit.calibration import NoCalibration
 from qdit.errors import UserError
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.spec import QuantSpec
 from qdit.transform import Chain, Hadamard, LowRank, Trial, rewritten
 from qdit.transform.lowrank import EXACT, alternated, truncated

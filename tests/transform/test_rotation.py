@@ -23,7 +23,7 @@ from qdit.errors import UserError
 from qdit.method import quantize
 from qdit.nn.basis import Rotation
 from qdit.nn.linear import QuantLinear
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.hadamard import base_matrix, sylvester
 from qdit.quant.spec import QuantSpec
 from qdit.rounding import GPTQ, Nearest

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import spearmanr
 
 from qdit.errors import UserError
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.spec import QuantSpec
 from qdit.transform import ChannelScaling
 from qdit.transform.alpha import factors

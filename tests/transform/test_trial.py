@@ -8,7 +8,7 @@ from qdit.activation import DynamicActivation, StaticActivation
 from qdit.activation.regions import SidedInputs
 from qdit.errors import UserError
 from qdit.nn.linear import matrix
-from qdit.quant.affine import fake_quantize
+from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.transform import Hadamard, Trial, trial

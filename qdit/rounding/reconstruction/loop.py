@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qdit.checked import Checked, Count, Samples, Whole
 from qdit.nn.linear import QuantLinear
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
 from qdit.rounding.reconstruction.ste import LearnedStep
 from qdit.rounding.reconstruction.targets import Task

@@ -25,7 +25,7 @@ from qdit.model.base import Site
 from qdit.nn.linear import QuantLinear
 from qdit.nn.quantizers import StaticQuantizer
 from qdit.nn.replace import replaced
-from qdit.quant.affine import Rounded
+from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
 from qdit.rounding.reconstruction.soft import SoftWeight

@@ -6,15 +6,17 @@ Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ar
     penalty = Σ 1 - |2 h(α) - 1|^β                                 β from 20 to 2 while it learns
 
 α starts where h is the fractional part of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale
-and zero point stay fixed. Everything is elementwise, so the chain rule from w̃ to α is written out by hand: where
-batches are small, an autograd graph with a dozen tensors of the weight's size would cost as much as the layer itself.
+and zero point stay fixed. With another number format the two values around w take the place of floor(w / s) and the
+next code, and h is the share of the way from one to the other. Everything is elementwise, so the chain rule from w̃ to
+α is written out by hand: where batches are small, an autograd graph with a dozen tensors of the weight's size would
+cost as much as the layer itself.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.quant.affine import Affine, Rounded
+from qdit.quant.grid import Rounded, RowGrid
 from qdit.quant.spec import QuantSpec, as_rows
 
 GAMMA, ZETA = -0.1, 1.1
@@ -50,25 +52,19 @@ class SoftWeight:
 
     Args:
         weight: in full precision.
-        grid: scale and zero point of each row of `as_rows(weight, spec)`; they stay.
+        grid: of each row of `as_rows(weight, spec)`; it stays.
         spec: of the weight.
     """
 
-    def __init__(self, weight: Float[Tensor, "out channels"], grid: Affine, spec: QuantSpec) -> None:
-        rows = as_rows(weight, spec).float() / grid.scale
+    def __init__(self, weight: Float[Tensor, "out channels"], grid: RowGrid, spec: QuantSpec) -> None:
         self.shape, self.dtype, self.grid, self.spec = weight.shape, weight.dtype, grid, spec
-        self.floor = rows.floor()
-        alpha = initial_alpha(rows - self.floor)
-        up = rows.round() > self.floor
-        edge = torch.where(up, 0.0, -TIE)
-        self.alpha = torch.where(up == (alpha >= 0), alpha, edge)
+        found = grid.bracket(as_rows(weight, spec).float())
+        alpha = initial_alpha(found.fraction)
+        edge = torch.where(found.up, 0.0, -TIE)
+        self.alpha = torch.where(found.up == (alpha >= 0), alpha, edge)
         """[rows, row length]; `Adam` moves it."""
-        lowest, highest = grid.low - grid.zero_point, grid.high - grid.zero_point
-        # Beyond the grid both neighbours are clamped to the same code.
-        inside = (self.floor >= lowest) & (self.floor < highest)
-        self.origin = self.floor.clamp(lowest, highest) * grid.scale
-        self.reach = inside * grid.scale
-        """How far w̃ moves from `origin` while h goes from 0 to 1."""
+        self.origin, self.reach = found.origin, found.reach
+        """w̃ moves from `origin` by `reach` while h goes from 0 to 1."""
         self.sigmoid = torch.empty_like(alpha)
 
     def soft(self) -> Float[Tensor, "out channels"]:
@@ -89,6 +85,5 @@ class SoftWeight:
 
     def hard(self) -> Rounded:
         """The weight with hard rounding: up where α >= 0, down elsewhere."""
-        codes = self.floor + (self.alpha >= 0) + self.grid.zero_point
-        codes = codes.clamp_(self.grid.low, self.grid.high).view(self.shape)
-        return Rounded(codes.to(torch.int8 if self.grid.low < 0 else torch.uint8), self.grid, self.spec)
+        chosen = torch.where(self.alpha >= 0, self.origin + self.reach, self.origin)
+        return Rounded.of(chosen.view(self.shape), self.grid, self.spec)
