@@ -1,5 +1,6 @@
 """Shared fixtures: a random pipeline and its model; a study of three methods."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from qdit.model.dit import DiT
 
 MATMUL = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 UNTUNED = MATMUL.fp32_precision
+
+
+def pytest_collection_finish():
+    """What is imported stays: half a million objects that each run would visit when it collects its garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

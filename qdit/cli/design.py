@@ -29,6 +29,7 @@ from yaml import YAMLError
 from qdit.assets import CONF
 from qdit.cli.documents import filled
 from qdit.cli.options import defaults, head, option_table
+from qdit.cli.quick_hydra import quicken
 from qdit.config import COMPONENTS, flatten
 from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
@@ -94,6 +95,7 @@ def listed(config_dir: Path | None = None) -> list[Row]:
     """
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is no folder; one with quantizer/NAME.yaml is needed")
+    quicken()
     folders = (CONF, *([config_dir.resolve()] if config_dir else []))
     search = create_config_search_path(str(CONF))
     for folder in folders[1:]:
