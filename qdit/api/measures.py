@@ -9,7 +9,8 @@ from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
-from qdit.eval.paired import PairedMetric
+from qdit.eval.frames import survey
+from qdit.eval.per_sample import PairedMetric
 from qdit.eval.samples import Drawn
 from qdit.ledger import Ledger, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel
@@ -149,6 +150,7 @@ def fidelity(
         other = pipeline_adapter(reference)
         full = draw(other.having(model.table) if isinstance(other, LoadedText) else other)
     quantized = draw(model)
+    survey(measures.values(), quantized, full)
     found = {name: metric.compute(quantized, full) for name, metric in measures.items()}
     columns = ("value", "stderr", "n", "higher_is_better")
     return pd.DataFrame(

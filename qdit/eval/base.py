@@ -5,18 +5,30 @@ is what makes differences to full precision paired.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from qdit.eval.extractor import FeatureExtractor
     from qdit.eval.reference import Reference
 
+
 Features = dict[str, Tensor]
-"""`pooled` float32 [n, D], `spatial` float32 [n, S] and `logits` float32 [n, K] of one extractor."""
+"""`pooled` float32 [n, D], `spatial` [n, S] and `logits` [n, K] of one extractor; of clips [n, T, D] and so on."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a metric is printed: its label (None: its name), what follows it (a unit), digits, and a factor."""
+
+    label: str | None = None
+    unit: str = ""
+    digits: int = 3
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +38,33 @@ class Result:
     value: float
     stderr: float | None
     n: int
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None: neither; the nearer to full precision's, the better."""
     delta: float | None = None
     delta_stderr: float | None = None
+    clusters: int | None = None
+    """The number of prompts, where several samples share one: errors are then over prompts."""
+    by_frame: list[float] | None = None
+    """The mean over clips of each frame, or step between frames, of a paired metric."""
+    each: Float[Tensor, " n"] | None = field(default=None, repr=False, compare=False)
+    """A value for each sample; tables compare methods over them."""
 
-    @classmethod
-    def mean_of(cls, values: Float[Tensor, " n"], higher_is_better: bool) -> "Result":
-        """Mean and standard error over samples; one sample alone has no error."""
-        n = len(values)
-        stderr = float(values.std() / n**0.5) if n > 1 else None
-        return cls(value=float(values.mean()), stderr=stderr, n=n, higher_is_better=higher_is_better)
+    def record(self) -> dict[str, Any]:
+        """What a run's record keeps: values of single samples are kept apart, and what does not apply is left out."""
+        kept = asdict(self)
+        del kept["each"]
+        return {key: value for key, value in kept.items() if value is not None or key not in ("clusters", "by_frame")}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some frames, in order, of some neighbouring samples; an image is a clip of one frame."""
+
+    frames: UInt8[Tensor, "b k 3 H W"]
+    start: int
+    """The number of the first of these frames in their clips."""
+    last: bool
+    """Whether the clips end here."""
 
 
 @runtime_checkable
@@ -44,12 +73,33 @@ class Samples(Protocol):
 
     n: int
 
+    @property
+    def prompts(self) -> Sequence[str]:
+        """What each sample was asked to show: a prompt, or the name of a class; empty where that is not known."""
+        ...
+
+    @property
+    def clusters(self) -> Sequence[str] | None:
+        """The prompt's id of each sample, by which errors are grouped; None for classes, whose samples are separate."""
+        ...
+
     def latents(self) -> Tensor:
-        """Final latents, float32 [n, C, h, w]."""
+        """Final latents, float32 [n, C, h, w], or [n, C, T, h, w] of clips."""
         ...
 
     def images(self) -> Iterator[Tensor]:
-        """Decoded images in chunks, uint8 [b, 3, H, W]."""
+        """Decoded images in chunks, uint8 [b, 3, H, W], or clips, uint8 [b, T, 3, H, W]."""
+        ...
+
+    def pieces(self, extractors: Sequence[str] = ()) -> Iterator[Piece]:
+        """All samples in pieces, the frames of a clip one piece after the other, so that memory does not grow with it.
+
+        Features of these extractors are made on the way, where they are kept and missing, of what is decoded anyway.
+        """
+        ...
+
+    def missing(self, extractors: Sequence[str]) -> list[str]:
+        """Those of these extractors whose features are still to be made."""
         ...
 
     def features(self, extractor: str) -> Features:
@@ -64,14 +114,29 @@ class Metric(ABC):
     paired: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     """What a model must make to be measured: "image", "video"."""
-    higher_is_better: ClassVar[bool]
+    higher_is_better: ClassVar[bool | None]
+    needs_reference: ClassVar[bool] = False
+    """Whether it compares with statistics of a data set."""
+    shown: ClassVar[Shown | None] = None
+    """How it is printed; None leaves that to the table (`qdit.tables.quantity`)."""
     extractor: str | None = None
     """Name of the extractor whose features it reads (`qdit.eval.extractor`); None reads none."""
+
+    def network(self) -> "FeatureExtractor | None":
+        """The extractor, not loaded yet; None where it reads none."""
+        from qdit.eval.extractor import make_extractor  # torch's networks are imported where one is used
+
+        return make_extractor(self.extractor) if self.extractor else None
 
     def preflight(
         self, n: int | None = None, reference: "Reference | None" = None, image_size: int | None = None
     ) -> list[str]:
         """Sentences on what would fail after sampling `n` images of `image_size` px; what is None is not checked."""
+        network = self.network()
+        return network.preflight() if network else []
+
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
+        """Sentences on why these prompts, of the samples to come, cannot be judged."""
         return []
 
     @abstractmethod

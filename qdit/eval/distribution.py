@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.eval.base import Features, Metric, Result, Samples
-from qdit.eval.extractor import make_extractor
+from qdit.eval.extractor import FeatureExtractor, make_extractor
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
@@ -54,18 +54,22 @@ class DistributionMetric(Metric):
     extractor: str  # type: ignore[assignment] - narrower than the base: never None
     weights: str | None = None
     allow_download: bool = False
-    needs_reference: ClassVar[bool] = True
+    needs_reference = True
     needs_spatial: ClassVar[bool] = False  # statistics of spatial features
     needs_images: ClassVar[bool] = False  # features of single reference images, not only their moments
 
     def __post_init__(self) -> None:
-        make_extractor(self.extractor)
+        self.network()
+
+    def network(self) -> FeatureExtractor:
+        """The extractor, which looks for its weights where the config says."""
+        return make_extractor(self.extractor, self.weights, self.allow_download)
 
     def preflight(
         self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None
     ) -> list[str]:
         """Missing or wrong weights, too few samples, a reference that lacks what this metric reads."""
-        problems = make_extractor(self.extractor, self.weights, self.allow_download).preflight()
+        problems = self.network().preflight()
         if n is not None and n < MIN_SAMPLES:
             problems.append(
                 f"{n} samples are too few, {MIN_SAMPLES} are the least; raise num_samples or use eval=paired"

@@ -1,11 +1,9 @@
 """Fidelity to full precision, sample by sample, on the same noise and labels: the main instrument at small n.
 
 Each metric has a value per sample, whose mean and standard error are taken; the mean of decibels is not the decibel of
-the pooled error. They do not apply to full precision itself. Left out: LPIPS, whose backbone comes with no package.
-PSNR and SSIM share one pass over the images, because decoding costs far more than either.
+the pooled error. They do not apply to full precision itself.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.eval.base import Metric, Result, Samples
-from qdit.eval.memo import remember_pair
+from qdit.eval.base import Samples, Shown
+from qdit.eval.frames import PairedFrames
+from qdit.eval.per_sample import PairedMetric
 from qdit.eval.reference import Reference
 from qdit.quant.decibels import decibels
 
@@ -28,14 +27,14 @@ def sqnr(reference: Float[Tensor, "n *shape"], test: Float[Tensor, "n *shape"]) 
     return decibels(r.square().sum(1), (r - q).square().sum(1))
 
 
-def psnr(reference: UInt8[Tensor, "n *frames 3 h w"], test: UInt8[Tensor, "n *frames 3 h w"]) -> Float[Tensor, " n"]:
-    """-10 log10 of the mean squared error of each image, or clip, on a scale of 0..1, see `decibels`."""
+def psnr(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """-10 log10 of the mean squared error of each image on a scale of 0..1, see `decibels`."""
     error = (reference.double() - test.double()).div(255).square().flatten(1).mean(1)
     return decibels(torch.ones_like(error), error)
 
 
-def ssim(reference: UInt8[Tensor, "n *frames 3 h w"], test: UInt8[Tensor, "n *frames 3 h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity of each image: Gaussian 11 / 1.5, inside the border, mean over channels and frames.
+def ssim(reference: UInt8[Tensor, "n 3 h w"], test: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of each image: Gaussian 11 / 1.5, inside the border, mean over channels.
 
     Wang, Bovik, Sheikh & Simoncelli 2004, doi 10.1109/TIP.2003.819861.
 
@@ -69,31 +68,6 @@ def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:
     return flat.view(*x.shape[:-2], *flat.shape[-2:])
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedMetric(Metric):
-    """Mean over samples of a comparison of sample i with sample i of full precision; a clip is one sample."""
-
-    modalities = ("image", "video")
-    paired = True
-
-    @abstractmethod
-    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """One value for each sample."""
-
-    def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None = None) -> Result:
-        """Mean and standard error over samples.
-
-        Raises:
-            UserError: the sets differ in size or shape, or a value is not finite.
-        """
-        if samples.n != full_precision.n:
-            raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
-        values = self.each(samples, full_precision)
-        if len(values) != samples.n:
-            raise UserError(f"{len(values)} values for {samples.n} samples; the stored samples are incomplete")
-        return Result.mean_of(values, self.higher_is_better)
-
-
 def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]:
     """Latents of full precision and of the samples, both finite and of one shape."""
     r, q = full_precision.latents(), samples.latents()
@@ -107,19 +81,6 @@ def _latents(samples: Samples, full_precision: Samples) -> tuple[Tensor, Tensor]
                 "a narrower scope"
             )
     return r, q
-
-
-@remember_pair
-def _image_scores(samples: Samples, full_precision: Samples) -> dict[str, Float[Tensor, " n"]]:
-    """PSNR and, where its window fits, SSIM of each image."""
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
-    for r, q in zip(full_precision.images(), samples.images(), strict=True):
-        if r.shape != q.shape:
-            raise UserError(f"images {tuple(q.shape)} cannot be paired with {tuple(r.shape)} of full precision")
-        scores["psnr"].append(psnr(r, q))
-        if not _too_small(min(r.shape[-2:])):
-            scores["ssim"].append(ssim(r, q))
-    return {name: torch.cat(values) for name, values in scores.items() if values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,19 +107,19 @@ class LatentMSE(PairedMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PSNR(PairedMetric):
-    """Peak signal to noise of the decoded uint8 image, dB."""
+class PSNR(PairedFrames):
+    """Peak signal to noise of the decoded uint8 image, dB; of a clip, the mean over its frames."""
 
     higher_is_better = True
 
-    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """`psnr` of the images."""
-        return _image_scores(samples, full_precision)["psnr"]
+    def score(self, frames: UInt8[Tensor, "b k 3 H W"], *reference: Tensor) -> Float[Tensor, "b k"]:
+        """`psnr` of each frame."""
+        return psnr(reference[0].flatten(0, 1), frames.flatten(0, 1)).view(frames.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSIM(PairedMetric):
-    """Structural similarity of the decoded uint8 image."""
+class SSIM(PairedFrames):
+    """Structural similarity of the decoded uint8 image; of a clip, the mean over its frames."""
 
     higher_is_better = True
 
@@ -168,13 +129,55 @@ class SSIM(PairedMetric):
         """Images smaller than the window."""
         return _too_small(image_size) if image_size is not None else []
 
-    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """`ssim` of the images.
+    def score(self, frames: UInt8[Tensor, "b k 3 H W"], *reference: Tensor) -> Float[Tensor, "b k"]:
+        """`ssim` of each frame.
 
         Raises:
-            UserError: the images are smaller than the window.
+            UserError: the frames are smaller than the window.
         """
-        scores = _image_scores(samples, full_precision)
-        if "ssim" not in scores:
-            raise UserError(*_too_small(min(next(samples.images()).shape[2:])))
-        return scores["ssim"]
+        return ssim(reference[0].flatten(0, 1), frames.flatten(0, 1)).view(frames.shape[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstPSNR(PSNR):
+    """PSNR of each clip's worst frame, dB: errors grow with time, and a mean hides where a clip breaks."""
+
+    modalities = ("video",)
+    shown = Shown("PSNR, worst frame", " (dB)", 1)
+
+    def reduced(self, values: Float[Tensor, "n T"]) -> Float[Tensor, " n"]:
+        """The least of each clip."""
+        return values.amin(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstSSIM(SSIM):
+    """SSIM of each clip's worst frame."""
+
+    modalities = ("video",)
+    shown = Shown("SSIM, worst frame")
+
+    def reduced(self, values: Float[Tensor, "n T"]) -> Float[Tensor, " n"]:
+        """The least of each clip."""
+        return values.amin(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstSQNR(PairedMetric):
+    """Signal to quantization noise of each clip's worst frame of latents, dB, with the curve over all frames."""
+
+    modalities = ("video",)
+    higher_is_better = True
+    shown = Shown("SQNR, worst frame", " (dB)", 1)
+
+    def _frames(self, samples: Samples, full_precision: Samples) -> Float[Tensor, "n T"]:
+        r, q = (x.transpose(1, 2) for x in _latents(samples, full_precision))  # [n, T, C, h, w]
+        return sqnr(r.flatten(0, 1), q.flatten(0, 1)).view(r.shape[:2])
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """The least of each clip."""
+        return self._frames(samples, full_precision).amin(1)
+
+    def by_frame(self, samples: Samples, full_precision: Samples) -> list[float]:
+        """The mean over clips of each frame's."""
+        return self._frames(samples, full_precision).mean(0).tolist()

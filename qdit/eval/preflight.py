@@ -12,8 +12,7 @@ from pathlib import Path
 from qdit.assets import shipped
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
-from qdit.eval.distribution import DistributionMetric
-from qdit.eval.extractor import FeatureExtractor, make_extractor
+from qdit.eval.extractor import FeatureExtractor
 from qdit.eval.reference import Reference, find, wrong_size
 
 log = logging.getLogger("qdit")
@@ -78,9 +77,8 @@ def _sized(metric: Metric, prepared: Prepared, dataset: str, image_size: int | N
 
 def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path) -> list[str]:
     """Add the metric's extractor and reference to `prepared`; sentences where the reference cannot be used."""
-    if not isinstance(metric, DistributionMetric):
+    if metric.extractor is None or (extractor := metric.network()) is None:
         return []
-    extractor = make_extractor(metric.extractor, metric.weights, metric.allow_download)
     prepared.extractors.setdefault(metric.extractor, extractor)
     if not metric.needs_reference or metric.extractor in prepared.references:
         return []

@@ -8,7 +8,7 @@ again. Processes that share a set make each chunk once: one works, the others wa
 deterministic decoder makes them from the latents, which are smaller.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from qdit.errors import UserError
+from qdit.eval.base import Piece
+from qdit.eval.pieces import Collected, collected, decoded
 from qdit.storage.locks import exclusive
 from qdit.storage.seal import TENSORS_DIGEST, tensors_about
 from qdit.storage.shelf import Shelf, Stamp, without_execution
@@ -34,6 +36,8 @@ class SampleSet:
         decode: latents -> uint8 images [B, 3, H, W].
         extract: extractor name -> (images -> features by name).
         progress: called with the number of samples that exist, after each chunk of latents that was generated.
+        prompts: what each sample was asked to show.
+        clusters: the id of each sample's prompt, where samples of one prompt belong together.
     """
 
     shelf: Shelf
@@ -43,6 +47,8 @@ class SampleSet:
     decode: Callable[[Tensor], Tensor]
     extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]]
     progress: Callable[[int], None] = lambda done: None
+    prompts: Sequence[str] = ()
+    clusters: Sequence[str] | None = None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
 
     def indices(self) -> list[list[int]]:
@@ -116,15 +122,38 @@ class SampleSet:
         for number in range(len(self.indices())):
             yield self.decode(self._latent_chunk(number))
 
+    def pieces(self, extractors: Sequence[str] = ()) -> Iterator[Piece]:
+        """All samples in pieces; missing features of these extractors are made of the same decoded frames."""
+        for number in range(len(self.indices())):
+            wanted = [name for name in extractors if self._found(_features(name), number, quiet=True) is None]
+            yield from self._read(number, wanted)
+
+    def missing(self, extractors: Sequence[str]) -> list[str]:
+        """Those of these extractors of which a chunk of features is not on disk."""
+        numbers = range(len(self.indices()))
+        return [
+            name for name in extractors if any(self._found(_features(name), k, quiet=True) is None for k in numbers)
+        ]
+
+    def _read(self, number: int, extractors: Sequence[str]) -> Iterator[Piece]:
+        """A chunk in pieces; these features of it are stored at its end."""
+        found = {name: Collected(self.extract(name)) for name in extractors}
+        for piece in decoded(self._latent_chunk(number), self.decode):
+            for each in found.values():
+                each.read(piece)
+            yield piece
+        for name, each in found.items():
+            self._stored(_features(name), number, each.finish)
+
     def features(self, extractor: str) -> dict[str, Tensor]:
-        """Features of every sample by name, each float32 [n, D]; missing chunks are extracted."""
+        """Features of every sample by name, each float32 [n, D], of clips [n, T, D]; missing chunks are extracted."""
         chunks = []
         for number in range(len(self.indices())):
 
             def make(number: int = number) -> dict[str, Tensor]:
-                return self.extract(extractor)(self.decode(self._latent_chunk(number)))
+                return collected(self.extract(extractor), decoded(self._latent_chunk(number), self.decode))
 
-            chunks.append(self._stored(f"features-{extractor}", number, make))
+            chunks.append(self._stored(_features(extractor), number, make))
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
 
 
@@ -144,6 +173,8 @@ class Drawn:
     chunks: list[Tensor]
     decode: Callable[[Tensor], Tensor]
     extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]] = no_extractor
+    prompts: Sequence[str] = ()
+    clusters: Sequence[str] | None = None
     n: int = field(init=False)
     _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
@@ -158,12 +189,30 @@ class Drawn:
         """Decoded images, uint8 [k, 3, H, W], chunk by chunk."""
         return map(self.decode, self.chunks)
 
+    def pieces(self, extractors: Sequence[str] = ()) -> Iterator[Piece]:
+        """All samples in pieces; features of these extractors are made of the same decoded frames, and kept."""
+        found = {name: Collected(self.extract(name)) for name in extractors}
+        for chunk in self.chunks:
+            for piece in decoded(chunk, self.decode):
+                for each in found.values():
+                    each.read(piece)
+                yield piece
+        self._features |= {name: each.finish() for name, each in found.items()}
+
+    def missing(self, extractors: Sequence[str]) -> list[str]:
+        """Those of these extractors whose features are not in memory."""
+        return [name for name in extractors if name not in self._features]
+
     def features(self, extractor: str) -> dict[str, Tensor]:
-        """Features of every sample by name, each float32 [n, D]."""
-        if extractor not in self._features:
-            parts = [self.extract(extractor)(images) for images in self.images()]
-            self._features[extractor] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        """Features of every sample by name, each float32 [n, D], of clips [n, T, D]."""
+        for _ in self.pieces(self.missing([extractor])) if self.missing([extractor]) else ():
+            pass
         return self._features[extractor]
+
+
+def _features(extractor: str) -> str:
+    """The kind of file that an extractor's features are in."""
+    return f"features-{extractor}"
 
 
 def _name(kind: str, number: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qdit.plots.study import Study, curve
 from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of, save
-from qdit.tables.quantity import Quantity, cost_quantity, metric_quantity, stem
+from qdit.tables.quantity import Quantity, cost_quantity, stem
 
 CURVE = "sqnr_per_timestep"
 FEW = 12  # points that all have their names
@@ -26,7 +26,7 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
 
     Bars are two standard errors; the dashed line is full precision.
     """
-    quantity = metric_quantity(metric, study.summary.metrics[metric])
+    quantity = study.summary.quantity(metric)
     methods, bits = study.methods(), study.bits
     names = list(methods)
     figure, panels = panels_of(len(bits), 1.2 + 1.75 * len(bits), _height(len(names)))
@@ -57,7 +57,7 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
 
     Colours are families, markers bit-widths; the points of the front have their names, or all where they are few.
     """
-    quantity = metric_quantity(metric, study.summary.metrics[metric])
+    quantity = study.summary.quantity(metric)
     rows = [row for row in study.rows if None not in (row[cost], row[metric])]
     figure, axes = axes_of(6.4, 4.4)
     for row in rows:

@@ -26,8 +26,8 @@ SCIENCE = 1  # raised when the mathematics change, so that old results are not t
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 FINDING = ("weights", "allow_download")
 """Keys of a metric that say how a file is found; which file it must be, the extractor's name says and checks."""
-WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore",)
-"""Metrics with an extractor that read no reference."""
+WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore", "qdit.eval.video.", "qdit.dataset.scores.")
+"""Metrics, and modules of metrics, with an extractor that read no reference."""
 
 
 def science(config: dict) -> dict:
@@ -85,7 +85,7 @@ def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
         cache_dir: where `qdit-refs` keeps references.
     """
     content = None
-    if (extractor := node.get("extractor")) and node.get("_target_") not in WITHOUT_REFERENCE:
+    if (extractor := node.get("extractor")) and not str(node.get("_target_")).startswith(WITHOUT_REFERENCE):
         found = next((place for place in places(dataset, extractor, cache_dir) if place.is_file()), None)
         content = sha256(found) if found else None
     return digest({"metric": {k: v for k, v in node.items() if k not in FINDING}, "reference": content})

@@ -206,6 +206,9 @@ def assemble(config: dict[str, Any]) -> Setup:
         for name, m in measures.items()
         if model.modality not in m.modalities
     ]
+    if isinstance(dataset, Prompts):
+        texts = [caption.text for caption in dataset.captions]
+        problems += [f"{name}: {each}" for name, m in measures.items() for each in m.unreadable(texts)]
     if recipe is not None:
         problems += recipe.problems(model.sites())
         problems += recipe.correction.problems(model) if recipe.correction is not None else []

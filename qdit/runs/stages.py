@@ -16,7 +16,8 @@ from qdit.calibration import CalibrationData
 from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import FOLDER, is_loaded
 from qdit.config import RECIPE_KEYS
-from qdit.eval.paired import PairedMetric
+from qdit.dataset.prompts import Prompts
+from qdit.eval.frames import survey
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
 from qdit.method import quantize
@@ -30,7 +31,7 @@ from qdit.runs.setup import Setup
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
-from qdit.storage.run_folder import IMAGES, VALUES
+from qdit.storage.run_folder import CLUSTERS, IMAGES, VALUES
 from qdit.storage.shelf import Shelf
 from qdit.storage.tensors import save_tensors
 from qdit.tracking import Tracker
@@ -174,8 +175,19 @@ def sample_set(
         bar.reach(done)
         tracker.log({"samples": done}, done, "sampling")
 
+    n, names = config["num_samples"], parts.dataset.class_names()
+    numbers = parts.dataset.labels(list(range(n)), config["seed"]).tolist()
+    ids = parts.dataset.ids() if isinstance(parts.dataset, Prompts) else None
     return SampleSet(
-        shelf, config["num_samples"], config["batch_size"], generate, parts.model.decode, extract, progress
+        shelf,
+        n,
+        config["batch_size"],
+        generate,
+        parts.model.decode,
+        extract,
+        progress,
+        prompts=[names[number] for number in numbers],
+        clusters=[ids[number] for number in numbers] if ids else None,
     )
 
 
@@ -197,24 +209,30 @@ def evaluate(
         save: keeps what was found so far, after each metric.
     """
     found = dict(known)
-    for name, settings in wanted.items():
-        if name in known and known[name]["settings"] == settings:
-            continue
+    new = {name: s for name, s in wanted.items() if name not in known or known[name]["settings"] != s}
+    survey([parts.metrics[name] for name in new], samples, reference)
+    for name, settings in new.items():
         metric = parts.metrics[name]
         result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
-        found[name] = asdict(result) | {"settings": settings}
-        if isinstance(metric, PairedMetric):
-            keep_values(samples.shelf, f"{name}@{settings}", metric.each(samples, reference))
+        shown = {"shown": asdict(metric.shown)} if metric.shown else {}
+        found[name] = result.record() | {"settings": settings} | shown
+        if result.each is not None:
+            keep_values(samples, f"{name}@{settings}", result.each)
         save(found)
         error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
         log.info("  %-16s %.4g%s", name, result.value, error)
     return found
 
 
-def keep_values(shelf: Shelf, key: str, values: Tensor) -> None:
-    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample."""
-    name = Path(VALUES).stem
-    shelf.save(name, (shelf.load(name) or {}) | {key: values.double()})
+def keep_values(samples: SampleSet, key: str, values: Tensor) -> None:
+    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample.
+
+    Where samples share prompts, the number of each sample's prompt is kept, too, as `CLUSTERS`.
+    """
+    name, kept = Path(VALUES).stem, {key: values.double()}
+    if samples.clusters is not None and len(order := list(dict.fromkeys(samples.clusters))) < samples.n:
+        kept[CLUSTERS] = torch.tensor([order.index(each) for each in samples.clusters])
+    samples.shelf.save(name, (samples.shelf.load(name) or {}) | kept)
 
 
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:

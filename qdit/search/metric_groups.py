@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from qdit.eval.paired import PairedMetric
+from qdit.eval.per_sample import PairedMetric
 from qdit.model.roles import ROLES, chosen, is_role, meant
 from qdit.search.space import Gene
 

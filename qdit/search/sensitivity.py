@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from qdit.checked import Checked, Samples
 from qdit.errors import UserError
-from qdit.eval.paired import PairedMetric
+from qdit.eval.per_sample import PairedMetric
 from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced

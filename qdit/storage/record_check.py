@@ -30,6 +30,11 @@ def _number(value: Any) -> bool:
     return isfinite(value) if isinstance(value, float) else abs(value) < 2**1023
 
 
+def _count(value: Any) -> bool:
+    """Whether a value is a number of digits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 20
+
+
 def _value(value: Any) -> bool:
     """Whether a value is a number; a ratio of what does not differ is infinite."""
     return _number(value) or (isinstance(value, float) and not isnan(value))
@@ -63,6 +68,7 @@ def _within_list(value: Any) -> bool:
 _WHAT: dict[Check, str] = {
     _text: "text",
     _number: "a finite number",
+    _count: "a small count",
     _value: "a number",
     _flag: "true or false",
     _mapping: "a mapping",
@@ -79,7 +85,9 @@ _CONFIG: dict[str, Check] = dict.fromkeys(("quantizer.name", "bits.name", "quant
 _METRIC: dict[str, Check] = {
     **dict.fromkeys(("value", "stderr", "delta", "delta_stderr"), _value),
     **{"n": _number, "higher_is_better": _flag, "settings": _text},
+    **{"clusters": _number, "by_frame": _list, "shown": _mapping},
 }
+_SHOWN: dict[str, Check] = {"label": _text, "unit": _text, "digits": _count, "factor": _number}
 _COST: dict[str, Check] = {
     **dict.fromkeys(("weight_bits_model", "weight_bits_quantized", "weight_bits_used", "model_bytes", "bops"), _number),
     **{"samples_per_second": _number, "peak_memory_bytes": _number, "executed": _text, "seconds": _mapping},
@@ -100,6 +108,9 @@ def _problems(record: dict[str, Any]) -> Iterator[str]:
     for name, metric in (record.get("metrics") or {}).items():
         yield from _of({name: metric}, "metrics.", {name: _mapping})
         yield from _of(metric or {}, f"metrics.{name}.", _METRIC)
+        yield from _of((metric or {}).get("shown") or {}, f"metrics.{name}.shown.", _SHOWN)
+        if not all(map(_value, (metric or {}).get("by_frame") or [])):
+            yield f"metrics.{name}.by_frame has no number for each frame"
     for name, curve in (record.get("curves") or {}).items():
         yield from _of({name: curve}, "curves.", {name: _mapping})
         yield from _curve(curve or {}, f"curves.{name}")

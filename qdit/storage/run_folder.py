@@ -21,7 +21,9 @@ from qdit.storage.seal import DIGEST, Broken, sealed, verify
 
 SCHEMA = 1  # of result.json
 VALUES = "samples/values.safetensors"
-"""In a run's folder: paired metrics of each sample, by `<metric>@<digest of its settings>`."""
+"""In a run's folder: metrics of each sample, by `<metric>@<digest of its settings>`."""
+CLUSTERS = "clusters"
+"""In that file: the number of each sample's prompt, int64 [n], where prompts repeat."""
 IMAGES = "samples/images.safetensors"
 """In a run's folder: the images of samples.png, uint8 `images` [n, 3, H, W], for pictures of several runs."""
 

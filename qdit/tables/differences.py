@@ -1,8 +1,8 @@
-"""Values of single samples, kept beside the samples by paired metrics, and the difference of two methods over them.
+"""Values of single samples, kept beside the samples, and the difference of two methods over them.
 
 Sample i has the same noise and class in every run of a protocol and seed. What two methods have in common (hard
 classes, noise that is far from any image) cancels in the paired difference, sample by sample, so that its standard
-error is a fraction of theirs. Imports no torch.
+error is a fraction of theirs. Where samples share a prompt, errors are over prompts (`qdit.eval.per_sample`). No torch.
 """
 
 import sys
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from qdit.storage.run_folder import VALUES
+from qdit.storage.run_folder import CLUSTERS, VALUES
 from qdit.storage.seal import Broken, check_tensors
 from qdit.tables import collected
 
@@ -27,13 +27,15 @@ Values = NDArray[np.float64]
 
 def values(run: Mapping[str, Any], metric: str) -> Values | None:
     """Return a metric of each sample of a run, as `load_results` names it; None where it was not kept."""
-    folder, settings = run.get("folder"), run.get(f"{metric}_settings")
-    if folder is None or settings is None:
+    if (settings := run.get(f"{metric}_settings")) is None:
         return None
-    path = Path(folder) / VALUES
-    if not path.is_file():
-        return None
-    return _read(path, path.stat().st_mtime_ns).get(f"{metric.split('@')[0]}@{settings}")
+    return _kept(run).get(f"{metric.split('@')[0]}@{settings}")
+
+
+def _kept(run: Mapping[str, Any]) -> dict[str, Values]:
+    """All that a run keeps of its samples, by name."""
+    path = Path(run["folder"]) / VALUES if run.get("folder") is not None else None
+    return _read(path, path.stat().st_mtime_ns) if path is not None and path.is_file() else {}
 
 
 @lru_cache(maxsize=1024)
@@ -67,6 +69,7 @@ def difference(
     if any(first[seed].shape[1] != second[seed].shape[1] for seed in first):
         return None
     each = np.concatenate([first[seed].mean(0) - second[seed].mean(0) for seed in first])
+    each = _by_prompt(each, [_kept(next(run for run in one if run["seed"] == seed)).get(CLUSTERS) for seed in first])
     if len(each) < 2 or not np.isfinite(each).all():
         return None
     calibration = sum(_spread(rows) for side in (first, second) for rows in side.values()) / len(first) ** 2
@@ -84,6 +87,15 @@ def _by_seed(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[Any, NDArra
     if not rows or any(len({len(row) for row in group}) > 1 for group in rows.values()):
         return None
     return {seed: np.stack(group) for seed, group in rows.items()}
+
+
+def _by_prompt(each: Values, prompts: Sequence[Values | None]) -> Values:
+    """Means of each prompt's samples, over all seeds, where prompts are shared: those samples are alike."""
+    known = [found for found in prompts if found is not None]
+    if not known or len(known) < len(prompts) or sum(map(len, known)) != len(each):
+        return each
+    member = np.unique(np.concatenate(known), return_inverse=True)[1]
+    return np.bincount(member, each) / np.bincount(member)
 
 
 def _spread(rows: NDArray[np.float64]) -> float:

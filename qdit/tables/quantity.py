@@ -1,11 +1,14 @@
 """How a column of numbers is named and printed: label with direction, unit, digits.
 
 A metric is `<stem>` or `<stem>_<extractor>`; the extractor stays in the label, because `fid_lite0` is not an FID.
-Where a table holds several settings or references of a metric, `@` and their digest follow.
+Where a table holds several settings or references of a metric, `@` and their digest follow. A newer metric says itself
+how it is shown, and its record keeps that (`qdit.eval.base.Shown`).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _STEMS = {  # stem: (label, unit, factor, decimals)
     "sqnr": ("SQNR", " (dB)", 1.0, 1),
@@ -60,18 +63,24 @@ def rank(metric: str) -> int:
     return STEMS.index(stem(metric)) if stem(metric) in STEMS else len(STEMS)
 
 
-def metric_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
-    """Return how a metric is shown; an unknown one goes by its own name with three decimals."""
+def metric_quantity(metric: str, higher_is_better: bool | None, shown: Mapping[str, Any] | None = None) -> Quantity:
+    """Return how a metric is shown: as its record says, else by its stem; an unknown one by its name, in 3 decimals."""
     name, unit, factor, decimals = _STEMS.get(stem(metric), (stem(metric), "", 1.0, 3))
-    extractor = metric[len(stem(metric)) :]
+    name += metric[len(stem(metric)) :]  # the extractor, and settings
+    if shown:
+        own = shown.get("label")
+        name = f"{own}{metric[len(plain(metric)) :]}" if own else metric
+        unit, factor, decimals = (
+            shown.get(key, other) for key, other in (("unit", ""), ("factor", 1.0), ("digits", 3))
+        )
     arrow = {True: " ↑", False: " ↓", None: ""}[higher_is_better]
-    label = f"{name}{extractor}{unit}{arrow}"
+    label = f"{name}{unit}{arrow}"
     return Quantity(column=metric, label=label, decimals=decimals, factor=factor, higher_is_better=higher_is_better)
 
 
-def delta_quantity(metric: str, higher_is_better: bool | None) -> Quantity:
+def delta_quantity(metric: str, higher_is_better: bool | None, shown: Mapping[str, Any] | None = None) -> Quantity:
     """Return how the paired difference of a metric to full precision is shown."""
-    value = metric_quantity(metric, higher_is_better)
+    value = metric_quantity(metric, higher_is_better, shown)
     return Quantity(
         column=f"{metric}_delta", label=f"Δ{value.label}", decimals=value.decimals, factor=value.factor,
         higher_is_better=higher_is_better, is_delta=True,

@@ -30,7 +30,7 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "samples_per_second": ("samples_per_second", 1.0),
     "peak_memory_mb": ("peak_memory_bytes", 1e6),
 }
-_DIRECTION, _SETTINGS = "_higher_is_better", "_settings"
+_DIRECTION, _SETTINGS, _SHOWN = "_higher_is_better", "_settings", "_shown"
 
 
 def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def settings_apart(runs: list[dict[str, Any]], names: Iterable[str]) -> tuple[li
 
 
 def _renamed(run: dict[str, Any], name: str) -> dict[str, Any]:
-    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS)
+    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS, _SHOWN)
     kept = {key: value for key, value in run.items() if key not in {name + suffix for suffix in suffixes}}
     if run.get(name) is None:
         return kept
@@ -137,6 +137,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         row |= {name + suffix: _number((metric or {}).get(field)) for field, suffix in METRIC_FIELDS.items()}
         row[name + _DIRECTION] = (metric or {}).get("higher_is_better")
         row[name + _SETTINGS] = (metric or {}).get("settings")
+        if shown := (metric or {}).get("shown"):
+            row[name + _SHOWN] = shown
     for column, (field, unit) in COSTS.items():
         value = _number(cost.get(field))
         row[column] = None if value is None else value / unit

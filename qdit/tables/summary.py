@@ -6,8 +6,8 @@ own error, which averaging does not reduce: it is added to std/√k.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import hypot
 from textwrap import shorten
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import pandas as pd
 from qdit.errors import UserError
 from qdit.tables import select
 from qdit.tables.families import KEY
+from qdit.tables.quantity import Quantity, delta_quantity, metric_quantity
 from qdit.tables.records import COSTS, metric_names, settings_apart
 
 Seeds = Literal["mean", "all"]
@@ -38,6 +39,16 @@ class Summary:
     rows: list[select.Row]
     runs: list[select.Row]
     metrics: dict[str, bool | None]
+    shown: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How metrics are printed whose records say so."""
+
+    def quantity(self, metric: str) -> Quantity:
+        """How a metric is shown."""
+        return metric_quantity(metric, self.metrics[metric], self.shown.get(metric))
+
+    def delta(self, metric: str) -> Quantity:
+        """How its paired difference to full precision is shown."""
+        return delta_quantity(metric, self.metrics[metric], self.shown.get(metric))
 
 
 def summarise(
@@ -71,7 +82,9 @@ def summarise(
     keys = [*keys, *extra]
     rows = [_mean(group, keys, metrics) for group in groups.values()]
     rows.sort(key=lambda row: _order(row, keys))
-    return Summary(keys=keys, rows=rows, runs=runs, metrics=metrics)
+    said = {name: next((run[key] for run in runs if run.get(key)), None) for name in names if (key := f"{name}_shown")}
+    shown = {name: found for name, found in said.items() if found}
+    return Summary(keys=keys, rows=rows, runs=runs, metrics=metrics, shown=shown)
 
 
 def _tell_protocols_apart(runs: list[select.Row], keys: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from qdit.tables import families, select
 from qdit.tables.floor import LABEL, floor
 from qdit.tables.marks import Mark, judge
 from qdit.tables.notes import lines_below
-from qdit.tables.quantity import Quantity, cost_quantity, delta_quantity, metric_quantity, plain, rank, show, stem
+from qdit.tables.quantity import Quantity, cost_quantity, plain, rank, show, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
@@ -145,9 +145,9 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
     for name in metrics:
         value = name.removesuffix("_delta")
         if meant := [each for each in known if name in (each, plain(each))]:
-            chosen += [metric_quantity(each, summary.metrics[each]) for each in meant]
+            chosen += [summary.quantity(each) for each in meant]
         elif meant := [each for each in known if value in (each, plain(each))]:
-            chosen += [delta_quantity(each, summary.metrics[each]) for each in meant]
+            chosen += [summary.delta(each) for each in meant]
         elif name in costs:
             chosen.append(cost_quantity(name))
         else:

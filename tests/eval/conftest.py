@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qdit.eval.pieces import cut
 from qdit.eval.reference import Reference
 from qdit.eval.statistics import Moments
 
@@ -10,7 +11,8 @@ from qdit.eval.statistics import Moments
 class Held:
     """Samples whose features, images and latents were given."""
 
-    def __init__(self, features=None, images=None, latents=None, chunk=8):
+    def __init__(self, features=None, images=None, latents=None, chunk=8, prompts=(), clusters=None):
+        self.prompts, self.clusters = prompts, clusters
         self._features, self._images, self._latents, self._chunk = features, images, latents, chunk
         first = next(x for x in (latents, images, features and features["pooled"]) if x is not None)
         self.n = len(first)
@@ -20,6 +22,12 @@ class Held:
 
     def images(self):
         yield from self._images.split(self._chunk)
+
+    def pieces(self, extractors=()):
+        yield from cut(self.images())
+
+    def missing(self, extractors):
+        return []
 
     def features(self, extractor):
         assert extractor == "lite0"

@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from qdit.errors import UserError
+from qdit.eval.frames import survey
 from qdit.eval.paired import PSNR, SQNR, SSIM, LatentMSE, psnr, sqnr, ssim
 from qdit.eval.preflight import prepare
 from qdit.eval.samples import SampleSet
@@ -108,6 +109,7 @@ def test_images_are_decoded_once_for_both_metrics(held):
             return super().images()
 
     full, made = Counted(images=pictures(10, 0)), Counted(images=pictures(10, 1))
+    survey([PSNR(), SSIM()], made, full)
     first, second = PSNR().compute(made, full), SSIM().compute(made, full)
     assert passes == [full, made]
     other = Counted(images=pictures(10, 2))
