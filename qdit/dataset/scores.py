@@ -20,11 +20,11 @@ from qdit.dataset.captions import base_emoji
 from qdit.dataset.emoji import FILE
 from qdit.dataset.motion import FRAMES, PHRASES, SIDE, phrase_errors
 from qdit.errors import UserError
-from qdit.eval.base import Samples, Shown
+from qdit.eval.base import OfFeatures, Samples, Shown
 from qdit.eval.frames import FrameMetric
 from qdit.eval.match import ranks
+from qdit.eval.per_sample import PerSample
 from qdit.eval.reference import find
-from qdit.eval.video import FeatureMetric
 from qdit.quant.decibels import decibels
 from qdit.storage.arrays import read_arrays
 
@@ -114,7 +114,7 @@ def _bank(extractor: str) -> tuple[Tensor, dict[str, int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmojiMatch(FeatureMetric):
+class EmojiMatch(OfFeatures, PerSample):
     """The share of images whose prompt names one of the `top` nearest of all emoji, by cosine of pooled features."""
 
     modalities = ("image",)

@@ -146,3 +146,26 @@ class Metric(ABC):
         Raises:
             UserError: the two sets do not hold the same indices, or the reference lacks what the metric needs.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfFeatures(Metric):
+    """A metric of one extractor's features; `weights` and `allow_download` only say how that is found."""
+
+    extractor: str  # type: ignore[assignment] - narrower than the base: never None
+    weights: str | None = None
+    allow_download: bool = False
+
+    def __post_init__(self) -> None:
+        """Find the extractor.
+
+        Raises:
+            UserError: its name is unknown.
+        """
+        self.network()
+
+    def network(self) -> "FeatureExtractor":
+        """The extractor, not loaded yet, which looks for its weights where the config says."""
+        from qdit.eval.extractor import make_extractor
+
+        return make_extractor(self.extractor, self.weights, self.allow_download)

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.eval.base import Features, Metric, Result, Samples
-from qdit.eval.extractor import FeatureExtractor, make_extractor
+from qdit.eval.base import Features, OfFeatures, Result, Samples
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
@@ -48,22 +47,12 @@ def _kernel_distance(x: Float[Tensor, "n dim"], reference: Reference) -> Jackkni
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionMetric(Metric):
-    """A metric of a set of images; `weights` and `allow_download` only say how its extractor is found."""
+class DistributionMetric(OfFeatures):
+    """A metric of a set of images."""
 
-    extractor: str  # type: ignore[assignment] - narrower than the base: never None
-    weights: str | None = None
-    allow_download: bool = False
     needs_reference = True
     needs_spatial: ClassVar[bool] = False  # statistics of spatial features
     needs_images: ClassVar[bool] = False  # features of single reference images, not only their moments
-
-    def __post_init__(self) -> None:
-        self.network()
-
-    def network(self) -> FeatureExtractor:
-        """The extractor, which looks for its weights where the config says."""
-        return make_extractor(self.extractor, self.weights, self.allow_download)
 
     def preflight(
         self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None

@@ -7,18 +7,15 @@ flickering, smoothness and consistency: read them only beside `motion_energy` an
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from qdit.eval.base import Samples, Shown
-from qdit.eval.extractor import make_extractor
-from qdit.eval.extractor.common import FeatureExtractor
+from qdit.eval.base import OfFeatures, Samples, Shown
 from qdit.eval.frames import FrameMetric, PairedFrames
-from qdit.eval.per_sample import PerSample
+from qdit.eval.per_sample import PairedMetric, PerSample
 
 CLIPS = ("video",)
 
@@ -101,20 +98,7 @@ def frame_consistency(features: Float[Tensor, "n T D"]) -> Float[Tensor, " n"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMetric(PerSample):
-    """A value of each sample's features by one extractor; `weights` and `allow_download` say how that is found."""
-
-    extractor: str  # type: ignore[assignment] - narrower than the base: never None
-    weights: str | None = None
-    allow_download: bool = False
-
-    def network(self) -> FeatureExtractor:
-        """The extractor, not loaded yet."""
-        return make_extractor(self.extractor, self.weights, self.allow_download)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameConsistency(FeatureMetric):
+class FrameConsistency(OfFeatures, PerSample):
     """How alike the frames of a clip are to their predecessor and to the first, by an extractor's features.
 
     With `dino` VBench's subject consistency, with `clip_b32_vbench` its background consistency (in which no background
@@ -132,14 +116,12 @@ class FrameConsistency(FeatureMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureDistance(FeatureMetric):
+class FeatureDistance(OfFeatures, PairedMetric):
     """1 - cosine of a sample's pooled features and full precision's, of a clip the mean over its frames.
 
     A weightless stand-in for LPIPS, under its own name: features of the whole image, not of patches.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
-    paired = True
     higher_is_better = False
     shown = Shown(None, "·10³", 2, 1e3)
 

@@ -26,7 +26,8 @@ SCIENCE = 1  # raised when the mathematics change, so that old results are not t
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 FINDING = ("weights", "allow_download")
 """Keys of a metric that say how a file is found; which file it must be, the extractor's name says and checks."""
-WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore", "qdit.eval.video.", "qdit.dataset.scores.")
+WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore", "qdit.eval.video.", "qdit.eval.to_full.")
+WITHOUT_REFERENCE += ("qdit.dataset.scores.", "qdit.eval.text.")
 """Metrics, and modules of metrics, with an extractor that read no reference."""
 
 
