@@ -6,6 +6,7 @@ timestep (`Span`): mixed precision over ranges of the sampling trajectory.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from qdit.errors import UserError
 from qdit.quant.spec import QuantSpec
+from qdit.quant.time_groups import Time
 from qdit.storage.atomic import atomic_write
 from qdit.storage.reading import Unreadable, read_yaml
 
@@ -21,9 +23,9 @@ from qdit.storage.reading import Unreadable, read_yaml
 class Span:
     """A range of the sampler's timesteps, and the weight that a site has in it; None is full precision."""
 
-    first: int
+    first: Time
     """The noisiest timestep."""
-    last: int
+    last: Time
     """The least noisy one; what lies between it and the next range belongs to the next range."""
     steps: int
     """Sampling steps in the range."""
@@ -83,7 +85,8 @@ class LayerSpec:
         specs = {key: _spec(tree[key]) for key in ("weight", "activation")}
         spans = tuple(Span(**{**span, "weight": _spec(span["weight"])}) for span in tree.get("spans", ()))
         bases = tree.get("bases", 1)
-        if not all(map(_is_whole, (bases, *(n for span in spans for n in (span.first, span.last, span.steps))))):
+        counts, times = [bases, *(s.steps for s in spans)], [t for s in spans for t in (s.first, s.last)]
+        if not all(map(_is_whole, counts)) or not all(map(_is_time, times)):
             raise ValueError("a number of bases, steps or a timestep is none")
         if bases < 1 or any(span.steps < 1 for span in spans):
             raise ValueError("a number of bases or steps is below 1")
@@ -105,6 +108,10 @@ def _spec(tree: Mapping[str, Any] | None) -> QuantSpec | None:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_time(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and isfinite(value))
 
 
 class Policy(dict[str, LayerSpec]):

@@ -75,7 +75,7 @@ def protocol_of(
     """
     model = pipeline_adapter(pipe)
     if isinstance(model, LoadedText):
-        config = resolved(composed(*_defaults(pipe, words), *words))
+        config = resolved(composed(*_defaults(pipe, model, words), *words))
         check(config)
         dataset: Source = build(config["dataset"])
         if isinstance(dataset, Prompts) and prompts is not None:
@@ -92,17 +92,18 @@ def protocol_of(
     sampler = build(config["sampler"])
     if problems := sampler.check(model) + dataset.check(model):
         raise UserError(*problems)
+    sampler.inform(model)
     return model, sampler, dataset, config
 
 
-def _defaults(pipe: Any, words: tuple[str, ...]) -> list[str]:
+def _defaults(pipe: Any, model: LoadedText, words: tuple[str, ...]) -> list[str]:
     """Words for the sampler and the prompts of a pipeline that reads some, where none are given."""
     own = signature(type(pipe).__call__).parameters
     given = {word.lstrip("+").partition("=")[0] for word in words}
     found = ["dataset=prompts"] if "dataset" not in given else []
     if "sampler" in given:
         return found
-    values = {"steps": own.get("num_inference_steps"), "guidance": own.get("guidance_scale")}
+    values = {"steps": own.get("num_inference_steps"), "guidance": own.get(model.guidance_word)}
     told = [f"sampler.{key}={value.default}" for key, value in values.items() if value is not None]
     return [*found, "sampler=pixart", "sampler.name=pipeline", *told]
 

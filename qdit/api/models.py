@@ -82,11 +82,12 @@ def quantize(
             "sample by qdit.run"
         )
     given = data if isinstance(data, Trajectories) else None
-    adapter = adapter_of(model, text_length=given.text_length if given is not None else None)
+    adapter = adapter_of(model, **(given.facts if given is not None else {}))
     seeing = adapter.having(given.table) if isinstance(adapter, LoadedText) and given is not None else adapter
     _check_data(network, seeing, data)
     if given is not None and isinstance(seeing, Loaded):
         seeing.complete(given.autoencoder, given.schedule)  # a search samples, and PixArt-α is told the image's size
+        given.sampler.inform(seeing)
     place = None
     if cache_dir is not None:
         about = {"recipe": config or repr(method), "weights": tensors_digest(network.state_dict())}
@@ -159,8 +160,8 @@ def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting
 def _install(adapter: DiffusionModel, quantized: Quantized, left: list[RunTime], about: dict[str, Any]) -> None:
     network: Any = adapter.denoiser
     about = {"versions": versions()} | about
-    if isinstance(adapter, LoadedText):
-        about["text_length"] = adapter.text_length
+    if isinstance(adapter, Loaded):
+        about |= adapter.facts
     installed.install(adapter, quantized, left, about, QditQuantizer(QditConfig(model=network)))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from qdit.calibration.data import CalibrationData
 from qdit.checked import Checked, Count, Samples, Share
 from qdit.errors import UserError
+from qdit.quant.time_groups import Time
 from qdit.seeding import CALIBRATION
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class TrajectoryCalibration(Checked, ABC):
         """Sample the chosen points in full precision."""
         timesteps = sampler.timesteps(model)
         # Without guidance the network never sees the null class.
-        points = self.choose(len(timesteps), seed, self.null_share if sampler.guidance != 1 else 0.0)
+        points = self.choose(len(timesteps), seed, self.null_share if sampler.guide(model).uses_null else 0.0)
         states = {(point.trajectory, point.step): torch.empty(0) for point in points}
         last: dict[int, int] = {}
         for trajectory, step in states:
@@ -105,7 +106,7 @@ class TrajectoryCalibration(Checked, ABC):
             labels |= zip(batch, classes.tolist(), strict=True)
             end = last[batch[-1]]
 
-            def record(step: int, timestep: int, x: Tensor, output: Tensor | None, batch=batch) -> None:
+            def record(step: int, timestep: Time, x: Tensor, output: Tensor | None, batch=batch) -> None:
                 for row, trajectory in enumerate(batch):
                     if (trajectory, step) in states:
                         states[trajectory, step] = x[row].float().cpu()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qdit.quant.time_groups import Time
+
 if TYPE_CHECKING:
     from qdit.model.base import DiffusionModel
 
@@ -21,11 +23,11 @@ class CalibrationData:
     batch_size: int
     origin: Tensor | None = None
     """Trajectory and step of each point, [n, 2], if they are known."""
-    visited: Sequence[int] | None = None
+    visited: Sequence[Time] | None = None
     """What the model is told at the sampler's steps, if it is known; not all of it need occur in `t`."""
 
     @property
-    def timesteps(self) -> list[int]:
+    def timesteps(self) -> list[Time]:
         """The sampler's timesteps, ascending; where they are not known, those that occur in the data."""
         return sorted(set(self.t.tolist() if self.visited is None else self.visited))
 

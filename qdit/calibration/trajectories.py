@@ -5,7 +5,7 @@ tries several recipes on one model samples once instead, and keeps every step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.model.conditions import Conditions
+from qdit.model.loaded import Loaded
 from qdit.model.text import LoadedText
 from qdit.sampler.sampler import Sampler
 from qdit.seeding import CALIBRATION
@@ -32,6 +33,8 @@ class Trajectories(CalibrationData):
     """Of noise and classes."""
     null_class: int
     """The label that stands for no class."""
+    uses_null: bool
+    """Whether guidance shows the network that label."""
     sampler: Sampler
     dataset: Source
     """Whose classes were drawn."""
@@ -41,8 +44,8 @@ class Trajectories(CalibrationData):
     """The pipeline's, for a search that looks at images."""
     table: Conditions | None = None
     """What the text encoder made of the prompts that `y` numbers; None of a class-conditional model."""
-    text_length: int | None = None
-    """Tokens of a prompt; None as above."""
+    facts: dict[str, int] = field(default_factory=dict)
+    """Sizes that the transformer's config does not say (`qdit.model.loaded.Loaded.facts`)."""
 
     def picked(self, source: Any) -> CalibrationData:
         """The points that a recipe's calibration part chooses; those of a run, where seeds and sampler are the same.
@@ -56,7 +59,7 @@ class Trajectories(CalibrationData):
         if source is None or isinstance(source, NoCalibration):
             return self
         steps = len(self.visited or ())
-        points = source.choose(steps, self.seed, source.null_share if self.sampler.guidance != 1 else 0.0)
+        points = source.choose(steps, self.seed, source.null_share if self.uses_null else 0.0)
         needed, there = max(point.trajectory for point in points) + 1, len(self.x) // steps
         if needed > there:
             raise UserError(
@@ -125,10 +128,11 @@ def trajectories(
         weights=weights,
         seed=seed,
         null_class=model.null_class,
+        uses_null=sampler.guide(model).uses_null,
         sampler=sampler,
         dataset=dataset,
         schedule=model.scheduler_config(),
         autoencoder=getattr(model, "autoencoder", None),
         table=model.table if isinstance(model, LoadedText) else None,
-        text_length=model.text_length if isinstance(model, LoadedText) else None,
+        facts=model.facts if isinstance(model, Loaded) else {},
     )

@@ -28,6 +28,7 @@ from qdit.errors import UserError
 from qdit.ledger import RunTime
 from qdit.model.adapter import adapt, moved
 from qdit.model.base import DiffusionModel
+from qdit.model.loaded import FACTS
 from qdit.nn.clock import Clock
 from qdit.nn.replace import put
 from qdit.policies import Policy
@@ -160,8 +161,9 @@ class QditQuantizer(DiffusersQuantizer):
             UserError: they cannot be put together, or the network needs tensors that are not there.
         """
         about = self.config.content["provenance"]
-        length = about.get("text_length") if isinstance(about, dict) else None
-        adapter = adapt(model, text_length=length if isinstance(length, int) and 1 <= length <= 4096 else None)
+        facts = {key: about.get(key) for key in FACTS} if isinstance(about, dict) else {}
+        sizes = {key: value for key, value in facts.items() if isinstance(value, int) and 1 <= value <= 4096}
+        adapter = adapt(model, **sizes)
         try:
             reader = Reader(self.tensors, torch.device("cpu"), {Clock: adapter.clock})
             made = whole.read(reader, {name: node for name, _, node in self.modules})

@@ -84,7 +84,7 @@ def install(
     if parameters is None:
         parameters = sum(p.numel() for p in model.parameters())
         originals = put(model, replacements(quantized))
-    hooks = Listener(adapter.clock, adapter.null_class).listen(model)
+    hooks = Listener(adapter.clock, adapter.null_class, adapter.time_unit).listen(model)
     vars(model)[STATE] = Installed(adapter, quantized, run_time, parameters, about, originals, hooks)
     mark(model, quantizer)
 

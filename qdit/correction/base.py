@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
+from qdit.quant.time_groups import Time
 from qdit.quantized import Quantized
 from qdit.setting import Setting
 from qdit.storage.shelf import Shelf
@@ -40,7 +41,7 @@ class NoiseCorrection(nn.Module):
 
     def __init__(
         self,
-        timesteps: Int[Tensor, " steps"],
+        timesteps: Real[Tensor, " steps"],
         slope: Float[Tensor, " steps"],
         bias: Float[Tensor, "steps channels"],
         variance: Float[Tensor, " steps"],
@@ -49,7 +50,7 @@ class NoiseCorrection(nn.Module):
         for name, value in {"timesteps": timesteps, "slope": slope, "bias": bias, "variance": variance}.items():
             self.register_buffer(name, value)
 
-    def _row(self, timestep: int) -> int:
+    def _row(self, timestep: Time) -> int:
         """The row of a timestep.
 
         Raises:
@@ -64,7 +65,7 @@ class NoiseCorrection(nn.Module):
             )
         return int(found[0])
 
-    def output(self, output: Float[Tensor, "B O *space"], timestep: int) -> Float[Tensor, "B O *space"]:
+    def output(self, output: Float[Tensor, "B O *space"], timestep: Time) -> Float[Tensor, "B O *space"]:
         """The guided output with its first channels, the noise, corrected; a learned variance stays.
 
         Raises:
@@ -75,7 +76,7 @@ class NoiseCorrection(nn.Module):
         noise = (output[:, :channels] - bias) / (1 + self.slope[row].to(output))
         return torch.cat([noise, output[:, channels:]], 1)
 
-    def error(self, timestep: int) -> float:
+    def error(self, timestep: Time) -> float:
         """The variance of the residual error in the corrected noise."""
         row = self._row(timestep)
         return (self.variance[row] / (1 + self.slope[row]) ** 2).item()

@@ -27,6 +27,8 @@ from qdit.checked import Checked, Samples
 from qdit.correction.base import NoiseCorrection
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
+from qdit.model.checks import predicts
+from qdit.quant.time_groups import Time
 from qdit.quantized import Quantized
 from qdit.seeding import CORRECTION
 from qdit.setting import Setting
@@ -83,7 +85,7 @@ class PTQD(Checked):
 
     def problems(self, model: DiffusionModel) -> list[str]:
         """See `qdit.correction.base.Correction`."""
-        kind = model.scheduler_config().get("prediction_type", "epsilon")
+        kind = predicts(model.scheduler_config())
         if kind == "epsilon":
             return []
         return [f"correction={self.name} corrects predicted noise (epsilon); this model predicts {kind}"]
@@ -108,7 +110,7 @@ class PTQD(Checked):
         moments = {t: Moments(channels) for t in timesteps}
         for indices, labels in setting.dataset.batches(CORRECTION, self.num_samples, self.batch_size, seed):
 
-            def compare(step: int, t: int, x: Tensor, output: Tensor, labels: Tensor = labels) -> None:
+            def compare(step: int, t: Time, x: Tensor, output: Tensor, labels: Tensor = labels) -> None:
                 with quantized.installed(model):
                     rounded = sampler.predict(model, x, t, labels.to(model.device))
                 full = output[:, :channels]
@@ -118,7 +120,7 @@ class PTQD(Checked):
         return _solved(moments)
 
 
-def _solved(moments: dict[int, Moments]) -> NoiseCorrection:
+def _solved(moments: dict[Time, Moments]) -> NoiseCorrection:
     """The correction that the moments of each timestep give.
 
     Raises:

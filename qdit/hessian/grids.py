@@ -6,7 +6,7 @@ or the steps of several regions (`qdit.quant.books`).
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
@@ -44,11 +44,11 @@ def set_numbers(module: StaticQuantizer | BookQuantizer, numbers: Float[Tensor, 
         module.scale.copy_(numbers[:, :1])
 
 
-def groups_of(module: StaticQuantizer | BookQuantizer, timesteps: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def groups_of(module: StaticQuantizer | BookQuantizer, timesteps: Real[Tensor, " n"]) -> Int[Tensor, " n"]:
     """The group of each timestep: the cell, where heads share their grids."""
     if isinstance(module, BookQuantizer):
         return group_of(timesteps, module.edges)
-    return torch.zeros_like(timesteps)
+    return torch.zeros_like(timesteps, dtype=torch.long)
 
 
 def heads_of(module: StaticQuantizer | BookQuantizer) -> int:

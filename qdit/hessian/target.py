@@ -11,7 +11,7 @@ head; the importance of its scores follows from that.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import outputs
@@ -28,6 +29,7 @@ from qdit.checked import Checked, Count
 from qdit.errors import UserError
 from qdit.execution import repeatable
 from qdit.model.base import Attention, DiffusionModel, Site
+from qdit.model.checks import predicts
 from qdit.nn.linear import patch_size
 from qdit.seeding import noise
 
@@ -102,7 +104,7 @@ class DiffusionLoss:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         config = model.scheduler_config()
-        if (kind := config.get("prediction_type", "epsilon")) != "epsilon":
+        if (kind := predicts(config)) != "epsilon":
             raise UserError(f"target diffusion_loss: this model predicts {kind}, not noise; use target=probe")
         scheduler: Any = DDPMScheduler.from_config(config)
         bars = scheduler.alphas_cumprod
@@ -193,21 +195,46 @@ def points_at_once(model: DiffusionModel) -> int:
     return max(1, TOKENS // max(site.tokens for site in model.sites()))
 
 
+class _Outputs(TorchFunctionMode):
+    """Captures the output of each attention's first product with the probabilities, as a node of the graph."""
+
+    def __init__(self, seen: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.at_work: str | None = None
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is not F.scaled_dot_product_attention or self.at_work is None or self.at_work in self.seen:
+            return output
+        node = output if output.requires_grad else output.detach().requires_grad_()
+        self.seen[self.at_work] = node
+        return node
+
+    def begin(self, name: str, *_: Any) -> None:
+        """An attention is at work from now on."""
+        self.at_work = name
+
+    def end(self, *_: Any) -> None:
+        """None is."""
+        self.at_work = None
+
+
 @contextmanager
 def _mixed(network: nn.Module, attentions: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Capture the inputs of attentions' last linear layers in the next forward pass, by name, as nodes of its graph."""
-    seen: dict[str, Tensor] = {}
+    """Capture attentions' outputs [B, heads, tokens, out] in the next forward pass, by name, before any last layer.
 
-    def catch(name: str, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        x = inputs[0]
-        if name not in seen:
-            x = seen[name] = x if x.requires_grad else x.detach().requires_grad_()
-        return x
-
-    lasts = {name: network.get_submodule(f"{name}.to_out.0") for name in attentions}
-    handles = [last.register_forward_pre_hook(partial(catch, name)) for name, last in lasts.items()]
+    In a joint attention image and text go through last layers of their own; here they are together.
+    """
+    mode = _Outputs({})
+    handles = []
+    for name in attentions:
+        attention = network.get_submodule(name)
+        handles.append(attention.register_forward_pre_hook(partial(mode.begin, name)))
+        handles.append(attention.register_forward_hook(mode.end, always_call=True))
     try:
-        yield seen
+        with mode:
+            yield mode.seen
     finally:
         for handle in handles:
             handle.remove()
@@ -218,7 +245,7 @@ class _Squares:
 
     Args:
         images: gradients are [B, out, h, w], not [B, ..., out].
-        heads: of an attention, whose gradients are [B, tokens, heads * out].
+        heads: of an attention, whose gradients are [B, heads, tokens, out].
     """
 
     def __init__(self, *, images: bool = False, heads: int | None = None) -> None:
@@ -229,6 +256,7 @@ class _Squares:
 
     def add(self, gradient: Tensor, probe: int, probes: int) -> None:
         """Take in a probe's gradient."""
+        gradient = gradient if self.heads is None else gradient.transpose(1, 2).flatten(2)
         tokens = (gradient.flatten(2).mT if self.images else gradient).float().square().div_(probes)
         squares = tokens.reshape(len(gradient), -1, self.heads or 1, tokens.shape[-1] // (self.heads or 1))
         rows, channels = squares.mean(-1).transpose(1, 2).cpu(), squares.sum((0, 1), dtype=torch.float64).cpu()

@@ -23,6 +23,8 @@ FAMILIES = {
     "DiTTransformer2DModel": "qdit.model.dit.LoadedDiT",
     "PixArtTransformer2DModel": "qdit.model.pixart.LoadedPixArt",
     "LatteTransformer3DModel": "qdit.model.latte.LoadedLatte",
+    "SD3Transformer2DModel": "qdit.model.sd3.LoadedSD3",
+    "FluxTransformer2DModel": "qdit.model.flux.LoadedFlux",
 }
 """Class of the transformer -> class of its adapter."""
 
@@ -74,10 +76,11 @@ class Listener:
     Args:
         clock: the layers'.
         null_class: the greatest label.
+        time_unit: of the network's timesteps, in the scheduler's.
     """
 
-    def __init__(self, clock: Clock, null_class: int) -> None:
-        self.clock, self.null_class = clock, null_class
+    def __init__(self, clock: Clock, null_class: int, time_unit: float = 1.0) -> None:
+        self.clock, self.null_class, self.time_unit = clock, null_class, time_unit
         self._before: list[Tensor | None] = []
 
     def listen(self, denoiser: nn.Module) -> list[RemovableHandle]:
@@ -92,7 +95,8 @@ class Listener:
         given = signature(denoiser.forward).bind(*args, **kwargs).arguments
         timestep, samples = torch.as_tensor(given["timestep"]), len(given["hidden_states"])
         self._before.append(self.clock.timesteps)
-        self.clock.timesteps = timestep.reshape(-1).expand(samples)
+        shown = timestep if self.time_unit == 1 else timestep.float() * self.time_unit
+        self.clock.timesteps = shown.reshape(-1).expand(samples)
         if given.get("class_labels") is not None:
             given["class_labels"] = given["class_labels"].clamp(max=self.null_class)
         return (), given

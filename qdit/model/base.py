@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
@@ -131,6 +131,10 @@ class Fold:
         return ", ".join(source.layer for source in self.sources)
 
 
+Guided = Literal["one_call", "two_calls", "embedded"]
+"""Condition and null condition in one batch; one after the other; or one call of a network that reads the scale."""
+
+
 class DiffusionModel(Protocol):
     """A loaded model in evaluation mode; all of qdit uses diffusion models through this interface."""
 
@@ -140,6 +144,12 @@ class DiffusionModel(Protocol):
     num_classes: int
     null_class: int
     """The label that stands for no class, in guidance."""
+    guided: Guided
+    """How its stock pipeline guides."""
+    time_unit: float
+    """How many of the scheduler's timesteps one of those is that the stock pipeline gives the network."""
+    told_guidance: float
+    """The scale that every call is told, where `guided` is embedded; see `qdit.sampler.sampler.Sampler.inform`."""
     image_size: int
     """Pixels along a side."""
     modality: str
@@ -174,8 +184,12 @@ class DiffusionModel(Protocol):
         """The noise schedule of the training, in diffusers' keys."""
         ...
 
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Have a scheduler of diffusers take so many steps, as the stock pipeline does."""
+        ...
+
     def denoise(
-        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+        self, x: Float[Tensor, "B C h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
         """One call of the network: O is C, or 2C where the variance is learned."""
         ...

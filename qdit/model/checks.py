@@ -13,8 +13,11 @@ from qdit.errors import from_problems
 
 log = logging.getLogger("qdit")
 Values = dict[str, Any]
-SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
+BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
 """Classes whose training schedule (betas) is what qdit's samplers walk on."""
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+"""Classes of models that were trained to match a flow: straight lines from noise to data, times that are floats."""
+SCHEDULERS = BETA_SCHEDULERS + FLOW_SCHEDULERS
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 ACTIVATIONS = ("gelu", "gelu-approximate")
@@ -155,6 +158,9 @@ def check_schedule(file: Path, config: Values) -> None:
     if not keys.one_of("_class_name", SCHEDULERS):
         keys.finish()  # its other keys mean something else
     keys.whole("num_train_timesteps", least=2, most=100_000)
+    if config["_class_name"] in FLOW_SCHEDULERS:
+        _check_flow(keys)
+        return
     keys.one_of("prediction_type", PREDICTIONS)
     if config.get("trained_betas") is not None:
         steps = config.get("num_train_timesteps")
@@ -171,6 +177,28 @@ def check_schedule(file: Path, config: Values) -> None:
     keys.finish()
     if config.get("clip_sample"):
         log.warning("%s has clip_sample=true; qdit does not clip the predicted image, as latents have no range", file)
+
+
+def _check_flow(keys: Keys) -> None:
+    """Check the shift of the times; whatever draws noise or reverses the time is refused.
+
+    Raises:
+        UserError: values that they cannot have.
+    """
+    keys.positive("shift", "base_shift", "max_shift", optional=True)
+    keys.whole("base_image_seq_len", "max_image_seq_len", optional=True)
+    keys.one_of("time_shift_type", ("exponential", "linear"), optional=True)
+    keys.flag("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    for key in ("invert_sigmas", "stochastic_sampling"):
+        keys.one_of(key, (False,), optional=True)
+    keys.finish()
+
+
+def predicts(config: Values) -> str:
+    """What a network was trained to predict, by its scheduler's config: epsilon, sample, v_prediction or velocity."""
+    if config.get("_class_name") in FLOW_SCHEDULERS:
+        return "velocity"
+    return config.get("prediction_type", "epsilon")
 
 
 def unquantized(keys: Keys) -> None:

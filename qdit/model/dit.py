@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.errors import UserError
@@ -178,7 +178,7 @@ class LoadedDiT(Loaded):
         return list_folds(sites, self._attentions)
 
     def denoise(
-        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+        self, x: Float[Tensor, "B C h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
         """Call the network on x_t, timesteps and classes; the noise, and the logits of a learned variance."""
         with self.clock.showing(t):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.model.text import LoadedText, TextModel
@@ -26,7 +26,10 @@ class LoadedLatte(LoadedText):
         config: Any = denoiser.config
         self.frames: int = config.video_length
         super().__init__(denoiser, *parts, **text)
-        self.latent_shape = (config.in_channels, self.frames, config.sample_size, config.sample_size)
+
+    def shape_of(self, config: Any) -> tuple[int, ...]:
+        """See `Loaded`: [C, frames, h, w]."""
+        return config.in_channels, config.video_length, config.sample_size, config.sample_size
 
     @staticmethod
     def one_sample(denoiser: Any, tokens: int) -> Any:
@@ -38,7 +41,7 @@ class LoadedLatte(LoadedText):
         return denoiser(torch.empty(*shape, device="meta"), timestep=zero, encoder_hidden_states=text)
 
     def denoise(
-        self, x: Float[Tensor, "B C F h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+        self, x: Float[Tensor, "B C F h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O F h w"]:
         """Call the network on x_t, timesteps and numbers of prompts; noise, and the variance's logits."""
         with self.clock.showing(t):

@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Attention, Fold, Site, Source
+from qdit.model.base import Attention, Fold, Guided, Site, Source
 from qdit.nn.clock import Clock
 
+FACTS = ("text_length", "side")
+"""Names of `Loaded.facts`."""
 LATENT_SCALE = 8
 """Pixels a latent, along a side, where the autoencoder is not known."""
 
@@ -23,6 +25,12 @@ class Loaded(ABC):
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
 
     modality: str = "image"
+    guided: Guided = "one_call"
+    told_guidance: float = 1.0
+    guidance_word: str = "guidance_scale"
+    """What the stock pipeline's call names the scale of guidance."""
+    time_unit: float = 1.0
+    """How many of the scheduler's timesteps one of those is that the stock pipeline gives the network."""
 
     def __init__(
         self,
@@ -35,8 +43,8 @@ class Loaded(ABC):
         config: Any = denoiser.config
         self.denoiser, self.device, self.dtype = denoiser, device, dtype
         self.clock = Clock()
-        self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
-        self.image_size: int = config.sample_size * LATENT_SCALE
+        self.latent_shape = self.shape_of(config)
+        self.image_size: int = self.latent_shape[-1] * LATENT_SCALE
         channels = config.out_channels if "out_channels" in config else denoiser.out_channels
         self.learned_variance: bool = channels == 2 * config.in_channels
         self.autoencoder: nn.Module | None = None
@@ -70,9 +78,22 @@ class Loaded(ABC):
 
     @abstractmethod
     def denoise(
-        self, x: Float[Tensor, "B *latent"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+        self, x: Float[Tensor, "B *latent"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B *out"]:
         """One call of the network on x_t, timesteps and numbers of conditions; its clock shows the timesteps."""
+
+    def shape_of(self, config: Any) -> tuple[int, ...]:
+        """The latents of one sample, by the transformer's config: [C, h, w], or [C, F, h, w]."""
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What `adapt` is told, so that it sees the same network: sizes that the transformer's config does not say."""
+        return {}
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Have a scheduler take so many steps, as the stock pipeline does."""
+        scheduler.set_timesteps(steps)
 
     def list_folds(self, sites: list[Site]) -> list[Fold]:
         """Where changes of inputs can be folded: in every family, those of an attention's output into its values."""

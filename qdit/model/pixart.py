@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -45,7 +45,7 @@ class LoadedPixArt(LoadedText):
         return denoiser(x, text, timestep=zero, added_cond_kwargs=told, encoder_attention_mask=mask)
 
     def denoise(
-        self, x: Float[Tensor, "B C h w"], t: Int[Tensor, " B"], y: Int[Tensor, " B"]
+        self, x: Float[Tensor, "B C h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
         """Call the network on x_t, timesteps and numbers of prompts; noise, and the variance's logits."""
         told = added(self.denoiser, x, self.image_size)

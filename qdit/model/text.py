@@ -29,7 +29,7 @@ from qdit.model.files import check_class, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
 from qdit.model.roles import Patterns
-from qdit.model.t5 import check_parts, load_t5
+from qdit.model.text_encoders import T5_ALONE, Kinds, check_parts, load_encoders
 from qdit.model.weights import ENCODER, count_parameters
 from qdit.storage.digest import digest
 
@@ -111,44 +111,50 @@ class LoadedText(Loaded):
     @staticmethod
     @abstractmethod
     def one_sample(denoiser: Any, tokens: int) -> Any:
-        """Call the network on the meta device for one sample with a prompt of so many tokens."""
+        """Call the network on the meta device for one sample with a prompt of so many tokens (and other `facts`)."""
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """Derive the sites and attentions."""
-        return structure(denoiser, OneSample(type(self).one_sample, self.text_length), tuple(self.roles))
+        return structure(denoiser, OneSample(type(self).one_sample, tuple(self.facts.values())), tuple(self.roles))
 
     @classmethod
     def encoder_of(cls, pipe: Any, length: int) -> Encoder:
         """What encodes prompts as the stock pipeline does: by its T5."""
         return T5(pipe.tokenizer, pipe.text_encoder, length, cls.names)
 
+    @property
+    def facts(self) -> dict[str, int]:
+        """See `Loaded`: tokens of a prompt."""
+        return {"text_length": self.text_length}
+
     @classmethod
-    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None) -> Self:
+    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
         """The adapter of a transformer that diffusers loaded, without prompts, and not able to decode.
 
         Args:
             transformer: gets no gradients any more, and is not changed else.
             pipe: its pipeline, whose `max_sequence_length` is the number of tokens; None is the family's.
             text_length: tokens of a prompt; None is as said above.
+            facts: the others of the family's.
         """
         told = (
             inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length") if pipe is not None else None
         )
         length = text_length or (told.default if told is not None and told.default else cls.tokens)
         parts = transformer.eval().requires_grad_(False), None, None, transformer.device, transformer.dtype
-        return cls(*parts, table=None, text_length=length)
+        return cls(*parts, table=None, text_length=length, **facts)
 
 
 @dataclass(frozen=True)
 class OneSample:
-    """One sample with a prompt of so many tokens; equal ones give equal sites."""
+    """One sample of some sizes (`Loaded.facts`), the first a prompt's tokens; equal ones give equal sites."""
 
-    call: Callable[[Any, int], Any]
-    tokens: int
+    call: Callable[..., Any]
+    sizes: tuple[int, ...]
 
     def __call__(self, denoiser: nn.Module) -> Any:
         """Call a network on the meta device."""
-        return self.call(denoiser, self.tokens)
+        return self.call(denoiser, *self.sizes)
 
 
 @dataclass(kw_only=True)
@@ -174,6 +180,8 @@ class TextModel(Checked, ABC):
     """The one that the class knows."""
     reading: ClassVar[str] = "lower-case"
     """What becomes of a prompt before it is encoded, for the protocol."""
+    encoders: ClassVar[Kinds] = T5_ALONE
+    """The folders of the text encoders, and their classes."""
 
     name: str
     path: str
@@ -193,15 +201,19 @@ class TextModel(Checked, ABC):
         """Read the checkpoint, check it, and move it to `device`; without a `table` it can be looked at, not run."""
         denoiser, vae, schedule = self.parts(dtype)
         parts = denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype
-        return self.loaded(*parts, table=table, text_length=self.text_length)
+        return self.loaded(*parts, table=table, text_length=self.text_length, **self.facts(vae))
+
+    def facts(self, vae: nn.Module) -> dict[str, int]:
+        """What else the loaded form is told, beside the text's length (see `Loaded.facts`)."""
+        return {}
 
     def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
-        """The parts of a pipeline that encode prompts, as attributes: its T5.
+        """The parts of a pipeline that encode prompts, as attributes of its names.
 
         Raises:
-            UserError: transformers is not installed, or it is no T5.
+            UserError: transformers is not installed, or they are of other classes.
         """
-        return load_t5(root, dtype, device)
+        return load_encoders(root, self.encoders, dtype, device)
 
     def encode(self, prompts: Sequence[str], cache_dir: Path, device: torch.device) -> Conditions:
         """The table of prompts, the negative one last; the encoder is loaded only if the cache lacks one, and freed.
@@ -256,13 +268,21 @@ class TextModel(Checked, ABC):
         root = locate(self.path, self.revision, "model.path", wanted)
         config = read_config(root / "transformer")
         check_class(root / "transformer", config, (self.transformer,))
-        check_denoiser(root / "transformer" / "config.json", config, *self.counts, norm_type=self.norm_type)
+        self.check_config(root / "transformer" / "config.json", config)
         check_size(root / "transformer", config)
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
         return root, vae, schedule
+
+    def check_config(self, file: Path, config: dict[str, Any]) -> None:
+        """Refuse values of a transformer's config that cannot be.
+
+        Raises:
+            UserError: naming each.
+        """
+        check_denoiser(file, config, *self.counts, norm_type=self.norm_type)
 
     def parts(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
         """Transformer in `dtype`, autoencoder in float32, and the scheduler's config.

@@ -127,7 +127,7 @@ class BookQuantizer(nn.Module):
         super().__init__()
         self.spec, self.book, self.clock = spec, book, clock
         self.register_buffer("numbers", numbers.float())
-        self.register_buffer("edges", torch.tensor(groups.edges, dtype=torch.long))
+        self.register_buffer("edges", groups.tensor())
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
+Time = int | float
+"""A timestep: whole where a model's training counted steps, a float where it matched a flow."""
 CHUNK_VALUES = 2**24  # running maxima held at once: 128 MiB in float64
 
 
@@ -18,26 +20,31 @@ CHUNK_VALUES = 2**24  # running maxima held at once: 128 MiB in float64
 class Groups:
     """Contiguous groups of timesteps, ascending; `edges` are the first timesteps of all groups but the lowest.
 
-    A timestep that the sampler does not visit belongs to the group of the visited one below it.
+    A timestep that the sampler does not visit belongs to the group of the visited one below it; where timesteps are
+    floats, an edge is halfway between two visited ones, so that a rounded timestep stays in its group.
     """
 
-    edges: tuple[int, ...] = ()
+    edges: tuple[Time, ...] = ()
 
     @property
     def count(self) -> int:
         """How many there are; without edges, all timesteps are one group."""
         return len(self.edges) + 1
 
-    def of(self, timesteps: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    def of(self, timesteps: Real[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The number of the group of each timestep.
 
         >>> Groups((250, 500)).of(torch.tensor([0, 249, 250, 999]))
         tensor([0, 0, 1, 2])
         """
-        return group_of(timesteps, torch.tensor(self.edges, device=timesteps.device))
+        return group_of(timesteps, self.tensor().to(timesteps.device))
+
+    def tensor(self) -> Real[Tensor, " edges"]:
+        """The edges: int64 if all are whole, else float32, which is what timesteps are then."""
+        return torch.tensor(self.edges) if self.edges else torch.tensor(self.edges, dtype=torch.long)
 
 
-def group_of(timesteps: Int[Tensor, " B"], edges: Int[Tensor, " edges"]) -> Int[Tensor, " B"]:
+def group_of(timesteps: Real[Tensor, " B"], edges: Real[Tensor, " edges"]) -> Int[Tensor, " B"]:
     """The number of edges that each timestep has reached."""
     return torch.bucketize(timesteps.contiguous(), edges, right=True)
 
@@ -46,10 +53,15 @@ ALL = Groups()
 """All timesteps are one group."""
 
 
-def split(timesteps: Sequence[int], starts: Sequence[int]) -> Groups:
+def split(timesteps: Sequence[Time], starts: Sequence[int]) -> Groups:
     """The groups of a sampler's `timesteps`, sorted upwards; `starts` are the positions where a new group begins."""
     ascending = sorted(set(timesteps))
-    return Groups(tuple(ascending[start] for start in starts))
+    return Groups(tuple(edge(ascending[start - 1], ascending[start]) for start in starts))
+
+
+def edge(below: Time, first: Time) -> Time:
+    """The edge of a group whose first visited timestep is `first`, above a group that ends with `below`."""
+    return first if isinstance(first, int) else (below + first) / 2
 
 
 def equal_starts(steps: int, groups: int) -> list[int]:
@@ -105,7 +117,7 @@ def cheapest_starts(costs: Float[Tensor, "steps steps"], groups: int) -> list[in
 
 
 def interpolated(
-    curve: Float[Tensor, "seen places"], seen: Int[Tensor, " seen"], timesteps: Int[Tensor, " steps"]
+    curve: Float[Tensor, "seen places"], seen: Real[Tensor, " seen"], timesteps: Real[Tensor, " steps"]
 ) -> Float[Tensor, "steps places"]:
     """A curve over time, given at ascending timesteps, at others: linear between, and constant beyond the ends.
 
@@ -114,6 +126,7 @@ def interpolated(
     """
     above = torch.searchsorted(seen, timesteps).clamp(max=len(seen) - 1)
     below = (above - 1).clamp(min=0)
-    gap = (seen[above] - seen[below]).clamp(min=1)
+    gap = seen[above] - seen[below]
+    gap = torch.where(gap > 0, gap, 1)
     share = ((timesteps - seen[below]) / gap).clamp(0, 1).unsqueeze(1)
     return torch.lerp(curve[below], curve[above], share)

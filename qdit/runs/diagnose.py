@@ -15,8 +15,9 @@ from qdit.dataset.base import Source
 from qdit.model.base import DiffusionModel
 from qdit.nn.attention import by_rows
 from qdit.quant.decibels import decibels
+from qdit.quant.time_groups import Time
 from qdit.quantized import Quantized
-from qdit.sampler.sampler import Sampler
+from qdit.sampler.sampler import Sampler, each_time
 from qdit.seeding import DIAGNOSIS
 
 
@@ -25,7 +26,7 @@ class Trajectory:
     """States of a full-precision trajectory: x_t [steps, n, C, h, w], t [steps], outputs [steps, n, …], labels [n]."""
 
     states: Tensor
-    timesteps: list[int]
+    timesteps: list[Time]
     outputs: Tensor
     labels: Tensor
 
@@ -35,7 +36,7 @@ def trajectory(model: DiffusionModel, sampler: Sampler, dataset: Source, seed: i
     """Sample `n` trajectories in full precision and keep every state and guided output."""
     indices = [DIAGNOSIS + i for i in range(n)]
     labels = dataset.labels(indices, seed)
-    kept: list[tuple[int, Tensor, Tensor]] = []
+    kept: list[tuple[Time, Tensor, Tensor]] = []
     sampler.sample(model, indices, labels, seed, callback=lambda step, t, x, out: kept.append((t, x.cpu(), out.cpu())))
     return Trajectory(
         torch.stack([k[1] for k in kept]), [k[0] for k in kept], torch.stack([k[2] for k in kept]), labels
@@ -108,8 +109,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
     ):
         for step in chosen:
             x = path.states[step].to(model.device, model.dtype)
-            t = torch.full((len(x),), path.timesteps[step], device=model.device)
-            model.denoise(x, t, labels)
+            model.denoise(x, each_time(path.timesteps[step], labels), labels)
     places = {s.name: (s.role, s.block, quantized.policy[s.name].weight_bits) for s in sites}
     places |= {site: (operand, attention.block, None) for site, (attention, operand) in operands.items()}
     return [

@@ -192,6 +192,7 @@ def assemble(config: dict[str, Any]) -> Setup:
     dataset, sampler, recipe, loaded, loader = made.dataset, made.sampler, made.recipe, made.loaded, made.loader
     search = recipe.search if recipe else None
     model = load_model(made, config)
+    sampler.inform(model)
     if loaded is not None:
         verify(loaded, model)
         if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qdit.model.base import DiffusionModel
+from qdit.quant.time_groups import Time
 from qdit.sampler.hook import Transition, alphas_bar
 from qdit.sampler.sampler import Sampler, respaced
 
@@ -26,7 +27,7 @@ class DDIM(Sampler):
 
         return respaced(DDIMScheduler, model, self.spacing, self.steps, set_alpha_to_one=True)
 
-    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one DDIM step."""
         return scheduler.step(output[:, : x.shape[1]], t, x, eta=self.eta, generator=generators).prev_sample
 
@@ -35,9 +36,9 @@ class DDIM(Sampler):
         """Whether steps add noise, which is at eta > 0."""
         return self.eta > 0
 
-    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+    def transition(self, scheduler: Any, output: Tensor, t: Time) -> Transition:
         """Eq. 12 and 16 of the paper: the direction pointing to x_t, minus the noise's share in the predicted x_0."""
-        bar, after = alphas_bar(scheduler, t)
+        bar, after = alphas_bar(scheduler, int(t))
         variance = self.eta**2 * (1 - after) / (1 - bar) * (1 - bar / after)
         gain = max(0.0, 1 - after - variance) ** 0.5 - (after * (1 - bar) / bar) ** 0.5
         return Transition(gain, torch.tensor(variance).sqrt())

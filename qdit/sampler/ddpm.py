@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qdit.model.base import DiffusionModel
+from qdit.quant.time_groups import Time
 from qdit.sampler.hook import Transition, alphas_bar
 from qdit.sampler.sampler import Sampler, respaced
 
@@ -28,7 +29,7 @@ class DDPM(Sampler):
         variance = "learned_range" if model.learned_variance else "fixed_small"
         return respaced(DDPMScheduler, model, self.spacing, self.steps, variance_type=variance)
 
-    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one ancestral step; the last one adds no noise."""
         return scheduler.step(output, t, x, generator=generators).prev_sample
 
@@ -37,9 +38,9 @@ class DDPM(Sampler):
         """Always true; only the last step adds no noise."""
         return True
 
-    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+    def transition(self, scheduler: Any, output: Tensor, t: Time) -> Transition:
         """The posterior's mean and standard deviation (Ho et al. eq. 6 and 7; Nichol & Dhariwal eq. 15)."""
-        bar, after = alphas_bar(scheduler, t)
+        bar, after = alphas_bar(scheduler, int(t))
         beta = 1 - bar / after
         gain = -beta * (after / (bar * (1 - bar))) ** 0.5
         if t == 0:

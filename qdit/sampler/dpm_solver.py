@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdit.model.base import DiffusionModel
+from qdit.quant.time_groups import Time
 from qdit.sampler.sampler import Sampler, schedule_options, train_timesteps
 from qdit.sampler.spacing import visited
 
@@ -44,6 +45,6 @@ class DPMSolver(Sampler):
         scheduler.set_timesteps(timesteps=told)
         return scheduler, told, told
 
-    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one multistep update."""
         return scheduler.step(output[:, : x.shape[1]], t, x, generator=generators).prev_sample

@@ -14,15 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qdit.quant.time_groups import Time
+
 
 class Hook(Protocol):
     """Stands between the (guided) denoiser and the scheduler."""
 
-    def output(self, output: Float[Tensor, "B O h w"], timestep: int) -> Float[Tensor, "B O h w"]:
+    def output(self, output: Float[Tensor, "B O h w"], timestep: Time) -> Float[Tensor, "B O h w"]:
         """The changed guided output; `timestep` is the one that was given to the model."""
         ...
 
-    def error(self, timestep: int) -> float:
+    def error(self, timestep: Time) -> float:
         """The variance of the error that is left in the predicted noise, which the step's noise should absorb."""
         ...
 

@@ -6,6 +6,7 @@ the timesteps, the last step and the variance are the scheduler's own business.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.model.checks import SCHEDULERS
+from qdit.quant.time_groups import Time
 from qdit.sampler.sampler import Sampler, train_timesteps
 
 
@@ -28,7 +30,9 @@ class PipelineSampler(Sampler):
         problems = []
         if not 1 <= self.steps <= (total := train_timesteps(model)):
             problems.append(f"sampler.steps={self.steps}; allowed: 1 to {total}, the steps of the training")
-        if self.guidance < 1:
+        if model.guided == "embedded" and self.guidance < 0:
+            problems.append(f"sampler.guidance={self.guidance}; allowed: 0 or more, which the network reads")
+        elif model.guided != "embedded" and self.guidance < 1:
             problems.append(f"sampler.guidance={self.guidance}; allowed: 1 (no guidance) or more")
         if not 0 <= self.eta <= 1:
             problems.append(f"sampler.eta={self.eta}; allowed: 0 to 1")
@@ -38,7 +42,7 @@ class PipelineSampler(Sampler):
             problems.append(f"sampler.spacing={self.spacing}; a stock pipeline has its scheduler's own (scheduler)")
         return problems
 
-    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
+    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, Sequence[Time], Sequence[Time]]:
         """Build the scheduler that the model's folder names, with its own timesteps.
 
         Raises:
@@ -50,11 +54,11 @@ class PipelineSampler(Sampler):
         if (name := config.get("_class_name")) not in SCHEDULERS:
             raise UserError(f"the model's scheduler is {name}; sampler=pipeline knows {', '.join(SCHEDULERS)}")
         scheduler = getattr(diffusers, name).from_config(config)
-        scheduler.set_timesteps(self.steps)
+        model.set_timesteps(scheduler, self.steps)
         told = scheduler.timesteps.tolist()
         return scheduler, told, told
 
-    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Take one step as the pipeline does; eta reaches the schedulers that have one."""
         options: dict[str, Any] = {"generator": generators}
         if "eta" in inspect.signature(scheduler.step).parameters:

@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from qdit.checked import Checked
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
+from qdit.model.checks import predicts
+from qdit.quant.time_groups import Time
+from qdit.sampler.guidance import Guidance, OneCall, OneCondition, TwoCalls
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
 from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
 from qdit.seeding import generator, noise
 
-Callback = Callable[[int, int, Tensor, Tensor], None]
+Callback = Callable[[int, Time, Tensor, Tensor], None]
 _SCHEDULE_KEYS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
     *("trained_betas", "prediction_type", "rescale_betas_zero_snr"),
@@ -51,11 +54,11 @@ class Sampler(Checked, ABC):
     spacing: Spacing
 
     @abstractmethod
-    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, list[int], list[int]]:
+    def make_scheduler(self, model: DiffusionModel) -> tuple[Any, Sequence[Time], Sequence[Time]]:
         """Build a fresh scheduler, its own timesteps, and those that are given to the model; both in sampling order."""
 
     @abstractmethod
-    def step(self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Compute the next, less noisy state from the guided output [B, C or 2C, h, w]; `t` is the scheduler's own."""
 
     @property
@@ -63,12 +66,12 @@ class Sampler(Checked, ABC):
         """Whether steps add noise that can absorb an error of the prediction (see `qdit.sampler.hook`)."""
         return False
 
-    def transition(self, scheduler: Any, output: Tensor, t: int) -> Transition:
+    def transition(self, scheduler: Any, output: Tensor, t: Time) -> Transition:
         """Describe one step; for samplers that absorb."""
         raise NotImplementedError(f"{self.kind} does not absorb errors")
 
     def update(
-        self, scheduler: Any, output: Tensor, t: int, x: Tensor, generators: list[torch.Generator], error: float
+        self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator], error: float
     ) -> Tensor:
         """Take one step whose noise absorbs an error of variance `error` in the predicted noise, if it can."""
         if error == 0 or not self.absorbs:
@@ -76,9 +79,9 @@ class Sampler(Checked, ABC):
         transition, noise = self.transition(scheduler, output, t), upcoming(generators, x)
         return absorbed(self.step(scheduler, output, t, x, generators), noise, transition, error)
 
-    def timesteps(self, model: DiffusionModel) -> list[int]:
+    def timesteps(self, model: DiffusionModel) -> list[Time]:
         """List the timesteps that are given to the model, in sampling order (noisiest first)."""
-        return self.make_scheduler(model)[2]
+        return list(self.make_scheduler(model)[2])
 
     def protocol(self) -> str:
         """Name everything that changes the full-precision samples, readably.
@@ -91,6 +94,10 @@ class Sampler(Checked, ABC):
 
     def check(self, model: DiffusionModel) -> list[str]:
         """Describe each problem of this option, alone and with this model."""
+        if predicts(model.scheduler_config()) == "velocity":
+            return [
+                f"sampler={self.name}: this model was trained to match a flow, and knows no betas; use its pipeline's"
+            ]
         problems = []
         total, channels = train_timesteps(model), model.latent_shape[0]
         fewest = 1 if self.spacing == "trailing" else 2  # with one step the others visit only t = 0, the clean end
@@ -114,8 +121,20 @@ class Sampler(Checked, ABC):
             problems.append(f"sampler.spacing={self.spacing}; allowed: {', '.join(SPACINGS)}")
         return problems
 
+    def guide(self, model: DiffusionModel) -> Guidance:
+        """How predictions of this model are guided."""
+        if self.guidance == 1 or model.guided == "embedded":
+            return OneCondition()
+        kind = TwoCalls if model.guided == "two_calls" else OneCall
+        return kind(self.guidance, self.guided_channels, self.null_first)
+
+    def inform(self, model: DiffusionModel) -> None:
+        """Tell a network that reads the scale of guidance what it is, for every call from now on."""
+        if model.guided == "embedded":
+            model.told_guidance = self.guidance
+
     def predict(
-        self, model: DiffusionModel, x: Float[Tensor, "B C h w"], timestep: int, labels: Int[Tensor, " B"]
+        self, model: DiffusionModel, x: Float[Tensor, "B C h w"], timestep: Time, labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B O h w"]:
         """Run the denoiser with guidance at one timestep.
 
@@ -128,17 +147,7 @@ class Sampler(Checked, ABC):
         Returns:
             The guided output in float32: the first C channels predict the noise, the others are the conditional ones.
         """
-        if self.guidance == 1:
-            t = torch.full_like(labels, timestep)
-            return model.denoise(x, t, labels).float()
-        halves = [labels, torch.full_like(labels, model.null_class)]
-        both = torch.cat(halves[::-1] if self.null_first else halves)
-        output = model.denoise(torch.cat([x, x]), torch.full_like(both, timestep), both).float()
-        conditional, null = output.chunk(2)[::-1] if self.null_first else output.chunk(2)
-        guided = slice(None, model.latent_shape[0] if self.guided_channels is None else self.guided_channels)
-        result = conditional.clone()
-        result[:, guided] = null[:, guided] + self.guidance * (conditional[:, guided] - null[:, guided])
-        return result
+        return self.guide(model)(model, x, each_time(timestep, labels), labels)
 
     @torch.no_grad()
     def sample(
@@ -172,6 +181,7 @@ class Sampler(Checked, ABC):
             raise from_problems(problems, f"sampler {self.name}")
         if len(labels) != len(indices):
             raise ValueError(f"{len(indices)} indices with {len(labels)} labels")
+        self.inform(model)
         scheduler, own, told = self.make_scheduler(model)
         generators = [generator(seed, "step", i) for i in indices]
         x = torch.stack([noise(seed, "latent", i, model.latent_shape) for i in indices]).to(model.device)
@@ -184,6 +194,12 @@ class Sampler(Checked, ABC):
                 callback(step, timestep, x, output)
             x = self.update(scheduler, output, t, x, generators, hook.error(timestep) if hook else 0.0)
         return x
+
+
+def each_time(timestep: Time, like: Int[Tensor, " B"]) -> Real[Tensor, " B"]:
+    """One timestep for each sample: int64 if it is whole, as models with counted timesteps take it, else float32."""
+    dtype = torch.long if isinstance(timestep, int) else torch.float32
+    return torch.full(like.shape, timestep, dtype=dtype, device=like.device)
 
 
 def schedule_options(model: DiffusionModel) -> dict[str, Any]:

@@ -7,12 +7,12 @@ of the inputs' bits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policies import LayerSpec, Policy, Span
-from qdit.quant.time_groups import Groups
+from qdit.quant.time_groups import Groups, Time, edge
 from qdit.recipes import Recipe
 from qdit.search.space import Gene, genes_of
 
@@ -29,7 +29,7 @@ class Ranges:
     parts: tuple[Span, ...]
 
     @classmethod
-    def of(cls, timesteps: Sequence[int], count: int) -> "Ranges":
+    def of(cls, timesteps: Sequence[Time], count: int) -> "Ranges":
         """Split a sampler's timesteps, in sampling order; lengths differ by one at most.
 
         >>> [(part.first, part.last, part.steps) for part in Ranges.of([70, 60, 50, 40, 30, 20, 10, 0], 3).parts]
@@ -55,7 +55,8 @@ class Ranges:
     @property
     def groups(self) -> Groups:
         """The ranges as groups of timesteps, which are numbered upwards in time."""
-        return Groups(tuple(part.last for part in reversed(self.parts[:-1])))
+        ascending = self.parts[::-1]
+        return Groups(tuple(edge(a.first, b.last) for a, b in pairwise(ascending)))
 
     def spans(self, layers: Sequence[LayerSpec]) -> tuple[Span, ...]:
         """The ranges with the weight of each."""

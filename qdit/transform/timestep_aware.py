@@ -14,8 +14,10 @@ precision would have to be kept for each. The inputs are scaled at run time. Lef
 data, because they would be the same at all times.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any, cast
 
 from annotated_types import Ge
@@ -28,7 +30,7 @@ from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Fold, Site
 from qdit.model.roles import meant
 from qdit.nn.switch import Now, TimedLinear
-from qdit.quant.time_groups import ALL, Groups, equal_starts, split
+from qdit.quant.time_groups import ALL, Groups, Time, edge, equal_starts, split
 from qdit.transform.base import Rewrite, Transform
 from qdit.transform.trial import Trial
 
@@ -166,18 +168,28 @@ class TimestepAware(Checked):
 
     def rewrite(self, model: DiffusionModel, sites: list[Site], measured: dict[str, Tensor]) -> Rewrite:
         """See `Transform`; the one of a single range has plain layers, and that of no input none."""
-        by_range: dict[int, dict[str, Tensor]] = {}
+        by_range: dict[tuple[Time, Time], dict[str, Tensor]] = {}
         for key, value in measured.items():
             place, _, own = key.partition("/")
-            by_range.setdefault(int(place.partition("-")[0]), {})[own] = value
-        firsts = sorted(by_range)
-        parts = tuple(self.each.rewrite(unabsorbing(model), sites, by_range[first]) for first in firsts)
+            by_range.setdefault(_ends(place), {})[own] = value
+        ranges = sorted(by_range)
+        parts = tuple(self.each.rewrite(unabsorbing(model), sites, by_range[ends]) for ends in ranges)
         if len(parts) < 2:
             return parts[0] if parts else Rewrite()
-        groups = Groups(tuple(firsts[1:]))
+        groups = Groups(tuple(edge(below[1], above[0]) for below, above in pairwise(ranges)))
         now = Now(model.clock, groups)
         layers: dict[str, nn.Module] = {
             name: TimedLinear([part.layers[name] for part in parts], range(len(parts)), now).eval()
             for name in parts[0].layers
         }
         return RewriteByRange(layers, groups=groups, parts=parts)
+
+
+def _ends(place: str) -> tuple[Time, Time]:
+    """The first and the last timestep of a range, of its name.
+
+    >>> _ends("0-450"), _ends("8.9e-05-450.5")
+    ((0, 450), (8.9e-05, 450.5))
+    """
+    first, last = (int(end) if end.isdigit() else float(end) for end in re.split("(?<!e)-", place))
+    return first, last

@@ -22,7 +22,7 @@ def liven(module: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
 
 
-def make_vae(widths: tuple[int, ...], size: int) -> Any:
+def make_vae(widths: tuple[int, ...], size: int, **more: Any) -> Any:
     """A random autoencoder of images of `size` pixels a side: a block a width, each but the last halving the side."""
     from diffusers import AutoencoderKL
 
@@ -34,6 +34,7 @@ def make_vae(widths: tuple[int, ...], size: int) -> Any:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=size,
+        **more,
     )
 
 
@@ -149,7 +150,7 @@ def write_hunyuan_pipeline(folder: Path) -> Path:
     return folder
 
 
-def make_tokenizer():
+def make_tokenizer(length: int = 12):
     """Ten words, and an end behind each text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -159,4 +160,4 @@ def make_tokenizer():
     words.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", model_max_length=12)
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", model_max_length=length)

@@ -1,22 +1,29 @@
-"""Tiny PixArt-α, PixArt-Σ and Latte with three prompts of different lengths, and points to calibrate them with."""
+"""Tiny PixArt, Latte, SD3 and FLUX with three prompts of different lengths, and points to calibrate them with."""
 
 from pathlib import Path
 
 import torch
+from helpers.joint_pipelines import write_joint_pipeline
 from helpers.pipelines import write_text_pipeline
 
 from qdit.calibration import CalibrationData
+from qdit.model.checks import predicts
 from qdit.model.conditions import Conditions
+from qdit.model.flux import Flux
 from qdit.model.latte import Latte
 from qdit.model.pixart import PixArt
+from qdit.model.sd3 import SD3
 
 FAMILIES = ("pixart_alpha", "pixart_sigma", "latte")
+JOINT = ("sd3", "sd35", "flux_dev", "flux_schnell")
 LENGTHS = (3, 7, 1)
 """Tokens of the prompts; twelve are read."""
 
 
 def load(family: str, folder: Path):
     """A family's tiny model, on the CPU in float32."""
+    if family in JOINT:
+        return _load_joint(family, folder)
     kind = Latte if family == "latte" else PixArt
     rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}
     if kind is PixArt:
@@ -25,9 +32,19 @@ def load(family: str, folder: Path):
     return option.load("cpu", torch.float32, Conditions(rows))
 
 
+def _load_joint(family: str, folder: Path):
+    flux, random = family.startswith("flux"), torch.Generator().manual_seed(0)
+    rows = {"encoder_hidden_states": torch.randn(3, 12 if flux else 77 + 12, 48, generator=random)}
+    rows["pooled_projections"] = torch.randn(3, 24 if flux else 40, generator=random)
+    about = {"name": "tiny", "path": str(write_joint_pipeline(folder / family, family)), "text_length": 12}
+    option = Flux(**about, size=16) if flux else SD3(**about)
+    return option.load("cpu", torch.float32, Conditions(rows))
+
+
 def points(model, count: int, seed: int = 0) -> CalibrationData:
     """Points in batches of three, with prompts and without."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *model.latent_shape, generator=random)
     times, prompts = (torch.randint(0, end, (count,), generator=random) for end in (1000, 3))
-    return CalibrationData(x, times, prompts, 3)
+    flow = predicts(model.scheduler_config()) == "velocity"
+    return CalibrationData(x, times + 0.25 if flow else times, prompts, 3)

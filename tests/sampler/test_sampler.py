@@ -106,7 +106,7 @@ def test_solvers_agree_where_the_noise_is_known():
 
     class Exact:
         latent_shape, learned_variance, null_class, device = (4, 8, 8), False, 10, torch.device("cpu")
-        point = noise(9, "latent", 0, (4, 8, 8))
+        point, guided = noise(9, "latent", 0, (4, 8, 8)), "one_call"
 
         def scheduler_config(self):
             return {"beta_schedule": "linear", "num_train_timesteps": 1000}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.families import sd35
 from helpers.pipelines import liven
-from helpers.text_models import FAMILIES, load, points
+from helpers.text_models import FAMILIES, JOINT, load, points
 
 from qdit.model.derive import derive
 from qdit.model.loaded import value_folds
@@ -84,8 +84,12 @@ def rotated(draft, fold):
         draft.rotate_columns(reader, turn)
 
 
-def check(model, fold):
-    for change in (scaled, shifted, rotated):
+def check_scales(model, fold):
+    check(model, fold, scaled)
+
+
+def check(model, fold, *changes):
+    for change in changes or (scaled, shifted, rotated):
         assert difference(model, change, fold) <= 2e-6
     lacking = [replace(fold, sources=tuple(s for s in fold.sources if s != source)) for source in fold.sources]
     lacking += [replace(fold, readers=tuple(r for r in fold.readers if r != reader)) for reader in fold.readers[1:]]
@@ -105,6 +109,18 @@ def test_values_of_image_and_text_fold_together(joint):
     assert [len(fold.readers) for fold in both] == [2, 2, 1]  # the last block's text goes nowhere
     for fold in joint.folds():
         check(joint, fold)
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_joint_families_fold_values_and_modulations(family, tmp_path):
+    model = load(family, tmp_path)
+    read = {reader for fold in model.folds() for reader in fold.readers}
+    roles = {site.role for site in model.sites() if site.name in read}
+    assert roles >= {"qkv", "text_qkv", "attn_out", "text_out", "ffn_up", "text_up", "final"}
+    left = {site.role for site in model.sites() if site.block is not None and site.name not in read}
+    assert left <= {"ffn_down", "text_down", "adaln", "parallel_out"}
+    for fold in model.folds():
+        check(model, fold) if fold.mixing > 1 else check_scales(model, fold)
 
 
 class Wild(Scaling):

@@ -9,7 +9,7 @@ from helpers.pipelines import write_text_pipeline
 
 from qdit.errors import UserError
 from qdit.model.pixart import PixArt
-from qdit.model.t5 import load_t5
+from qdit.model.text_encoders import T5_ALONE, load_encoders
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def folder(whole, tmp_path):
 
 
 def saved_again(folder, **options):
-    network = load_t5(folder, torch.float32, CPU).text_encoder
+    network = load_encoders(folder, T5_ALONE, torch.float32, CPU).text_encoder
     (folder / "text_encoder" / "model.safetensors").unlink()
     network.save_pretrained(folder / "text_encoder", **options)
     return network.state_dict()
@@ -37,9 +37,11 @@ def saved_again(folder, **options):
 def test_variants_and_shards_are_read_like_one_plain_file(folder, options):
     expected = saved_again(folder, **options)
     assert (len(list((folder / "text_encoder").glob("*.safetensors"))) > 1) == ("max_shard_size" in options)
-    found = load_t5(folder, torch.float32, CPU).text_encoder.state_dict()
+    found = load_encoders(folder, T5_ALONE, torch.float32, CPU).text_encoder.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert {p.dtype for p in load_t5(folder, torch.bfloat16, CPU).text_encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_encoders(folder, T5_ALONE, torch.bfloat16, CPU).text_encoder.parameters()} == {
+        torch.bfloat16
+    }
 
 
 def pickled(folder):
@@ -71,11 +73,11 @@ def test_what_cannot_be_read_is_refused_by_name(folder, kind):
     damage, message = DAMAGE[kind]
     damage(folder)
     with pytest.raises(UserError, match=message):
-        load_t5(folder, torch.float32, CPU)
+        load_encoders(folder, T5_ALONE, torch.float32, CPU)
 
 
 def test_a_foreign_transformer_is_refused_before_a_prompt_is_encoded(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("qdit.model.text.load_t5", lambda *_: pytest.fail("the encoder is loaded"))
+    monkeypatch.setattr("qdit.model.text.load_encoders", lambda *_: pytest.fail("the encoder is loaded"))
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 9}))
     with pytest.raises(UserError, match="sample_size=9 is not a multiple of patch_size=2"):

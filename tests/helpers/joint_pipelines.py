@@ -1,0 +1,95 @@
+"""Random pipelines with joint attention of image and text: SD3, SD3.5-medium, FLUX.1 dev and schnell."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.pipelines import WORDS, liven, make_tokenizer, make_vae
+
+VOCABULARY = len(WORDS) + 3
+
+
+def write_joint_pipeline(folder: Path, family: str) -> Path:
+    """Write `sd3`, `sd35`, `flux_dev` or `flux_schnell`: two or three blocks, latents 4×8×8, 16 px, 10 words."""
+    import diffusers
+
+    torch.manual_seed(0)
+    flux = family.startswith("flux")
+    transformer = _flux(family) if flux else _sd3(family)
+    vae = make_vae((8, 8), 16, shift_factor=0.1)
+    encoders = _encoders(flux)
+    for seed, module in enumerate((transformer, vae, *encoders.values())):
+        liven(module, seed)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux_dev")
+    tokenizers = {name.replace("text_encoder", "tokenizer"): make_tokenizer(length=77) for name in encoders}
+    kind = diffusers.FluxPipeline if flux else diffusers.StableDiffusion3Pipeline
+    parts = {"transformer": transformer, "vae": vae, "scheduler": scheduler}
+    kind(**parts, **encoders, **tokenizers).save_pretrained(folder)
+    return folder
+
+
+def _sd3(family: str) -> Any:
+    from diffusers import SD3Transformer2DModel
+
+    dual = {"num_layers": 3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"} if family == "sd35" else {}
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=48,
+        pooled_projection_dim=40,
+        pos_embed_max_size=8,
+        **({"num_layers": 2} | dual),
+    )
+
+
+def _flux(family: str) -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        pooled_projection_dim=24,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=family == "flux_dev",
+    )
+
+
+def _encoders(flux: bool) -> dict[str, Any]:
+    if flux:
+        return {"text_encoder": _clip(24, projected=False), "text_encoder_2": _t5()}
+    return {"text_encoder": _clip(24), "text_encoder_2": _clip(16), "text_encoder_3": _t5()}
+
+
+def _clip(width: int, projected: bool = True) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=width,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def _t5() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    small = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
+    return T5EncoderModel(T5Config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **small)).eval()
