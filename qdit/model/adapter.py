@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-from qdit.model.checks import check_schedule
+from qdit.model.checks import SCHEDULERS, check_schedule
 from qdit.nn.clock import Clock
 
 FAMILIES = {
@@ -55,7 +55,7 @@ def completed(adapter: DiffusionModel, pipe: Any) -> DiffusionModel:
         UserError: the pipeline's scheduler does not say how the noise was in the training.
     """
     schedule = dict(pipe.scheduler.config) | {"_class_name": type(pipe.scheduler).__name__}
-    check_schedule(Path("pipe.scheduler"), schedule)
+    check_schedule(Path("pipe.scheduler"), schedule, getattr(adapter, "schedulers", SCHEDULERS))
     made: Any = copy(adapter)
     made.complete(pipe.vae, schedule)
     return moved(made)

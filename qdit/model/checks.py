@@ -148,14 +148,19 @@ def check_autoencoder(file: Path, config: Values) -> None:
     keys.finish()
 
 
-def check_schedule(file: Path, config: Values) -> None:
+def check_schedule(file: Path, config: Values, allowed: tuple[str, ...] = BETA_SCHEDULERS) -> None:
     """Check the noise schedule of the training; missing values are refused, because diffusers would assume defaults.
+
+    Args:
+        file: of the config.
+        config: its values.
+        allowed: the classes that a family's schedulers may have.
 
     Raises:
         UserError: another scheduler, or values that it cannot have.
     """
     keys = Keys(file, config)
-    if not keys.one_of("_class_name", SCHEDULERS):
+    if not keys.one_of("_class_name", allowed):
         keys.finish()  # its other keys mean something else
     keys.whole("num_train_timesteps", least=2, most=100_000)
     if config["_class_name"] in FLOW_SCHEDULERS:

@@ -9,7 +9,7 @@ two halves of that layer's input, and folds into them; image prompts; control ne
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,6 +80,12 @@ class LoadedFlux(LoadedJoint):
         with self.clock.showing(t):
             output = self.denoiser(packed(x.to(self.dtype)), timestep=t / 1000, **rows, **told, return_dict=False)[0]
         return unpacked(output, height)
+
+    @classmethod
+    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
+        """See `LoadedText`; the size is that of the pipeline, `default_sample_size`."""
+        side = facts.get("side") or getattr(pipe, "default_sample_size", 128)
+        return super().adapt(transformer, pipe, text_length, side=side)
 
     @classmethod
     def encoder_of(cls, pipe: Any, length: int) -> Encoder:

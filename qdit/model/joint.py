@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from qdit.model.base import Fold, Site, Source, readers_of_inputs
-from qdit.model.checks import Keys, unquantized
+from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized
 from qdit.model.conditions import Rows
 from qdit.model.text import LoadedText, TextModel
 from qdit.model.text_encoders import load_encoders
@@ -47,6 +47,8 @@ class StockEncoder:
 
 class LoadedJoint(LoadedText):
     """A network with joint attention; see `qdit.model.base.DiffusionModel`."""
+
+    schedulers = FLOW_SCHEDULERS
 
     def list_folds(self, sites: list[Site]) -> list[Fold]:
         """The values' folds, and those of modulations into what reads the modulated norms."""

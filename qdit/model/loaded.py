@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Fold, Guided, Site, Source
+from qdit.model.checks import BETA_SCHEDULERS
 from qdit.nn.clock import Clock
 
 FACTS = ("text_length", "side")
@@ -25,6 +26,8 @@ class Loaded(ABC):
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
 
     modality: str = "image"
+    schedulers: tuple[str, ...] = BETA_SCHEDULERS
+    """Classes that its scheduler may have."""
     guided: Guided = "one_call"
     told_guidance: float = 1.0
     guidance_word: str = "guidance_scale"

@@ -32,7 +32,9 @@ class LoadedSD3(LoadedJoint):
         config = denoiser.config
         x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, device="meta")
         text = torch.empty(1, CLIP_LENGTH + tokens, config.joint_attention_dim, device="meta")
-        return denoiser(x, text, torch.empty(1, config.pooled_projection_dim, device="meta"), torch.empty(1, device="meta"))
+        return denoiser(
+            x, text, torch.empty(1, config.pooled_projection_dim, device="meta"), torch.empty(1, device="meta")
+        )
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """See `Loaded`: the scheduler's own times, shifted once more than FLUX's."""

@@ -273,7 +273,7 @@ class TextModel(Checked, ABC):
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
-        check_schedule(root / "scheduler" / "scheduler_config.json", schedule)
+        check_schedule(root / "scheduler" / "scheduler_config.json", schedule, self.loaded.schedulers)
         return root, vae, schedule
 
     def check_config(self, file: Path, config: dict[str, Any]) -> None:
