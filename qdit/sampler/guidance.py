@@ -1,7 +1,7 @@
 """How a prediction is guided: not at all, by a null condition (arXiv 2207.12598), or by a scale that the network reads.
 
-Which of these a family's stock pipeline does, its adapter says (`guided` of `qdit.model.base.DiffusionModel`). With a null
-condition the prediction is null + scale (cond - null), and a learned variance is the conditional one. Whether both
+Which of these a family's stock pipeline does, its adapter says (`guided` of `qdit.model.base.DiffusionModel`). With a
+null condition the prediction is null + scale (cond - null), and a learned variance is the conditional one. Whether both
 halves go through the network in one call or one after the other matters to memory, and to rounding errors alone.
 
 Left out: what some pipelines do besides (a rescaled norm, a scale that changes over time), and a null condition beside
