@@ -23,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
 from qdit.assets import CONF
-from qdit.cli import design, refs, table
+from qdit.cli import design, refs, score, table
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
@@ -258,6 +258,8 @@ def test_command(line, reader, monkeypatch):
         assert design.main(arguments) == 0
     elif program == "qdit-refs":
         refs._parser().parse_args(arguments)
+    elif program == "qdit-score":
+        score._parser().parse_args(arguments)
     elif program == "make":
         run_make(arguments)
     else:

@@ -124,7 +124,9 @@ def survey(metrics: Iterable[Metric], samples: Samples, full_precision: Samples)
 
 def _check(pieces: Sequence[Piece]) -> None:
     """Refuse frames of another shape than full precision's."""
-    own, full = (pieces[0].frames, pieces[-1].frames)
+    own, full = pieces[0].frames, pieces[-1].frames
     if own.shape != full.shape:
         shapes = tuple(own.flatten(0, 1).shape), tuple(full.flatten(0, 1).shape)
         raise UserError(f"images {shapes[0]} cannot be paired with {shapes[1]} of full precision")
+    if pieces[0].last != pieces[-1].last:
+        raise UserError(f"clips cannot be paired: of {pieces[0].start + own.shape[1]} frames of one more are to come")

@@ -1,0 +1,228 @@
+"""qdit-score: judge a folder of images or clips that anything made, with qdit's metrics and error bars.
+
+    qdit-score made/ --against full/          pairs by file name: PSNR, SSIM ..., and distances
+    qdit-score made/ --against photos/        other names: distances of the two sets
+    qdit-score made/                          what needs no comparison
+    qdit-score clips/ --frames --against full_clips/ --prompts prompts.jsonl
+
+Clips are videos (with PyAV, of qdit[video]), GIFs, or with --frames subfolders of frames. A file of prompts has a
+caption a line, in the order of the names, or JSONL with `id` (the name, or the name before -0, -1 ...) and `prompt`;
+errors are then over prompts. Metrics are the options of qdit's `eval`; what cannot be computed is named.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdit.errors import UserError, from_problems
+
+if TYPE_CHECKING:
+    from qdit.eval.base import Metric, Result
+    from qdit.eval.folders import Folder
+    from qdit.eval.reference import Reference
+
+PAIRED = ("psnr", "ssim", "feature_distance_lite0", "fid_to_full_lite0", "kid_to_full_lite0")
+APART = ("fid_lite0", "kid_lite0", "precision_lite0", "recall_lite0")
+ALONE = ("is_lite0",)
+OF_CLIPS = ("temporal_flickering", "motion_energy", "motion_smoothness_blend", "subject_consistency_lite0")
+OF_CLIP_PAIRS = ("psnr_worst_frame", "temporal_difference_error")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one message and exit code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        _score(args)
+    except UserError as error:
+        print(f"qdit-score: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("qdit-score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="images or clips to judge")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="what they are compared with")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="captions: .txt, .jsonl or .csv")
+    parser.add_argument("--frames", action="store_true", help="each subfolder is a clip, of which it holds the frames")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="options of `eval`; default: what applies")
+    parser.add_argument("--device", default="cpu", help="of extractors; default: cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    return parser
+
+
+def _score(args: argparse.Namespace) -> None:
+    from qdit.eval.folders import Folder, paired
+    from qdit.eval.frames import survey
+
+    extractors: dict[str, Any] = {}
+    own = Folder.find(args.folder, extractors.__getitem__, args.frames)
+    other = Folder.find(args.against, extractors.__getitem__, args.frames) if args.against else None
+    pairs = other is not None and paired(own, other)
+    if args.prompts:
+        own.prompts, own.clusters = _prompts(args.prompts, own)
+    metrics = _metrics(args.metrics or _default(own.clips, other is not None, pairs))
+    left = _left_out(metrics, own, other, pairs)
+    if args.metrics and left:
+        raise from_problems([f"{name}: {why}" for name, why in left.items()], "this score")
+    metrics = {name: metric for name, metric in metrics.items() if name not in left}
+    for metric in metrics.values():
+        if metric.extractor and (network := metric.network()) is not None:
+            network.load(args.device)
+            extractors[metric.extractor] = network
+    # Samples of other names are no pairs: they are a data set, and a metric has no difference to them.
+    full = other if pairs and other is not None else own
+    survey(metrics.values(), own, full)
+    references: dict[str, Reference] = {}
+    found: dict[str, Result] = {}
+    for name, metric in metrics.items():
+        if metric.needs_reference and other is not None and metric.extractor not in references:
+            references[metric.extractor or ""] = _reference(other, metric.extractor or "")
+        found[name] = metric.compute(own, full, references.get(metric.extractor or ""))
+    print(_table(found, metrics, own, other, pairs))
+    for name, why in left.items():
+        print(f"{name} was not computed: {why}", file=sys.stderr)
+    if args.json:
+        from qdit.storage.atomic import write_json
+
+        write_json(args.json, _report(found, left, own, other))
+
+
+def _default(clips: bool, against: bool, pairs: bool) -> tuple[str, ...]:
+    """The metrics that fit what is there."""
+    if clips:
+        return (*(("psnr", "ssim", *OF_CLIP_PAIRS, "fid_to_full_lite0") if pairs else ()), *OF_CLIPS)
+    return PAIRED if pairs else APART if against else ALONE
+
+
+def _metrics(names: Sequence[str]) -> "dict[str, Metric]":
+    """Metrics by name, as the config group `eval` has them.
+
+    Raises:
+        UserError: an option is unknown.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from qdit.assets import CONF
+    from qdit.config import build, resolved
+
+    known = {path.stem for path in (CONF / "eval").glob("*.yaml")}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--metrics {' '.join(unknown)}: no such option; there are {', '.join(sorted(known))}")
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="qdit"):
+        config = resolved(compose("config", [f"eval=[{','.join(names)}]"]))
+    return {name: build(node) for name, node in config["eval"].items()}
+
+
+def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None", pairs: bool) -> dict[str, str]:
+    """What cannot be computed, and why."""
+    from qdit.eval.paired import SQNR, LatentMSE, WorstSQNR
+
+    found = {}
+    kind = "video" if own.clips else "image"
+    for name, metric in metrics.items():
+        problems = metric.preflight(own.n) + (metric.unreadable(own.prompts) if own.prompts else [])
+        if isinstance(metric, SQNR | LatentMSE | WorstSQNR):
+            problems.append("a folder has no latents")
+        if kind not in metric.modalities:
+            problems.append(f"it is for {' and '.join(metric.modalities)}s, and these are {kind}s")
+        if metric.paired and not pairs:
+            problems.append("it compares pairs; give --against, a folder with the same file names")
+        if metric.needs_reference and other is None:
+            problems.append("it compares with a set; give --against")
+        if problems:
+            found[name] = "; ".join(problems)
+    return found
+
+
+def _prompts(file: Path, own: "Folder") -> tuple[list[str], list[str]]:
+    """A prompt, and its id, for each sample.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the samples.
+    """
+    from qdit.dataset.prompts import read_captions
+
+    captions = read_captions(file, "--prompts")
+    by_id = {caption.id: caption for caption in captions}
+    names = own.names
+    chosen = [by_id.get(name) or by_id.get(name.rpartition("-")[0]) for name in names]
+    if all(found is None for found in chosen) and len(captions) == own.n:
+        chosen = list(captions)
+    if None in chosen:
+        lost = [name for name, found in zip(names, chosen, strict=True) if found is None]
+        raise UserError(
+            f"--prompts {file} has {len(captions)} captions and none for {lost[0]} ({len(lost)} of {own.n} samples); "
+            "give one a line for each sample in the order of their names, or JSONL with ids"
+        )
+    known = [found for found in chosen if found is not None]
+    return [each.text for each in known], [each.text for each in known]
+
+
+def _reference(folder: "Folder", extractor: str) -> "Reference":
+    """Statistics of a folder's images."""
+    from qdit.eval.reference import Reference
+    from qdit.eval.statistics import Moments
+
+    features = folder.features(extractor)
+    pooled, spatial = features["pooled"], features.get("spatial")
+    moments, of_spatial = Moments.of(pooled), Moments.of(spatial) if spatial is not None else None
+    return Reference(
+        name=folder.path.name,
+        extractor=extractor,
+        mu=moments.mean,
+        sigma=moments.covariance(),
+        mu_s=of_spatial.mean if of_spatial else None,
+        sigma_s=of_spatial.covariance() if of_spatial else None,
+        pooled=pooled,
+        n=folder.n,
+    )
+
+
+def _table(
+    found: "dict[str, Result]", metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None", pairs: bool
+) -> str:
+    """A row a metric: value and standard error, and the difference to the other folder."""
+    from dataclasses import asdict
+
+    from tabulate import tabulate
+
+    from qdit.eval.folders import said
+    from qdit.tables.quantity import metric_quantity, show
+
+    rows = []
+    for name, result in found.items():
+        shown = metrics[name].shown
+        quantity = metric_quantity(name, result.higher_is_better, asdict(shown) if shown else None)
+        delta = "" if result.delta is None else show(result.delta, result.delta_stderr, quantity)
+        rows.append([quantity.label, show(result.value, result.stderr, quantity), delta])
+    header = ["metric", own.path.name, f"Δ to {other.path.name}" if pairs and other else ""]
+    columns = 3 if any(row[2] for row in rows) else 2
+    align = ("left", "right", "right")[:columns]
+    grid = tabulate([row[:columns] for row in rows], header[:columns], "pipe", disable_numparse=True, colalign=align)
+    size = said(own.shape) if own.shape else "features alone"
+    against = "" if other is None else f", {'paired with' if pairs else 'against the set'} {other.path}"
+    clusters = next((result.clusters for result in found.values() if result.clusters), None)
+    over = f" over {clusters} prompts" if clusters else ""
+    return f"{grid}\n\n± is one standard error{over}. {own.n} samples of {size}{against}."
+
+
+def _report(found: "dict[str, Result]", left: dict[str, str], own: "Folder", other: "Folder | None") -> dict[str, Any]:
+    """The results as JSON: records of metrics as in result.json, and each sample's values."""
+    each = {
+        name: dict(zip(own.names, result.each.tolist(), strict=True))
+        for name, result in found.items()
+        if result.each is not None
+    }
+    return {
+        "folder": str(own.path),
+        "against": str(other.path) if other else None,
+        "metrics": {name: result.record() for name, result in found.items()},
+        "each": each,
+        "left_out": left,
+    }
+
+
+if __name__ == "__main__":
+    main()
