@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
-from qdit.model.checks import check_autoencoder, check_dit, check_schedule
+from qdit.model.checks import check_dit, check_schedule
 from qdit.model.derive import structure
-from qdit.model.files import check_class, load_module, locate, read_config
+from qdit.model.files import check_class, check_vae, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded, value_folds
+from qdit.model.outline import CONFIGS, autoencoder, has_weights, outline, schedule
 from qdit.model.weights import shapes
 
 _FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
@@ -86,6 +87,22 @@ class DiT:
         autoencoder = load_module(AutoencoderKL, vae, torch.float32)
         return LoadedDiT(denoiser.to(device), autoencoder.to(device), schedule, torch.device(device), dtype)
 
+    def outline(self, device: str | torch.device, dtype: torch.dtype) -> "LoadedDiT":
+        """The pipeline by its configs alone, of which the transformer's must be there: to be looked at, not run.
+
+        Raises:
+            UserError: a config is missing or foreign, or weights are there and do not fit to it.
+        """
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        root = locate(self.path, self.revision, "model.path", CONFIGS)
+        check_transformer(root)
+        denoiser = outline(DiTTransformer2DModel, root / "transformer", dtype)
+        vae = autoencoder(root / "vae") if self.vae_path is None else None
+        made = LoadedDiT(denoiser, None, None, torch.device(device), dtype)
+        made.complete(vae, schedule(root / "scheduler", LoadedDiT.schedulers))
+        return made
+
     def restore_original_details(self, denoiser: nn.Module) -> None:
         """Apply `timestep_frequencies` and `layer_norm_eps` in place."""
         for path, module in denoiser.named_modules():
@@ -108,7 +125,8 @@ def check_transformer(root: Path) -> None:
     if not legacy:
         check_class(folder, config, ("DiTTransformer2DModel",))
     check_dit(folder / "config.json", config)
-    check_size(folder, config)
+    if has_weights(folder):
+        check_size(folder, config)
 
 
 def check_size(folder: Path, config: dict[str, Any]) -> None:
@@ -128,17 +146,6 @@ def check_size(folder: Path, config: dict[str, Any]) -> None:
     else:
         return
     raise UserError(f"{folder}: config.json and the weights do not fit together: {reason}")
-
-
-def check_vae(folder: Path) -> None:
-    """Refuse a folder that does not hold an autoencoder, or not one that can be.
-
-    Raises:
-        UserError: naming the class found, or the values.
-    """
-    config = read_config(folder)
-    check_class(folder, config, ("AutoencoderKL",))
-    check_autoencoder(folder / "config.json", config)
 
 
 def locate_vae(path: str, revision: str | None) -> Path:

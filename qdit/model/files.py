@@ -14,6 +14,7 @@ from torch import nn
 from qdit import compat as compat  # before diffusers
 from qdit.assets import EMBEDDED
 from qdit.errors import UserError
+from qdit.model.checks import check_autoencoder
 from qdit.model.hub import is_id
 from qdit.model.weights import shapes, weight_files
 from qdit.storage.reading import read_json
@@ -103,6 +104,17 @@ def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]
         )
 
 
+def check_vae(folder: Path) -> None:
+    """Refuse a folder that does not hold an autoencoder, or not one that can be.
+
+    Raises:
+        UserError: naming the class found, or the values.
+    """
+    config = read_config(folder)
+    check_class(folder, config, ("AutoencoderKL",))
+    check_autoencoder(folder / "config.json", config)
+
+
 def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Load one diffusers module from a local folder: evaluation mode, no gradients, upcast or cast to `dtype`.
 
@@ -134,13 +146,9 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         chatter.setLevel(level)
     # diffusers only warns here, and leaves random weights or drops layers.
     missing = sorted(report["missing_keys"])
-    surplus = sorted(k for k in report["unexpected_keys"] if not k.endswith("pos_embed.pos_embed"))
-    if missing or surplus:
-        raise UserError(
-            f"{folder}: config.json and the weights do not fit together: {len(missing)} tensors missing "
-            f"({', '.join(missing[:3]) or 'none'}), {len(surplus)} not used ({', '.join(surplus[:3]) or 'none'})"
-            f"{_changed(surplus)}"
-        )
+    surplus = sorted(report["unexpected_keys"])
+    if text := misfit(missing, surplus):
+        raise UserError(f"{folder}: {text}")
     check_finite(module, folder, dtype)
     check_dtypes(module, folder, dtype)
     return module.eval().requires_grad_(False)
@@ -186,6 +194,18 @@ def check_dtypes(module: Any, folder: Path, dtype: torch.dtype, key: str = "dtyp
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def misfit(missing: list[str], surplus: list[str]) -> str:
+    """What is wrong with weights that lack tensors, or have more than a config asks for; empty if nothing is."""
+    surplus = [name for name in surplus if not name.endswith("pos_embed.pos_embed")]  # which diffusers makes itself
+    if not missing and not surplus:
+        return ""
+    return (
+        f"config.json and the weights do not fit together: {len(missing)} tensors missing "
+        f"({', '.join(missing[:3]) or 'none'}), {len(surplus)} not used ({', '.join(surplus[:3]) or 'none'})"
+        f"{_changed(surplus)}"
+    )
 
 
 def _changed(surplus: list[str]) -> str:

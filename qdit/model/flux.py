@@ -20,6 +20,7 @@ from qdit.errors import UserError
 from qdit.model.checks import Keys, number, whole
 from qdit.model.conditions import Encoder, Rows
 from qdit.model.joint import JointModel, LoadedJoint, StockEncoder, shifted
+from qdit.model.loaded import LATENT_SCALE
 
 PATCH = 2
 """Latents of a token, along a side."""
@@ -137,14 +138,14 @@ class Flux(JointModel):
         """See `TextModel`."""
         return f"{super().protocol()}|size={self.size}"
 
-    def facts(self, vae: nn.Module) -> dict[str, int]:
+    def facts(self, vae: nn.Module | None) -> dict[str, int]:
         """See `TextModel`.
 
         Raises:
             UserError: the size is not one of whole tokens.
         """
-        widths: Any = vae.config
-        pixels = PATCH * 2 ** (len(widths.block_out_channels) - 1)
+        config: Any = vae.config if vae is not None else None
+        pixels = PATCH * (2 ** (len(config.block_out_channels) - 1) if config is not None else LATENT_SCALE)
         if self.size < pixels or self.size % pixels:
             raise UserError(f"model.size={self.size}; allowed: multiples of {pixels} pixels, a token's")
         return {"side": PATCH * self.size // pixels}

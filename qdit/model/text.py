@@ -23,11 +23,12 @@ from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_denoiser, check_schedule
 from qdit.model.conditions import T5, Conditions, Encoder, conditions
 from qdit.model.derive import structure
-from qdit.model.dit import check_size, check_vae, locate_vae
+from qdit.model.dit import check_size, locate_vae
 from qdit.model.encoder import PARTS, conditions_folder, encoder_digest, remember
-from qdit.model.files import check_class, load_module, locate, read_config
+from qdit.model.files import check_class, check_vae, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
+from qdit.model.outline import CONFIGS, autoencoder, has_weights, outline, schedule
 from qdit.model.roles import Patterns
 from qdit.model.text_encoders import T5_ALONE, Kinds, check_parts, load_encoders
 from qdit.model.weights import ENCODER, count_parameters
@@ -203,9 +204,39 @@ class TextModel(Checked, ABC):
         parts = denoiser.to(device), vae.to(device), schedule, torch.device(device), dtype
         return self.loaded(*parts, table=table, text_length=self.text_length, **self.facts(vae))
 
-    def facts(self, vae: nn.Module) -> dict[str, int]:
+    def outline(self, device: str | torch.device, dtype: torch.dtype) -> LoadedText:
+        """The pipeline by its configs alone, of which the transformer's must be there: to be looked at, not run.
+
+        Raises:
+            UserError: a config is missing or foreign, or weights are there and do not fit to it.
+        """
+        import diffusers
+
+        root = locate(self.path, self.revision, "model.path", CONFIGS)
+        denoiser = outline(getattr(diffusers, self.transformer), self.checked_transformer(root), dtype)
+        vae = autoencoder(root / "vae") if self.vae_path is None else None
+        rest = schedule(root / "scheduler", self.loaded.schedulers), torch.device(device), dtype
+        made = self.loaded(denoiser, None, *rest, table=None, text_length=self.text_length, **self.facts(vae))
+        made.complete(vae, rest[0])
+        return made
+
+    def facts(self, vae: nn.Module | None) -> dict[str, int]:
         """What else the loaded form is told, beside the text's length (see `Loaded.facts`)."""
         return {}
+
+    def checked_transformer(self, root: Path) -> Path:
+        """The transformer's folder, whose config is one of the family.
+
+        Raises:
+            UserError: it is missing or foreign.
+        """
+        folder = root / "transformer"
+        config = read_config(folder)
+        check_class(folder, config, (self.transformer,))
+        self.check_config(folder / "config.json", config)
+        if has_weights(folder):
+            check_size(folder, config)
+        return folder
 
     def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
         """The parts of a pipeline that encode prompts, as attributes of its names.
@@ -266,10 +297,7 @@ class TextModel(Checked, ABC):
         folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
         wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
         root = locate(self.path, self.revision, "model.path", wanted)
-        config = read_config(root / "transformer")
-        check_class(root / "transformer", config, (self.transformer,))
-        self.check_config(root / "transformer" / "config.json", config)
-        check_size(root / "transformer", config)
+        self.checked_transformer(root)
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
         check_vae(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")

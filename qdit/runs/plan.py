@@ -93,11 +93,12 @@ def describe(config: dict[str, Any]) -> None:
 def memory_text(parts: Setup, loader: Any) -> str:
     """What must be in the device's memory for weights and conditions, stage by stage."""
 
-    def size(module: nn.Module | None) -> str:
-        return megabytes(0 if module is None else sum(weight.nbytes for weight in module.parameters()))
+    def size(module: nn.Module) -> str:
+        return megabytes(sum(weight.nbytes for weight in module.parameters()))
 
     decoder = getattr(parts.model, "autoencoder", None)
-    model = f"transformer {size(parts.model.denoiser)} in {text_of(parts.model.dtype)}, autoencoder {size(decoder)}"
+    rest = f"autoencoder {size(decoder)}" if decoder is not None else "autoencoder unknown, as its config is not here"
+    model = f"transformer {size(parts.model.denoiser)} in {text_of(parts.model.dtype)}, {rest}"
     if not isinstance(loader, TextModel) or not isinstance(parts.dataset, Prompts):
         return f"memory of weights: {model}"
     found = loader.encoder_bytes()

@@ -163,21 +163,26 @@ def plan(config: dict[str, Any]) -> Plan:
 def load_model(made: Plan, config: dict[str, Any]) -> DiffusionModel:
     """Load a model; one that reads prompts has them encoded first, and its encoder is freed before.
 
+    A dry run looks at the configs alone.
+
     Raises:
         UserError: the data set has no prompts for it, or classes where it has none; or see the adapter's `load`.
     """
     dtype, loader = getattr(torch, config["dtype"]), made.loader
+    look = config["dry"] and made.loaded is None and hasattr(loader, "outline")  # a checkpoint is compared with weights
     texts = made.dataset.texts if isinstance(made.dataset, Prompts) else None
     if not isinstance(loader, TextModel):
         if texts is not None:
             raise UserError(
                 f"model={loader.name} is conditioned on classes, and dataset={made.dataset.name} has prompts"
             )
-        return loader.load(made.device, dtype)
+        return loader.outline(made.device, dtype) if look else loader.load(made.device, dtype)
     if texts is None:
         raise UserError(
             f"model={loader.name} reads prompts, and dataset={made.dataset.name} has classes; use dataset=prompts"
         )
+    if look:
+        return loader.outline(made.device, dtype)
     table = None if config["dry"] else loader.encode(texts, Path(config["cache_dir"]), made.device)
     return loader.load(made.device, dtype, table)
 

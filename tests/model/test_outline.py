@@ -1,0 +1,80 @@
+"""Plans by configs alone: the sites of the loaded model, no memory; weights that do not fit are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.joint_pipelines import write_joint_pipeline
+from helpers.pipelines import write_pipeline, write_text_pipeline
+from safetensors.torch import load_file, save_file
+
+from qdit.errors import UserError
+from qdit.model.dit import DiT
+from qdit.model.flux import Flux
+from qdit.model.latte import Latte
+from qdit.model.sd3 import SD3
+
+MAKERS = {
+    "dit": (write_pipeline, lambda path: DiT(name="tiny", path=path)),
+    "latte": (lambda f: write_text_pipeline(f, "latte"), lambda path: Latte(name="tiny", path=path, text_length=12)),
+    "sd35": (lambda f: write_joint_pipeline(f, "sd35"), lambda path: SD3(name="tiny", path=path, text_length=12)),
+    "flux": (
+        lambda f: write_joint_pipeline(f, "flux_dev"),
+        lambda path: Flux(name="tiny", path=path, text_length=12, size=64),
+    ),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def option(request, tmp_path):
+    write, make = MAKERS[request.param]
+    return make(str(write(tmp_path / request.param)))
+
+
+def test_a_plan_sees_what_a_run_sees(option):
+    plan, real = option.outline("cpu", torch.bfloat16), option.load("cpu", torch.bfloat16)
+    assert plan.sites() == real.sites()
+    assert plan.attentions() == real.attentions()
+    assert plan.folds() == real.folds()
+    assert (plan.latent_shape, plan.image_size) == (real.latent_shape, real.image_size)
+    assert plan.scheduler_config() == real.scheduler_config()
+    assert all(weight.is_meta for weight in plan.denoiser.parameters())
+    sizes = [sum(weight.nbytes for weight in model.denoiser.parameters()) for model in (plan, real)]
+    assert sizes[0] == sizes[1]
+
+
+def test_the_transformers_config_is_enough(option, tmp_path):
+    if isinstance(option, Flux):
+        option.size = 256  # an unknown autoencoder is taken to divide by 8
+    expected, alone = option.outline("cpu", torch.float32), tmp_path / "alone"
+    (alone / "transformer").mkdir(parents=True)
+    shutil.copy(f"{option.path}/transformer/config.json", alone / "transformer")
+    option.path = str(alone)
+    found = option.outline("cpu", torch.float32)
+    assert [site.name for site in found.sites()] == [site.name for site in expected.sites()]
+    assert found.autoencoder is None
+    assert found.scheduler_config()["_class_name"] in type(found).schedulers
+
+
+def test_weights_that_do_not_fit_are_refused_by_their_headers(tmp_path):
+    folder = write_pipeline(tmp_path / "dit") / "transformer"
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"proj_out_2.bias": torch.zeros(5)}, file)
+    with pytest.raises(UserError, match=r"proj_out_2\.bias is \(5,\) in the weights, and the config asks for \(32,\)"):
+        DiT(name="x", path=str(folder.parent)).outline("cpu", torch.float32)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "proj_out_2.bias"}, file)
+    with pytest.raises(UserError, match=r"1 tensors missing \(proj_out_2\.bias\)"):
+        DiT(name="x", path=str(folder.parent)).outline("cpu", torch.float32)
+    file.rename(folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="a pickle, which can run code"):
+        DiT(name="x", path=str(folder.parent)).outline("cpu", torch.float32)
+
+
+def test_a_config_of_which_nothing_can_be_made_is_refused(tmp_path):
+    folder = write_joint_pipeline(tmp_path / "sd3", "sd3") / "transformer"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"qk_norm": "rms_norm", "attention_head_dim": 7}))
+    with pytest.raises(UserError):
+        SD3(name="x", path=str(folder.parent), text_length=12).outline("cpu", torch.float32)
