@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/qdit study=demo num_samples=64
 
 test: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2
 
 # A newer interpreter, if there is one, with the newest dependencies: every import, one run, one table.
 newest: .venv/.installed

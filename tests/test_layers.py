@@ -1,6 +1,7 @@
 """Imports of qdit go one way: a file imports from its own line of `LAYERS` and from those above, without circles."""
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def imports(name: str) -> list[tuple[str, int]]:
     return [(to, line) for to, line in found if to in MODULES and "qdit" not in (to, name)]  # __init__ is the API's
 
 
-EDGES = [(name, to, line) for name in MODULES for to, line in imports(name)]
+@cache
+def edges() -> list[tuple[str, str, int]]:
+    """Who imports whom, and in which line."""
+    return [(name, to, line) for name in MODULES for to, line in imports(name)]
 
 
 def room(name: str) -> str:
@@ -59,21 +63,21 @@ def room(name: str) -> str:
 
 def test_imports_follow_the_layers():
     assert {room(name) for name in MODULES if name != "qdit"} <= LEVEL.keys(), "give a new room its place in LAYERS"
-    against = [(name, to, line) for name, to, line in EDGES if LEVEL[room(to)] > LEVEL[room(name)]]
+    against = [(name, to, line) for name, to, line in edges() if LEVEL[room(to)] > LEVEL[room(name)]]
     assert not against, "\n".join(f"{MODULES[name]}:{line} imports {to}" for name, to, line in against)
 
 
 def test_no_circles_between_files_or_rooms():
     for short in (str, room):
         graph: dict[str, set[str]] = {}
-        for name, to, _ in EDGES:
+        for name, to, _ in edges():
             if short(name) != short(to):
                 graph.setdefault(short(name), set()).add(short(to))
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
             circle = error.args[1]
-            places = [f"{MODULES[n]}:{line}" for n, to, line in EDGES if {short(n), short(to)} <= set(circle)]
+            places = [f"{MODULES[n]}:{line}" for n, to, line in edges() if {short(n), short(to)} <= set(circle)]
             raise AssertionError(f"{' <- '.join(circle)}: {', '.join(places)}") from None
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
@@ -149,6 +149,9 @@ def values(config: DictConfig, group: str) -> dict[str, Any]:
 @cache
 def alone(group: str, option: str, folders: tuple[Path, ...]) -> tuple[dict[str, str], dict[str, Any]]:
     """The choices inside an option of one of the folders, and its values, as it comes."""
+    texts = [file.read_text("utf-8") for folder in folders if (file := folder / group / f"{option}.yaml").is_file()]
+    if texts and not re.search(r"^defaults:|@package", texts[0], re.MULTILINE):  # is what it says
+        return {}, flatten(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(texts[0]))))
     config = compose(f"{group}/{option}", return_hydra_config=True)
     return inside(config, group), values(config, group)
 

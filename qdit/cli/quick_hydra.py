@@ -1,4 +1,4 @@
-"""Hydra composes in about half of its time: a file is parsed once a process, and no table of choices is made for nobody.
+"""Hydra composes in about half of its time: a file is parsed once a process, and no table of choices is for nobody.
 
 A command composes twice, and a sweep twice for each of its runs, from some forty files. Hydra parses all of them each
 time, and after every file makes a table of the choices so far, for defaults such as `${dataset}_${model}`, whether a
@@ -6,8 +6,8 @@ file has some or not. What is composed stays the same. Imports no torch.
 """
 
 import os
+import pickle
 from collections.abc import Callable
-from copy import deepcopy
 from functools import cache, wraps
 from typing import Any
 
@@ -30,7 +30,7 @@ def quicken() -> None:
 
 def parsed_once(load: Load) -> Load:
     """Loads a file again only if it has changed on the disk; each caller has a copy of its own."""
-    kept: dict[tuple[str, str, str], tuple[tuple[int, int, int], ConfigResult]] = {}
+    kept: dict[tuple[str, str, str], tuple[tuple[int, int, int], bytes]] = {}
 
     @wraps(load)
     def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
@@ -40,8 +40,11 @@ def parsed_once(load: Load) -> Load:
             return load(self, config_path)  # which has a message for it
         state, key = (found.st_ino, found.st_mtime_ns, found.st_size), (self.provider, self.path, config_path)
         if key not in kept or kept[key][0] != state:
-            kept[key] = state, load(self, config_path)
-        return deepcopy(kept[key][1])
+            kept[key] = (
+                state,
+                pickle.dumps(load(self, config_path)),
+            )  # from which a copy takes a fifth of deepcopy's time
+        return pickle.loads(kept[key][1])
 
     return load_config
 

@@ -71,7 +71,7 @@ def write_pipeline(folder: Path) -> Path:
 WORDS = ["red", "blue", "cat", "dog", "on", "a", "table", "house", "sea", "moon"]
 
 
-def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8) -> Path:
+def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8, patch: int = 2) -> Path:
     """Write a pipeline of `pixart_alpha`, `pixart_sigma` or `latte`: 2 blocks, heads of width 8, 10 words."""
     import diffusers
     from transformers import T5Config, T5EncoderModel
@@ -80,7 +80,7 @@ def write_text_pipeline(folder: Path, family: str, heads: int = 3, size: int = 8
     shape = {
         "sample_size": size,
         "num_layers": 2,
-        "patch_size": 2,
+        "patch_size": patch,
         "attention_head_dim": 8,
         "num_attention_heads": heads,
     }

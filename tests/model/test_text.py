@@ -23,8 +23,8 @@ LENGTH = 12
 @pytest.fixture(scope="module", params=FAMILIES)
 def pipeline(request, tmp_path_factory):
     """A family's folder; read only. The stock pipeline tells α its resolution only where latents are 128 wide."""
-    size = 128 if request.param == "pixart_alpha" else 8
-    return write_text_pipeline(tmp_path_factory.mktemp(request.param) / request.param, request.param, size=size)
+    sizes = {"size": 128, "patch": 32} if request.param == "pixart_alpha" else {}  # as few tokens
+    return write_text_pipeline(tmp_path_factory.mktemp(request.param) / request.param, request.param, **sizes)
 
 
 def option(folder):

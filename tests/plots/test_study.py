@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers.fake_records import PROTOCOL, comparison, metric, record, write
+from matplotlib.figure import Figure
 from PIL import Image
 
 from qdit.cli.table import main
@@ -15,6 +16,12 @@ from qdit.tables import load_results, where
 def pixels(path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Figures are made, and their files are empty: drawing takes most of the time."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def test_every_figure_is_drawn(study_dir, tmp_path, capsys):
     assert set(captured.err.split()) == {str(tmp_path / name) for name in files}
 
 
-def test_figures_of_chosen_metrics(study_dir, tmp_path):
+def test_figures_of_chosen_metrics(study_dir, tmp_path, blank):
     files = draw(load_results(study_dir), tmp_path, ["ssim"])
     assert {path.name for path in files} == {
         *("ssim.png", "ssim-bits.png", "ssim-bytes.png", "ssim-bitops.png", "timesteps-w4a4.png", "samples-w4a4.png")
@@ -82,7 +89,7 @@ def test_a_row_of_samples_a_method_pixel_for_pixel(study_dir, tmp_path):
     assert len({column for _, column in found}) == 1
 
 
-def test_runs_without_images_or_curves_are_left_out(study_dir, tmp_path, capsys):
+def test_runs_without_images_or_curves_are_left_out(study_dir, tmp_path, capsys, blank):
     frame = where(load_results(study_dir), ["quantizer=rtn,q_dit", "bits=w4a8"])
     kept = {path: path.read_bytes() for path in study_dir.glob(f"s/q_dit-w4a8-*/{IMAGES}")}
     try:
