@@ -146,7 +146,7 @@ def test_the_name_of_bits_is_its_values():
     "group", ["weight", "activation", "calibration", "scope", "sampler", "bits", "dataset", "model"]
 )
 def test_options_of_a_group_have_the_same_keys(group):
-    own = {"range", "time", "mean", "deviation", "size"}  # of one option each; FLUX's size
+    own = {"range", "time", "mean", "deviation", "size", "dimensions"}  # of one option each; FLUX's size, VBench's
     keys: dict[str, set[frozenset[str]]] = {}
     for node in chosen(group).values():
         reads = "prompts" if {"text_length", "negative"} & node.keys() else "classes"  # a model, or its data

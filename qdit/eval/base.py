@@ -106,6 +106,10 @@ class Samples(Protocol):
         """Features of all samples by the named extractor."""
         ...
 
+    def texts(self, extractor: str) -> Float[Tensor, "n D"]:
+        """Features of each sample's prompt, by an extractor that reads text."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):

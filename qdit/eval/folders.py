@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.eval.base import Features, Piece
-from qdit.eval.pieces import FRAMES, Collected
+from qdit.eval.pieces import FRAMES, Collected, read_prompts
 from qdit.storage.arrays import read_image
 from qdit.storage.videos import FRAMES as SUFFIXES
 from qdit.storage.videos import frames_of, is_clip
@@ -156,6 +156,10 @@ class Folder:
         for _ in self.pieces([extractor]) if self.missing([extractor]) else ():
             pass
         return self._features[extractor]
+
+    def texts(self, extractor: str) -> Tensor:
+        """Features of each sample's prompt, [n, D]."""
+        return read_prompts(self.extract(extractor), self.prompts)
 
 
 def said(shape: Shape) -> str:

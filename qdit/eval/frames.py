@@ -19,6 +19,7 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.eval.base import Metric, Piece, Samples
 from qdit.eval.per_sample import PairedMetric, PerSample
+from qdit.eval.pieces import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,28 +70,31 @@ def _kept(samples: Samples, other: Samples) -> dict[FrameMetric, Tensor]:
 
 @dataclass
 class _Reading:
-    """One metric in the middle of a pass: frames that wait for their neighbours, and the values found so far."""
+    """One metric in the middle of a pass, and the values found so far."""
 
     metric: FrameMetric
-    waiting: tuple[Tensor, ...] = ()
     row: list[Tensor] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Ask the metric how many frames it reads together."""
+        self.windows = Windows(self.metric.window)
+
     def read(self, *pieces: Piece) -> None:
-        """Take the next frames of the samples, and of full precision's if the metric is paired."""
-        streams = tuple(piece.frames for piece in pieces)
-        if self.waiting:
-            streams = tuple(torch.cat(pair, 1) for pair in zip(self.waiting, streams, strict=True))
-        window, last = self.metric.window, pieces[0].last
-        if last if window is None else streams[0].shape[1] >= window:
-            self.row.append(self.metric.score(*streams))
-        keep = None if window is None else window - 1
-        self.waiting = () if keep == 0 else tuple(stream[:, -keep:] if keep else stream for stream in streams)
+        """Take the next frames of the samples, and of full precision's if the metric is paired.
+
+        Raises:
+            UserError: the clips are shorter than the window.
+        """
+        last = pieces[0].last
+        if (ready := self.windows.next(last, *(piece.frames for piece in pieces))) is not None:
+            self.row.append(self.metric.score(*ready))
         if last:
             if not self.row:
-                raise UserError(f"{type(self.metric).__name__} needs clips of {window} frames, these have fewer")
+                needed = self.metric.window
+                raise UserError(f"{type(self.metric).__name__} needs clips of {needed} frames, these have fewer")
             self.rows.append(torch.cat(self.row, 1))
-            self.row, self.waiting = [], ()
+            self.row = []
 
 
 def survey(metrics: Iterable[Metric], samples: Samples, full_precision: Samples) -> None:

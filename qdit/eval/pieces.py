@@ -3,12 +3,14 @@
 So an extractor sees images only, and the memory that a clip takes does not grow with its length.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.eval.base import Features, Piece
 
 FRAMES = 8
@@ -52,27 +54,68 @@ def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Iterator[Pie
 
 
 @dataclass
+class Windows:
+    """Hands on frames with those neighbours before them that a piece has not: `window - 1`, or, for None, all."""
+
+    window: int | None
+    waiting: tuple[Tensor, ...] = ()
+
+    def next(self, last: bool, *streams: Tensor) -> tuple[Tensor, ...] | None:
+        """The next frames [b, k, …] of each stream, with their neighbours; None where there are still too few."""
+        if self.waiting:
+            streams = tuple(torch.cat(pair, 1) for pair in zip(self.waiting, streams, strict=True))
+        keep = None if self.window is None else self.window - 1
+        ready = last if self.window is None else streams[0].shape[1] >= self.window
+        done = last or keep == 0
+        self.waiting = () if done else tuple(stream[:, -keep:] if keep else stream for stream in streams)
+        return streams if ready else None
+
+
+@dataclass
 class Collected:
-    """The features that an extractor finds of images, as their pieces come."""
+    """The features that an extractor finds, as pieces come: of images, or of an extractor's `window` of frames."""
 
     extract: Callable[[Tensor], Features]
     row: list[Features] = field(default_factory=list)
     rows: list[Features] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Ask the extractor how many frames it reads together."""
+        self.window: int | None = getattr(self.extract, "window", 1)
+        self.windows = Windows(self.window)
+
     def read(self, piece: Piece) -> None:
-        """Extract the next frames."""
-        b, k = piece.frames.shape[:2]
-        found = self.extract(piece.frames.flatten(0, 1))
-        self.row.append({name: values.unflatten(0, (b, k)) for name, values in found.items()})
+        """Extract the next frames.
+
+        Raises:
+            UserError: the clips are shorter than the window.
+        """
+        if (ready := self.windows.next(piece.last, piece.frames)) is not None:
+            self.row.append(self._found(ready[0]))
         if piece.last:
-            whole = {name: torch.cat([part[name] for part in self.row], 1) for name in found}
-            image = k == 1 and len(self.row) == 1
+            if not self.row:
+                raise UserError(f"clips of {piece.frames.shape[1]} frames are too short: {self.window} are needed")
+            whole = {name: torch.cat([part[name] for part in self.row], 1) for name in self.row[0]}
+            image = piece.frames.shape[1] == 1 and piece.start == 0
             self.rows.append({name: values[:, 0] if image else values for name, values in whole.items()})
             self.row = []
 
+    def _found(self, frames: Tensor) -> Features:
+        """Features of frames [b, k, …], as [b, values, …]."""
+        if self.window != 1:
+            return self.extract(frames)
+        found = self.extract(frames.flatten(0, 1))
+        return {name: values.unflatten(0, frames.shape[:2]) for name, values in found.items()}
+
     def finish(self) -> Features:
-        """Features by name: [n, D] of images, [n, T, D] of clips."""
+        """Features by name: [n, D] of images, [n, T, D] of clips, [n, T - 1] of steps."""
         return {name: torch.cat([part[name] for part in self.rows]) for name in self.rows[0]}
+
+
+def read_prompts(extract: Any, prompts: Sequence[str]) -> Tensor:
+    """Features [n, D] of prompts by an extractor that reads text, of which each is read once."""
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return extract.texts(list(order))[[order[prompt] for prompt in prompts]]
 
 
 def collected(extract: Callable[[Tensor], Features], pieces: Iterable[Piece]) -> Features:

@@ -5,7 +5,7 @@ every metric is reported beforehand, in one message.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def prepare(
     dataset: str,
     cache_dir: Path,
     image_size: int | None = None,
+    prompts: Sequence[str] = (),
     group: str = "eval",
 ) -> Prepared:
     """Find weights and references for these metrics.
@@ -47,6 +48,7 @@ def prepare(
         dataset: name of the data set whose reference is wanted.
         cache_dir: where `qdit-refs` keeps references.
         image_size: pixels along a side of the images; None leaves it unchecked.
+        prompts: those that will be sampled; none for classes, or leaves them unchecked.
         group: the config group that the metrics stand in, for messages.
 
     Raises:
@@ -58,6 +60,7 @@ def prepare(
         found = _gather(metric, prepared, dataset, cache_dir)
         found += _sized(metric, prepared, dataset, image_size)
         found += metric.preflight(n, prepared.reference_of(metric), image_size)
+        found += metric.unreadable(prompts) if prompts else []
         for problem in dict.fromkeys(found):
             problems.setdefault(problem, []).append(name)
     if problems:

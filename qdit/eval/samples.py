@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.eval.base import Piece
-from qdit.eval.pieces import Collected, collected, decoded
+from qdit.eval.pieces import Collected, collected, decoded, read_prompts
 from qdit.storage.locks import exclusive
 from qdit.storage.seal import TENSORS_DIGEST, tensors_about
 from qdit.storage.shelf import Shelf, Stamp, without_execution
@@ -156,6 +156,10 @@ class SampleSet:
             chunks.append(self._stored(_features(extractor), number, make))
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
 
+    def texts(self, extractor: str) -> Tensor:
+        """Features of each sample's prompt, [n, D]."""
+        return read_prompts(self.extract(extractor), self.prompts)
+
 
 def no_extractor(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
     """The extractors of samples that only paired metrics are to see.
@@ -208,6 +212,10 @@ class Drawn:
         for _ in self.pieces(self.missing([extractor])) if self.missing([extractor]) else ():
             pass
         return self._features[extractor]
+
+    def texts(self, extractor: str) -> Tensor:
+        """Features of each sample's prompt, [n, D]."""
+        return read_prompts(self.extract(extractor), self.prompts)
 
 
 def _features(extractor: str) -> str:

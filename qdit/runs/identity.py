@@ -20,14 +20,21 @@ from qdit.storage.digest import content_digest, digest, sha256
 from qdit.storage.names import component
 from qdit.storage.run_folder import RunDir
 from qdit.storage.walk import files_below
+from qdit.storage.weights import weight_file
 
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 FINDING = ("weights", "allow_download")
 """Keys of a metric that say how a file is found; which file it must be, the extractor's name says and checks."""
-WITHOUT_REFERENCE = ("qdit.eval.distribution.InceptionScore", "qdit.eval.video.", "qdit.eval.to_full.")
-WITHOUT_REFERENCE += ("qdit.dataset.scores.", "qdit.eval.text.")
+WITHOUT_REFERENCE = (
+    "qdit.eval.distribution.InceptionScore",
+    "qdit.eval.video.",
+    "qdit.eval.to_full.",
+    "qdit.eval.text.",
+    "qdit.eval.flow.",
+    "qdit.dataset.scores.",
+)
 """Metrics, and modules of metrics, with an extractor that read no reference."""
 
 
@@ -89,7 +96,12 @@ def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
     if (extractor := node.get("extractor")) and not str(node.get("_target_")).startswith(WITHOUT_REFERENCE):
         found = next((place for place in places(dataset, extractor, cache_dir) if place.is_file()), None)
         content = sha256(found) if found else None
-    return digest({"metric": {k: v for k, v in node.items() if k not in FINDING}, "reference": content})
+    about = {"metric": {k: v for k, v in node.items() if k not in FINDING}, "reference": content}
+    # A file that the user brings may be any, of which only its digest tells.
+    file = weight_file(extractor) if extractor else None
+    if file is not None and (brought := file.find(node.get("weights"))) is not None:
+        about["weights"] = sha256(brought) if brought.is_file() else content_digest(files_below(brought), brought)
+    return digest(about)
 
 
 def search_settings(search: dict[str, Any], dataset: str, cache_dir: Path) -> dict[str, Any]:

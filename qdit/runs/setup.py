@@ -154,7 +154,8 @@ def plan(config: dict[str, Any]) -> Plan:
     if not config["dry"]:
         cache_dir = Path(config["cache_dir"])
         about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
-        prepared = prepare(metrics, n=config["num_samples"], **about)
+        texts = [caption.text for caption in dataset.captions] if isinstance(dataset, Prompts) else []
+        prepared = prepare(metrics, n=config["num_samples"], prompts=texts, **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
@@ -212,9 +213,6 @@ def assemble(config: dict[str, Any]) -> Setup:
         for name, m in measures.items()
         if model.modality not in m.modalities
     ]
-    if isinstance(dataset, Prompts):
-        texts = [caption.text for caption in dataset.captions]
-        problems += [f"{name}: {each}" for name, m in measures.items() for each in m.unreadable(texts)]
     if recipe is not None:
         problems += recipe.problems(model.sites())
         problems += recipe.correction.problems(model) if recipe.correction is not None else []

@@ -1,18 +1,25 @@
 """Feature extractors by name; the name is part of every metric's name, and `fid` means `inception` and nothing else."""
 
 from qdit.errors import UserError
+from qdit.eval.extractor import clip
 from qdit.eval.extractor.common import FeatureExtractor
+from qdit.eval.extractor.dino import DINO
+from qdit.eval.extractor.i3d import I3D
 from qdit.eval.extractor.inception import Inception
 from qdit.eval.extractor.lite0 import Lite0
+from qdit.eval.extractor.musiq import MUSIQ
+from qdit.eval.extractor.raft import RAFT
 
+OF_CLIP = (clip.CLIPB32, clip.CLIPL14, clip.CLIPB32InVBench, clip.CLIPL14InVBench, clip.CLIPB32InEvalCrafter)
 EXTRACTORS: dict[str, type[FeatureExtractor]] = {"lite0": Lite0, "inception": Inception}
+EXTRACTORS |= {each.name: each for each in (DINO, *OF_CLIP, RAFT, MUSIQ, I3D)}
 
 
 def make_extractor(name: str, weights: str | None = None, allow_download: bool = False) -> FeatureExtractor:
     """An extractor that is not loaded yet.
 
     Args:
-        name: `lite0` or `inception`.
+        name: of `EXTRACTORS`.
         weights: path of the weight file; None searches the usual places.
         allow_download: whether `load` may fetch a missing file.
 

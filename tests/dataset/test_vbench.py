@@ -1,0 +1,52 @@
+"""VBench's suite is the user's copy, and is recognised by its counts."""
+
+import json
+
+import pytest
+
+from qdit.dataset.vbench import COUNTS, DISTINCT, ENTRIES, VBenchPrompts, read_suite
+from qdit.errors import UserError
+
+SHARED = {"subject_consistency": ("motion_smoothness", "dynamic_degree"), "scene": ("background_consistency",)}
+SHARED |= {"overall_consistency": ("aesthetic_quality", "imaging_quality")}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """A stand-in with the suite's counts: two prompts are in two entries."""
+    entries = []
+    for name, count in COUNTS.items():
+        if name not in {other for others in SHARED.values() for other in others}:
+            dimensions = [name, *SHARED.get(name, ())]
+            entries += [{"prompt_en": f"{name} {number}", "dimension": dimensions} for number in range(count)]
+    entries[-1]["prompt_en"], entries[-2]["prompt_en"] = entries[0]["prompt_en"], entries[1]["prompt_en"]
+    file = tmp_path / "VBench_full_info.json"
+    file.write_text(json.dumps(entries))
+    assert (len(entries), len({entry["prompt_en"] for entry in entries})) == (ENTRIES, DISTINCT)
+    return file
+
+
+def prompts(file, *dimensions) -> VBenchPrompts:
+    return VBenchPrompts(name="v", file=str(file), dimensions=list(dimensions), image_size=None, reference="v")
+
+
+def test_the_prompts_of_some_dimensions(suite):
+    assert len(prompts(suite).captions) == DISTINCT
+    assert len(prompts(suite, "dynamic_degree").captions) == 72
+    eight = prompts(suite, "subject_consistency", "scene", "overall_consistency")
+    assert len(eight.captions) == 72 + 86 + 93
+    assert eight.labels([0, 251, 252], 0).tolist() == [0, 0, 1]
+
+
+def test_other_files_are_refused(suite, tmp_path):
+    with pytest.raises(UserError, match=r"dataset.dimensions: beauty is none of"):
+        prompts(suite, "beauty")
+    short = json.loads(suite.read_text())[:-1]
+    suite.write_text(json.dumps(short))
+    with pytest.raises(UserError, match=r"has 945 entries of 944 prompts, VBench has 946 of 944 \(\w+ \d+ for \d+\)"):
+        read_suite(suite)
+    suite.write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is no list of VBench's entries"):
+        read_suite(suite)
+    with pytest.raises(UserError, match="does not exist; get VBench_full_info.json from"):
+        read_suite(tmp_path / "nothing.json")
