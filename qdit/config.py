@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit import checked
 from qdit.errors import UserError, from_problems
+from qdit.quant import named
 from qdit.storage import names
 
 COMPONENTS = (
@@ -122,8 +123,8 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _bit_problems(bits: dict[str, Any]) -> list[str]:
-    found = checked.problems({"weight": checked.Bits, "activation": checked.Bits}, bits, "bits")
-    label = f"w{bits['weight']}a{bits['activation']}"
+    found = checked.problems({"weight": checked.Bits, "activation": checked.Bits}, bits, "bits") or named.problems(bits)
+    label = "" if found else named.label(bits)
     if not found and bits["name"] != label:
         # Tables are wrong when a name and its values disagree, so the name is derived, never trusted.
         found.append(f"bits.name={bits['name']!r} but the values say {label!r}; set bits.name={label} too")

@@ -1,13 +1,15 @@
 """The cost ledger: effective bits, bytes and BitOps of a policy with everything counted.
 
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
-counts them. Storage: codes at their bits; for each row (of `qdit.quant.spec`) a 16-bit scale and, where the grid is
-asymmetric, a zero point of as many bits as a code; everything else at 16 bits. A weight whose bits or basis change over
+counts them. Storage: codes at their bits; for each row (of `qdit.quant.spec`) a scale of as many bits as it is kept in
+(16; 8 in MX formats and NVFP4, which has a float32 a tensor, too) and, where the grid is asymmetric, a zero point of as
+many bits as a code; everything else at 16 bits. A weight whose bits or basis change over
 time is counted once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of both
 factors: weight and input, queries and keys, probabilities and values (dequantization is not counted). What a transform
 does at run time is counted in both: factors and branches at 16 bits per value, signs at one bit, and its
 multiplications and additions, each as a multiply-accumulate of 16 x 16 bits. A low-rank branch is part of its layer's
-weight, and counts in its mean bits.
+weight, and counts in its mean bits. Bits of inputs are a mean over the multiply-accumulates of all linear layers: an
+input's own with its scales, 16 where it is not quantized, and 16 for what a branch multiplies.
 """
 
 from collections.abc import Sequence
@@ -74,6 +76,8 @@ class Ledger:
     """Mean bits of the codes of quantized weights that a sampling step uses; None if there are none."""
     weight_bits_model: float
     """Mean stored bits a parameter over the whole denoiser."""
+    input_bits: float | None
+    """Mean bits of an input, with scales and branches, over the multiply-accumulates of linear layers; None without."""
     model_bytes: int
     """Stored size of the denoiser."""
     bops: float
@@ -91,6 +95,24 @@ def attention_products(attention: Attention, policy: Policy) -> tuple[int, int]:
     none = LayerSpec(weight=None, activation=None)
     bits = {operand: policy.get(site, none).activation_bits for operand, site in attention.sites.items()}
     return attention.macs * bits["q"] * bits["k"], attention.macs * bits["probs"] * bits["v"]
+
+
+def input_bits(site: Site, spec: QuantSpec | None) -> float:
+    """Bits of a value of a site's input, with its share of its row's scale and zero point."""
+    if spec is None:
+        return FULL_BITS
+    values = site.tokens * site.in_features
+    length = values if spec.granularity == "tensor" else spec.row_length(site.in_features, values)
+    return spec.bits + (row_bits(spec) / length if spec.dynamic else 0)
+
+
+def mean_input_bits(sites: Sequence[Site], policy: Policy, run_time: Sequence[RunTime]) -> float | None:
+    """Mean bits of the inputs of linear layers over their multiply-accumulates, those of branches included."""
+    none = LayerSpec(weight=None, activation=None)
+    shares = [(site.macs, input_bits(site, policy.get(site.name, none).activation)) for site in sites]
+    shares += [(left.site.tokens * left.operations, FULL_BITS) for left in run_time if left.weight_bits]
+    total = sum(macs for macs, _ in shares)
+    return sum(macs * bits for macs, bits in shares) / total if total else None
 
 
 def ledger(
@@ -133,6 +155,7 @@ def ledger(
         weight_bits_quantized=(quantized_bits + branches) / quantized_numel if quantized_numel else None,
         weight_bits_used=used_bits / quantized_numel if quantized_numel else None,
         weight_bits_model=total / parameters,
+        input_bits=mean_input_bits(sites, policy, run_time),
         model_bytes=total // 8,
         bops=bops + changing,
         quantized_share=quantized_numel / parameters,

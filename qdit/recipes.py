@@ -70,7 +70,8 @@ class Recipe(Scheme):
         """The specs of a site with a role, where others have those of `layer`."""
         part = self.activation
         bases = self.transform.bases(role) if self.transform is not None else 1
-        return replace(layer, activation=part.regions.at(role, layer.activation, part.time), bases=bases)
+        weight, activation = self.weight.at(role, layer.weight), part.regions.at(role, layer.activation, part.time)
+        return replace(layer, weight=weight, activation=activation, bases=bases)
 
     def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
         """`policy` with the quantized operands of the model's attentions as further sites."""

@@ -1,13 +1,16 @@
 """The comparison that is shipped: complete, under one protocol, and what the documents show of it."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from qdit.assets import CONF
 from qdit.cli import table
 from qdit.tables import load_results
 
 ROOT = CONF.parent
-RECIPES = {path.stem for path in (CONF / "quantizer").glob("*.yaml")} - {"fp", "load"}
+GRID = OmegaConf.load(CONF / "grid" / "methods.yaml")
+RECIPES = set(GRID.hydra.sweeper.params.quantizer.split(","))
+"""Of the comparison; tests/test_grid_methods.py says which others there are."""
 DOCUMENTS = [ROOT / "README.md", ROOT / "experiments/comparison/README.md"]
 
 

@@ -1,6 +1,8 @@
 """Quantization of attention operands: queries, keys, values and probabilities (`conf/attention/`)."""
 
+from qdit.attention.dynamic import DynamicAttention
 from qdit.attention.probabilities import (
+    FloatProbabilities,
     LogSqrt2Probabilities,
     ReleasedSumProbabilities,
     TwoRegionProbabilities,
@@ -10,6 +12,8 @@ from qdit.attention.static import StaticAttention
 from qdit.attention.uniform import UniformAttention
 
 __all__ = [
+    "DynamicAttention",
+    "FloatProbabilities",
     "LogSqrt2Probabilities",
     "ReleasedSumProbabilities",
     "StaticAttention",

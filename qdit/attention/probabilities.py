@@ -15,10 +15,12 @@ from torch import Tensor
 
 from qdit.checked import Checked, Count, UpperShare
 from qdit.quant.affine import SMALLEST_SCALE, affine
-from qdit.quant.books import Book, LogSqrt2, Uniform
+from qdit.quant.books import Book, LogSqrt2, Scaled, Uniform
+from qdit.quant.grid import covering
+from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range, outer_quantiles
 from qdit.quant.regions import ReleasedSum, Top, TwoRegion
-from qdit.quant.spec import CodeBook, Grid, QuantSpec
+from qdit.quant.spec import CodeBook, GridName, QuantSpec
 
 Candidate = Literal["two_region", "uniform"]
 
@@ -31,7 +33,7 @@ class Probabilities(ABC):
         bits: of the probabilities; None for those of inputs.
     """
 
-    grid: ClassVar[Grid | CodeBook]
+    grid: ClassVar[GridName | CodeBook]
     """In the policy."""
     bits: int | None = None
 
@@ -72,6 +74,27 @@ class UnsignedProbabilities(Probabilities):
         """See `Probabilities`: the one of the rule."""
         grid = affine(*self.range(values.reshape(1, -1), spec), spec)
         return [(grid.scale.item(), grid.zero_point.item())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatProbabilities(Probabilities):
+    """The usual floating-point format of the bits (`qdit.quant.named.FLOAT`), whose largest level is the range's end.
+
+    Args:
+        range: finds that end.
+    """
+
+    grid = "float"
+    range: Range
+
+    def book(self, bits: int) -> Book:
+        """See `Probabilities`."""
+        return Scaled(bits, at_bits("float", bits))
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`: the one of the rule."""
+        rows = values.reshape(1, -1)
+        return [(covering(rows, *self.range(rows, spec), spec).scale.item(),)]
 
 
 @dataclass(frozen=True, kw_only=True)

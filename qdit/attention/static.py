@@ -6,20 +6,21 @@ by group of timesteps where the activations' option has groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
-from qdit.attention.probabilities import Probabilities
+from qdit.attention.probabilities import FloatProbabilities, Probabilities, UnsignedProbabilities
 from qdit.checked import Checked
+from qdit.errors import UserError
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import quantizer_of, static_quantizer
 from qdit.quant.grid import covering
-from qdit.quant.named import at_bits
+from qdit.quant.named import NAMED, at_bits
 from qdit.quant.ranges import Range
 from qdit.quant.spec import IDENTITY_BITS, GridName, QuantSpec
 from qdit.quant.time_groups import Groups
@@ -70,6 +71,21 @@ class StaticAttention(Checked):
         """See `AttentionPart`; nothing is quantized where inputs are not (16 bits)."""
         made = {o: self.spec(o, bits, time.count(o)) for o in self.operands} if bits < IDENTITY_BITS else {}
         return {operand: spec for operand, spec in made.items() if not spec.is_identity}
+
+    def in_format(self, name: str) -> "StaticAttention":
+        """The same in a named format without blocks (`qdit.quant.named`); probabilities have the range that they have.
+
+        Raises:
+            UserError: probabilities have a code-book of their own.
+        """
+        own = self.probabilities
+        if not isinstance(own, UnsignedProbabilities | FloatProbabilities):
+            raise UserError(
+                f"bits.activation_format={name}: {type(own).__name__} are a code-book of their own; use "
+                "attention/probabilities=float"
+            )
+        probabilities = FloatProbabilities(bits=own.bits, range=own.range)
+        return replace(self, grid=NAMED[name].grid, probabilities=probabilities)  # type: ignore[arg-type]
 
     def quantizer(
         self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock

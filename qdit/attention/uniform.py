@@ -60,6 +60,10 @@ class UniformAttention:
         """See `AttentionPart`."""
         return self.static.specs(bits, time)
 
+    def in_format(self, name: str) -> StaticAttention:
+        """See `StaticAttention`."""
+        return self.static.in_format(name)
+
     def quantizer(
         self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
     ) -> nn.Module:

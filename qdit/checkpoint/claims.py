@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from qdit.quant.named import at_bits, owned
+
 Node = Any
 """A value as `qdit.checkpoint.serialize` writes it."""
 _BOOK = "book"
@@ -120,9 +122,13 @@ def _labels(config: dict[str, Any], layers: dict[str, Any], model: dict[str, Any
         found.append(f"its config says bits.weight={label}, and its weights have {', '.join(map(str, sorted(bits)))}")
     grid = config.get("weight", {})
     if not searched and grid.get("_target_") == "qdit.weight.WeightGrid":
-        for key in ("granularity", "group_size", "grid"):
-            held = {spec.get(key) for spec in specs if spec is not None} - {grid.get(key)}
-            found += [f"its config says weight.{key}={grid.get(key)}, and it has {each}" for each in held]
+        own, others = owned(grid, config["bits"].get("weight_format")), set((grid.get("by_role") or {}).values())
+        own["grid"] = at_bits(own["grid"], label)
+        for key, value in own.items():
+            held = (
+                {spec.get(key) for spec in specs if spec is not None} - {value} - (others if key == "grid" else set())
+            )
+            found += [f"its config says weight.{key}={value}, and it has {each}" for each in held]
     if not config["scope"]["roles"] and not config["scope"]["include"]:
         found.append("its config says that nothing is quantized")
     for key, node in {"correction": model["others"]["correction"], "transform": _transform(model)}.items():

@@ -16,7 +16,7 @@ from qdit.tables.compare import compare, is_comparison
 from qdit.tables.expect import differences
 from qdit.tables.records import load_results
 from qdit.tables.render import FORMATS, render, to_csv
-from qdit.tables.select import where
+from qdit.tables.select import at_bits, where
 from qdit.tables.summary import Summary, summarise
 from qdit.tables.table import Table, build_table
 
@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   qdit-table --study table1 --cols bits --metrics sqnr fid_lite0
   qdit-table --where bits=w4a8 quantizer=rtn,q_dit --metrics all --format latex --out table.tex
   qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
+  qdit-table --at-bits 4.4:4.6                            what costs alike: bits a weight with scales and branches
   qdit-table --study methods --figures figures --at w4a8  its figures, too
   qdit-table --write README.md                            again, the tables that it asks for between lines such as
                                                           <!-- qdit-table: --study methods --> and <!-- /qdit-table -->
@@ -69,7 +70,8 @@ def _part(words: str) -> str:
 
 
 def _frame(options: argparse.Namespace) -> pd.DataFrame:
-    return where(load_results(options.runs_dir, options.study), options.where)
+    frame = where(load_results(options.runs_dir, options.study), options.where)
+    return frame if options.at_bits is None else at_bits(frame, options.at_bits)
 
 
 def _summary(frame: pd.DataFrame, options: argparse.Namespace) -> Summary:
@@ -112,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cols", metavar="KEY", help="spread this key over the columns, e.g. bits")
     parser.add_argument("--metrics", nargs="+", metavar="M", help="metrics, <metric>_delta, ledger columns, or all")
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")
+    parser.add_argument(
+        "--at-bits", metavar="LOW:HIGH", help="keep what costs alike: effective bits of quantized weights"
+    )
     parser.add_argument("--seeds", choices=("mean", "all"), default="mean", help="average the seeds, or a row each")
     parser.add_argument("--format", choices=[*FORMATS, "csv"], default="markdown")
     parser.add_argument("--mix-protocols", action="store_true", help="show several protocols, each labelled")

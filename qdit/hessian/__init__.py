@@ -1,6 +1,6 @@
 """Hessian-guided ranges (TQ-DiT, PTQ4ViT): of least output error, weighted by its effect on the network's output."""
 
 from qdit.hessian.rule import Hessian
-from qdit.hessian.target import DiffusionLoss, LegacyKL, Probe, Target
+from qdit.hessian.target import DiffusionLoss, LegacyKL, Probe, Target, Unweighted
 
-__all__ = ["DiffusionLoss", "Hessian", "LegacyKL", "Probe", "Target"]
+__all__ = ["DiffusionLoss", "Hessian", "LegacyKL", "Probe", "Target", "Unweighted"]

@@ -143,6 +143,19 @@ class LegacyKL:
             yield torch.autograd.grad(loss, leaf)[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unweighted:
+    """No target: errors of all outputs count alike, as in AWQ's search for clipped ranges (arXiv 2306.00978)."""
+
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """See `Target`."""
+        return data
+
+    def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
+        """See `Target`: there are none."""
+        yield from ()
+
+
 @dataclass(frozen=True)
 class Importance:
     """The mean squared gradient of an output, on the CPU; of an attention's output by head."""
@@ -171,6 +184,8 @@ def output_importances(
         seed: of its random streams.
         attentions: whose products probs v, all heads side by side, count as well.
     """
+    if isinstance(target, Unweighted):
+        return _even(len(data.x), sites, attentions)
     layers = {site.name: model.denoiser.get_submodule(site.name) for site in sites}
     found = {name: _Squares(images=patch_size(layer) is not None) for name, layer in layers.items()}
     found |= {attention.name: _Squares(heads=attention.heads) for attention in attentions}
@@ -188,6 +203,15 @@ def output_importances(
                     squares.add(gradient, n, len(slopes))
         first += len(x)
     return {name: squares.value() for name, squares in found.items()}
+
+
+def _even(points: int, sites: Sequence[Site], attentions: Sequence[Attention]) -> dict[str, Importance]:
+    """The importance that weighs nothing."""
+    found = {s.name: Importance(torch.ones(points, s.tokens), torch.ones(s.out_features)) for s in sites}
+    for a in attentions:
+        rows = torch.ones(points * a.copies, a.heads, a.tokens)
+        found[a.name] = Importance(rows, torch.ones(a.heads, a.head_dim))
+    return found
 
 
 def points_at_once(model: DiffusionModel) -> int:

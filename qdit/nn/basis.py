@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Integer
 from torch import Tensor, nn
 
-from qdit.quant.hadamard import rotate
+from qdit.quant.hadamard import permuted, regular, rotate
 
 
 class _ByChannel(nn.Module):
@@ -57,6 +57,43 @@ class Rotation(nn.Module):
     def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
         """Same shape and dtype as `x`."""
         return rotate(x.float() if x.dtype != torch.float64 else x, self.signs, self.block).to(x.dtype)
+
+
+class Permuted(nn.Module):
+    """Permute the channels of an input [..., channels], then rotate blocks of them, at run time, in float32.
+
+    Args:
+        order: the channel that comes to each place.
+        signs: ±1, [channels], of the places.
+    """
+
+    order: Tensor
+    signs: Tensor
+
+    def __init__(self, order: Integer[Tensor, " channels"], signs: Int8[Tensor, " channels"]) -> None:
+        super().__init__()
+        self.register_buffer("order", order.int())
+        self.register_buffer("signs", signs)
+
+    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
+        """Same shape and dtype as `x`."""
+        return permuted(x.float() if x.dtype != torch.float64 else x, self.order, self.signs).to(x.dtype)
+
+
+class Regular(nn.Module):
+    """Rotate blocks of an input [..., channels] by regular Hadamard matrices at run time, in float32.
+
+    Args:
+        block: channels that are mixed together.
+    """
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
+        """Same shape and dtype as `x`."""
+        return regular(x.float() if x.dtype != torch.float64 else x, self.block).to(x.dtype)
 
 
 class Branch(nn.Module):

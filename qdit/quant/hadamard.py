@@ -19,7 +19,7 @@ Left out: half precision inside (16-bit butterflies were seen to flicker in vide
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Integer
 from torch import Tensor
 
 LARGEST_BASE = 256  # beyond it the small matrix is not small
@@ -120,6 +120,33 @@ def hadamard(x: Float[Tensor, "*rows n"], block: int | None = None) -> Float[Ten
 def rotate(x: Float[Tensor, "*rows n"], signs: Int8[Tensor, " n"], block: int | None) -> Float[Tensor, "*rows n"]:
     """x R with the randomized Hadamard matrix R = diag(signs) H / √n (QuaRot), block by block if blocks are given."""
     return hadamard(x * signs, block)
+
+
+def regular(x: Float[Tensor, "*rows n"], block: int) -> Float[Tensor, "*rows n"]:
+    """x H / √block in each block of 4^k channels, with the regular Hadamard matrix H of ConvRot (arXiv 2512.03673).
+
+    H is a Kronecker power of the matrix of order 4 whose rows all sum to 2. It is symmetric, and its own inverse; all
+    its rows have equal sums, so that a constant vector stays constant, where Sylvester's matrix makes one large value.
+
+    >>> regular(torch.ones(4), 4)
+    tensor([1., 1., 1., 1.])
+    """
+    four = 0.5 * (
+        torch.ones(4, 4, dtype=x.dtype, device=x.device) - 2 * torch.eye(4, dtype=x.dtype).fliplr().to(x.device)
+    )
+    rows, inner = x.reshape(-1, block), 1
+    while inner < block:
+        rows = four @ rows.reshape(-1, 4, inner)
+        inner *= 4
+    return rows.reshape(x.shape)
+
+
+def permuted(
+    x: Float[Tensor, "*rows n"], order: Integer[Tensor, " n"], signs: Int8[Tensor, " n"]
+) -> Float[Tensor, "*rows n"]:
+    """The channels of x in another order, rotated in blocks of the largest power of two that divides their number."""
+    channels = x.shape[-1]
+    return rotate(x.index_select(-1, order), signs, channels & -channels)
 
 
 def operations(n: int, block: int | None = None) -> int:

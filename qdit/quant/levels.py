@@ -30,8 +30,8 @@ class Levels:
         return self.stored if self.whole is None else self.stored * self.whole
 
     def in_levels(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
-        """Values in units of the scale, a new tensor; with two levels of scales by the product that kernels form."""
-        return x / self.stored if self.whole is None else x * ((1 / self.whole) / self.stored)
+        """Values in units of the scale, a new float32 tensor; with two levels of scales as kernels multiply them."""
+        return (x / self.stored if self.whole is None else x * ((1 / self.whole) / self.stored)).float()
 
     def round(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
         """The nearest values of the grid, a new tensor."""

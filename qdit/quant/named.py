@@ -21,31 +21,30 @@ SCALE_BLOCKS = {"e8m0": 32, "e4m3": 16, "e4m3_46": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A format with what it owns: its bits, its block of values that share a scale, and how the scale is kept."""
+    """A format with what it owns: its bits, the values that share a scale, and how the scale is kept."""
 
     grid: str
+    bits: int
+    """Of a code."""
     scale: str | None = None
     """None is 16 bits."""
-
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-        return LEVEL_BITS[self.grid]
-
-    @property
-    def block(self) -> int | None:
-        """Values that share a scale; None: the recipe's rows and groups."""
-        return SCALE_BLOCKS[self.scale] if self.scale is not None else None
+    block: int | None = None
+    """Values that share a scale; None: a whole row, or what the recipe has."""
+    rows: bool = False
+    """Whether the scale is one of a whole row: an output channel, or a token."""
 
 
 NAMED: Mapping[str, Named] = {
-    "fp4": Named(grid="e2m1"),
-    "fp8": Named(grid="e4m3"),
-    "mxfp8": Named(grid="e4m3", scale="e8m0"),
-    "mxfp6": Named(grid="e3m2", scale="e8m0"),
-    "mxfp4": Named(grid="e2m1", scale="e8m0"),
-    "nvfp4": Named(grid="e2m1", scale="e4m3"),
-    "nvfp4_46": Named(grid="e2m1", scale="e4m3_46"),
+    "fp4": Named(grid="e2m1", bits=4),
+    "fp8": Named(grid="e4m3", bits=8),
+    "mxfp8": Named(grid="e4m3", bits=8, scale="e8m0", block=32),
+    "mxfp6": Named(grid="e3m2", bits=6, scale="e8m0", block=32),
+    "mxfp4": Named(grid="e2m1", bits=4, scale="e8m0", block=32),
+    "nvfp4": Named(grid="e2m1", bits=4, scale="e4m3", block=16),
+    "nvfp4_46": Named(grid="e2m1", bits=4, scale="e4m3_46", block=16),
+    "int4_g64": Named(grid="symmetric", bits=4, block=64),
+    "int4_g16": Named(grid="symmetric", bits=4, block=16),
+    "lloyd4": Named(grid="lloyd_max", bits=4, rows=True),
 }
 """What `bits.weight_format` and `bits.activation_format` may be."""
 KEYS = ("weight_format", "activation_format")
@@ -66,6 +65,21 @@ def at_bits(grid: str, bits: int) -> Any:
     if bits not in FLOAT:
         raise UserError(f"grid=float has {', '.join(map(str, FLOAT))} bits, not {bits}; name a format, such as e2m1")
     return FLOAT[bits]
+
+
+def owned(part: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """What a part of a recipe has in a named format: granularity, group size, grid and scale; None leaves its own.
+
+    >>> owned({"granularity": "row", "group_size": None, "grid": "asymmetric"}, "nvfp4")["group_size"]
+    16
+    """
+    own = {key: part.get(key) for key in ("granularity", "group_size", "grid", "scale")}
+    if name is None:
+        return own
+    named = NAMED[name]
+    rows = {"granularity": "group", "group_size": named.block} if named.block is not None else {}
+    rows |= {"granularity": "row", "group_size": None} if named.rows else {}
+    return own | rows | {"grid": named.grid, "scale": named.scale}
 
 
 def label(bits: Mapping[str, object]) -> str:

@@ -66,10 +66,12 @@ def describe(config: dict[str, Any]) -> None:
     costs = ledger(parts.model.denoiser, sites, policy, attentions, left)
     full = ledger(parts.model.denoiser, sites, Policy(), attentions)
     bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
+    input_bits = "—" if costs.input_bits is None else f"{costs.input_bits:.2f}"
     console.print(
         f"{sum(s.name in policy for s in sites)} of {len(sites)} sites quantized, "
         f"{costs.quantized_share:.1%} of the parameters; "
-        f"bits a weight, all counted: {bits} over those, {costs.weight_bits_model:.2f} over the model\n"
+        f"bits a weight, all counted: {bits} over those, {costs.weight_bits_model:.2f} over the model; "
+        f"of an input: {input_bits}\n"
         f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
         f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
         highlight=False,
@@ -190,4 +192,4 @@ def spec_text(spec: QuantSpec | None) -> str:
         return "16 bits"
     rows = f"group {spec.group_size}" if spec.group_size else spec.granularity
     times = f", {spec.time_groups} groups of steps" if spec.time_groups else ""
-    return f"{spec.bits} bits {rows} {spec.grid}{times}"
+    return f"{spec.bits} bits {rows} {spec.grid}{f' under {spec.scale}' if spec.scale else ''}{times}"

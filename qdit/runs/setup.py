@@ -22,6 +22,7 @@ from qdit.model.text import TextModel
 from qdit.policies import Policy
 from qdit.runs.identity import is_full_precision
 from qdit.sampler.sampler import Sampler
+from qdit.scheme import in_formats
 from qdit.setting import Setting
 from qdit.storage.shelf import Place
 from qdit.tracking import Tracker
@@ -113,6 +114,7 @@ def build_recipe(config: dict[str, Any]) -> Method | None:
             problems += [f"{key}: {p}" for p in error.problems]
     if problems:
         raise from_problems(problems, "this recipe")
+    parts = in_formats(parts, config["bits"])
     recipe = Method(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
     recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
     recipe.activation.spec(recipe.activation_bits)

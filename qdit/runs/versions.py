@@ -76,7 +76,7 @@ VERSIONS: tuple[Version, ...] = (
 )
 
 _DIT = "qdit.model.dit.DiT"
-NEUTRAL: Mapping[str, Any] = {"model.vae_revision": None}
+NEUTRAL: Mapping[str, Any] = {"model.vae_revision": None, "weight.scale": None, "activation.scale": None}
 """New keys by their dotted path in the config, with their neutral value."""
 
 

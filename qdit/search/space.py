@@ -75,6 +75,15 @@ class Space:
                 "a search chooses group sizes, and here neither weights nor inputs are quantized in groups; "
                 "use weight=group activation=group (as quantizer=q_dit)"
             ]
+        fixed = {
+            spec.scale: spec.group_size for spec in (self.layer.weight, self.layer.activation) if spec and spec.scale
+        }
+        if fixed:
+            return [
+                f"a search chooses group sizes, and a format whose scales are {scale} has groups of {size}; use "
+                "search=none, or bits=w4a4 and its kin, whose groups are free"
+                for scale, size in fixed.items()
+            ]
         bare = {gene.in_features: gene.name for gene in self.genes if not gene.sizes}
         return [
             f"none of search.group_sizes divides {name} ({channels} inputs); {divisors(channels)} do"

@@ -89,7 +89,9 @@ _METRIC: dict[str, Check] = {
 }
 _SHOWN: dict[str, Check] = {"label": _text, "unit": _text, "digits": _count, "factor": _number}
 _COST: dict[str, Check] = {
-    **dict.fromkeys(("weight_bits_model", "weight_bits_quantized", "weight_bits_used", "model_bytes", "bops"), _number),
+    **dict.fromkeys(
+        ("weight_bits_model", "weight_bits_quantized", "weight_bits_used", "input_bits", "model_bytes", "bops"), _number
+    ),
     **{"samples_per_second": _number, "peak_memory_bytes": _number, "executed": _text, "seconds": _mapping},
 }
 _CURVE: dict[str, Check] = {"x": _list, "y": _list, "xlabel": _text, "ylabel": _text}

@@ -16,7 +16,7 @@ from qdit.tables.summary import Seeds
 from qdit.tables.table import Table, build_table
 
 COMPARED = ("sqnr", "psnr", "ssim", "fid", "sfid", "is")  # stems of the metrics, in the order of the columns
-SPENT = ("weight_bits", "model_mb", "seconds_quantize", "samples_per_second")
+SPENT = ("weight_bits", "input_bits", "model_mb", "seconds_quantize", "samples_per_second")
 
 
 def is_comparison(frame: pd.DataFrame) -> bool:
@@ -35,7 +35,11 @@ def compare(
     mix_protocols: bool = False,
 ) -> Table:
     """Lay out a comparison of methods; arguments and errors as `build_table`, with metrics of its own by default."""
-    shown = list(metrics) if metrics is not None else [*_compared(frame), *(c for c in SPENT if c in frame)]
+    shown = (
+        list(metrics)
+        if metrics is not None
+        else [*_compared(frame), *(c for c in SPENT if c in frame and (c != "input_bits" or frame[c].notna().any()))]
+    )
     return build_table(frame, cols="bits", metrics=shown, seeds=seeds, mix_protocols=mix_protocols, group_by="family")
 
 

@@ -25,6 +25,7 @@ _COSTS = {  # column: (label, decimals)
     "weight_bits": ("W bits (model)", 2),
     "weight_bits_quantized": ("W bits (quantized)", 2),
     "weight_bits_used": ("W bits (a step)", 2),
+    "input_bits": ("A bits", 2),
     "model_mb": ("MB", 2),
     "gbops": ("GBOPs", 1),
     "samples_per_second": ("samples/s", 1),

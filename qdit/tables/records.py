@@ -25,6 +25,7 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "weight_bits": ("weight_bits_model", 1.0),
     "weight_bits_quantized": ("weight_bits_quantized", 1.0),
     "weight_bits_used": ("weight_bits_used", 1.0),
+    "input_bits": ("input_bits", 1.0),
     "model_mb": ("model_bytes", 1e6),
     "gbops": ("bops", 1e9),
     "samples_per_second": ("samples_per_second", 1.0),
@@ -40,8 +41,9 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
     `protocol`, `started`, `finished`, `git_commit`, `executed`, `folder` (the run's); for a metric X `X`, `X_stderr`,
     `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and `X_settings` (a digest of its config and reference);
     `weight_bits`, `weight_bits_quantized` and `weight_bits_used` (mean bits per weight: whole model, quantized layers,
-    what a step uses of these), `model_mb` (10⁶ bytes), `gbops` (10⁹ bit operations), `samples_per_second`,
-    `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key by its dotted name. What is missing is NaN or None.
+    what a step uses of these), `input_bits` (mean bits of inputs, with scales and branches), `model_mb` (10⁶ bytes),
+    `gbops` (10⁹ bit operations), `samples_per_second`, `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key
+    by its dotted name. What is missing is NaN or None.
 
     Raises:
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.

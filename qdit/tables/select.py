@@ -65,6 +65,29 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return frame.loc[keep | pd.Series(baseline, index=frame.index)]
 
 
+def at_bits(frame: pd.DataFrame, span: str) -> pd.DataFrame:
+    """Keep the runs whose quantized weights cost LOW to HIGH bits, with scales, zero points and branches.
+
+    Full precision stays as in `where`.
+
+    Raises:
+        UserError: `span` is no LOW:HIGH, or nothing is left.
+    """
+    low, _, high = span.partition(":")
+    try:
+        ends = float(low), float(high)
+    except ValueError:
+        raise UserError(f"--at-bits {span}: write LOW:HIGH, as in --at-bits 4.4:4.6") from None
+    bits = frame["weight_bits_quantized"]
+    if not (kept := bits.between(*ends)).any():
+        found = sorted({round(float(each), 2) for each in bits.dropna()})
+        raise UserError(
+            f"--at-bits {span} leaves no run; weights have {', '.join(map(str, found[:12])) or 'none'} bits"
+        )
+    chosen = frame.loc[kept, "run_id"].astype(str)
+    return where(frame, [f"run_id={','.join(chosen)}"])
+
+
 def records(frame: pd.DataFrame) -> list[Row]:
     """Return the rows of a frame as dictionaries, with None for whatever is missing, and with a `protocol_key`.
 

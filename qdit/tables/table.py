@@ -20,7 +20,8 @@ from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 MISSING = "—"
 FULL = "full precision"
 HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
-_LEDGER = ("weight_bits", "model_mb", "executed")
+_BITS = ("weight_bits_quantized", "weight_bits", "input_bits")  # effective ones; records of before have no input_bits
+_LEDGER = ("model_mb", "executed")
 _KEY_LABELS = {"quantizer": "quantizer", "bits": "bits", "seed": "seed", PROTOCOL: "protocol"}
 
 
@@ -161,10 +162,11 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
 
 def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None) -> list[Column]:
     shown = {quantity.column for quantity in quantities}
+    effective = _BITS if any(row.get("input_bits") is not None for row in summary.rows) else ("weight_bits",)
     if column_key is None:
-        ledger = [cost_quantity(name) for name in _LEDGER if name not in shown]
+        ledger = [cost_quantity(name) for name in (*effective, *_LEDGER) if name not in shown]
         return [(quantity, None) for quantity in [*quantities, *ledger]]
-    ledger = [cost_quantity("weight_bits")] if "weight_bits" not in shown else []
+    ledger = [cost_quantity(name) for name in effective if name not in shown and "weight_bits" not in shown]
     quantized = [row for row in summary.rows if row["quantizer"] != select.FULL_PRECISION] or summary.rows
     values = {select.shown(row[column_key]): select.sort_key(column_key, row[column_key]) for row in quantized}
     order = sorted(values, key=lambda value: values[value])

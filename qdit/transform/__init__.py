@@ -3,6 +3,7 @@
 from qdit.transform.alpha import FixedAlpha, GridAlpha
 from qdit.transform.awq import ActivationAware
 from qdit.transform.base import Rewrite, Transform, rewritten
+from qdit.transform.blocks import PermutedHadamard, RegularHadamard
 from qdit.transform.chain import Chain
 from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
@@ -19,6 +20,8 @@ __all__ = [
     "GridAlpha",
     "Hadamard",
     "LowRank",
+    "PermutedHadamard",
+    "RegularHadamard",
     "Reparameterization",
     "Rewrite",
     "SelectiveHadamard",

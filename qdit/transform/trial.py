@@ -53,7 +53,10 @@ class Trial:
 
     def weight_spec(self, site: Site) -> QuantSpec:
         """How a site's weight is rounded."""
-        return _dividing(self.recipe.weight.spec(self.recipe.weight_bits), site)
+        part = self.recipe.weight
+        spec = part.at(site.role, part.spec(self.recipe.weight_bits))
+        assert spec is not None
+        return _dividing(spec, site)
 
     def input_spec(self, site: Site) -> QuantSpec:
         """How a site's input is rounded."""

@@ -63,11 +63,14 @@ OPTIONS = [
     *("quantizer=rtn weight.grid=asymmetric_free bits=w8a16", "quantizer=rtn scope=all activation=tensor"),
     *("quantizer=rtn weight=tensor attention=uniform", "quantizer=rtn correction=ptqd dtype=bfloat16"),
     "quantizer=q_dit transform=salience scope=blocks_adaln",
+    *("quantizer=ptq4dit bits=fp8", "quantizer=fp4dit bits=w4a8_fp", "quantizer=rtn bits=mxfp8"),
+    *("quantizer=vidit_q bits=lloyd4", "quantizer=quarot bits=mxfp4", "quantizer=svdquant_gptq bits=nvfp4"),
+    "quantizer=awq_clip bits=nvfp4_46 attention=dynamic",
 ]
 
 
-# Of each kind of saved tensor one: a branch, groups of timesteps, a policy, a correction, a rotation, scales.
-QUICK = {f"quantizer={name}" for name in ("svdquant", "tq_dit", "qdit_w4a4")} | set(OPTIONS[-2:])
+# Of each kind of saved tensor one: a branch, groups of times, a policy, a correction, a rotation, scales of two levels.
+QUICK = {f"quantizer={name}" for name in ("svdquant", "tq_dit", "qdit_w4a4")} | {*OPTIONS[5:7], OPTIONS[-1]}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,25 @@ def test_weights_get_the_naive_loops_factors(granularity, grid):
         assert found.unique().numel() > 1 or granularity == "tensor"
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"grid": "e2m1"},
+        {"grid": "e2m1", "granularity": "group", "group_size": 16, "scale": "e4m3"},
+        {"grid": "e2m1", "granularity": "group", "group_size": 32, "scale": "e8m0"},
+    ],
+    ids=["fp4", "nvfp4", "mxfp4"],
+)
+def test_scales_of_levels_get_the_naive_loops_factors_as_they_can_be_kept(own):
+    one, inputs = layer(channels=32)
+    spec = QuantSpec(bits=4, dynamic=False, **own)
+    start = WeightGrid(**({"granularity": "row"} | own), range=RULE).fit(one.weight, spec)
+    current = torch.ones_like(start.scale)
+    found = best_weight(one, moments(one, inputs, inputs), start, spec, current)
+    naive = naive_weight(one, start, spec, inputs, inputs, current)
+    assert torch.equal(start.scaled(found).scale, start.scaled(naive).scale)  # several factors may be kept alike
+
+
 def test_golden_8_both_ends_and_the_range_itself_are_compared():
     factors = Hessian(target=Probe()).factors()
     assert len(factors) == 102

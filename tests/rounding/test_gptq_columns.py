@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from qdit.errors import UserError
+from qdit.quant.grid import Rounded
+from qdit.quant.levels import Levels
+from qdit.quant.named import owned
 from qdit.quant.ranges import MSE, MinMax, Percentile
 from qdit.quant.spec import as_rows
 from qdit.rounding.gptq_columns import InputHessian, curvature, lazy_blocks, round_columns
@@ -223,3 +226,21 @@ def test_lazy_blocks_cover_all_columns_and_hold_a_groups_start():
         for first in range(0, CHANNELS, size or CHANNELS):
             start, end = next(r for r in ranges if r[0] <= first < r[1])
             assert first == start or first + size <= end
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("name", ["nvfp4", "nvfp4_46", "mxfp4", "fp4", "lloyd4"])
+def test_columns_are_rounded_on_the_grid_that_is_deployed(name, act_order):
+    """What is kept gives the very weight, on scales that are kept as the format keeps them, and better outputs."""
+    weight, hessian = problem(dtype=torch.float32)
+    part = WeightGrid(**owned({"granularity": "row", "grid": "asymmetric"}, name), range=MinMax())
+    spec = part.spec(4)
+    start = part.fit(weight, spec)
+    made = round_columns(weight, curvature(hessian, 0.01, act_order, "site"), spec, part.fit, 128)
+    assert isinstance(made.grid, Levels)
+    assert isinstance(start, Levels)
+    assert torch.equal(Rounded.of(made.weight, made.grid, spec).codes, made.codes)
+    assert torch.equal(made.grid.scales.kept(made.grid.stored), made.grid.stored)
+    if start.whole is not None:
+        assert torch.equal(made.grid.whole, start.whole)
+    assert loss(weight, made.weight, hessian) < 0.9 * loss(weight, Rounded.of(weight, start, spec).weight, hessian)

@@ -5,7 +5,7 @@ import torch
 
 from qdit.errors import UserError
 from qdit.quant.affine import Affine, affine
-from qdit.quant.grid import Rounded
+from qdit.quant.grid import Rounded, covering, extent
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.rounding.reconstruction.loop import Learning, shuffled
 from qdit.rounding.reconstruction.soft import SoftWeight, beta_at, initial_alpha, rectified
@@ -40,6 +40,34 @@ def test_no_8_soft_is_the_clipped_weight_and_hard_the_nearest_at_first(spec, cli
     clipped = as_rows(weight, spec).clamp(low, high).view(weight.shape)
     torch.testing.assert_close(soft.soft(), clipped, atol=1e-6, rtol=1e-6)
     assert torch.equal(soft.hard().codes, Rounded.of(weight, grid, spec).codes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(bits=4, grid="e2m1", dynamic=False),
+        QuantSpec(bits=4, grid="e3m0", granularity="group", group_size=8, dynamic=False),
+        QuantSpec(bits=4, grid="e2m1", granularity="group", group_size=16, scale="e4m3", dynamic=False),
+        QuantSpec(bits=3, grid="lloyd_max", dynamic=False),
+    ],
+    ids=lambda spec: f"{spec.grid}-{spec.scale}",
+)
+def test_with_levels_it_is_the_clipped_weight_and_the_nearest_at_first_and_goes_up_or_down(spec):
+    weight = torch.randn((6, 16), generator=torch.Generator().manual_seed(0))
+    rows = as_rows(weight, spec)
+    grid = covering(rows, *(0.8 * end for end in extent(rows, spec)), spec)
+    soft = SoftWeight(weight, grid, spec)
+    least, most = (grid.format.levels[end] * grid.scale for end in (0, -1))
+    torch.testing.assert_close(soft.soft().detach(), rows.clamp(least, most).view(6, 16), atol=1e-6, rtol=1e-5)
+    nearest = Rounded.of(weight, grid, spec)
+    assert torch.equal(soft.hard().weight, nearest.weight)
+    soft.alpha.fill_(1.0)
+    up = soft.hard().weight
+    soft.alpha.fill_(-1.0)
+    down = soft.hard().weight
+    assert ((up >= weight - 1e-6) | (as_rows(up, spec) >= most - 1e-6).view(6, 16)).all()
+    assert (down <= up).all()
+    assert ((nearest.weight == up) | (nearest.weight == down)).all()
 
 
 def test_no_8_ties_go_where_nearest_rounding_sends_them():

@@ -1,0 +1,58 @@
+"""Dynamic quantization of attention operands: each token of a head, or block of its values, has a scale of its own.
+
+For formats whose scales belong to blocks (MX, NVFP4), as SageAttention3 (arXiv 2505.11594) has them: blocks lie along
+the dimension over which a product sums, which is the head's width for queries and keys, and the tokens for values and
+probabilities. Left out: what it subtracts from queries and keys, and its two levels of probabilities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from qdit.activation import TimeGroups
+from qdit.checked import Checked
+from qdit.model.base import Operand
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import OperandQuantizer
+from qdit.quant.named import at_bits, owned
+from qdit.quant.spec import IDENTITY_BITS, Granularity, GridName, QuantSpec, Scale
+from qdit.quant.time_groups import Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicAttention(Checked):
+    """Dynamic quantization of an attention's operands, all at the inputs' bits.
+
+    Args:
+        operands: which are quantized: q, k, v, probs.
+        granularity, group_size, scale: see `QuantSpec`; a row is a token of a head, or a channel of its values.
+        grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
+
+    Raises:
+        UserError: an operand is unknown.
+    """
+
+    operands: list[Operand]
+    granularity: Granularity
+    grid: GridName
+    group_size: int | None = None
+    scale: Scale | None = None
+    needs_calibration = False
+
+    def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
+        """See `AttentionPart`; nothing is quantized where inputs are not (16 bits)."""
+        rows: dict[str, Any] = {"granularity": self.granularity, "group_size": self.group_size}
+        spec = QuantSpec(bits=bits, grid=at_bits(self.grid, bits), scale=self.scale, **rows)
+        return dict.fromkeys(self.operands, spec) if bits < IDENTITY_BITS else {}
+
+    def in_format(self, name: str) -> "DynamicAttention":
+        """The same in a named format (`qdit.quant.named`)."""
+        return replace(self, **owned(vars(self), name))
+
+    def quantizer(
+        self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
+    ) -> nn.Module:
+        """See `AttentionPart`; no values are needed."""
+        return OperandQuantizer(spec, along_tokens=operand == "v")

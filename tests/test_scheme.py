@@ -1,0 +1,75 @@
+"""Formats that `bits` names, on the parts of recipes: what they take the place of, and what is refused."""
+
+import pytest
+from helpers.configs import config
+
+from qdit.config import check
+from qdit.errors import UserError
+from qdit.runs.identity import run_id, science
+from qdit.runs.setup import build_recipe
+
+
+def built(*words: str):
+    made = config(*words)
+    check(made)
+    recipe = build_recipe(made)
+    assert recipe is not None
+    return recipe
+
+
+def test_a_format_with_blocks_takes_the_place_of_grid_and_groups():
+    layer = built("quantizer=q_dit", "bits=nvfp4").layer
+    for spec in (layer.weight, layer.activation):
+        assert (spec.bits, spec.grid, spec.group_size, spec.scale) == (4, "e2m1", 16, "e4m3")
+    assert layer.activation.dynamic
+
+
+def test_a_format_without_blocks_goes_with_static_ranges_and_attentions():
+    recipe = built("quantizer=ptq4dit", "bits=fp8")
+    assert (recipe.layer.activation.grid, recipe.layer.activation.granularity) == ("e4m3", "tensor")
+    assert {o: (spec.grid, spec.bits) for o, spec in recipe.operands.items()} == dict.fromkeys(
+        ("q", "k", "v", "probs"), ("e4m3", 8)
+    )
+
+
+def test_a_role_has_its_own_format_where_the_bits_fit():
+    recipe = built("quantizer=fp4dit", "bits=w4a8")
+    assert recipe.layer.weight.grid == "e2m1"
+    assert recipe.particular(recipe.layer, "ffn_up").weight.grid == "e3m0"
+    assert recipe.particular(recipe.layer, "ffn_down").weight.grid == "e2m1"
+    assert recipe.layer.activation.grid == "e4m3"
+    eight = built("quantizer=fp4dit", "bits=w8a8")
+    assert eight.particular(eight.layer, "ffn_up").weight.grid == "e4m3"
+
+
+def test_the_attention_follows_the_inputs_format():
+    specs = built("quantizer=rtn", "bits=mxfp4", "attention=dynamic").operands
+    assert {(spec.group_size, spec.scale) for spec in specs.values()} == {(32, "e8m0")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("quantizer=ptq4dit bits=nvfp4", "use activation=token, or bits=fp8"),
+        ("quantizer=rtn bits=nvfp4 attention=uniform calibration=uniform", "attention=dynamic"),
+        ("quantizer=tq_dit bits=fp8", "activation/regions=none"),
+        ("quantizer=tq_dit bits=fp8 activation/regions=none", "attention/probabilities=float"),
+        ("quantizer=rtn weight.scale=e8m0 bits=w4a4", "goes with floating-point formats"),
+        ("quantizer=rtn weight=group weight.group_size=24 weight.grid=e2m1 weight.scale=e8m0", "groups of 32"),
+        ("quantizer=rtn weight.grid=float bits=w3a8", "4, 6, 8 bits, not 3"),
+        ("quantizer=rtn bits=nvfp4 bits.weight=8", "nvfp4 has 4 bits"),
+        ("quantizer=rtn bits=nvfp4 bits.weight_format=mxfp4", "set bits.name=mxfp4_nvfp4 too"),
+    ],
+)
+def test_what_a_part_cannot_have_is_refused_in_words(words, message):
+    with pytest.raises(UserError, match=message):
+        built(*words.split())
+
+
+def test_new_keys_leave_the_ids_of_before():
+    """`weight.scale` and `activation.scale` are neutral at null; another value is another run."""
+    before = config("quantizer=q_dit", "bits=w4a8")
+    assert before["weight"]["scale"] is None
+    assert "scale" not in science(before)["weight"]
+    assert run_id(before) == run_id({**before, "weight": {k: v for k, v in before["weight"].items() if k != "scale"}})
+    assert run_id(config("quantizer=q_dit", "bits=nvfp4")) != run_id(config("quantizer=q_dit", "bits=mxfp4"))
