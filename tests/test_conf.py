@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from qdit.assets import CONF
 from qdit.config import COMPONENTS, check, flatten, type_problems
 from qdit.errors import UserError
+from qdit.quant.named import label
 from qdit.runs.identity import science
 from qdit.runs.setup import build_recipe
 from qdit.storage.digest import digest
@@ -139,7 +140,7 @@ def chosen(group: str) -> dict[str, dict]:
 
 def test_the_name_of_bits_is_its_values():
     for option, bits in chosen("bits").items():
-        assert bits["name"] == option == f"w{bits['weight']}a{bits['activation']}"
+        assert bits["name"] == option == label(bits)
 
 
 @pytest.mark.parametrize(
