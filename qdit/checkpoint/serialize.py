@@ -22,6 +22,7 @@ from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec
 
 _MODULE = frozenset(vars(nn.Module()))  # torch's own entries of a module's state
+_WORDS = {"scale": "scales", "zero_point": "zero points", "whole": "common parts of scales"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -220,10 +221,10 @@ class Reader:
         elif "zero_point" not in state:
             parts["zero_point"] = fixed_zero_point(parts["scale"], spec)
         parts |= {key: self.tensors[state[key]].to(parts["scale"]) for key in ("zero_point", "whole") if key in state}
-        wanted = shapes_of(codes.numel() // length, spec)
-        found = {key: tuple(part.shape) for key, part in parts.items()}
-        if found != wanted:
-            raise ValueError(f"the grid of a weight has {found}, and {wanted} is needed")
+        rows = codes.numel() // length
+        if {key: tuple(part.shape) for key, part in parts.items()} != shapes_of(rows, spec):
+            found = " and ".join(f"{part.numel()} {_WORDS[key]}" for key, part in parts.items())
+            raise ValueError(f"{found} do not fit {rows} rows")
         return Rounded(codes, from_tensors(parts, spec, length), spec)
 
 
