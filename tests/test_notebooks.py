@@ -45,7 +45,7 @@ def test_notebooks_use_the_api():
     inside = {line for path in NOTEBOOKS for line in lines(path) if re.match(r"\s*(from|import) qdit\b", line)}
     has_no_door = {  # rendering of a table in a given format, and one quantizer on a tensor of one's own
         "from qdit.tables import render",
-        "from qdit.quant.affine import fake_quantize",
+        "from qdit.quant.grid import fake_quantize",
         "from qdit.quant.spec import QuantSpec",
     }
     assert inside == {"import qdit"} | has_no_door

@@ -8,7 +8,7 @@ from torch import nn
 from qdit.activation import StaticActivation
 from qdit.calibration.observers import input_values
 from qdit.method import quantize
-from qdit.quant.affine import affine, encode
+from qdit.quant.affine import affine
 from qdit.quant.ranges import MinMax, PercentileMSE
 from qdit.quant.spec import QuantSpec
 from qdit.transform import Chain, Hadamard, Reparameterization, rewritten
@@ -42,14 +42,14 @@ def test_golden_one_grid_gives_the_codes_of_a_grid_a_channel():
     zero = (torch.arange(16).double() * 4 + 66).view(-1, 1)  # mean 96
     lo, hi = -zero * scale, (255 - zero) * scale
     x = lo + (hi - lo) * torch.rand(16, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    own = encode(x, affine(lo, hi, spec))
+    own = affine(lo, hi, spec).encode(x)
     r, d = aligned(lo[:, 0], hi[:, 0])
     moved = (x + d.view(-1, 1)) / r.view(-1, 1)
     mean = scale.mean()
     one = affine(*(torch.full((1, 1), end, dtype=torch.float64) for end in (-96 * mean, (255 - 96) * mean)), spec)
     assert one.zero_point.item() == 96
-    assert (encode(moved.reshape(1, -1), one).view_as(own) - own).abs().max() <= 1  # rounding of ties
-    assert (encode(moved.reshape(1, -1), one).view_as(own) == own).float().mean() > 0.999
+    assert (one.encode(moved.reshape(1, -1)).view_as(own) - own).abs().max() <= 1  # rounding of ties
+    assert (one.encode(moved.reshape(1, -1)).view_as(own) == own).float().mean() > 0.999
 
 
 def test_constant_channels_become_zero_and_far_ones_keep_zero_in_the_range():

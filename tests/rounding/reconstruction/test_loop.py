@@ -63,6 +63,9 @@ def test_the_loop_is_the_plain_one_of_autograd_and_adam(unit_name, rate):
     how = Learning(iterations=30, batch_size=4, rate=0.02, step_rate=rate, step_unit=unit_name)
     task, learner, x = unit(relative=unit_name == "relative")
     (soft,), (step,) = learner.weights.values(), learner.steps.values()
+    random = torch.Generator().manual_seed(0)  # as in `unit`
+    _, original = torch.randn(POINTS, 5, WIDTH, generator=random), torch.randn(6, WIDTH, generator=random)
+    floor = (original / soft.grid.scale).floor()
     alpha, scale = soft.alpha.clone().requires_grad_(), step.scale.detach().clone().requires_grad_()
     found = learn(task, learner, how)
 
@@ -75,7 +78,7 @@ def test_the_loop_is_the_plain_one_of_autograd_and_adam(unit_name, rate):
         scaled = x[rows] / scale
         rounded = (scaled + (scaled.round() - scaled).detach()).clamp(step.lo, step.hi) * scale
         h = (1.2 * alpha.sigmoid() - 0.1).clamp(0, 1)
-        soft_weight = (soft.floor + h).clamp(lowest, lowest + 7) * soft.grid.scale
+        soft_weight = (floor + h).clamp(lowest, lowest + 7) * soft.grid.scale
         loss = 256 * (rounded @ soft_weight.T - task.target[rows]).square().mean()
         (loss + weight * (1 - (2 * h - 1).abs() ** beta).sum()).backward()
         for part in (stepping, rounding):
