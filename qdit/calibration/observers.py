@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.calibration.data import CalibrationData
@@ -19,7 +18,7 @@ from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.clock import each_row
-from qdit.nn.linear import Observed, QuantLinear, patch_size
+from qdit.nn.linear import Observed, QuantLinear, patch_size, patches
 from qdit.nn.replace import replaced
 from qdit.quant.time_groups import ALL, Groups
 
@@ -27,7 +26,7 @@ from qdit.quant.time_groups import ALL, Groups
 def site_input(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows that a layer multiplies: flattened patches for a patch embedding, the input itself otherwise."""
     patch = patch_size(layer)
-    return x if patch is None else F.unfold(x, patch, stride=patch).transpose(1, 2)
+    return x if patch is None else patches(x, patch)
 
 
 def changed_input(layer: nn.Module, x: Tensor) -> Tensor:

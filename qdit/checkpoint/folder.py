@@ -41,7 +41,7 @@ def described(model: Any) -> dict[str, Any]:
 
 def _stock(layer: nn.Module) -> bool:
     """Whether a layer is one of the network's own kind, with other numbers, which its `state_dict` holds."""
-    return type(layer) in (nn.Linear, nn.Conv2d)
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def packed(model: Any) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:

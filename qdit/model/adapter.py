@@ -25,6 +25,7 @@ FAMILIES = {
     "LatteTransformer3DModel": "qdit.model.latte.LoadedLatte",
     "SD3Transformer2DModel": "qdit.model.sd3.LoadedSD3",
     "FluxTransformer2DModel": "qdit.model.flux.LoadedFlux",
+    "WanTransformer3DModel": "qdit.model.wan.LoadedWan",
 }
 """Class of the transformer -> class of its adapter."""
 

@@ -17,7 +17,9 @@ BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepSchedule
 """Classes whose training schedule (betas) is what qdit's samplers walk on."""
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 """Classes of models that were trained to match a flow: straight lines from noise to data, times that are floats."""
-SCHEDULERS = BETA_SCHEDULERS + FLOW_SCHEDULERS
+SCHEDULERS = (*BETA_SCHEDULERS, *FLOW_SCHEDULERS, "UniPCMultistepScheduler")
+FLOW = "flow_prediction"
+"""UniPC's name for a velocity."""
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 ACTIVATIONS = ("gelu", "gelu-approximate")
@@ -166,6 +168,14 @@ def check_schedule(file: Path, config: Values, allowed: tuple[str, ...] = BETA_S
     if config["_class_name"] in FLOW_SCHEDULERS:
         _check_flow(keys)
         return
+    if config["_class_name"] == "UniPCMultistepScheduler":  # of which flows alone are known here
+        keys.one_of("prediction_type", (FLOW,))
+        keys.one_of("use_flow_sigmas", (True,))
+        keys.positive("flow_shift")
+        keys.whole("solver_order", most=3, optional=True)
+        keys.one_of("thresholding", (False,), optional=True)
+        keys.finish()
+        return
     keys.one_of("prediction_type", PREDICTIONS)
     if config.get("trained_betas") is not None:
         steps = config.get("num_train_timesteps")
@@ -201,7 +211,7 @@ def _check_flow(keys: Keys) -> None:
 
 def predicts(config: Values) -> str:
     """What a network was trained to predict, by its scheduler's config: epsilon, sample, v_prediction or velocity."""
-    if config.get("_class_name") in FLOW_SCHEDULERS:
+    if config.get("_class_name") in FLOW_SCHEDULERS or config.get("prediction_type") == FLOW:
         return "velocity"
     return config.get("prediction_type", "epsilon")
 

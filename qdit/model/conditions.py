@@ -150,23 +150,31 @@ def _padded(tensor: Tensor, length: int) -> Tensor:
 
 
 class T5:
-    """A T5 encoder; prompts are lower-cased and stripped, and not cleaned further; rows behind their ends are zeros.
+    """A T5 encoder; rows behind the prompts' ends are zeros.
 
     Args:
         tokenizer, network: of a pipeline.
         length: tokens of a prompt.
         names: the denoiser's keywords for the rows and for their mask; None where the family takes no mask.
+        clean: what becomes of a prompt first.
     """
 
-    def __init__(self, tokenizer: Any, network: Any, length: int, names: tuple[str, str | None]) -> None:
-        self.tokenizer, self.network = tokenizer, network
+    def __init__(
+        self,
+        tokenizer: Any,
+        network: Any,
+        length: int,
+        names: tuple[str, str | None],
+        clean: Callable[[str], str] | None = None,
+    ) -> None:
+        self.tokenizer, self.network, self.clean = tokenizer, network, clean or plain
         self.length, self.names = length, names
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Rows:
         """See `Encoder`."""
         wanted = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
-        ids = self.tokenizer([plain(prompt) for prompt in prompts], add_special_tokens=True, **wanted)
+        ids = self.tokenizer([self.clean(prompt) for prompt in prompts], add_special_tokens=True, **wanted)
         ids = ids.to(self.network.device)
         rows = self.network(ids.input_ids, attention_mask=ids.attention_mask)[0]
         found = {self.names[0]: rows.masked_fill(ids.attention_mask[..., None] == 0, 0)}
@@ -174,7 +182,7 @@ class T5:
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """See `Encoder`."""
-        tokens = self.tokenizer([plain(prompt) for prompt in prompts]).input_ids
+        tokens = self.tokenizer([self.clean(prompt) for prompt in prompts]).input_ids
         return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
 
 

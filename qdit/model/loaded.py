@@ -16,7 +16,7 @@ from qdit.model.base import Attention, Fold, Guided, Site, Source
 from qdit.model.checks import BETA_SCHEDULERS
 from qdit.nn.clock import Clock
 
-FACTS = ("text_length", "side")
+FACTS = ("text_length", "side", "frames", "height", "width")
 """Names of `Loaded.facts`."""
 LATENT_SCALE = 8
 """Pixels a latent, along a side, where the autoencoder is not known."""
@@ -137,17 +137,35 @@ class Loaded(ABC):
         Raises:
             UserError: a latent or a pixel is not finite, or the transformer came without its pipeline.
         """
-        if self.autoencoder is None:
-            raise UserError("this transformer came without its pipeline, and nothing decodes what it makes")
         if latents.ndim == 5:
             clips = latents.transpose(1, 2)  # [B, F, C, h, w]
             return torch.stack([self._pixels(clip, f"frames of clip {n}") for n, clip in enumerate(clips)])
         return self._pixels(latents, "images")
 
+    @property
+    def decoder(self) -> Any:
+        """The autoencoder.
+
+        Raises:
+            UserError: the transformer came without its pipeline.
+        """
+        if self.autoencoder is None:
+            raise UserError("this transformer came without its pipeline, and nothing decodes what it makes")
+        return self.autoencoder
+
     def _pixels(self, latents: Float[Tensor, "B C h w"], what: str) -> UInt8[Tensor, "B 3 H W"]:
-        own: Any = self.autoencoder
+        own = self.decoder
         latents = latents.to(self.device, own.dtype) / own.config.scaling_factor + (own.config.shift_factor or 0.0)
-        pixels = own.decode(latents, return_dict=False)[0].float()
+        return self.pixels(own.decode(latents, return_dict=False)[0], what)
+
+    @staticmethod
+    def pixels(decoded: Float[Tensor, "B 3 H W"], what: str) -> UInt8[Tensor, "B 3 H W"]:
+        """Decoded values as pixels.
+
+        Raises:
+            UserError: some are not finite; `what` they are is said.
+        """
+        pixels = decoded.float()
         broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         if broken:
             raise UserError(

@@ -27,7 +27,7 @@ def outline(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     Args:
         kind: its class.
         folder: with its config.json, and perhaps its weights.
-        dtype: that weights would have.
+        dtype: that weights would have, but for those that the class keeps in float32.
 
     Raises:
         UserError: the class cannot be made of this config, or weights are there and do not fit to it.
@@ -40,7 +40,11 @@ def outline(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         raise UserError(f"{folder / 'config.json'} makes no {kind.__name__}: {error}") from error
     if has_weights(folder):
         _compare(module, folder)
-    return nn.Module.to(module, dtype).eval().requires_grad_(False)  # diffusers' own warns of what is not loaded
+    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, weight in module.named_parameters():
+        if kept.isdisjoint(name.split(".")):
+            weight.data = weight.data.to(dtype)
+    return module.eval().requires_grad_(False)
 
 
 def has_weights(folder: Path) -> bool:

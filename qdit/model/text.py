@@ -21,14 +21,14 @@ from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import check_denoiser, check_schedule
-from qdit.model.conditions import T5, Conditions, Encoder, conditions
+from qdit.model.conditions import T5, Conditions, Encoder, conditions, plain
 from qdit.model.derive import structure
 from qdit.model.dit import check_size, locate_vae
 from qdit.model.encoder import PARTS, conditions_folder, encoder_digest, remember
 from qdit.model.files import check_class, check_vae, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded
-from qdit.model.outline import CONFIGS, autoencoder, has_weights, outline, schedule
+from qdit.model.outline import CONFIGS, has_weights, outline, schedule
 from qdit.model.roles import Patterns
 from qdit.model.text_encoders import T5_ALONE, Kinds, check_parts, load_encoders
 from qdit.model.weights import ENCODER, count_parameters
@@ -118,10 +118,15 @@ class LoadedText(Loaded):
         """Derive the sites and attentions."""
         return structure(denoiser, OneSample(type(self).one_sample, tuple(self.facts.values())), tuple(self.roles))
 
+    @staticmethod
+    def clean(prompt: str) -> str:
+        """A prompt as it is encoded."""
+        return plain(prompt)
+
     @classmethod
     def encoder_of(cls, pipe: Any, length: int) -> Encoder:
         """What encodes prompts as the stock pipeline does: by its T5."""
-        return T5(pipe.tokenizer, pipe.text_encoder, length, cls.names)
+        return T5(pipe.tokenizer, pipe.text_encoder, length, cls.names, cls.clean)
 
     @property
     def facts(self) -> dict[str, int]:
@@ -181,6 +186,8 @@ class TextModel(Checked, ABC):
     """The one that the class knows."""
     reading: ClassVar[str] = "lower-case"
     """What becomes of a prompt before it is encoded, for the protocol."""
+    autoencoder: ClassVar[str] = "AutoencoderKL"
+    """The name of diffusers' class."""
     encoders: ClassVar[Kinds] = T5_ALONE
     """The folders of the text encoders, and their classes."""
 
@@ -214,11 +221,28 @@ class TextModel(Checked, ABC):
 
         root = locate(self.path, self.revision, "model.path", CONFIGS)
         denoiser = outline(getattr(diffusers, self.transformer), self.checked_transformer(root), dtype)
-        vae = autoencoder(root / "vae") if self.vae_path is None else None
+        vae = self.outline_autoencoder(root / "vae") if self.vae_path is None else None
         rest = schedule(root / "scheduler", self.loaded.schedulers), torch.device(device), dtype
         made = self.loaded(denoiser, None, *rest, table=None, text_length=self.text_length, **self.facts(vae))
         made.complete(vae, rest[0])
         return made
+
+    def outline_autoencoder(self, folder: Path) -> nn.Module | None:
+        """The autoencoder on the meta device; None where its folder is not there."""
+        import diffusers
+
+        if not (folder / "config.json").is_file():
+            return None
+        self.check_autoencoder(folder)
+        return outline(getattr(diffusers, self.autoencoder), folder, torch.float32)
+
+    def check_autoencoder(self, folder: Path) -> None:
+        """Refuse a folder that does not hold the family's autoencoder, or not one that can be.
+
+        Raises:
+            UserError: naming the class found, or the values.
+        """
+        check_vae(folder)
 
     def facts(self, vae: nn.Module | None) -> dict[str, int]:
         """What else the loaded form is told, beside the text's length (see `Loaded.facts`)."""
@@ -299,7 +323,7 @@ class TextModel(Checked, ABC):
         root = locate(self.path, self.revision, "model.path", wanted)
         self.checked_transformer(root)
         vae = root / "vae" if self.vae_path is None else locate_vae(self.vae_path, self.vae_revision)
-        check_vae(vae)
+        self.check_autoencoder(vae)
         schedule = read_config(root / "scheduler", "scheduler_config.json")
         check_schedule(root / "scheduler" / "scheduler_config.json", schedule, self.loaded.schedulers)
         return root, vae, schedule
@@ -319,8 +343,7 @@ class TextModel(Checked, ABC):
             UserError: a file is missing, damaged, foreign, or pickled.
         """
         import diffusers
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         root, vae, schedule = self.checked()
         denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
-        return denoiser, load_module(AutoencoderKL, vae, torch.float32), schedule
+        return denoiser, load_module(getattr(diffusers, self.autoencoder), vae, torch.float32), schedule

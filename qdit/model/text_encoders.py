@@ -22,6 +22,7 @@ Kinds = Mapping[str, str]
 T5_ALONE: Kinds = {"text_encoder": "T5EncoderModel"}
 MODEL_TYPES = {
     "T5EncoderModel": ("T5", ("t5",)),
+    "UMT5EncoderModel": ("UMT5", ("umt5",)),
     "CLIPTextModel": ("CLIP", ("clip_text_model", "clip")),
     "CLIPTextModelWithProjection": ("CLIP", ("clip_text_model", "clip")),
 }

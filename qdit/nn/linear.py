@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.execution import int8
@@ -111,11 +112,12 @@ class QuantLinear(nn.Module):
         self.branch: nn.Module | None = getattr(layer, "branch", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]; images [B, C, H, W] -> [B, out, H/p, W/p] for a patch embedding."""
+        """[..., in] -> [..., out]; for a patch embedding [B, C, *places] -> [B, out, *places / patch]."""
         if self.patch is None:
             return self.whole(x)
-        tokens = self.whole(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
-        return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
+        tokens = self.whole(patches(x, self.patch))
+        sides = [self.patch] * 2 if isinstance(self.patch, int) else self.patch
+        return tokens.transpose(1, 2).unflatten(2, [n // side for n, side in zip(x.shape[2:], sides, strict=True)])
 
     def whole(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]: the product, and the branch's output for the input before it is rounded."""
@@ -143,11 +145,25 @@ class QuantLinear(nn.Module):
         return has_codes(self.quantizer) and self.integers is not None
 
 
-def patch_size(layer: nn.Module) -> int | None:
-    """The side of the patches that a patch embedding multiplies, None for a layer that multiplies its input's rows."""
+Patch = int | tuple[int, ...]
+"""The side of an image's patches, or frames, height and width of a clip's."""
+
+
+def patch_size(layer: nn.Module) -> Patch | None:
+    """The patches that a patch embedding multiplies, None for a layer that multiplies its input's rows."""
     if isinstance(layer, nn.Conv2d):
         return layer.kernel_size[0]
-    return getattr(layer, "patch", None)
+    return tuple(layer.kernel_size) if isinstance(layer, nn.Conv3d) else getattr(layer, "patch", None)
+
+
+def patches(x: Float[Tensor, "B C *places"], patch: Patch) -> Float[Tensor, "B patches values"]:
+    """The patches of images [B, C, h, w] or clips [B, C, F, h, w] as rows, as the weight [out, values] reads them."""
+    if isinstance(patch, int):
+        return F.unfold(x, patch, stride=patch).transpose(1, 2)
+    for place, side in enumerate(patch):
+        x = x.unflatten(2 + 2 * place, (-1, side))  # [B, C, f, patch, h, patch, w, patch]
+    places = range(2, x.ndim, 2)
+    return x.permute(0, *places, 1, *(place + 1 for place in places)).flatten(len(places) + 1).flatten(1, -2)
 
 
 def matrix(layer: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
-from qdit.nn.linear import patch_size
+from qdit.nn.linear import Patch, patch_size
 from qdit.quant.time_groups import Groups
 
 
@@ -62,8 +62,8 @@ class TimedLinear(nn.Module):
         self.order, self.now = tuple(order), now
 
     @property
-    def patch(self) -> int | None:
-        """The side of the patches that a patch embedding multiplies (see `qdit.nn.linear.patch_size`)."""
+    def patch(self) -> Patch | None:
+        """The patches that a patch embedding multiplies (see `qdit.nn.linear.patch_size`)."""
         return patch_size(self.variants[0])
 
     def forward(self, x: Tensor) -> Tensor:

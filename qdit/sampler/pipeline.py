@@ -59,8 +59,7 @@ class PipelineSampler(Sampler):
         return scheduler, told, told
 
     def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Take one step as the pipeline does; eta reaches the schedulers that have one."""
-        options: dict[str, Any] = {"generator": generators}
-        if "eta" in inspect.signature(scheduler.step).parameters:
-            options["eta"] = self.eta
+        """Take one step as the pipeline does; eta and noise reach the schedulers that read them."""
+        given, read = {"generator": generators, "eta": self.eta}, inspect.signature(scheduler.step).parameters
+        options: dict[str, Any] = {key: value for key, value in given.items() if key in read}
         return scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False, **options)[0]

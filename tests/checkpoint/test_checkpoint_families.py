@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.configs import composed
-from helpers.joint_pipelines import write_joint_pipeline
+from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
 from omegaconf import OmegaConf
 
@@ -28,12 +28,14 @@ SMALL = {
 }
 RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load"))
 JOINT = ("sd35_medium", "flux_dev")
-FAMILIES = ("pixart_sigma", "latte", *JOINT)
+FLOWS = (*JOINT, "wan_2_1_1b")
+FAMILIES = ("pixart_sigma", "latte", *FLOWS)
 PARTS = [(("pixart_sigma", "latte"), ["rtn", "quarot_rtn"]), (("flux_dev",), ["quarot_rtn", "tq_dit"])] + [
     pytest.param([family], RECIPES[n : n + 5], marks=pytest.mark.slow)
     for family in FAMILIES
     for n in range(0, len(RECIPES), 5)
 ]
+SIZES = {"flux_dev": ["model.size=16"], "wan_2_1_1b": ["model.frames=5", "model.height=32", "model.width=32"]}
 FRESH = """
 import json, sys
 from helpers.configs import composed
@@ -52,6 +54,8 @@ def root(tmp_path_factory) -> Path:
     for family in FAMILIES:
         if family in JOINT:
             write_joint_pipeline(root / family, family.removesuffix("_medium"))
+        elif family in FLOWS:
+            write_wan_pipeline(root / family)
         else:
             write_text_pipeline(root / family, family, heads=4)
     return root
@@ -74,10 +78,10 @@ def test_recipes_are_saved_and_reload_in_a_fresh_process_with_equal_samples(fami
     again: list[list[str]] = []
     for family in families:
         protocol = [f"model={family}", f"model.path={root / family}", *places, *PROTOCOL]
-        protocol += ["model.size=16"] if family == "flux_dev" else []
+        protocol += SIZES.get(family, [])
         for name in recipes:
             words = [*protocol, f"quantizer={name}", *CALIBRATION]
-            if name == "ptqd" and family in JOINT:
+            if name == "ptqd" and family in FLOWS:
                 with pytest.raises(UserError, match="corrects predicted noise .epsilon.; this model predicts velocity"):
                     running.run(composed(*words, *small(*words)))
                 continue
@@ -87,7 +91,7 @@ def test_recipes_are_saved_and_reload_in_a_fresh_process_with_equal_samples(fami
             clips = [
                 name for name in ("samples.mp4", "samples_moving.png") if (made[record["run_id"]] / name).is_file()
             ]
-            assert len(clips) == (family == "latte")
+            assert len(clips) == (family in ("latte", "wan_2_1_1b"))
             again.append([*protocol, "quantizer=load", f"quantizer.path={made[record['run_id']]}"])
     tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     subprocess.run(

@@ -1,4 +1,4 @@
-"""Random pipelines with joint attention of image and text: SD3, SD3.5-medium, FLUX.1 dev and schnell."""
+"""Random pipelines that match a flow: SD3, SD3.5-medium, FLUX.1 dev and schnell, Wan 2.1."""
 
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,44 @@ def _clip(width: int, projected: bool = True) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def _t5() -> Any:
-    from transformers import T5Config, T5EncoderModel
+def _t5(umt5: bool = False) -> Any:
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     small = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
-    return T5EncoderModel(T5Config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **small)).eval()
+    kind, config = (UMT5EncoderModel, UMT5Config) if umt5 else (T5EncoderModel, T5Config)
+    return kind(config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **small)).eval()
+
+
+def write_wan_pipeline(folder: Path) -> Path:
+    """Write a Wan 2.1: 2 blocks of width 32, latents 4×3×8×8 of clips of 9 frames of 64 px."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=48,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1] * 4,
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.0, -0.1, 0.2],
+        latents_std=[1.0, 2.0, 0.5, 1.0],
+    )
+    encoder = _t5(umt5=True)
+    for seed, module in enumerate((transformer, vae, encoder)):
+        liven(module, seed)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    parts = {"transformer": transformer, "vae": vae, "scheduler": diffusers.UniPCMultistepScheduler(**flow)}
+    diffusers.WanPipeline(**parts, text_encoder=encoder, tokenizer=make_tokenizer(length=77)).save_pretrained(folder)
+    return folder

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import torch
-from helpers.joint_pipelines import write_joint_pipeline
+from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
 
 from qdit.calibration import CalibrationData
-from qdit.model.checks import predicts
+from qdit.model.checks import FLOW_SCHEDULERS
 from qdit.model.conditions import Conditions
 from qdit.model.flux import Flux
 from qdit.model.latte import Latte
 from qdit.model.pixart import PixArt
 from qdit.model.sd3 import SD3
+from qdit.model.wan import Wan
 
 FAMILIES = ("pixart_alpha", "pixart_sigma", "latte")
 JOINT = ("sd3", "sd35", "flux_dev", "flux_schnell")
@@ -24,6 +25,10 @@ def load(family: str, folder: Path):
     """A family's tiny model, on the CPU in float32."""
     if family in JOINT:
         return _load_joint(family, folder)
+    if family == "wan":
+        rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
+        about = {"name": "tiny", "path": str(write_wan_pipeline(folder / family)), "text_length": 12}
+        return Wan(**about, frames=9, height=64, width=64).load("cpu", torch.float32, Conditions(rows))
     kind = Latte if family == "latte" else PixArt
     rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}
     if kind is PixArt:
@@ -46,5 +51,5 @@ def points(model, count: int, seed: int = 0) -> CalibrationData:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *model.latent_shape, generator=random)
     times, prompts = (torch.randint(0, end, (count,), generator=random) for end in (1000, 3))
-    flow = predicts(model.scheduler_config()) == "velocity"
+    flow = model.scheduler_config()["_class_name"] in FLOW_SCHEDULERS
     return CalibrationData(x, times + 0.25 if flow else times, prompts, 3)

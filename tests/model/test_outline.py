@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.joint_pipelines import write_joint_pipeline
+from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_pipeline, write_text_pipeline
 from safetensors.torch import load_file, save_file
 
@@ -14,11 +14,16 @@ from qdit.model.dit import DiT
 from qdit.model.flux import Flux
 from qdit.model.latte import Latte
 from qdit.model.sd3 import SD3
+from qdit.model.wan import Wan
 
 MAKERS = {
     "dit": (write_pipeline, lambda path: DiT(name="tiny", path=path)),
     "latte": (lambda f: write_text_pipeline(f, "latte"), lambda path: Latte(name="tiny", path=path, text_length=12)),
     "sd35": (lambda f: write_joint_pipeline(f, "sd35"), lambda path: SD3(name="tiny", path=path, text_length=12)),
+    "wan": (
+        write_wan_pipeline,
+        lambda path: Wan(name="tiny", path=path, text_length=12, frames=9, height=64, width=64),
+    ),
     "flux": (
         lambda f: write_joint_pipeline(f, "flux_dev"),
         lambda path: Flux(name="tiny", path=path, text_length=12, size=64),

@@ -123,6 +123,13 @@ def test_joint_families_fold_values_and_modulations(family, tmp_path):
         check(model, fold) if fold.mixing > 1 else check_scales(model, fold)
 
 
+def test_wan_folds_values_and_the_text_of_all_blocks(tmp_path):
+    model = load("wan", tmp_path)
+    assert len(model.folds()) == len(model.attentions()) + 1
+    for fold in model.folds():
+        check(model, fold)
+
+
 class Wild(Scaling):
     """Factors between 1/4 and 4 for every input."""
 

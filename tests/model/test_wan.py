@@ -1,0 +1,112 @@
+"""Wan 2.1: latents and frames of the stock pipeline, folds, the patch embedding, sizes and configs that cannot be."""
+
+import json
+
+import pytest
+import torch
+from helpers.joint_pipelines import write_wan_pipeline
+from helpers.text_models import points
+
+from qdit.errors import UserError
+from qdit.method import quantize
+from qdit.model.wan import LoadedWan, Wan
+from qdit.nn.linear import patches
+from qdit.sampler.pipeline import PipelineSampler
+from qdit.seeding import noise
+
+PROMPTS = ["a red  cat", "Blue dog &amp; table", ""]
+SIZE = {"frames": 9, "height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The pipeline; read only."""
+    return write_wan_pipeline(tmp_path_factory.mktemp("wan") / "wan")
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    option = Wan(name="tiny", path=str(folder), text_length=12, **SIZE)
+    table = option.encode(PROMPTS, tmp_path_factory.mktemp("cache"), torch.device("cpu"))
+    return option.load("cpu", torch.float32, table)
+
+
+def sampler(**changes):
+    options = {"steps": 4, "guidance": 3.0, "guided_channels": None, "eta": 0.0, "spacing": "scheduler"}
+    return PipelineSampler(name="wan", **(options | changes))
+
+
+def test_latents_and_frames_are_those_of_the_stock_pipeline(model, folder):
+    import diffusers
+
+    stock = diffusers.WanPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    start = torch.stack([noise(7, "latent", i, model.latent_shape) for i in (0, 1)])
+    rows = [model.table.at(torch.tensor(n), torch.float32)["encoder_hidden_states"] for n in ([0, 1], [2, 2])]
+    given = {"prompt_embeds": rows[0], "negative_prompt_embeds": rows[1], "latents": start}
+    options = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0}
+    expected = stock(**given, **options, output_type="latent")[0]
+    found = sampler().sample(model, [0, 1], torch.tensor([0, 1]), seed=7)
+    assert torch.equal(found, expected)
+    decoded = model.decode(found)
+    assert decoded.shape == (2, 9, 3, 64, 64)
+    frames = torch.as_tensor(stock(**given, **options, output_type="pt")[0])  # [B, F, 3, H, W] in [0, 1]
+    assert (decoded.float() / 255 - frames).abs().max() <= 1.5 / 255
+
+
+def test_prompts_are_cleaned_as_the_pipeline_does(model):
+    assert [LoadedWan.clean(prompt) for prompt in PROMPTS] == ["a red cat", "Blue dog & table", ""]
+    rows = model.table.rows["encoder_hidden_states"]
+    assert rows[0, :4].all(-1).all()  # three words and an end
+    assert rows[0, 4:].count_nonzero() == 0
+
+
+def test_the_structure_has_a_patch_embedding_of_clips_and_crossing_attentions(model):
+    sites = {site.name: site for site in model.sites()}
+    assert (sites["patch_embedding"].tokens, sites["patch_embedding"].in_features) == (3 * 4 * 4, 16)
+    assert sites["blocks.0.attn2.to_k"].role == "cross_kv"
+    assert sites["blocks.0.attn2.to_k"].tokens == 12
+    assert {sites[reader].role for fold in model.folds() for reader in fold.readers} == {
+        "attn_out",
+        "cross_out",
+        "cross_kv",
+    }
+
+
+def test_patches_are_what_a_convolution_multiplies():
+    layer, x = torch.nn.Conv3d(3, 5, (1, 2, 2), (1, 2, 2)), torch.randn(2, 3, 4, 6, 8)
+    rows = patches(x, (1, 2, 2)) @ layer.weight.flatten(1).mT + layer.bias
+    assert torch.allclose(rows.mT.unflatten(2, (4, 3, 4)), layer(x), atol=1e-6)
+
+
+@torch.no_grad()
+def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
+    import qdit
+
+    data = points(model, 4)
+    expected = model.denoise(data.x, data.t, data.y)
+    for bits, least in ((16, 1e-5), (8, 0.2)):
+        words = ["scope=all", "weight=row", "activation=token", f"bits.name=w{bits}a{bits}"]
+        words += [f"bits.weight={bits}", f"bits.activation={bits}"]
+        method = qdit.recipe("rtn", *words, bits="w8a8")
+        with quantize(model, method, lambda: data).installed(model):
+            found = model.denoise(data.x, data.t, data.y)
+        assert (found - expected).abs().max() <= least * expected.abs().max()
+        assert bits == 16 or not torch.equal(found, expected)
+
+
+WRONG = {
+    "frames": ({}, {"frames": 10}, r"model\.frames=10, .*; allowed: 4 n \+ 1 frames of multiples of 16 pixels"),
+    "image": ({"image_dim": 20}, {}, r"image_dim=20; allowed: null: image to video is not supported"),
+    "patch": ({"patch_size": [2, 2, 2]}, {}, r"patch_size=\[2, 2, 2\]; allowed: \[1, 2, 2\]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_is_refused_by_name(case, tmp_path):
+    config, option, message = WRONG[case]
+    folder = write_wan_pipeline(tmp_path / "wan")
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(UserError, match=message):
+        Wan(**({"name": "tiny", "path": str(folder), "text_length": 12} | SIZE | option)).load("cpu", torch.float32)
