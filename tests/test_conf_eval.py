@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from qdit.eval.base import Metric
 from qdit.eval.distribution import DistributionMetric
+from qdit.eval.vbench.totals import DIMENSIONS, QUALITY, VIDITQ8
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BUNDLES = {
@@ -22,6 +23,12 @@ BUNDLES = {
     "video_offline": "sqnr sqnr_worst_frame psnr psnr_worst_frame ssim temporal_difference_error temporal_flickering "
     "motion_energy motion_smoothness_blend subject_consistency_lite0",
 }
+BUNDLES["vbench16"], BUNDLES["vbench_quality7"] = " ".join(DIMENSIONS), " ".join(QUALITY)
+BUNDLES["vbench_viditq8"] = " ".join(VIDITQ8)
+BUNDLES["vbench_custom"] = (
+    "subject_consistency background_consistency motion_smoothness dynamic_degree aesthetic_quality imaging_quality "
+    "overall_consistency temporal_style"
+)
 BUNDLES["emoji_motions"] = f"{BUNDLES['video_offline']} motion_match motion_error"
 OPTIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
 METRICS = [name for name in OPTIONS if name not in {*BUNDLES, "all_lite0"}]

@@ -19,11 +19,12 @@ from zlib import crc32
 import pytest
 import torch
 from helpers.pipelines import make_vae, write_hunyuan_pipeline, write_pipeline, write_text_pipeline
+from helpers.vbench_suite import write_suite
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
 from qdit.assets import CONF
-from qdit.cli import design, refs, score, table
+from qdit.cli import design, refs, score, table, vbench
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
@@ -122,6 +123,7 @@ def workshop(tmp_path_factory, hub) -> Path:
     latent_pipeline(root / "my_dit", heads=2, head_dim=64, classes=10, sample_size=32)
     write_text_pipeline(root / "my_pixart", "pixart_sigma", heads=16)
     write_text_pipeline(root / "my_latte", "latte", heads=16)
+    write_suite(root)
     write_hunyuan_pipeline(root / "my_hunyuan")
     (root / "DiT-XL-2-256").symlink_to(hub["facebook/DiT-XL-2-256"])
     with pytest.MonkeyPatch.context() as patch:
@@ -262,6 +264,8 @@ def test_command(line, reader, monkeypatch):
         refs._parser().parse_args(arguments)
     elif program == "qdit-score":
         score._parser().parse_args(arguments)
+    elif program == "qdit-vbench":
+        vbench._parser().parse_args(arguments)
     elif program == "make":
         run_make(arguments)
     else:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,8 @@ class Source(ABC):
     """Pixels along a side; None where nothing is compared."""
     reference: str
     """Name of the reference statistics that distribution metrics compare with."""
+    suite: ClassVar[str | None] = None
+    """A name of its prompts for metrics that are defined on no others."""
 
     @abstractmethod
     def labels(self, indices: Sequence[int], seed: int) -> Int[Tensor, " B"]:

@@ -39,6 +39,7 @@ class VBenchPrompts(Prompts):
         UserError: the file is missing, or is not the suite; or a dimension is unknown.
     """
 
+    suite = "vbench"
     dimensions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -46,6 +46,8 @@ class Result:
     """The number of prompts, where several samples share one: errors are then over prompts."""
     by_frame: list[float] | None = None
     """The mean over clips of each frame, or step between frames, of a paired metric."""
+    protocol: str | None = None
+    """How it was made, where that is not as a run makes it: by a program elsewhere, of encoded videos."""
     each: Float[Tensor, " n"] | None = field(default=None, repr=False, compare=False)
     """A value for each sample; tables compare methods over them."""
 
@@ -53,7 +55,8 @@ class Result:
         """What a run's record keeps: values of single samples are kept apart, and what does not apply is left out."""
         kept = asdict(self)
         del kept["each"]
-        return {key: value for key, value in kept.items() if value is not None or key not in ("clusters", "by_frame")}
+        newer = ("clusters", "by_frame", "protocol")
+        return {key: value for key, value in kept.items() if value is not None or key not in newer}
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,11 @@ class Metric(ABC):
     """How it is printed; None leaves that to the table (`qdit.tables.quantity`)."""
     extractor: str | None = None
     """Name of the extractor whose features it reads (`qdit.eval.extractor`); None reads none."""
+
+    @property
+    def suite(self) -> str | None:
+        """The data set whose prompts alone it judges."""
+        return None
 
     def network(self) -> "FeatureExtractor | None":
         """The extractor, not loaded yet; None where it reads none."""

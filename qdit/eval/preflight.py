@@ -38,6 +38,7 @@ def prepare(
     cache_dir: Path,
     image_size: int | None = None,
     prompts: Sequence[str] = (),
+    suite: str | None = None,
     group: str = "eval",
 ) -> Prepared:
     """Find weights and references for these metrics.
@@ -49,6 +50,7 @@ def prepare(
         cache_dir: where `qdit-refs` keeps references.
         image_size: pixels along a side of the images; None leaves it unchecked.
         prompts: those that will be sampled; none for classes, or leaves them unchecked.
+        suite: what the prompts are of, if that has a name.
         group: the config group that the metrics stand in, for messages.
 
     Raises:
@@ -61,6 +63,8 @@ def prepare(
         found += _sized(metric, prepared, dataset, image_size)
         found += metric.preflight(n, prepared.reference_of(metric), image_size)
         found += metric.unreadable(prompts) if prompts else []
+        if metric.suite not in (None, suite):
+            found.append(f"it judges the prompts of {metric.suite} alone; use dataset={metric.suite}")
         for problem in dict.fromkeys(found):
             problems.setdefault(problem, []).append(name)
     if problems:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from qdit.plots.style import shorten
 from qdit.plots.tiles import sized
 from qdit.storage.atomic import atomic_write
+from qdit.storage.videos import encode
 
 FPS = 8  # what Latte's clips are shown at
 COLUMNS, BANDS, WIDTH = 4, 2, 192  # clips side by side, rows of them, and about so many pixels of each
@@ -84,17 +84,7 @@ def frames(rows: Sequence[tuple[str, Clips]], captions: Sequence[str] | None = N
 
 def mp4(shown: Sequence[NDArray[np.uint8]]) -> bytes:
     """A video of frames [H, W, 3], in H.264 and nearly without loss."""
-    import av  # pyright: ignore[reportMissingImports] - of an extra
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "12"})
-        stream.height, stream.width = shown[0].shape[:2]
-        stream.pix_fmt = "yuv420p"  # what every player knows
-        for frame in shown:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return file.getvalue()
+    return encode(shown, FPS, crf=12)
 
 
 def animated(shown: Sequence[NDArray[np.uint8]]) -> bytes:

@@ -25,8 +25,8 @@ from qdit.storage.weights import weight_file
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
-FINDING = ("weights", "allow_download")
-"""Keys of a metric that say how a file is found; which file it must be, the extractor's name says and checks."""
+FINDING = ("weights", "allow_download", "head", "python", "folder", "timeout")
+"""Keys of a metric that say how a file or a program is found; which file it must be, the extractor's name says."""
 WITHOUT_REFERENCE = (
     "qdit.eval.distribution.InceptionScore",
     "qdit.eval.video.",

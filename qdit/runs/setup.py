@@ -157,7 +157,7 @@ def plan(config: dict[str, Any]) -> Plan:
         cache_dir = Path(config["cache_dir"])
         about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
         texts = [caption.text for caption in dataset.captions] if isinstance(dataset, Prompts) else []
-        prepared = prepare(metrics, n=config["num_samples"], prompts=texts, **about)
+        prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -225,14 +225,16 @@ def evaluate(
 
 
 def keep_values(samples: SampleSet, key: str, values: Tensor) -> None:
-    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample.
+    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample."""
+    keep(samples.shelf, key, values, samples.clusters)
 
-    Where samples share prompts, the number of each sample's prompt is kept, too, as `CLUSTERS`.
-    """
+
+def keep(shelf: Shelf, key: str, values: Tensor, prompts: Sequence[str] | None) -> None:
+    """Save values [n] among those of a run's samples; where samples share prompts, also the number of each one's."""
     name, kept = Path(VALUES).stem, {key: values.double()}
-    if samples.clusters is not None and len(order := list(dict.fromkeys(samples.clusters))) < samples.n:
-        kept[CLUSTERS] = torch.tensor([order.index(each) for each in samples.clusters])
-    samples.shelf.save(name, (samples.shelf.load(name) or {}) | kept)
+    if prompts is not None and len(order := list(dict.fromkeys(prompts))) < len(prompts):
+        kept[CLUSTERS] = torch.tensor([order.index(each) for each in prompts])
+    shelf.save(name, (shelf.load(name) or {}) | kept)
 
 
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:

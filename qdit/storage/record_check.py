@@ -85,7 +85,7 @@ _CONFIG: dict[str, Check] = dict.fromkeys(("quantizer.name", "bits.name", "quant
 _METRIC: dict[str, Check] = {
     **dict.fromkeys(("value", "stderr", "delta", "delta_stderr"), _value),
     **{"n": _number, "higher_is_better": _flag, "settings": _text},
-    **{"clusters": _number, "by_frame": _list, "shown": _mapping},
+    **{"clusters": _number, "by_frame": _list, "shown": _mapping, "protocol": _text},
 }
 _SHOWN: dict[str, Check] = {"label": _text, "unit": _text, "digits": _count, "factor": _number}
 _COST: dict[str, Check] = {

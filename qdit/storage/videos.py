@@ -1,9 +1,10 @@
-"""Read clips that others may have made, frame by frame as 8-bit RGB: videos, moving pictures, folders of frames.
+"""Clips, frame by frame as 8-bit RGB: read those that others may have made, and write videos. Imports no torch.
 
-Videos need PyAV, of the extra `qdit[video]`; GIF, WebP and animated PNG are read by Pillow. Imports no torch.
+Videos need PyAV, of the extra `qdit[video]`; GIFs and animated PNGs are read by Pillow, and folders hold frames.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,3 +87,25 @@ def _video(path: Path) -> Iterator[np.ndarray]:
         frame: Any
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
+
+
+def encode(frames: Iterable[np.ndarray], fps: int, crf: int) -> bytes:
+    """A video in H.264 of frames [H, W, 3] with even sides, by PyAV.
+
+    Args:
+        frames: in order.
+        fps: frames a second, which the file says of itself.
+        crf: the encoder's loss, 0 for the least.
+    """
+    import av  # pyright: ignore[reportMissingImports] - of an extra
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "yuv420p"  # what every player knows
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()

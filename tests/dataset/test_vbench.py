@@ -3,27 +3,15 @@
 import json
 
 import pytest
+from helpers.vbench_suite import write_suite
 
-from qdit.dataset.vbench import COUNTS, DISTINCT, ENTRIES, VBenchPrompts, read_suite
+from qdit.dataset.vbench import DISTINCT, VBenchPrompts, read_suite
 from qdit.errors import UserError
-
-SHARED = {"subject_consistency": ("motion_smoothness", "dynamic_degree"), "scene": ("background_consistency",)}
-SHARED |= {"overall_consistency": ("aesthetic_quality", "imaging_quality")}
 
 
 @pytest.fixture
 def suite(tmp_path):
-    """A stand-in with the suite's counts: two prompts are in two entries."""
-    entries = []
-    for name, count in COUNTS.items():
-        if name not in {other for others in SHARED.values() for other in others}:
-            dimensions = [name, *SHARED.get(name, ())]
-            entries += [{"prompt_en": f"{name} {number}", "dimension": dimensions} for number in range(count)]
-    entries[-1]["prompt_en"], entries[-2]["prompt_en"] = entries[0]["prompt_en"], entries[1]["prompt_en"]
-    file = tmp_path / "VBench_full_info.json"
-    file.write_text(json.dumps(entries))
-    assert (len(entries), len({entry["prompt_en"] for entry in entries})) == (ENTRIES, DISTINCT)
-    return file
+    return write_suite(tmp_path)
 
 
 def prompts(file, *dimensions) -> VBenchPrompts:

@@ -1,0 +1,154 @@
+"""qdit-vbench: videos of a run for VBench's own code elsewhere, its results back into the record, and totals.
+
+    qdit-vbench export runs/default/q_dit-w4a8-0123abcd videos/     mp4 files with VBench's names, and a manifest
+    qdit-vbench import runs/default/q_dit-w4a8-0123abcd videos/ results_eval_results.json
+    qdit-vbench total runs/default/q_dit-w4a8-0123abcd              of all sixteen dimensions, or not at all
+
+Runs with `eval=vbench_viditq8` and its kin do the first two by themselves, where $QDIT_VBENCH_PYTHON is set.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdit.errors import UserError
+
+if TYPE_CHECKING:
+    from qdit.eval.samples import SampleSet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one message and exit code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"qdit-vbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser("qdit-vbench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = whole.add_subparsers(required=True, metavar="export|import|total")
+    export = commands.add_parser("export", help="write the videos of a run, and their manifest")
+    export.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    export.add_argument("videos", type=Path, metavar="VIDEOS", help="folder to write to")
+    export.set_defaults(run=_export)
+    back = commands.add_parser("import", help="put VBench's results of such videos into the run's record")
+    back.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    back.add_argument("videos", type=Path, metavar="VIDEOS", help="folder with the manifest")
+    back.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="..._eval_results.json of VBench")
+    back.add_argument("--versions", default="", help="of VBench and torch there, for the protocol")
+    back.set_defaults(run=_import)
+    total = commands.add_parser("total", help="quality, semantic and total of a record")
+    total.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    total.set_defaults(run=_total)
+    return whole
+
+
+def _export(args: argparse.Namespace) -> None:
+    from qdit.eval.vbench.exchange import export
+
+    samples, run_id = _samples(args.folder)
+    print(export(samples.pieces(), samples.prompts, args.videos, run_id))
+
+
+def _samples(folder: Path) -> "tuple[SampleSet, str]":
+    """The samples of a finished run, with the model that decodes them, and the run's id.
+
+    Raises:
+        UserError: there is no such run, it makes no videos, or its samples are not here.
+    """
+    from qdit.runs import stages
+    from qdit.runs.identity import is_full_precision
+    from qdit.runs.run import shelf_of
+    from qdit.runs.setup import assemble
+    from qdit.storage.reading import read_yaml
+    from qdit.tracking import NoTracker
+
+    record = _record(folder)
+    config = read_yaml(folder / "config.yaml", "give the folder of a run") | {"eval": {}, "dry": False}
+    config |= {"runs_dir": str(folder.resolve().parents[1])}
+    parts = assemble(config)
+    if parts.model.modality != "video":
+        raise UserError(f"{folder} made {parts.model.modality}s; VBench judges videos")
+    place = shelf_of(config, parts)
+    shelf = place if is_full_precision(config) else place / "samples"
+    samples = stages.sample_set(config, parts, shelf, None, NoTracker())
+    if not samples.adopt(record.get("made")):
+        raise UserError(f"the samples of {folder} are not whole here; carry out its command again")
+    return samples, record["run_id"]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    from qdit.storage.run_folder import RunDir
+
+    if (record := RunDir(folder).result()) is None or record["status"] != "done":
+        raise UserError(f"{folder} is no folder of a finished run; it has no result.json")
+    return record
+
+
+def _import(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from qdit.eval.base import Result
+    from qdit.eval.per_sample import mean_of
+    from qdit.eval.vbench.exchange import MANIFEST, protocol, read_manifest, read_released
+    from qdit.eval.vbench.external import External
+    from qdit.eval.vbench.totals import DIMENSIONS
+    from qdit.runs.stages import keep
+    from qdit.storage.digest import digest
+    from qdit.storage.reading import read_json
+    from qdit.storage.run_folder import RunDir
+    from qdit.storage.shelf import Shelf
+
+    record, manifest = _record(args.folder), read_manifest(args.videos / MANIFEST)
+    if manifest["of"] != record["run_id"]:
+        raise UserError(f"{args.videos} holds videos of run {manifest['of'] or 'unknown'}, not of {record['run_id']}")
+    prompts = [video["prompt"] for video in manifest["videos"]]
+    about = protocol(manifest, {"versions": args.versions} if args.versions else {})
+    found = {
+        dimension: read_released(file, manifest, dimension)
+        for file in args.results
+        for dimension in read_json(file, "give the file that VBench wrote")
+        if dimension in DIMENSIONS
+    }
+    if not found:
+        raise UserError(f"{', '.join(map(str, args.results))} hold none of VBench's dimensions")
+    for dimension, values in found.items():
+        mean = mean_of(values, prompts)
+        result = Result(
+            value=mean.value,
+            stderr=mean.stderr,
+            n=len(values),
+            higher_is_better=True,
+            clusters=mean.clusters,
+            protocol=about,
+        )
+        settings = digest({"dimension": dimension, "protocol": about})
+        shown = {"shown": asdict(External.shown)} if External.shown else {}
+        record["metrics"][dimension] = result.record() | {"settings": settings} | shown
+        keep(Shelf(args.folder / "samples"), f"{dimension}@{settings}", values, prompts)
+        print(f"{dimension}: {mean.value:.4f}" + (f" ± {mean.stderr:.4f}" if mean.stderr is not None else ""))
+    RunDir(args.folder).save_result({key: value for key, value in record.items() if key != "digest"})
+
+
+def _total(args: argparse.Namespace) -> None:
+    from qdit.eval.vbench.totals import DIMENSIONS, Value, totals, unfounded
+
+    metrics = _record(args.folder)["metrics"]
+    values = {
+        name: Value(metric["value"], metric.get("stderr"), metric.get("protocol") or "frames in memory")
+        for name, metric in metrics.items()
+        if name in DIMENSIONS
+    }
+    for sentence in unfounded(values):
+        print(f"note: {sentence}", file=sys.stderr)
+    for name, total in totals(values).items():
+        print(f"{name}: {total.value:.4f}" + (f" ± {total.stderr:.4f}" if total.stderr is not None else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""qdit-vbench: export and import of a run's videos, and totals of its record."""
+
+import json
+
+import pytest
+from helpers.configs import composed
+from helpers.pipelines import write_text_pipeline
+
+from qdit.cli import vbench
+from qdit.config import resolved
+from qdit.eval.vbench import exchange
+from qdit.eval.vbench.totals import DIMENSIONS
+from qdit.runs import run as running
+from qdit.runs.identity import canonical, run_dir
+from qdit.tables.differences import difference
+from qdit.tables.records import load_results
+
+
+def complaint(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as caught:
+        vbench.main([str(word) for word in words])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def run(tmp_path, no_charts, monkeypatch):
+    """The folder of a quantized run of four clips of two prompts; videos are written without PyAV."""
+    pipeline = write_text_pipeline(tmp_path / "latte", "latte")
+    (tmp_path / "prompts.txt").write_text("a red cat\nblue dog on a table\n")
+    words = [
+        "model=latte",
+        f"model.path={pipeline}",
+        "model.text_length=12",
+        f"dataset.file={tmp_path / 'prompts.txt'}",
+    ]
+    words += [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "quantizer=rtn", "bits=w4a8"]
+    words += ["num_samples=4", "batch_size=2", "sampler.steps=1", "device=cpu", "eval=temporal_flickering"]
+    running.run(composed(*words))
+    monkeypatch.setattr(exchange, "encode", lambda frames, fps, crf: bytes(int(frames.mean())))
+    return run_dir(canonical(resolved(composed(*words)))).path
+
+
+def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
+    videos = tmp_path / "videos"
+    vbench.main(["export", str(run), str(videos)])
+    manifest = json.loads((videos / "manifest.json").read_text())
+    files = [video["file"] for video in manifest["videos"]]
+    assert files == ["a red cat-0.mp4", "blue dog on a table-0.mp4", "a red cat-1.mp4", "blue dog on a table-1.mp4"]
+    scores = dict.fromkeys(DIMENSIONS, 0.5) | {"imaging_quality": 50.0}  # of single videos 0 … 100
+    values = {name: [0.5, [{"video_path": f, "video_results": x} for f in files]] for name, x in scores.items()}
+    values["scene"][1][0]["video_results"] = 0.9
+    del values["color"]
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    vbench.main(["import", str(run), str(videos), str(tmp_path / "r.json"), "--versions", "vbench 0.1.5, torch 2.1"])
+    assert "scene: 0.6000 ± 0.1000" in capsys.readouterr().out
+    record = json.loads((run / "result.json").read_text())
+    assert record["metrics"]["scene"]["clusters"] == 2
+    assert record["metrics"]["scene"]["protocol"] == "h264 yuv420p crf=12 fps=8; versions vbench 0.1.5, torch 2.1"
+    assert "temporal_flickering" in record["metrics"]
+    rows = load_results(tmp_path / "runs").to_dict("records")
+    own = next(row for row in rows if row["quantizer"] == "rtn")
+    assert difference([own], [own], "scene") == (0.0, 0.0)
+    assert "no total of VBench without color: it needs all 16" in complaint(capsys, "total", run)
+    (tmp_path / "c.json").write_text(json.dumps({"color": values["scene"]}))
+    vbench.main(["import", str(run), str(videos), str(tmp_path / "c.json")])
+    assert "over several protocols" in complaint(capsys, "total", run)
+    vbench.main(["import", str(run), str(videos), str(tmp_path / "r.json"), str(tmp_path / "c.json")])
+    vbench.main(["total", str(run)])
+    assert "total: 0.2887 ± 0.0035" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_said(run, tmp_path, capsys):
+    assert "is no folder of a finished run" in complaint(capsys, "export", tmp_path, tmp_path / "videos")
+    vbench.main(["export", str(run), str(tmp_path / "videos")])
+    manifest = exchange.read_manifest(tmp_path / "videos" / "manifest.json")
+    other = {key: value for key, value in manifest.items() if key != "digest"} | {"of": "00000000"}
+    (tmp_path / "videos" / "manifest.json").write_text(json.dumps(other | {"digest": exchange.digest(other)}))
+    (tmp_path / "r.json").write_text("{}")
+    words = ("import", run, tmp_path / "videos", tmp_path / "r.json")
+    assert "holds videos of run 00000000" in complaint(capsys, *words)
+    for file in (run / "samples").glob("latents*"):
+        file.unlink()
+    assert "are not whole here" in complaint(capsys, "export", run, tmp_path / "again")
