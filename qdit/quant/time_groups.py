@@ -54,7 +54,11 @@ ALL = Groups()
 
 
 def split(timesteps: Sequence[Time], starts: Sequence[int]) -> Groups:
-    """The groups of a sampler's `timesteps`, sorted upwards; `starts` are the positions where a new group begins."""
+    """The groups of a sampler's `timesteps`, sorted upwards; `starts` are the positions where a new group begins.
+
+    >>> split([500, 0, 250], [1]), split([9.0, 0.5, 2.5], [1, 2])
+    (Groups(edges=(250,)), Groups(edges=(1.5, 5.75)))
+    """
     ascending = sorted(set(timesteps))
     return Groups(tuple(edge(ascending[start - 1], ascending[start]) for start in starts))
 

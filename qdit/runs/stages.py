@@ -294,7 +294,7 @@ def protocol(config: dict[str, Any], parts: Setup) -> str:
             parts.model_protocol,
             f"weights={weights(config)}",
             parts.dataset.protocol(),
-            parts.sampler.protocol(),
+            parts.sampler.protocol(parts.model),
             f"N={config['num_samples']}",
             f"seed={config['seed']}",
             f"bs={config['batch_size']}",

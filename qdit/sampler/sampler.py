@@ -83,14 +83,19 @@ class Sampler(Checked, ABC):
         """List the timesteps that are given to the model, in sampling order (noisiest first)."""
         return list(self.make_scheduler(model)[2])
 
-    def protocol(self) -> str:
+    def protocol(self, model: DiffusionModel | None = None) -> str:
         """Name everything that changes the full-precision samples, readably.
 
-        For example `ddim20 leading|eta=0|cfg=2 on all`.
+        For example `ddim20 leading|eta=0|cfg=2 on all`; of a network that reads the scale, `guidance=3.5 as an input`.
+
+        Args:
+            model: what is sampled; None is one that does not read it.
         """
         channels = "all" if self.guided_channels is None else f"{self.guided_channels} channels"
-        guidance = "none" if self.guidance == 1 else f"{self.guidance:g} on {channels}"
-        return f"{self.kind}{self.steps} {self.spacing}|eta={self.eta:g}|cfg={guidance}"
+        guidance = "cfg=none" if self.guidance == 1 else f"cfg={self.guidance:g} on {channels}"
+        if model is not None and model.guided == "embedded":
+            guidance = f"guidance={self.guidance:g} as an input"
+        return f"{self.kind}{self.steps} {self.spacing}|eta={self.eta:g}|{guidance}"
 
     def check(self, model: DiffusionModel) -> list[str]:
         """Describe each problem of this option, alone and with this model."""

@@ -75,3 +75,5 @@ def test_the_family_says_how_and_a_network_that_reads_the_scale_is_told(scale, g
     assert type(sampler.guide(model)) is kind  # pyright: ignore[reportArgumentType]
     sampler.inform(model)  # pyright: ignore[reportArgumentType]
     assert model.told_guidance == (scale if guided == "embedded" else 0.5)
+    said = sampler.protocol(model)  # pyright: ignore[reportArgumentType]
+    assert said.endswith(f"guidance={scale:g} as an input") == (guided == "embedded")
