@@ -25,10 +25,17 @@ GAUSSIAN = 4096  # values of a row from which their law is Gaussian to five digi
 
 
 class Format(ABC):
-    """A set of levels with codes of some bits; `largest` is where the end of a row's range comes to lie."""
+    """A set of levels with codes of some bits."""
 
-    bits: int
-    largest: float
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Of a code."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """Where the end of a row's range comes to lie."""
 
     @property
     @abstractmethod
@@ -64,12 +71,18 @@ class Floating(Format):
     exponent: int
     mantissa: int
     bias: int
-    largest: float
+    end: float
+    """The largest number; bit patterns beyond it are none."""
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """See `Format`."""
         return 1 + self.exponent + self.mantissa
+
+    @property
+    def largest(self) -> float:
+        """See `Format`."""
+        return self.end
 
     @property
     def least(self) -> int:
@@ -78,7 +91,7 @@ class Floating(Format):
 
     def nearest(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See `Format`. Adding a large number c and taking it away again rounds to a multiple of c's last place."""
-        x.clamp_(-self.largest, self.largest)
+        x.clamp_(-self.end, self.end)
         c = x.view(torch.int32) & 0x7F800000  # the power of two below |x|
         c.clamp_(min=(self.least + BIAS) << MANTISSA)
         c.add_(((MANTISSA - self.mantissa) << MANTISSA) + (1 << (MANTISSA - 1)))
@@ -93,32 +106,31 @@ class Floating(Format):
         codes = torch.where(size < 2.0**self.least, subnormal, normal)
         return codes.add_(levels.signbit(), alpha=1 << (self.bits - 1)).to(torch.uint8)
 
-    @cached_property
+    @property
     def values(self) -> Float[Tensor, " codes"]:
         """See `Format`; NaN where a bit pattern is no number."""
-        half = torch.arange(2 ** (self.bits - 1))
-        exponent, fraction = half >> self.mantissa, (half & ((1 << self.mantissa) - 1)) / 2**self.mantissa
-        whole = torch.where(exponent == 0, fraction, 1 + fraction)
-        found = whole * 2.0 ** (exponent.clamp(min=1) - self.bias)
-        found[found > self.largest] = torch.nan
-        return torch.cat([found, -found]).float()
+        return _bit_patterns(self)
 
 
 @dataclass(frozen=True)
 class CodeBook(Format):
     """Any levels, ascending; a code is a level's number. A value halfway between two has the lower one."""
 
-    bits: int
     table: tuple[float, ...]
     by_norm: bool = False
     """Whether the scale is the row's root mean square; else its greatest magnitude lies at the end of the table."""
+
+    @property
+    def bits(self) -> int:
+        """See `Format`."""
+        return (len(self.table) - 1).bit_length()
 
     @property
     def largest(self) -> float:
         """See `Format`."""
         return self.table[-1]
 
-    @cached_property
+    @property
     def values(self) -> Float[Tensor, " codes"]:
         """See `Format`."""
         return torch.tensor(self.table)
@@ -143,6 +155,17 @@ class CodeBook(Format):
         return rows.square().mean(-1, keepdim=True).sqrt() * self.largest
 
 
+@cache
+def _bit_patterns(format: Floating) -> Float[Tensor, " codes"]:
+    """The number that each bit pattern stands for."""
+    half = torch.arange(2 ** (format.bits - 1))
+    exponent, fraction = half >> format.mantissa, (half & ((1 << format.mantissa) - 1)) / 2**format.mantissa
+    whole = torch.where(exponent == 0, fraction, 1 + fraction)
+    found = whole * 2.0 ** (exponent.clamp(min=1) - format.bias)
+    found[found > format.end] = torch.nan
+    return torch.cat([found, -found]).float()
+
+
 FLOATS = {
     "e2m1": Floating(2, 1, 1, 6.0),
     "e3m0": Floating(3, 0, 3, 16.0),
@@ -162,7 +185,7 @@ def format_of(spec: QuantSpec, length: int) -> Format:
     """The format of a spec with levels, for rows of some length."""
     if spec.grid == "lloyd_max":
         return lloyd_max(spec.bits, min(length, GAUSSIAN))
-    return CodeBook(4, _NF4) if spec.grid == "nf4" else FLOATS[spec.grid]
+    return CodeBook(_NF4) if spec.grid == "nf4" else FLOATS[spec.grid]
 
 
 @cache
@@ -190,4 +213,4 @@ def lloyd_max(bits: int, length: int) -> CodeBook:
         levels = (levels - levels[::-1]) / 2  # the law is symmetric
         if np.abs(levels - before).max() < 1e-8:
             break
-    return CodeBook(bits, tuple(float(np.float32(level)) for level in levels), by_norm=True)
+    return CodeBook(tuple(float(np.float32(level)) for level in levels), by_norm=True)

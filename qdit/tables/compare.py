@@ -35,11 +35,9 @@ def compare(
     mix_protocols: bool = False,
 ) -> Table:
     """Lay out a comparison of methods; arguments and errors as `build_table`, with metrics of its own by default."""
-    shown = (
-        list(metrics)
-        if metrics is not None
-        else [*_compared(frame), *(c for c in SPENT if c in frame and (c != "input_bits" or frame[c].notna().any()))]
-    )
+    counted = frame.filter(items=["input_bits"]).notna().to_numpy().any()  # records of before have none
+    spent = [column for column in SPENT if column in frame and (column != "input_bits" or counted)]
+    shown = [*_compared(frame), *spent] if metrics is None else list(metrics)
     return build_table(frame, cols="bits", metrics=shown, seeds=seeds, mix_protocols=mix_protocols, group_by="family")
 
 

@@ -27,10 +27,12 @@ ALL = [*BLOCKS, "adaln", "embedder", "final"]
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def recipe(rounding, roles=BLOCKS, bits=(4, 8), granularity="group", group_size=16, grid="asymmetric", rule=None):
+def recipe(
+    rounding, roles=BLOCKS, bits=(4, 8), granularity="group", group_size=16, grid="asymmetric", rule=None, **more
+):
     return Method(
         scope=Scope(roles=roles),
-        weight=WeightGrid(granularity=granularity, group_size=group_size, grid=grid, range=rule or MinMax()),
+        weight=WeightGrid(granularity=granularity, group_size=group_size, grid=grid, range=rule or MinMax(), **more),
         activation=DynamicActivation(granularity="row", grid="asymmetric"),
         rounding=rounding,
         weight_bits=bits[0],
@@ -169,9 +171,16 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", ["before", "block_000", "block_001", "after"])
-def test_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(tiny_model, data, tmp_path, monkeypatch, killed_at):
-    parts = recipe(GPTQ(), ALL)
+NVFP4 = {"grid": "e2m1", "scale": "e4m3"}
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "format"), [("before", {}), ("block_000", {}), ("block_001", {}), ("after", {}), ("block_001", NVFP4)]
+)
+def test_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(
+    tiny_model, data, tmp_path, monkeypatch, killed_at, format
+):
+    parts = recipe(GPTQ(), ALL, **format)
     rounded(tiny_model, parts, data, tmp_path / "undisturbed")
     visited = []
 
@@ -192,14 +201,16 @@ def test_resumed_fit_ends_with_the_bytes_of_an_undisturbed_one(tiny_model, data,
         assert file.read_bytes() == (tmp_path / "killed" / file.name).read_bytes()
 
 
-def test_finished_fit_needs_no_data(tiny_model, data, tmp_path):
-    first = rounded(tiny_model, recipe(GPTQ()), data, tmp_path)
+@pytest.mark.parametrize("format", [{}, NVFP4, {"grid": "e2m1", "scale": "e8m0", "group_size": 32}])
+def test_finished_fit_needs_no_data(tiny_model, data, tmp_path, format):
+    parts = recipe(GPTQ(), **format)
+    first = rounded(tiny_model, parts, data, tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["block_000.safetensors", "block_001.safetensors"]
 
     def refuse():
         raise AssertionError("no data is needed")
 
-    again = quantize(tiny_model, recipe(GPTQ()), refuse, tmp_path)
+    again = quantize(tiny_model, parts, refuse, tmp_path)
     assert all(torch.equal(again.layers[name].weight, first[name]) for name in first)
 
 
