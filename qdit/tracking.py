@@ -29,7 +29,7 @@ _ID = re.compile(
     r"[^/\\#?%:;,'\s][^/\\#?%:;,'\n]{,99}"
 )  # what W&B takes as the beginning of an id of up to 128 characters
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
-_CHARTS = ("layers", "timesteps", "groups", "bits")  # as `qdit.runs.stages.diagnose` draws them
+_CHARTS = ("layers", "timesteps", "groups", "bits", "frames")  # as `qdit.runs.stages` draws them
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
 

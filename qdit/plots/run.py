@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from qdit.plots.style import COLOURS, axes_of, finish, look, save, shorten
+from qdit.plots.style import COLOURS, axes_of, finish, look, panels_of, save, shorten
 from qdit.plots.tiles import strips, tiles
 
 
@@ -160,6 +160,23 @@ def timestep_chart(curves: Mapping[str, Mapping[str, Any]], path: Path, title: s
     axes.invert_xaxis()
     axes.set(xlabel=f"{first.get('xlabel', 'timestep')} (sampling runs to the right)", ylabel=first.get("ylabel", ""))
     finish(axes, title, len(curves) > 1)
+    return save(figure, path)
+
+
+def frame_chart(curves: Mapping[str, Sequence[float]], path: Path, title: str | None = None) -> Path:
+    """Draw paired metrics over the frames of clips, a panel each: errors grow with time, which a mean hides.
+
+    Args:
+        curves: label → the mean over clips at each frame, or step between frames.
+        path: PNG to write.
+        title: what stands above, such as the name of the run.
+    """
+    figure, panels = panels_of(len(curves), 0.6 + 2.4 * len(curves), 2.4, sharey=False)
+    for number, (axes, (label, values)) in enumerate(zip(panels, curves.items(), strict=True)):
+        colour, marker = look(number)
+        axes.plot(range(len(values)), values, color=colour, marker=marker, markersize=3)
+        axes.set(xlabel="frame", ylabel=label)
+        finish(axes, title if number == 0 else None, legend=False)
     return save(figure, path)
 
 

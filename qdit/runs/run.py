@@ -161,6 +161,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
         keep = partial(where.save_metrics, made=samples.made)
         metrics = stages.evaluate(applicable, metrics, parts, samples, reference, keep)
     stages.picture(config, parts, samples, reference, where.path / "samples.png")
+    stages.frames_picture(metrics, where.path / "frames.png", config["name"])
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
     left = parts.run_time() if policy else []
     spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)

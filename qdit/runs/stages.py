@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,7 @@ from qdit.storage.locks import exclusive
 from qdit.storage.run_folder import CLUSTERS, IMAGES, VALUES
 from qdit.storage.shelf import Shelf
 from qdit.storage.tensors import save_tensors
+from qdit.tables import quantity
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
@@ -216,7 +217,7 @@ def evaluate(
         result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
         shown = {"shown": asdict(metric.shown)} if metric.shown else {}
         found[name] = result.record() | {"settings": settings} | shown
-        if result.each is not None:
+        if result.each is not None and samples is not reference:
             keep_values(samples, f"{name}@{settings}", result.each)
         save(found)
         error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
@@ -265,6 +266,14 @@ def diagnose(config: dict[str, Any], parts: Setup, quantized: Quantized, folder:
             if key in allocation.details:
                 draw(allocation.details[key], folder / f"{key}.png", title=config["name"])
     return found
+
+
+def frames_picture(metrics: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+    """`frames.png`: paired metrics of clips over their frames, where there are any."""
+    found = {name: metric for name, metric in metrics.items() if metric.get("by_frame")}
+    shown = {name: quantity.metric_quantity(name, None, metric.get("shown")) for name, metric in found.items()}
+    if found:
+        figures.frame_chart({shown[name].label: metric["by_frame"] for name, metric in found.items()}, path, title)
 
 
 def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference: SampleSet, path: Path) -> None:

@@ -7,6 +7,11 @@ from qdit.tables.marks import BASES, Verdict
 from qdit.tables.quantity import APART, Quantity, plain
 from qdit.tables.summary import Summary
 
+STILL = ("temporal_flickering", "motion_smoothness", "subject_consistency", "background_consistency")
+"""Beginnings of the names of metrics that are highest for a frozen clip."""
+MOVING = ("motion_energy", "dynamic_degree", "flow_score")
+"""Metrics that show whether clips move."""
+
 
 def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdict, has_floor: bool) -> list[str]:
     """Return one line that explains whatever the table uses, then a line for each protocol."""
@@ -29,6 +34,9 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
             f"{', '.join(several)} was computed with several settings or references, a column for each (@): "
             "repeat the commands of the older runs to compute it anew, from the samples that they keep."
         )
+    still = [quantity.label for quantity in quantities if quantity.column.startswith(STILL)]
+    if still and not any(column.startswith(MOVING) for column in shown):
+        lines.append(f"A frozen clip is best by {', '.join(still)}: read them beside {', '.join(MOVING[:2])}.")
     if any(column.startswith("seconds") for column in shown):
         lines.append(
             "Seconds: of this machine, for what was not in the cache; a run that is first makes it for others."

@@ -62,6 +62,7 @@ def test_charts_are_drawn(tmp_path):
         figures.layer_chart(layers, tmp_path / "layers.png", title="rtn-w4a8"),
         figures.layer_chart([], tmp_path / "no-layers.png"),
         figures.timestep_chart({"rtn": curve | {"stderr": [0.1, 0.2, 0.3]}, "q_dit": curve}, tmp_path / "t.png"),
+        figures.frame_chart({"PSNR (dB)": [30.0, 28.0, 25.0], "temporal error": [1.0, 2.0]}, tmp_path / "f.png", "rtn"),
         figures.timestep_chart({"one sample": curve | {"stderr": [None] * 3}}, tmp_path / "one.png"),
     ]
     for path in drawn:

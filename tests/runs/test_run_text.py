@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 import torch
 from helpers.configs import composed
 from helpers.pipelines import WORDS, write_text_pipeline
@@ -17,6 +18,10 @@ from qdit.errors import UserError
 from qdit.model.conditions import BATCH, T5
 from qdit.model.pixart import PixArt
 from qdit.runs import run as running
+from qdit.storage.run_folder import CLUSTERS, VALUES
+from qdit.tables.differences import difference
+from qdit.tables.records import load_results
+from qdit.tables.table import build_table
 
 CPU = torch.device("cpu")
 KILLED = """
@@ -115,3 +120,27 @@ def test_what_cannot_be_is_one_message_before_anything_is_computed(kind, folder,
         running.run(composed(*words(folder, tmp_path, *bad)))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_clips_have_curves_over_frames_and_errors_over_prompts(tmp_path, no_charts):
+    """And the table has the metrics' own labels, with a warning where nothing shows motion."""
+    own = ["model=latte", "eval=[psnr,temporal_flickering]", "num_samples=4"]
+    latte = write_text_pipeline(tmp_path / "latte", "latte")
+    record = running.run(composed(*words(latte, tmp_path, *own)))
+    assert record is not None
+    psnr, flickering = record["metrics"]["psnr"], record["metrics"]["temporal_flickering"]
+    assert psnr["value"] == pytest.approx(sum(psnr["by_frame"]) / len(psnr["by_frame"]))
+    assert (psnr["clusters"], flickering["clusters"], flickering["n"]) == (2, 2, 4)
+    assert flickering["delta"] is not None
+    assert next((tmp_path / "runs").rglob("rtn-*/frames.png")).stat().st_size > 1000
+    frame = load_results(tmp_path / "runs")
+    made = build_table(frame, metrics=["temporal_flickering"])
+    assert "flickering ↑" in made.header
+    assert any("A frozen clip is best by flickering ↑: read them beside motion_energy" in line for line in made.lines)
+    row = next(row for row in frame.to_dict("records") if row["quantizer"] == "rtn")
+    values = safetensors.numpy.load_file(Path(row["folder"]) / VALUES)
+    assert values[CLUSTERS].tolist() == [0, 1, 0, 1]
+    each = values[f"temporal_flickering@{flickering['settings']}"]
+    assert flickering["value"] == pytest.approx(each.mean())
+    assert flickering["stderr"] == pytest.approx(each.reshape(2, 2).mean(0).std(ddof=1) / 2**0.5)
+    assert difference([row], [row], "temporal_flickering") == (0.0, 0.0)
