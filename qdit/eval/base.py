@@ -74,7 +74,10 @@ class Piece:
 class Samples(Protocol):
     """The samples of one run, in the order of their index."""
 
-    n: int
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        ...
 
     @property
     def prompts(self) -> Sequence[str]:

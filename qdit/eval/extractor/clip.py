@@ -24,6 +24,8 @@ TOKENS = 77
 class CLIPNetwork(nn.Module):
     """transformers' model; its output is the projected feature of an image, not normalised."""
 
+    model: Any
+
     def __init__(self, model: nn.Module, tokenizer: Any, see: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.tokenizer, self.see = model, tokenizer, see

@@ -4,6 +4,8 @@ Square inputs of 224 px are timm's own forward. For other shapes the released co
 way, which timm's differs from by a tenth: here it is the released one, and what is no multiple of 16 is cropped.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,8 @@ MODEL = "vit_base_patch16_224.dino"
 
 class DINONetwork(nn.Module):
     """timm's network; its output is the normalised class token."""
+
+    network: Any
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

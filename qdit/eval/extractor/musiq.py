@@ -34,7 +34,7 @@ class Quality(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[b, 3, H, W] uint8 to score [b, 1], of 0 … 100."""
-        size = shrunk(*images.shape[-2:])
+        size = shrunk(images.shape[-2], images.shape[-1])
         x = images.float() / 255
         return {"score": self.network(x if size == x.shape[-2:] else resized(x, size, "bilinear", False)).view(-1, 1)}
 
@@ -53,6 +53,6 @@ class MUSIQ(UserFile):
             UserError: the file, or pyiqa, is missing.
         """
         path = self.path()
-        pyiqa = import_module(self.library)  # the user's, if at all
+        pyiqa = import_module("pyiqa")  # the user's, if at all
 
         return Quality(pyiqa.create_metric("musiq-spaq", device=torch.device("cpu"), pretrained_model_path=str(path)))

@@ -43,19 +43,19 @@ def normalised(images: Tensor, about: tuple[tuple[float, ...], tuple[float, ...]
 
 def for_dino(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 h w"]:
     """VBench's: the short side at 224, bilinear without antialiasing, no crop."""
-    whole = resized(images.float(), short_side(*images.shape[-2:], 224), "bilinear", antialias=False)
+    whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], 224), "bilinear", antialias=False)
     return normalised(whole / 255, IMAGENET)
 
 
 def for_clip_in_vbench(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
     """VBench's: bicubic without antialiasing on floats, whose overshoot is not clamped; the middle square."""
-    whole = resized(images.float(), short_side(*images.shape[-2:], 224), "bicubic", antialias=False)
+    whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], 224), "bicubic", antialias=False)
     return normalised(centre(whole, 224) / 255, CLIP)
 
 
 def for_clip(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
     """OpenAI's: bicubic with antialiasing, rounded to 8 bits as Pillow does; the middle square."""
-    whole = resized(images.float(), short_side(*images.shape[-2:], 224), "bicubic", antialias=True)
+    whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], 224), "bicubic", antialias=True)
     return normalised(centre(whole.round().clamp(0, 255), 224) / 255, CLIP)
 
 

@@ -24,7 +24,7 @@ def main(manifest: str, dimension: str, output: str) -> None:
     given = json.loads(Path(manifest).read_text())
     folder = Path(manifest).parent
     prompts = {str(folder / video["file"]): video["prompt"] for video in given["videos"]}
-    info = Path(vbench.__file__).parent / "VBench_full_info.json"
+    info = Path(str(vbench.__file__)).parent / "VBench_full_info.json"
     with tempfile.TemporaryDirectory() as scratch:
         judge = vbench.VBench("cuda" if torch.cuda.is_available() else "cpu", str(info), scratch)
         about = {"prompt_list": prompts, "mode": "custom_input"} if dimension in CUSTOM else {"mode": "vbench_standard"}
