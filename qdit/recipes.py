@@ -43,10 +43,14 @@ class Recipe(Scheme):
             bad = {
                 s.in_features: s.name for s in sites if size and self.scope.why_not(s) is None and s.in_features % size
             }
-            found += [
-                f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
-                for channels, name in bad.items()
-            ]
+            for channels, name in bad.items():
+                advice = f"{key}.group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
+                if part.scale is not None:
+                    advice = (
+                        f"{key}: blocks of {size} (scale={part.scale}) do not divide {name} ({channels} inputs); leave "
+                        "such layers out with scope.exclude, or use a format without blocks, such as bits=fp8"
+                    )
+                found.append(advice)
         return found
 
     @property
