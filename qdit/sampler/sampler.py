@@ -100,9 +100,8 @@ class Sampler(Checked, ABC):
     def check(self, model: DiffusionModel) -> list[str]:
         """Describe each problem of this option, alone and with this model."""
         if predicts(model.scheduler_config()) == "velocity":
-            return [
-                f"sampler={self.name}: this model was trained to match a flow, and knows no betas; use its pipeline's"
-            ]
+            reason = "this model was trained to match a flow, and knows no betas"
+            return [f"sampler={self.name}: {reason}; leave the sampler out, as the model's option brings its own"]
         problems = []
         total, channels = train_timesteps(model), model.latent_shape[0]
         fewest = 1 if self.spacing == "trailing" else 2  # with one step the others visit only t = 0, the clean end
