@@ -10,6 +10,7 @@
 Nothing is folded into other layers: a permutation would have to cross heads.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -55,17 +56,17 @@ class BlockRotation(Drafted):
 
     needs_calibration = False
 
+    @abstractmethod
     def turn(self, read: Input) -> Callable[[Tensor], Tensor]:
         """The function that computes x R of rows x of an input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def module(self, read: Input) -> nn.Module:
         """What does the same at run time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cost(self, read: Input) -> tuple[int, int]:
         """Bits that are stored for an input, and operations for one row of it."""
-        raise NotImplementedError
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`: all is done at run time."""
