@@ -23,7 +23,7 @@ Load = Callable[[ConfigSource, str], ConfigResult]
 def quicken() -> None:
     """From now on Hydra composes faster in this process."""
     Plugins.instance()  # which registers the kinds of places that configs are read from
-    source = SourcesRegistry.instance().resolve("file")
+    source: Any = SourcesRegistry.instance().resolve("file")
     source.load_config = parsed_once(source.load_config)
     defaults_list._create_interpolation_map = where_needed(defaults_list._create_interpolation_map)
 
