@@ -17,7 +17,7 @@ from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
 from qdit.model.conditions import encoded
 from qdit.model.files import read_config
-from qdit.model.text import LoadedText
+from qdit.model.loaded_text import LoadedText
 from qdit.nn.clock import Clock
 
 

@@ -8,7 +8,7 @@ from qdit.api.adapters import protocol_of
 from qdit.calibration.trajectories import Trajectories, trajectories
 from qdit.checkpoint import installed
 from qdit.errors import UserError
-from qdit.model.text import LoadedText
+from qdit.model.loaded_text import LoadedText
 from qdit.storage.tensors import tensors_digest
 
 

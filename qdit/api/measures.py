@@ -14,7 +14,7 @@ from qdit.eval.per_sample import PairedMetric
 from qdit.eval.samples import Drawn
 from qdit.ledger import Ledger, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel
-from qdit.model.text import LoadedText
+from qdit.model.loaded_text import LoadedText
 from qdit.policies import LayerSpec, Policy
 from qdit.runs.plan import spec_text, weight_text
 

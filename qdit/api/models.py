@@ -22,7 +22,7 @@ from qdit.method import quantize as fit
 from qdit.model.adapter import moved
 from qdit.model.base import DiffusionModel
 from qdit.model.loaded import Loaded
-from qdit.model.text import LoadedText
+from qdit.model.loaded_text import LoadedText
 from qdit.quantized import Quantized
 from qdit.setting import Setting
 from qdit.storage.digest import digest

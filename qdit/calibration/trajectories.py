@@ -18,7 +18,7 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.model.conditions import Conditions
 from qdit.model.loaded import Loaded
-from qdit.model.text import LoadedText
+from qdit.model.loaded_text import LoadedText
 from qdit.sampler.sampler import Sampler
 from qdit.seeding import CALIBRATION
 

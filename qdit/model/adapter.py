@@ -35,7 +35,7 @@ def adapt(transformer: Any, **about: Any) -> DiffusionModel:
 
     Args:
         transformer: as diffusers loaded it.
-        about: what families that read prompts are told, see `qdit.model.text.LoadedText.adapt`.
+        about: what families that read prompts are told, see `qdit.model.loaded_text.LoadedText.adapt`.
 
     Raises:
         UserError: no adapter is for its class, or it is not a transformer.

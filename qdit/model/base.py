@@ -151,7 +151,7 @@ class DiffusionModel(Protocol):
     told_guidance: float
     """The scale that every call is told, where `guided` is embedded; see `qdit.sampler.sampler.Sampler.inform`."""
     image_size: int
-    """Pixels along a side."""
+    """Pixels along a side, the shorter one."""
     modality: str
     """Either `image` or `video`: which metrics may be taken of it."""
     learned_variance: bool

@@ -28,7 +28,7 @@ from qdit.model.derive import structure
 from qdit.model.files import check_class, check_vae, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded import Loaded, value_folds
-from qdit.model.outline import CONFIGS, autoencoder, has_weights, outline, schedule
+from qdit.model.outline import CONFIGS, has_weights, schedule_of, shell, shell_beside
 from qdit.model.weights import shapes
 
 _FREQUENCY_SHIFT = {"diffusers": 1.0, "dit": 0.0}
@@ -97,10 +97,10 @@ class DiT:
 
         root = locate(self.path, self.revision, "model.path", CONFIGS)
         check_transformer(root)
-        denoiser = outline(DiTTransformer2DModel, root / "transformer", dtype)
-        vae = autoencoder(root / "vae") if self.vae_path is None else None
+        denoiser = shell(DiTTransformer2DModel, root / "transformer", dtype)
         made = LoadedDiT(denoiser, None, None, torch.device(device), dtype)
-        made.complete(vae, schedule(root / "scheduler", LoadedDiT.schedulers))
+        vae = shell_beside(root, self.vae_path, "AutoencoderKL", check_vae)
+        made.complete(vae, schedule_of(root / "scheduler", LoadedDiT.schedulers))
         return made
 
     def restore_original_details(self, denoiser: nn.Module) -> None:

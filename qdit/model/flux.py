@@ -144,8 +144,7 @@ class Flux(JointModel):
         Raises:
             UserError: the size is not one of whole tokens.
         """
-        config: Any = vae.config if vae is not None else None
-        pixels = PATCH * (2 ** (len(config.block_out_channels) - 1) if config is not None else LATENT_SCALE)
+        pixels = PATCH * (LATENT_SCALE if vae is None else LoadedFlux.latents_of(vae.config)[1])
         if self.size < pixels or self.size % pixels:
             raise UserError(f"model.size={self.size}; allowed: multiples of {pixels} pixels, a token's")
         return {"side": PATCH * self.size // pixels}

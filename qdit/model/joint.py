@@ -15,7 +15,8 @@ import torch
 from qdit.model.base import Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized
 from qdit.model.conditions import Rows
-from qdit.model.text import LoadedText, TextModel
+from qdit.model.loaded_text import LoadedText
+from qdit.model.text import TextModel
 from qdit.model.text_encoders import load_encoders
 
 CLIP_LENGTH = 77

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from qdit.model.text import LoadedText, TextModel
+from qdit.model.loaded_text import LoadedText
+from qdit.model.text import TextModel
 
 
 class LoadedLatte(LoadedText):

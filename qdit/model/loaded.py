@@ -47,7 +47,7 @@ class Loaded(ABC):
         self.denoiser, self.device, self.dtype = denoiser, device, dtype
         self.clock = Clock()
         self.latent_shape = self.shape_of(config)
-        self.image_size: int = self.latent_shape[-1] * LATENT_SCALE
+        self.image_size: int = min(self.latent_shape[-2:]) * LATENT_SCALE
         channels = config.out_channels if "out_channels" in config else denoiser.out_channels
         self.learned_variance: bool = channels == 2 * config.in_channels
         self.autoencoder: nn.Module | None = None
@@ -66,14 +66,19 @@ class Loaded(ABC):
         self._schedule = schedule
         if autoencoder is None:
             return
-        vae: Any = autoencoder.config
-        if vae.latent_channels != self.latent_shape[0]:
+        channels, scale = self.latents_of(autoencoder.config)
+        if channels != self.latent_shape[0]:
             raise UserError(
-                f"the autoencoder has {vae.latent_channels} latent channels, the transformer reads "
-                f"{self.latent_shape[0]}; set model.vae_path to the autoencoder that it was trained with"
+                f"the autoencoder has {channels} latent channels, the transformer reads {self.latent_shape[0]}; set "
+                "model.vae_path to the autoencoder that it was trained with"
             )
         self.autoencoder = autoencoder
-        self.image_size = self.latent_shape[-1] * 2 ** (len(vae.block_out_channels) - 1)
+        self.image_size = min(self.latent_shape[-2:]) * scale
+
+    @staticmethod
+    def latents_of(config: Any) -> tuple[int, int]:
+        """Channels of an autoencoder's latents, and pixels of one along a side."""
+        return config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
 
     @abstractmethod
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:

@@ -5,7 +5,7 @@ the transformer's config must be there. Where weights lie beside it, their heade
 without reading them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import nn
 
 from qdit.errors import UserError
 from qdit.model.checks import check_schedule
-from qdit.model.files import check_vae, misfit, read_config
+from qdit.model.files import misfit, read_config
 from qdit.model.weights import shapes
 
 CONFIGS = ["model_index.json", "transformer/*.json", "vae/*.json", "scheduler/*.json"]
 """What is fetched from the hub."""
 
 
-def outline(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def shell(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A module of diffusers on the meta device.
 
     Args:
@@ -69,21 +69,29 @@ def _compare(module: nn.Module, folder: Path) -> None:
         )
 
 
-def autoencoder(folder: Path) -> nn.Module | None:
-    """An autoencoder on the meta device; None where its folder is not there.
+def shell_beside(root: Path, other: str | None, kind: str, check: Callable[[Path], None]) -> nn.Module | None:
+    """The autoencoder of a pipeline's folder, or another one; None where its config is not on this machine.
+
+    Args:
+        root: the pipeline.
+        other: None, or a folder (or a hub id, which is not fetched for a look).
+        kind: the name of diffusers' class.
+        check: refuses a folder that holds another class, or values that cannot be.
 
     Raises:
-        UserError: its config and weights do not fit together.
+        UserError: it is refused, or its weights do not fit to its config.
     """
-    if not (folder / "config.json").is_file():
+    import diffusers
+
+    places = [root / "vae"] if other is None else [Path(other).expanduser() / "vae", Path(other).expanduser()]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if folder is None:
         return None
-    check_vae(folder)
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return outline(AutoencoderKL, folder, torch.float32)
+    check(folder)
+    return shell(getattr(diffusers, kind), folder, torch.float32)
 
 
-def schedule(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
+def schedule_of(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
     """A scheduler's config; where its folder is not there, the defaults of the first class that is allowed.
 
     Raises:

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.model.text import LoadedText, TextModel
+from qdit.model.loaded_text import LoadedText
+from qdit.model.text import TextModel
 
 
 class LoadedPixArt(LoadedText):

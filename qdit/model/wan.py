@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Site
-from qdit.model.checks import FLOW_SCHEDULERS, Keys, number, unquantized, whole
+from qdit.model.checks import Keys, number, unquantized, whole
 from qdit.model.files import check_class, read_config
-from qdit.model.text import LoadedText, TextModel
+from qdit.model.loaded_text import LoadedText
+from qdit.model.text import TextModel
 
 TEMPORAL, SPATIAL = 4, 8
 """Frames and pixels of a latent, of the published autoencoder."""
@@ -37,7 +38,7 @@ class LoadedWan(LoadedText):
 
     modality = "video"
     guided = "two_calls"
-    schedulers = ("UniPCMultistepScheduler", *FLOW_SCHEDULERS)
+    schedulers = ("UniPCMultistepScheduler",)
     projection = "condition_embedder.text_embedder.linear_2"
     tokens = 512
 
@@ -67,20 +68,10 @@ class LoadedWan(LoadedText):
         sites, attentions = super().structure(denoiser)
         return [site for site in sites if ".time_embedder." not in site.name], attentions
 
-    def complete(self, autoencoder: nn.Module | None, schedule: dict[str, Any]) -> None:
+    @staticmethod
+    def latents_of(config: Any) -> tuple[int, int]:
         """See `Loaded`."""
-        self._schedule = schedule
-        self.image_size = min(self.latent_shape[2:]) * SPATIAL
-        if autoencoder is None:
-            return
-        vae: Any = autoencoder.config
-        if vae.z_dim != self.latent_shape[0]:
-            raise UserError(
-                f"the autoencoder has {vae.z_dim} latent channels, the transformer reads {self.latent_shape[0]}; set "
-                "model.vae_path to the autoencoder that it was trained with"
-            )
-        self.autoencoder = autoencoder
-        self.image_size = min(self.latent_shape[2:]) * vae.scale_factor_spatial
+        return config.z_dim, config.scale_factor_spatial
 
     def denoise(
         self, x: Float[Tensor, "B C F h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]

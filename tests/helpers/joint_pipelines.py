@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import families
 from helpers.pipelines import WORDS, liven, make_tokenizer, make_vae
 
 VOCABULARY = len(WORDS) + 3
@@ -15,7 +16,7 @@ def write_joint_pipeline(folder: Path, family: str) -> Path:
 
     torch.manual_seed(0)
     flux = family.startswith("flux")
-    transformer = _flux(family) if flux else _sd3(family)
+    transformer = _transformer(family)
     vae = make_vae((8, 8), 16, shift_factor=0.1)
     encoders = _encoders(flux)
     for seed, module in enumerate((transformer, vae, *encoders.values())):
@@ -28,40 +29,14 @@ def write_joint_pipeline(folder: Path, family: str) -> Path:
     return folder
 
 
-def _sd3(family: str) -> Any:
-    from diffusers import SD3Transformer2DModel
-
-    dual = {"num_layers": 3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"} if family == "sd35" else {}
-    return SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=48,
-        pooled_projection_dim=40,
-        pos_embed_max_size=8,
-        **({"num_layers": 2} | dual),
-    )
-
-
-def _flux(family: str) -> Any:
-    from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        pooled_projection_dim=24,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=family == "flux_dev",
-    )
+def _transformer(family: str) -> Any:
+    """One of the specs of helpers/families.py, which reads texts as wide as the tiny encoders make them."""
+    flux = family.startswith("flux")
+    kind, config, _ = families.flux() if flux else families.sd35()
+    more: dict[str, Any] = {"guidance_embeds": family == "flux_dev"} if flux else {}
+    if family == "sd3":
+        more = {"num_layers": 2, "dual_attention_layers": (), "qk_norm": None}
+    return kind(**config | {"joint_attention_dim": 48, "pooled_projection_dim": 24 if flux else 40} | more)
 
 
 def _encoders(flux: bool) -> dict[str, Any]:
@@ -101,18 +76,8 @@ def write_wan_pipeline(folder: Path) -> Path:
     import diffusers
 
     torch.manual_seed(0)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        text_dim=48,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
+    kind, config, _ = families.wan()
+    transformer = kind(**config | {"attention_head_dim": 16, "text_dim": 48})
     vae = diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
