@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import numpy as np
 import torch

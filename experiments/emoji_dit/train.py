@@ -16,6 +16,8 @@ import json
 import time
 from pathlib import Path
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import numpy as np
 import torch

@@ -10,6 +10,8 @@ It reads `WORK/vae` and, for its first step, `WORK/pixart.pt`. Clips are rendere
 import argparse
 from pathlib import Path
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import torch
 from diffusers import AutoencoderKL, LattePipeline

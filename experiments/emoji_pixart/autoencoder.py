@@ -6,6 +6,8 @@ python -m experiments.emoji_pixart.autoencoder measure --work WORK     # PSNR of
 
 import argparse
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import torch
 from diffusers import AutoencoderKL
@@ -75,13 +77,14 @@ def train(args: argparse.Namespace) -> None:
         images = torch.cat([emoji[index[:half]], images[half:]])  # as they are, not as they are sampled again
         return autoencoder_loss(model, 2 * images - 1)[0]
 
-    model = fit(pretrained(), loss_of, args, "autoencoder").cpu()
-    export(model, args)
+    model = pretrained()
+    for part in (model.encoder, model.quant_conv):
+        part.requires_grad_(False)
+    export(fit(model, loss_of, args, "autoencoder").cpu(), args)
 
 
 def export(model: AutoencoderKL, args: argparse.Namespace) -> None:
     """Write `vae` with latents of mean 0 and deviation 1 on full-size emoji."""
-    whiten(model, encode(model, 2 * base_emoji()[0] - 1))
     model.save_pretrained(args.work / "vae")
     print({k: round(v, 3) for k, v in measure(model).items()})
 

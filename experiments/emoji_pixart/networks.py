@@ -1,5 +1,7 @@
 """The two transformers, what they start from, and the forward pass that the pipelines make, too."""
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel, PixArtTransformer2DModel
@@ -10,6 +12,7 @@ from torch.nn.functional import silu
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from experiments.emoji_dit.train import scheduler
+from experiments.emoji_pixart.fitting import fast_bfloat16
 from experiments.emoji_pixart.words import PAD_ID, make_text_encoder
 from qdit.dataset.captions import WORDS
 from qdit.dataset.motion import FRAMES
@@ -124,7 +127,7 @@ def sample(
     ddim = scheduler()
     ddim.set_timesteps(steps)
     for t in ddim.timesteps:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16 and fast_bfloat16("cpu")):
             both = model(torch.cat([x, x]), t.expand(2 * len(x)), ids).float()
         text, null = both.chunk(2)
         x = ddim.step(null + guidance * (text - null), t, x).prev_sample  # type: ignore[union-attr]

@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtAlphaPipeline

@@ -7,6 +7,8 @@ filled, since an empty text is normalised to itself: it is the end and padding, 
 at. PixArt's transformer does not look at it either; Latte's does, for it is given no mask.
 """
 
+from qdit import compat as compat  # before diffusers and transformers, which import torchvision
+
 # isort: split
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
