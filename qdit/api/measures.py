@@ -141,7 +141,8 @@ def fidelity(
 
     def draw(of: DiffusionModel) -> Drawn:
         batches = dataset.batches(0, n, config["batch_size"], seed)
-        return Drawn([sampler.sample(of, *batch, seed).float().cpu() for batch in batches], of.decode)
+        chunks = [sampler.sample(of, *batch, seed).float().cpu() for batch in batches]
+        return Drawn(chunks, of.decode, framewise=of.framewise)
 
     if reference is None:
         with installed.full_precision(pipe.transformer):

@@ -6,7 +6,7 @@
 quarter turn gives no hint of turning, so that "turns" reads as "stands still".
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,11 @@ class _Motion(FrameMetric):
 
     window = None  # a motion is seen in the whole clip
 
+    @property
+    def scored(self) -> Hashable:
+        """The errors of all motions, whichever score is made of them."""
+        return _Motion
+
     def preflight(self, n: int | None = None, reference: object = None, image_size: int | None = None) -> list[str]:
         """Frames of another size than the embedded clips'."""
         if image_size in (None, SIDE):
@@ -64,7 +69,7 @@ class _Motion(FrameMetric):
         if frames.shape[1:] != (FRAMES, 3, SIDE, SIDE):
             found = "×".join(map(str, frames.shape[1:]))
             raise UserError(f"motions are read off clips of {FRAMES} frames of {SIDE}×{SIDE} px, these are {found}")
-        return phrase_errors(frames.float() / 255)
+        return phrase_errors(frames.cpu().float() / 255)
 
     def asked(self, samples: Samples) -> Int[Tensor, " n"]:
         """The motion of each prompt.

@@ -7,7 +7,7 @@ neighbouring frames (`window`), which gives a value for each frame or step; `red
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -30,6 +30,11 @@ class FrameMetric(PerSample):
     window: ClassVar[int | None] = 1
     """Frames that a value is made of, neighbours of each other; None: the whole clip."""
 
+    @property
+    def scored(self) -> Hashable:
+        """What tells its values apart: metrics that make their numbers of the same ones say the same."""
+        return self
+
     @abstractmethod
     def score(self, frames: UInt8[Tensor, "b k 3 H W"], *reference: Tensor) -> Float[Tensor, "b values"]:
         """The value of each `window` of neighbouring frames; a paired metric gets full precision's frames, too."""
@@ -41,7 +46,7 @@ class FrameMetric(PerSample):
     def values(self, samples: Samples, full_precision: Samples) -> Float[Tensor, "n values"]:
         """`score` of all samples, from the pass that read them."""
         survey([self], samples, full_precision)
-        return _kept(samples, full_precision if self.paired else samples)[self]
+        return _kept(samples, full_precision if self.paired else samples)[self.scored]
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """`reduced` values."""
@@ -60,11 +65,11 @@ class PairedFrames(FrameMetric, PairedMetric):
     modalities = ("image", "video")
 
 
-_SEEN: WeakKeyDictionary[Samples, WeakKeyDictionary[Samples, dict[FrameMetric, Tensor]]] = WeakKeyDictionary()
+_SEEN: WeakKeyDictionary[Samples, WeakKeyDictionary[Samples, dict[Hashable, Tensor]]] = WeakKeyDictionary()
 
 
-def _kept(samples: Samples, other: Samples) -> dict[FrameMetric, Tensor]:
-    """The values of each metric that is known of two sets, which are forgotten with them."""
+def _kept(samples: Samples, other: Samples) -> dict[Hashable, Tensor]:
+    """The values by `scored` that are known of two sets, which are forgotten with them."""
     return _SEEN.setdefault(samples, WeakKeyDictionary()).setdefault(other, {})
 
 
@@ -88,7 +93,9 @@ class _Reading:
         """
         last = pieces[0].last
         if (ready := self.windows.next(last, *(piece.frames for piece in pieces))) is not None:
-            self.row.append(self.metric.score(*ready))
+            self.row.append(
+                self.metric.score(*ready).cpu()
+            )  # as features are: an autoencoder elsewhere made the frames
         if last:
             if not self.row:
                 needed = self.metric.window
@@ -106,9 +113,9 @@ def survey(metrics: Iterable[Metric], samples: Samples, full_precision: Samples)
     chosen = list(metrics)
     sets = (samples,) if samples is full_precision else (samples, full_precision)
     readings: list[tuple[_Reading, tuple[int, ...]]] = []
-    for metric in dict.fromkeys(m for m in chosen if isinstance(m, FrameMetric)):
+    for metric in {m.scored: m for m in chosen if isinstance(m, FrameMetric)}.values():
         pairs = [(0, len(sets) - 1)] if metric.paired else [(number,) for number in range(len(sets))]
-        readings += [(_Reading(metric), of) for of in pairs if metric not in _kept(sets[of[0]], sets[of[-1]])]
+        readings += [(_Reading(metric), of) for of in pairs if metric.scored not in _kept(sets[of[0]], sets[of[-1]])]
     extractors = sorted({m.extractor for m in chosen if m.extractor})
     streams = []
     for each in reversed(sets):
@@ -123,7 +130,7 @@ def survey(metrics: Iterable[Metric], samples: Samples, full_precision: Samples)
         for reading, of in readings:
             reading.read(*(own[number] for number in of))
     for reading, of in readings:
-        _kept(sets[of[0]], sets[of[-1]])[reading.metric] = torch.cat(reading.rows)
+        _kept(sets[of[0]], sets[of[-1]])[reading.metric.scored] = torch.cat(reading.rows)
 
 
 def _check(pieces: Sequence[Piece]) -> None:

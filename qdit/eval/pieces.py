@@ -1,6 +1,7 @@
 """Samples in pieces of a few frames: how they are cut, decoded, and gathered into features.
 
-So an extractor sees images only, and the memory that a clip takes does not grow with its length.
+So an extractor sees images only, and the memory that a clip takes does not grow with its length, where an autoencoder
+decodes frame by frame.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,15 +40,20 @@ def cut(images: Iterable[Tensor]) -> Iterator[Piece]:
             yield Piece(chunk[rows, start:stop], start, stop == chunk.shape[1])
 
 
-def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Iterator[Piece]:
+def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], framewise: bool = True) -> Iterator[Piece]:
     """Pieces of a chunk of latents, of images [b, C, h, w] or clips [b, C, T, h, w].
 
     Args:
         latents: of the samples.
-        decode: latents -> pixels; a clip's frames are decoded independently, whichever come together.
+        decode: latents -> pixels.
+        framewise: whether a clip's frames are decoded independently, whichever come together. If not, clips are decoded
+            whole, one at a time, and then cut.
     """
     if latents.ndim == 4:
         yield from cut([decode(latents)])
+        return
+    if not framewise:
+        yield from cut(map(decode, latents.split(1)))
         return
     for rows, start, stop in spans(len(latents), latents.shape[2]):
         yield Piece(decode(latents[rows, :, start:stop]), start, stop == latents.shape[2])

@@ -49,7 +49,7 @@ def prepare(
         dataset: name of the data set whose reference is wanted.
         cache_dir: where `qdit-refs` keeps references.
         image_size: pixels along a side of the images; None leaves it unchecked.
-        prompts: those that will be sampled; none for classes, or leaves them unchecked.
+        prompts: those that will be sampled, or names of classes; none leaves them unchecked.
         suite: what the prompts are of, if that has a name.
         group: the config group that the metrics stand in, for messages.
 
@@ -86,7 +86,10 @@ def _gather(metric: Metric, prepared: Prepared, dataset: str, cache_dir: Path) -
     """Add the metric's extractor and reference to `prepared`; sentences where the reference cannot be used."""
     if metric.extractor is None or (extractor := metric.network()) is None:
         return []
-    prepared.extractors.setdefault(metric.extractor, extractor)
+    first = prepared.extractors.setdefault(metric.extractor, extractor)
+    if first.weights != extractor.weights:
+        found = " and ".join(str(each.weights or "the usual places") for each in (first, extractor))
+        return [f"the weights of {extractor.name} are given as {found}; all metrics of a run read the same"]
     if not metric.needs_reference or metric.extractor in prepared.references:
         return []
     try:

@@ -23,6 +23,9 @@ from qdit.storage.locks import exclusive
 from qdit.storage.seal import TENSORS_DIGEST, tensors_about
 from qdit.storage.shelf import Shelf, Stamp, without_execution
 
+FEATURES = "features-"
+"""Before an extractor's name, the kind of file that its features are in."""
+
 
 @dataclass(eq=False)  # a set is itself and no other: what was computed of it is remembered by identity
 class SampleSet:
@@ -38,6 +41,8 @@ class SampleSet:
         progress: called with the number of samples that exist, after each chunk of latents that was generated.
         prompts: what each sample was asked to show.
         clusters: the id of each sample's prompt, where samples of one prompt belong together.
+        framewise: whether `decode` may be given some frames of a clip.
+        weights: extractor name -> a digest of the user's files that it reads; None for one whose name says it all.
     """
 
     shelf: Shelf
@@ -49,6 +54,8 @@ class SampleSet:
     progress: Callable[[int], None] = lambda done: None
     prompts: Sequence[str] = ()
     clusters: Sequence[str] | None = None
+    framewise: bool = True
+    weights: Callable[[str], str | None] = lambda name: None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
 
     def indices(self) -> list[list[int]]:
@@ -84,6 +91,8 @@ class SampleSet:
         latents = tensors_about(self.shelf.path(_name("latents", number))).get(TENSORS_DIGEST)
         made = self.made and without_execution(self.made)
         about: Any = {"of": self.shelf.identity, "latents": latents}
+        if weights := self.weights(kind.removeprefix(FEATURES)):
+            about["weights"] = weights
         return replace(self.shelf, identity=about, made=made)
 
     def _stored(self, kind: str, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -138,7 +147,7 @@ class SampleSet:
     def _read(self, number: int, extractors: Sequence[str]) -> Iterator[Piece]:
         """A chunk in pieces; these features of it are stored at its end."""
         found = {name: Collected(self.extract(name)) for name in extractors}
-        for piece in decoded(self._latent_chunk(number), self.decode):
+        for piece in decoded(self._latent_chunk(number), self.decode, self.framewise):
             for each in found.values():
                 each.read(piece)
             yield piece
@@ -151,7 +160,9 @@ class SampleSet:
         for number in range(len(self.indices())):
 
             def make(number: int = number) -> dict[str, Tensor]:
-                return collected(self.extract(extractor), decoded(self._latent_chunk(number), self.decode))
+                return collected(
+                    self.extract(extractor), decoded(self._latent_chunk(number), self.decode, self.framewise)
+                )
 
             chunks.append(self._stored(_features(extractor), number, make))
         return {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
@@ -179,6 +190,7 @@ class Drawn:
     extract: Callable[[str], Callable[[Tensor], dict[str, Tensor]]] = no_extractor
     prompts: Sequence[str] = ()
     clusters: Sequence[str] | None = None
+    framewise: bool = True
     n: int = field(init=False)
     _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
@@ -197,7 +209,7 @@ class Drawn:
         """All samples in pieces; features of these extractors are made of the same decoded frames, and kept."""
         found = {name: Collected(self.extract(name)) for name in extractors}
         for chunk in self.chunks:
-            for piece in decoded(chunk, self.decode):
+            for piece in decoded(chunk, self.decode, self.framewise):
                 for each in found.values():
                     each.read(piece)
                 yield piece
@@ -220,7 +232,7 @@ class Drawn:
 
 def _features(extractor: str) -> str:
     """The kind of file that an extractor's features are in."""
-    return f"features-{extractor}"
+    return FEATURES + extractor
 
 
 def _name(kind: str, number: int) -> str:

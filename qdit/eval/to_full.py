@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.eval.base import OfFeatures, Result, Samples, Shown
-from qdit.eval.kid import kernel
+from qdit.eval.kid import TILE, kernel
 from qdit.eval.reference import Reference
 from qdit.eval.statistics import GROUPS, MIN_SAMPLES, Jackknife, Moments, frechet_distance, groups_of
 
@@ -64,13 +64,20 @@ def paired_kernel(x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], groups: Int[
 
     Gretton et al. 2012 (JMLR 13, lemma 6), whose statistic takes no pair's own distance: 0 where the sets are equal.
     """
-    across = kernel(x, y)
-    h = (kernel(x, x) + kernel(y, y) - across - across.T).fill_diagonal_(0)
     member = torch.nn.functional.one_hot(groups, GROUPS).double()
-    sums, counts = member.T @ h @ member, member.sum(0)
+    by_group = torch.cat([_terms(x, y, rows) @ member for rows in torch.arange(len(x)).split(TILE)])
+    sums, counts = member.T @ by_group, member.sum(0)
     n = counts.sum()
     left = sums.sum() - sums.sum(0) - sums.sum(1) + sums.diagonal()
     return Jackknife(float(sums.sum() / (n * (n - 1))), left / ((n - counts) * (n - counts - 1)))
+
+
+def _terms(x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], rows: Int[Tensor, " k"]) -> Float[Tensor, "k n"]:
+    """The terms of `paired_kernel` of some samples i with all j, 0 where i = j."""
+    one, other = x[rows], y[rows]
+    terms = kernel(one, x) + kernel(other, y) - kernel(one, y) - kernel(other, x)
+    terms[torch.arange(len(rows)), rows] = 0
+    return terms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,8 @@ class DiffusionModel(Protocol):
     """Pixels along a side, the shorter one."""
     modality: str
     """Either `image` or `video`: which metrics may be taken of it."""
+    framewise: bool
+    """Whether each frame of a clip is decoded by itself, so that a clip may be decoded some frames at a time."""
     learned_variance: bool
     """Whether the network puts out 2C channels: the noise, and the logits of the variance."""
     device: torch.device

@@ -26,6 +26,8 @@ class Loaded(ABC):
     """A transformer and an autoencoder, ready to run: see `qdit.model.base.DiffusionModel`."""
 
     modality: str = "image"
+    framewise: bool = True
+    """Whether frames of a clip are decoded by themselves."""
     schedulers: tuple[str, ...] = BETA_SCHEDULERS
     """Classes that its scheduler may have."""
     guided: Guided = "one_call"

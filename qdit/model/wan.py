@@ -37,6 +37,7 @@ class LoadedWan(LoadedText):
     """
 
     modality = "video"
+    framewise = False  # its autoencoder is causal: a frame is made of those before it, and all but the first are four
     guided = "two_calls"
     schedulers = ("UniPCMultistepScheduler",)
     projection = "condition_embedder.text_embedder.linear_2"

@@ -20,7 +20,7 @@ from qdit.storage.digest import content_digest, digest, sha256
 from qdit.storage.names import component
 from qdit.storage.run_folder import RunDir
 from qdit.storage.walk import files_below
-from qdit.storage.weights import weight_file
+from qdit.storage.weights import brought_digest, weight_file
 
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
@@ -100,7 +100,7 @@ def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
     # A file that the user brings may be any, of which only its digest tells.
     file = weight_file(extractor) if extractor else None
     if file is not None and (brought := file.find(node.get("weights"))) is not None:
-        about["weights"] = sha256(brought) if brought.is_file() else content_digest(files_below(brought), brought)
+        about["weights"] = brought_digest(brought)
     return digest(about)
 
 

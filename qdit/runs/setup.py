@@ -156,7 +156,7 @@ def plan(config: dict[str, Any]) -> Plan:
     if not config["dry"]:
         cache_dir = Path(config["cache_dir"])
         about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
-        texts = [caption.text for caption in dataset.captions] if isinstance(dataset, Prompts) else []
+        texts = [c.text for c in dataset.captions] if isinstance(dataset, Prompts) else dataset.class_names()
         prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)

@@ -189,6 +189,8 @@ def sample_set(
         progress,
         prompts=[names[number] for number in numbers],
         clusters=[ids[number] for number in numbers] if ids else None,
+        framewise=parts.model.framewise,
+        weights=lambda name: parts.prepared.extractors[name].identity,
     )
 
 
@@ -231,10 +233,14 @@ def keep_values(samples: SampleSet, key: str, values: Tensor) -> None:
 
 
 def keep(shelf: Shelf, key: str, values: Tensor, prompts: Sequence[str] | None) -> None:
-    """Save values [n] among those of a run's samples; where samples share prompts, also the number of each one's."""
+    """Save values [n] among those of a run's samples; where they have prompts, also the number of each one's.
+
+    Runs of other seeds have the same prompts, so that the numbers tell which samples are alike even if none is here.
+    """
     name, kept = Path(VALUES).stem, {key: values.double()}
-    if prompts is not None and len(order := list(dict.fromkeys(prompts))) < len(prompts):
-        kept[CLUSTERS] = torch.tensor([order.index(each) for each in prompts])
+    if prompts is not None:
+        order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        kept[CLUSTERS] = torch.tensor([order[each] for each in prompts])
     shelf.save(name, (shelf.load(name) or {}) | kept)
 
 

@@ -74,7 +74,7 @@ class Judge:
         wanted, sampler = self.objective, self.setting.sampler
         batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
         chunks = [sampler.sample(self.model, *batch, self.seed).float().cpu() for batch in batches]
-        return Drawn(chunks, self.model.decode, self._extractor)
+        return Drawn(chunks, self.model.decode, self._extractor, framewise=self.model.framewise)
 
     @cached_property
     def full_precision(self) -> Drawn:

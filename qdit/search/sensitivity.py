@@ -114,7 +114,7 @@ class Meter:
                 self.tapes.append([])
                 tape = Tape(self.model, [], self.tapes[-1])
             chunks.append(sampler.sample(cast(DiffusionModel, tape), indices, labels, self.seed).float().cpu())
-        return Drawn(chunks, self.model.decode)
+        return Drawn(chunks, self.model.decode, framewise=self.model.framewise)
 
     @cached_property
     def full_precision(self) -> Drawn:

@@ -9,6 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdit.storage.digest import content_digest, sha256
+from qdit.storage.walk import files_below
+
 VARIABLE = "QDIT_WEIGHTS"
 """The environment variable that names a folder of weight files."""
 
@@ -81,6 +84,17 @@ WEIGHTS = {
     ),
 }
 """By the name of the extractor that needs it; the flavours of CLIP for VBench have the same files."""
+
+
+READ = (".safetensors", ".json", ".txt")
+"""How names of the files end that are read in a folder; others may lie beside them, the same weights in other forms."""
+
+
+def brought_digest(path: Path) -> str:
+    """Digest of a file that the user brings, or of what is read in a folder; hashed once a process while they stay."""
+    if path.is_file():
+        return sha256(path)
+    return content_digest([file for file in files_below(path) if file.name.endswith(READ)], path)
 
 
 def weight_file(extractor: str) -> WeightFile | None:

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from qdit.dataset import scores
 from qdit.dataset.captions import base_emoji
 from qdit.dataset.emoji_prompts import EmojiPrompts
 from qdit.dataset.motion import PHRASES, POSES, render
 from qdit.dataset.scores import EmojiMatch, MotionError, MotionMatch, phrase_of
 from qdit.errors import UserError
+from qdit.eval.frames import survey
 from qdit.eval.pieces import cut
 
 
@@ -87,3 +89,11 @@ def test_the_emoji_themselves_match_their_names():
     true, swapped = Clips(prompts, pooled=pooled), Clips(prompts[::-1], pooled=pooled)
     assert EmojiMatch(extractor="lite0").each(true, true).tolist() == [1, 1, 1, 1]
     assert EmojiMatch(extractor="lite0", top=5).compute(swapped, true).delta == -1
+
+
+def test_two_scores_of_the_same_errors_compute_them_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scores, "phrase_errors", lambda x: seen.append(len(x)) or torch.rand(len(x), 12))
+    clips = Clips(["rocket moves up", "rocket grows"], torch.zeros(2, 8, 3, 32, 32, dtype=torch.uint8))
+    survey([MotionMatch(), MotionError()], clips, clips)
+    assert sum(seen) == 2

@@ -18,7 +18,7 @@ from qdit.eval.samples import Drawn
 from qdit.eval.text import Aesthetic, FrameSimilarity, ImagingQuality, TextAlignment
 from qdit.eval.to_full import FIDToFull
 from qdit.eval.video import FrameConsistency, frame_consistency
-from qdit.storage.weights import VARIABLE, WEIGHTS
+from qdit.storage.weights import VARIABLE, WEIGHTS, brought_digest
 
 CLIPS = golden_clips()
 SUBJECT = {
@@ -282,3 +282,14 @@ def test_settings_hold_the_digest_of_a_file_that_the_user_brings(weights, tmp_pa
         (weights / WEIGHTS["raft"].name).write_bytes(content)
         found.append(settings(node, "prompts", tmp_path))
     assert len(set(found)) == 3
+
+
+def test_of_a_folder_only_what_is_read_is_its_digest(tmp_path):
+    """Repositories hold the same weights in several forms; one may be there or not."""
+    for name in ("config.json", "model.safetensors", "vocab.json", "merges.txt"):
+        (tmp_path / name).write_text(name)
+    before = brought_digest(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_text("the same in another form")
+    assert brought_digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_text("other weights")
+    assert brought_digest(tmp_path) != before

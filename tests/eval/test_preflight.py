@@ -1,6 +1,7 @@
 """What metrics ask for before a run begins: references, weights, and every problem in one message."""
 
 import pytest
+from helpers.configs import config
 
 from qdit.assets import cached
 from qdit.errors import UserError
@@ -8,6 +9,8 @@ from qdit.eval.distribution import FID, KID, SFID, InceptionScore
 from qdit.eval.paired import SQNR
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import find
+from qdit.eval.video import FrameConsistency
+from qdit.runs.setup import plan
 
 
 def test_preflight_of_one_metric(features, reference):
@@ -51,3 +54,19 @@ def test_prepare_refuses_a_reference_of_other_weights(tmp_path):
     other.save(cached("other", "lite0", tmp_path))
     with pytest.raises(UserError, match="other lite0 weights"):
         prepare({"fid_lite0": FID(extractor="lite0")}, n=64, dataset="other", cache_dir=tmp_path)
+
+
+def test_an_extractor_has_one_set_of_weights(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).write_bytes(b"weights")
+    given = [str(tmp_path / name) for name in ("a.pth", "b.pth")]
+    first, other = (FrameConsistency(extractor="dino", weights=path) for path in given)
+    with pytest.raises(UserError, match=r"eval.b: the weights of dino are given as .*a.pth and .*b.pth; all metrics"):
+        prepare({"a": first, "b": other}, n=4, dataset="emoji", cache_dir=tmp_path)
+    assert set(prepare({"a": first, "b": first}, n=4, dataset="emoji", cache_dir=tmp_path).extractors) == {"dino"}
+
+
+def test_names_of_classes_are_prompts_too(tmp_path):
+    chosen = config("eval=emoji_match_lite0", f"cache_dir={tmp_path}")
+    with pytest.raises(UserError, match="eval.emoji_match_lite0: the prompt .* is no emoji's name"):
+        plan(chosen)

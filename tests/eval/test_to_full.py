@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from qdit.errors import UserError
+from qdit.eval import to_full
 from qdit.eval.statistics import GROUPS, Moments, frechet_distance, groups_of
 from qdit.eval.to_full import FIDToFull, KIDToFull, paired_frechet, paired_kernel
 
@@ -67,3 +68,12 @@ def test_sets_must_fit(held):
             held(features={"pooled": torch.zeros(50, 4)}), held(features={"pooled": torch.zeros(49, 4)})
         )
     assert FIDToFull(extractor="lite0").preflight(39)[0].startswith("39 samples are too few, 40 are the least")
+
+
+def test_tiles_change_nothing(monkeypatch):
+    x, y = pair(45, 60)
+    whole = paired_kernel(x, y, groups_of(45))
+    monkeypatch.setattr(to_full, "TILE", 7)
+    tiled = paired_kernel(x, y, groups_of(45))
+    assert tiled.full == pytest.approx(whole.full)
+    assert tiled.left_out.tolist() == pytest.approx(whole.left_out.tolist())

@@ -8,6 +8,7 @@ from helpers.joint_pipelines import write_wan_pipeline
 from helpers.text_models import points
 
 from qdit.errors import UserError
+from qdit.eval.samples import Drawn
 from qdit.method import quantize
 from qdit.model.wan import LoadedWan, Wan
 from qdit.nn.linear import patches
@@ -110,3 +111,16 @@ def test_what_cannot_be_is_refused_by_name(case, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     with pytest.raises(UserError, match=message):
         Wan(**({"name": "tiny", "path": str(folder), "text_length": 12} | SIZE | option)).load("cpu", torch.float32)
+
+
+def test_long_clips_are_judged_as_they_are_decoded_whole(model):
+    """Frames are made of those before them, and there are four to a latent: nothing may be decoded in parts."""
+    latents = torch.randn(2, 4, 11, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = Drawn([latents], model.decode, framewise=model.framewise)
+    clips: list[list[torch.Tensor]] = [[]]
+    for piece in drawn.pieces():
+        clips[-1].append(piece.frames)
+        clips += [[]] if piece.last else []
+    found = torch.cat([torch.cat(clip, 1) for clip in clips[:-1]])
+    assert found.shape == (2, 41, 3, 64, 64)
+    assert torch.equal(found, model.decode(latents))

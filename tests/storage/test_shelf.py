@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 from qdit.errors import UserError
 from qdit.eval.samples import SampleSet
+from qdit.runs.stages import keep
 from qdit.storage.journal import Journal
+from qdit.storage.run_folder import CLUSTERS
 from qdit.storage.shelf import Shelf
 
 HERE = {"device": "cpu AVX2", "torch": "2.9.0", "execution": "int8"}
@@ -134,3 +136,28 @@ def test_a_journal_of_an_earlier_qdit_goes_on(tmp_path):
     journal(tmp_path, HERE).append({"value": 2.5})
     assert [entry["value"] for entry in journal(tmp_path, HERE).entries] == [1.5, 2.5]
     assert "check" in json.loads((tmp_path / "search.jsonl").read_text().splitlines()[-1])
+
+
+def test_features_are_of_the_files_that_made_them(tmp_path):
+    """An extractor's weights that the user replaces make its features again; the latents stay."""
+    samples, brought = sample_set(tmp_path, HERE), ["one"]
+    samples.weights = lambda name: brought[0] if name == "clip_b32" else None
+    seen = []
+    samples.extract = lambda name: lambda images: seen.append(name) or {"pooled": images.flatten(1).float()}
+    for name in ("clip_b32", "lite0", "clip_b32"):
+        samples.features(name)
+    assert seen == ["clip_b32"] * 3 + ["lite0"] * 3
+    brought[0] = "another"
+    assert samples.missing(["clip_b32", "lite0"]) == ["clip_b32"]
+    samples.features("clip_b32")
+    assert seen[6:] == ["clip_b32"] * 3
+    assert samples.generated == 5
+
+
+def test_the_number_of_each_prompt_is_kept_with_values(tmp_path):
+    """Even where none is shared: another seed's samples are of the same prompts."""
+    shelf = Shelf(tmp_path, {"run": 1})
+    keep(shelf, "psnr@1", torch.zeros(3), ["b", "a", "c"])
+    stored = shelf.load("values")
+    assert stored is not None
+    assert stored[CLUSTERS].tolist() == [0, 1, 2]

@@ -37,9 +37,9 @@ class CLIPNetwork(nn.Module):
 
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n D"]:
         """Projected features of prompts; how many were cut is logged."""
-        ids = self.tokenizer(list(prompts), padding=True, truncation=False)["input_ids"]
-        if cut := sum(sum(mask) > TOKENS for mask in self.tokenizer(list(prompts))["attention_mask"]):
-            log.warning("%d of %d prompts are longer than CLIP's %d tokens, and are cut", cut, len(ids), TOKENS)
+        lengths = [len(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
+        if cut := sum(length > TOKENS for length in lengths):
+            log.warning("%d of %d prompts are longer than CLIP's %d tokens, and are cut", cut, len(lengths), TOKENS)
         about = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
         device = self.model.visual_projection.weight.device
         read = self.model.text_model(about["input_ids"].to(device), about["attention_mask"].to(device))

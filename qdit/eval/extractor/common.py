@@ -109,6 +109,11 @@ class FeatureExtractor(ABC):
     def weights_sha256(self) -> str:
         """Digest of the weight file, for protocols and provenance."""
 
+    @property
+    def identity(self) -> str | None:
+        """A digest of files that the user brings, of which there may be others; None where the name says it all."""
+        return None
+
     def check(self, images: Tensor) -> None:
         """Refuse images that the network cannot read."""
         return

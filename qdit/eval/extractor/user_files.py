@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.eval.extractor.common import FeatureExtractor, other_file
-from qdit.storage.digest import content_digest, sha256
-from qdit.storage.walk import files_below
-from qdit.storage.weights import WeightFile, weight_file
+from qdit.storage.weights import WeightFile, brought_digest, weight_file
 
 
 class UserFile(FeatureExtractor):
@@ -53,9 +51,13 @@ class UserFile(FeatureExtractor):
 
     @property
     def weights_sha256(self) -> str:
-        """Digest of the file, or of what is in the folder."""
-        path = self.path()
-        return sha256(path) if path.is_file() else content_digest(files_below(path), path)
+        """Digest of the file, or of what is read in the folder."""
+        return brought_digest(self.path())
+
+    @property
+    def identity(self) -> str | None:
+        """The digest of a file that may be any."""
+        return None if self.file.sha256_prefix else self.weights_sha256
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
