@@ -241,18 +241,31 @@ def test_musiq_needs_its_library_and_its_file(weights):
 
 def test_fvd_reads_whole_clips(weights):
     class Mean(torch.nn.Module):
-        def forward(self, x):
-            return x.mean((3, 4)).flatten(1)
+        """As the released script: by default pixels of 0 … 255 of any size are expected, and probabilities come out."""
+
+        def forward(self, x, rescale: bool = True, resize: bool = True, return_features: bool = False):
+            if rescale:
+                x = 2 * x / 255 - 1
+            if resize:
+                x = x[..., :1, :1]
+            means = x.mean((3, 4)).flatten(1)
+            return means if return_features else means.softmax(1)
 
     torch.jit.script(Mean()).save(str(weights / WEIGHTS["i3d"].name))
     clips = torch.randint(0, 256, (40, 10, 3, 4, 4), dtype=torch.uint8)
     own = samples(clips)
-    assert own.features("i3d")["pooled"].shape == (40, 1, 30)
+    found = own.features("i3d")["pooled"]
+    assert found.shape == (40, 1, 30)
+    expected = (2 * clips.float() / 255 - 1).mean((3, 4)).transpose(1, 2).flatten(1)[:, None]
+    assert torch.allclose(found, expected, atol=1e-5)  # rescaled once, and no probabilities
     assert FIDToFull(extractor="i3d").compute(own, samples(clips)).value == pytest.approx(0, abs=1e-6)
     with pytest.raises(UserError, match="I3D needs clips of 10 frames or more, these have 8"):
         samples(clips[:2, :8]).features("i3d")
     (weights / WEIGHTS["i3d"].name).write_bytes(b"no archive")
     with pytest.raises(UserError, match="is no TorchScript file"):
+        make_extractor("i3d").load()
+    torch.jit.script(torch.nn.Identity()).save(str(weights / WEIGHTS["i3d"].name))
+    with pytest.raises(UserError, match="is another TorchScript: it does not take rescale, resize, return_features"):
         make_extractor("i3d").load()
     assert I3D.window is None
 
