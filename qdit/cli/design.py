@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from qdit.assets import CONF
 from qdit.cli.documents import filled
+from qdit.cli.entry import carried_out
 from qdit.cli.options import defaults, head, option_table
 from qdit.cli.quick_hydra import quicken
 from qdit.config import COMPONENTS, flatten
@@ -58,15 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", type=Path, help="a folder like conf/, with recipes of your own")
     parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="FILE", help="between a file's markers")
     options = parser.parse_args(argv)
-    try:
-        for path in options.write:
-            atomic_write(path, updated(path, options.config_dir))
-        if not options.write:
-            print(table(options.config_dir), end="")
-    except UserError as error:
-        print(f"qdit-design: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carried_out("qdit-design", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    for path in options.write:
+        atomic_write(path, updated(path, options.config_dir))
+    if not options.write:
+        print(table(options.config_dir), end="")
 
 
 def updated(path: Path, config_dir: Path | None = None) -> str:

@@ -13,22 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdit.errors import UserError
+from qdit.cli.entry import carried_out, device_of
 
 if TYPE_CHECKING:
-    import torch
-
     from qdit.eval.extractor import FeatureExtractor
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one message and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after a mistake that the user can mend."""
     args = _parser().parse_args(arguments)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"qdit-refs: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return carried_out("qdit-refs", lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +63,7 @@ def _import(args: argparse.Namespace) -> None:
     from qdit.eval.reference import no_features
 
     extractor = make_extractor("inception", args.weights, args.allow_download)
-    extractor.device = _device(args.device)
+    extractor.device = device_of(args.device)
     reference = import_adm(args.source, args.name, extractor)
     target = args.out or cached(args.name, "inception", args.cache_dir)
     reference.save(target)
@@ -115,20 +109,9 @@ def _loaded(args: argparse.Namespace) -> "FeatureExtractor":
     from qdit.eval.extractor import make_extractor
 
     extractor = make_extractor(args.extractor, args.weights, args.allow_download)
-    extractor.load(_device(args.device))
+    extractor.load(device_of(args.device))
     return extractor
 
 
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

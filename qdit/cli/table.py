@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qdit.cli.documents import filled
-from qdit.errors import UserError
+from qdit.cli.entry import carried_out
 from qdit.storage.atomic import atomic_write
 from qdit.tables.compare import compare, is_comparison
 from qdit.tables.expect import differences
@@ -37,16 +37,14 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the table; return 0, 1 (it is not what --expect says) or 2 (the user can mend it)."""
     options = _parser().parse_args(argv)
-    try:
-        for path in options.write:
-            atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
-        return 0 if options.write else _run(options)
-    except UserError as error:
-        print(f"qdit-table: {error}", file=sys.stderr)
-        return 2
+    return carried_out("qdit-table", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.write:
+        for path in options.write:
+            atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
+        return 0
     frame = _frame(options)
     text = _text(frame, options)
     if options.out is None:

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import commands
+from helpers.tiny import Pixels
 from PIL import Image
 
 from qdit.assets import cached
@@ -12,35 +14,15 @@ from qdit.cli import refs
 from qdit.errors import UserError
 from qdit.eval.distribution import FID, SFID
 from qdit.eval.extractor import EXTRACTORS, make_extractor
-from qdit.eval.extractor.common import FeatureExtractor
 from qdit.eval.make_reference import Images, adm_crop, build, floor
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import load
 from qdit.eval.statistics import Moments
 
 
-class Tiny(FeatureExtractor):
-    """Pixels as features: fast, and easy to check."""
-
-    name = "lite0"
-    sizes = {"pooled": 12, "spatial": 6, "logits": 5}  # noqa: RUF012
-    weights_sha256 = "0" * 64
-
-    def preflight(self):
-        return []
-
-    def build(self):
-        class Pixels(torch.nn.Module):
-            def forward(self, images):
-                flat = images.float().flatten(1) / 255
-                return {"pooled": flat[:, :12], "spatial": flat[:, 12:18], "logits": flat[:, 18:23]}
-
-        return Pixels()
-
-
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(EXTRACTORS, "lite0", Tiny)
+    monkeypatch.setitem(EXTRACTORS, "lite0", Pixels)
     return make_extractor("lite0")
 
 
@@ -52,14 +34,11 @@ def npz(tmp_path):
 
 
 def run(*arguments) -> None:
-    refs.main([str(a) for a in arguments])
+    assert refs.main([str(a) for a in arguments]) == 0
 
 
-def complaint(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+def complaint(capsys, *words) -> str:
+    return commands.complaint(capsys, refs.main, *words)
 
 
 def test_build_streams_to_the_moments_of_all(tiny, npz, tmp_path, monkeypatch, capsys):
