@@ -5,9 +5,10 @@
     qdit-score made/                          what needs no comparison
     qdit-score clips/ --frames --against full_clips/ --prompts prompts.jsonl
 
-Clips are videos (with PyAV, of qdit[video]), GIFs, or with --frames subfolders of frames. A file of prompts has a
-caption a line, in the order of the names, or JSONL with `id` (the name, or the name before -0, -1 ...) and `prompt`;
-errors are then over prompts. Metrics are the options of qdit's `eval`; what cannot be computed is named.
+Clips are videos (with PyAV, of qdit[video]), GIFs, or with --frames subfolders of frames; they are compared as pairs
+alone. A file of prompts has a caption a line, in the order of the names, or is JSONL or CSV with `prompt` and `id` (the
+name, or the name before -0, -1 ...); errors are then over prompts. Metrics are the options of qdit's `eval`; what
+cannot be computed is named.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdit.cli.entry import carried_out, device_of
 from qdit.errors import UserError, from_problems
 
 if TYPE_CHECKING:
@@ -30,14 +32,10 @@ OF_CLIPS = ("temporal_flickering", "motion_energy", "motion_smoothness_blend", "
 OF_CLIP_PAIRS = ("psnr_worst_frame", "temporal_difference_error")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one message and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after a mistake that the user can mend."""
     args = _parser().parse_args(arguments)
-    try:
-        _score(args)
-    except UserError as error:
-        print(f"qdit-score: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return carried_out("qdit-score", lambda: _score(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,23 +51,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from qdit.eval.folders import Folder, paired
     from qdit.eval.frames import survey
 
+    device = device_of(args.device)
     extractors: dict[str, Any] = {}
-    own = Folder.find(args.folder, extractors.__getitem__, args.frames)
-    other = Folder.find(args.against, extractors.__getitem__, args.frames) if args.against else None
-    pairs = other is not None and paired(own, other)
-    if args.prompts:
-        own.prompts, own.clusters = _prompts(args.prompts, own)
+    own, other, pairs = _folders(args, extractors)
     metrics = _metrics(args.metrics or _default(own.clips, other is not None, pairs))
     left = _left_out(metrics, own, other, pairs)
-    if args.metrics and left:
+    if left and (args.metrics or left.keys() == metrics.keys()):
         raise from_problems([f"{name}: {why}" for name, why in left.items()], "this score")
     metrics = {name: metric for name, metric in metrics.items() if name not in left}
     for metric in metrics.values():
         if metric.extractor and (network := metric.network()) is not None:
-            network.load(args.device)
+            network.load(device)
             extractors[metric.extractor] = network
     # Samples of other names are no pairs: they are a data set, and a metric has no difference to them.
     full = other if pairs and other is not None else own
@@ -87,6 +81,30 @@ def _score(args: argparse.Namespace) -> None:
         from qdit.storage.atomic import write_json
 
         write_json(args.json, _report(found, left, own, other))
+
+
+def _folders(args: argparse.Namespace, extractors: dict[str, Any]) -> "tuple[Folder, Folder | None, bool]":
+    """The samples, what they are compared with, and whether the two are pairs, which have the same prompts.
+
+    Raises:
+        UserError: a folder or the prompts cannot be used, or clips are no pairs.
+    """
+    from qdit.cli.captions import captions_of
+    from qdit.eval.folders import Folder, paired
+
+    own = Folder.find(args.folder, extractors.__getitem__, args.frames)
+    other = Folder.find(args.against, extractors.__getitem__, args.frames) if args.against else None
+    pairs = other is not None and paired(own, other)
+    if other is not None and own.clips and not pairs:
+        raise UserError(
+            f"no clip of {own.path} has the name of one of {other.path} (the first are {own.names[0]} and "
+            f"{other.names[0]}), and clips are compared as pairs alone; give the same names, or leave out --against"
+        )
+    if args.prompts:
+        prompts = captions_of(args.prompts, own.names)
+        for each in (own, other) if pairs and other is not None else (own,):
+            each.prompts = each.clusters = prompts
+    return own, other, pairs
 
 
 def _default(clips: bool, against: bool, pairs: bool) -> tuple[str, ...]:
@@ -120,9 +138,14 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
     from qdit.eval.paired import SQNR, LatentMSE, WorstSQNR
 
     found = {}
-    kind = "video" if own.clips else "image"
+    kind, sizes = "video" if own.clips else "image", [each.size() for each in (own, other) if each is not None]
     for name, metric in metrics.items():
-        problems = metric.preflight(own.n) + (metric.unreadable(own.prompts) if own.prompts else [])
+        problems = metric.preflight(own.n, None, min(sizes[0]))
+        problems += metric.unreadable(own.prompts) if own.prompts else []
+        if metric.suite is not None:
+            problems.append(
+                f"it judges the prompts of {metric.suite} alone, which a run has with dataset={metric.suite}"
+            )
         if isinstance(metric, SQNR | LatentMSE | WorstSQNR):
             problems.append("a folder has no latents")
         if kind not in metric.modalities:
@@ -131,33 +154,14 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
             problems.append("it compares pairs; give --against, a folder with the same file names")
         if metric.needs_reference and other is None:
             problems.append("it compares with a set; give --against")
+        if metric.needs_reference and sizes[0] != sizes[-1]:
+            shown = [f"{width}×{height}" for height, width in sizes]
+            problems.append(
+                f"these have {shown[0]} pixels and the set {shown[1]}: distances between sizes mean nothing"
+            )
         if problems:
             found[name] = "; ".join(problems)
     return found
-
-
-def _prompts(file: Path, own: "Folder") -> tuple[list[str], list[str]]:
-    """A prompt, and its id, for each sample.
-
-    Raises:
-        UserError: the file cannot be read, or does not fit the samples.
-    """
-    from qdit.dataset.prompts import read_captions
-
-    captions = read_captions(file, "--prompts")
-    by_id = {caption.id: caption for caption in captions}
-    names = own.names
-    chosen = [by_id.get(name) or by_id.get(name.rpartition("-")[0]) for name in names]
-    if all(found is None for found in chosen) and len(captions) == own.n:
-        chosen = list(captions)
-    if None in chosen:
-        lost = [name for name, found in zip(names, chosen, strict=True) if found is None]
-        raise UserError(
-            f"--prompts {file} has {len(captions)} captions and none for {lost[0]} ({len(lost)} of {own.n} samples); "
-            "give one a line for each sample in the order of their names, or JSONL with ids"
-        )
-    known = [found for found in chosen if found is not None]
-    return [each.text for each in known], [each.text for each in known]
 
 
 def _reference(folder: "Folder", extractor: str) -> "Reference":
@@ -225,4 +229,4 @@ def _report(found: "dict[str, Result]", left: dict[str, str], own: "Folder", oth
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

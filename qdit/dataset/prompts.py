@@ -39,7 +39,12 @@ class Caption:
 
 
 def read_captions(file: Path, key: str) -> list[Caption]:
-    """The captions of a file, in order.
+    """The captions of a file, in order, of which those without an id are numbered. See `read_rows`."""
+    return [Caption(name or str(number), text) for number, (name, text) in enumerate(read_rows(file, key))]
+
+
+def read_rows(file: Path, key: str) -> list[tuple[str, str]]:
+    """The ids, empty where there are none, and captions of a file, in order.
 
     Args:
         file: `.txt`, `.jsonl` or `.csv`.
@@ -60,11 +65,11 @@ def read_captions(file: Path, key: str) -> list[Caption]:
     except OSError as error:
         raise UserError(f"{key}={file} cannot be read: {error.strerror}") from error
     rows = {".jsonl": _jsonl, ".csv": _csv}.get(file.suffix, _lines)(text, file, key)
-    found = [Caption(name or str(number), caption.strip()) for number, (name, caption) in enumerate(rows)]
+    found = [(name, caption.strip()) for name, caption in rows]
     if not found:
         raise UserError(f"{key}={file} holds no captions; write one a line")
-    if len(found) > _MOST or (long := next((c for c in found if len(c.text) > _LONGEST), None)) is not None:
-        what = f"{len(found)} captions" if len(found) > _MOST else f"a caption of {len(long.text)} characters"  # pyright: ignore[reportPossiblyUnboundVariable, reportOptionalMemberAccess]
+    if len(found) > _MOST or (long := next((c for _, c in found if len(c) > _LONGEST), None)) is not None:
+        what = f"{len(found)} captions" if len(found) > _MOST else f"a caption of {len(long)} characters"  # pyright: ignore[reportPossiblyUnboundVariable, reportArgumentType]
         raise UserError(f"{key}={file} holds {what}; allowed: {_MOST} captions of {_LONGEST} characters")
     return found
 

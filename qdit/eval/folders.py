@@ -1,7 +1,8 @@
 """Samples that anything made: a folder of images or of clips, judged by the same metrics as a run's samples.
 
 Images lie at any depth. Clips are videos and moving pictures at any depth or, where that is said, subfolders of frames.
-All are of one size, and clips of one length, or are refused by name. Two folders are paired by their files' names.
+All are of one size, and clips of one length, or are refused by name. Two folders are paired by their samples' names,
+without the suffix of a file; a subfolder has none, whatever dots are in its name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ class Folder:
         """
         if not path.is_dir():
             raise UserError(f"{path} is no folder; give one of images ({', '.join(SUFFIXES)}) or of clips")
-        entries = sorted(path.iterdir() if frames else entries_below(path))
+        entries = sorted(path.iterdir() if frames else entries_below(path), key=lambda entry: _name(entry, path))
         if frames:
             files, images = [entry for entry in entries if entry.is_dir()], []
         else:
@@ -89,7 +90,17 @@ class Folder:
     @property
     def names(self) -> list[str]:
         """The names of the samples: paths below the folder, without suffix."""
-        return [file.relative_to(self.path).with_suffix("").as_posix() for file in self.files]
+        return [_name(file, self.path).as_posix() for file in self.files]
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first sample, of which as little as possible is read.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        first = self.files[0]
+        height, width, _ = (next(iter(frames_of(first))) if self.clips else read_image(first, _MEND)).shape
+        return height, width
 
     def latents(self) -> Tensor:
         """None are here.
@@ -160,6 +171,12 @@ class Folder:
     def texts(self, extractor: str) -> Tensor:
         """Features of each sample's prompt, [n, D]."""
         return read_prompts(self.extract(extractor), self.prompts)
+
+
+def _name(entry: Path, folder: Path) -> Path:
+    """What tells a sample of a folder from the others."""
+    below = entry.relative_to(folder)
+    return below if entry.is_dir() else below.with_suffix("")
 
 
 def said(shape: Shape) -> str:

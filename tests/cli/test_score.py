@@ -1,42 +1,26 @@
 """qdit-score: folders that anything made, with the metrics of a run, and its complaints."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
+from helpers import commands
+from helpers.tiny import Colours
 from PIL import Image
 
 from qdit.cli import score
 from qdit.eval import extractor
-from qdit.eval.extractor.common import FeatureExtractor
+from qdit.eval.folders import Folder
+from qdit.eval.per_sample import PerSample
 
 SIDE = 16
 
 
-class Tiny(FeatureExtractor):
-    """Mean colours as features."""
-
-    name = "lite0"
-    sizes = {"pooled": 3, "spatial": 3, "logits": 3}  # noqa: RUF012
-    weights_sha256 = "0" * 64
-
-    def preflight(self):
-        return []
-
-    def build(self):
-        import torch
-
-        class Colours(torch.nn.Module):
-            def forward(self, images):
-                means = images.float().mean((2, 3)) / 255
-                return {"pooled": means, "spatial": means, "logits": means}
-
-        return Colours()
-
-
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(extractor.EXTRACTORS, "lite0", Tiny)
+    monkeypatch.setitem(extractor.EXTRACTORS, "lite0", Colours)
 
 
 def images(seed: int, n: int) -> np.ndarray:
@@ -66,14 +50,11 @@ def clips(root, name: str, made: np.ndarray, moving: bool = False):
 
 
 def run(*words) -> None:
-    score.main([str(word) for word in words])
+    assert score.main([str(word) for word in words]) == 0
 
 
 def complaint(capsys, *words) -> str:
-    with pytest.raises(SystemExit) as caught:
-        run(*words)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+    return commands.complaint(capsys, score.main, *words)
 
 
 def test_pairs_by_name(tmp_path, capsys):
@@ -99,8 +80,9 @@ def test_errors_are_over_prompts(tmp_path, capsys):
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     run(made, "--against", other, "--prompts", tmp_path / "prompts.jsonl", "--metrics", "ssim")
     assert "± is one standard error over 3 prompts." in capsys.readouterr().out
-    (tmp_path / "short.txt").write_text("a cat\n")
-    assert "1 captions and none for cat-0" in complaint(capsys, made, "--prompts", tmp_path / "short.txt")
+    (tmp_path / "short.jsonl").write_text(json.dumps(lines[1]))
+    words = (made, "--prompts", tmp_path / "short.jsonl", "--metrics", "is_lite0")
+    assert "1 captions and none for cat-0 (5 of 6 samples)" in complaint(capsys, *words)
 
 
 def test_sets_of_other_names_are_no_pairs(tmp_path, capsys):
@@ -113,6 +95,70 @@ def test_sets_of_other_names_are_no_pairs(tmp_path, capsys):
     run(made)
     assert "IS_lite0" in capsys.readouterr().out
     assert "psnr: it compares pairs" in complaint(capsys, made, "--against", real, "--metrics", "psnr")
+
+
+def test_full_precisions_samples_have_the_same_prompts(tmp_path, monkeypatch):
+    """A metric of prompts has a difference to full precision, whose samples are judged by the same prompts."""
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Reading(PerSample):
+        higher_is_better = True
+
+        def each(self, samples, full_precision):
+            seen.append((samples.path.name, list(samples.prompts)))
+            return torch.arange(samples.n).double()
+
+    made, other = (folder(tmp_path, name, images(0, 2)) for name in ("made", "full"))
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    monkeypatch.setattr(score, "_metrics", lambda names: {"reading": Reading()})
+    run(made, "--against", other, "--prompts", tmp_path / "prompts.txt")
+    assert seen == [("made", ["a cat", "a dog"]), ("full", ["a cat", "a dog"])]
+
+
+def test_what_would_fail_later_is_said_before_anything_is_read(tmp_path, capsys):
+    full = images(0, 60)
+    made, small = folder(tmp_path, "made", full), folder(tmp_path, "small", full[:, :8, :8], "photo{}")
+    said = "fid_lite0: these have 16×16 pixels and the set 8×8: distances between sizes mean nothing"
+    assert said in complaint(capsys, made, "--against", small)
+    assert "--device nowhere cannot be used" in complaint(capsys, made, "--device", "nowhere")
+    moving = clips(tmp_path, "moving", np.zeros((2, 3, SIDE, SIDE, 3), np.uint8))
+    assert "needs frames of 128 px or more" in complaint(capsys, moving, "--frames", "--metrics", "flow_score")
+    assert "it judges the prompts of vbench alone" in complaint(capsys, moving, "--frames", "--metrics", "scene")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_a_device_that_is_not_here_is_one_message(tmp_path, capsys):
+    said = complaint(capsys, folder(tmp_path, "made", images(0, 2)), "--device", "cuda")
+    assert said.startswith("qdit-score: --device cuda cannot be used: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_clips_of_other_names_are_not_compared(tmp_path, capsys):
+    made, full = (clips(tmp_path, name, np.zeros((2, 3, SIDE, SIDE, 3), np.uint8)) for name in ("made", "full"))
+    for number in range(2):
+        (full / f"clip{number}").rename(full / f"other{number}")
+    assert "the first are clip0 and other0" in complaint(capsys, made, "--against", full, "--frames")
+
+
+def test_folders_of_frames_may_have_dots_in_their_names(tmp_path, capsys):
+    levels = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * 40 + np.zeros((SIDE, SIDE, 3), np.uint8)
+    made, full = clips(tmp_path, "made", levels), clips(tmp_path, "full", levels)
+    for where in (made, full):
+        for number in range(2):
+            (where / f"clip{number}").rename(where / f"seed.{number}")
+    run(made, "--against", full, "--frames", "--metrics", "psnr_worst_frame", "--json", tmp_path / "out.json")
+    assert list(json.loads((tmp_path / "out.json").read_text())["each"]["psnr_worst_frame"]) == ["seed.0", "seed.1"]
+
+
+def test_pairs_are_by_name_whatever_the_suffix(tmp_path):
+    """By whole file names a.b.png stands before a.png, and a.b.png behind a.apng."""
+    for name, suffixes in (("made", (".png", ".png")), ("full", (".bmp", ".webp"))):
+        (tmp_path / name).mkdir()
+        for stem, suffix in zip(("a", "a.d"), suffixes, strict=True):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{stem}{suffix}")
+    found = [Folder.find(tmp_path / name, {}.__getitem__).names for name in ("made", "full")]
+    assert found == [["a", "a.d"], ["a", "a.d"]]
 
 
 @pytest.mark.parametrize("moving", [False, True])
