@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from experiments.emoji_dit.train import ASSETS, scheduler
 from experiments.emoji_pixart.fitting import fit, load_ema
+from experiments.emoji_pixart.muon import Muon, orthogonal
 from experiments.emoji_pixart.networks import (
     TextModel,
     make_latte,
@@ -126,3 +127,19 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     sliced = run(None, tmp_path / "b")
     assert torch.equal(whole.weight, sliced.weight)
     assert load_ema(torch.nn.Linear(4, 4), tmp_path / "b" / "m.pt")[1] == 8
+
+
+def test_muon_is_torchs_up_to_its_rounding():
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in ((48, 64), (64, 48), (48, 64))] for _ in "ab")
+    made = Muon(ours, 1e-2), torch.optim.Muon(theirs, 1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for optimizer in made:
+            optimizer.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).norm() / other.norm() < 0.02  # torch's works in bfloat16
+    values = torch.linalg.svdvals(orthogonal(torch.randn(2, 48, 64)))
+    assert 0.6 < values.min() < values.max() < 1.3

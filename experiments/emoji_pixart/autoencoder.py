@@ -1,4 +1,7 @@
-"""The embedded autoencoder, fine-tuned on emoji of every size, place, angle and opacity; the DiT's own stays as it is.
+"""The embedded autoencoder, fine-tuned on emoji of every size, place, angle and opacity, for clips.
+
+The DiT's own stays as it is. With the encoder held, 300 steps took clips from 27.4 to 29.3 dB and full-size images from
+34.9 to 32.8: the decoder alone is not enough, so the latents change, and the clip model learns on new ones.
 
 python -m experiments.emoji_pixart.autoencoder train --work WORK       # continues where it was stopped
 python -m experiments.emoji_pixart.autoencoder measure --work WORK     # PSNR of images and of clips
@@ -77,14 +80,12 @@ def train(args: argparse.Namespace) -> None:
         images = torch.cat([emoji[index[:half]], images[half:]])  # as they are, not as they are sampled again
         return autoencoder_loss(model, 2 * images - 1)[0]
 
-    model = pretrained()
-    for part in (model.encoder, model.quant_conv):
-        part.requires_grad_(False)
-    export(fit(model, loss_of, args, "autoencoder").cpu(), args)
+    export(fit(pretrained(), loss_of, args, "autoencoder").cpu(), args)
 
 
 def export(model: AutoencoderKL, args: argparse.Namespace) -> None:
     """Write `vae` with latents of mean 0 and deviation 1 on full-size emoji."""
+    whiten(model, encode(model, 2 * base_emoji()[0] - 1))
     model.save_pretrained(args.work / "vae")
     print({k: round(v, 3) for k, v in measure(model).items()})
 

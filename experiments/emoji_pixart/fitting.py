@@ -94,11 +94,12 @@ def _average(averages: list[Tensor], current: list[Tensor], taken: Tensor | int)
 
 def _optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the matrices of transformer blocks where there are any."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    inside = [p for n, p in named if "transformer_blocks" in n and "table" not in n and p.ndim == 2]
+    inside = [p for n, p in model.named_parameters() if "transformer_blocks" in n and "table" not in n and p.ndim == 2]
     chosen = {id(p) for p in inside}
-    others = [p for _, p in named if id(p) not in chosen]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    ]
     if inside:  # its updates are scaled to the size of AdamW's
         made.append(Muon(inside, args.muon_lr))
     return made

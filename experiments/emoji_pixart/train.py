@@ -4,7 +4,7 @@
     python -m experiments.emoji_pixart.train measure --work WORK               # emoji_match and a sheet to look at
     python -m experiments.emoji_pixart.train export --work WORK --to FOLDER    # fp16, loads in PixArtAlphaPipeline
 
-It reads the autoencoder of `autoencoder.py` from `WORK/vae`.
+Images have the DiT's own autoencoder, so that its training need not wait for that of clips (`autoencoder.py`).
 """
 
 import argparse
@@ -15,10 +15,11 @@ from qdit import compat as compat  # before diffusers and transformers, which im
 
 # isort: split
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtAlphaPipeline
+from diffusers import DiTTransformer2DModel, PixArtAlphaPipeline
 from torch import Tensor
 
 from experiments.emoji_dit.train import ASSETS, encode, scheduler
+from experiments.emoji_pixart.autoencoder import pretrained
 from experiments.emoji_pixart.fitting import arguments, fit, load_ema
 from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
 from experiments.emoji_pixart.networks import TextModel, make_pixart, noise_loss, sample, warm_pixart
@@ -46,7 +47,7 @@ def train(args: argparse.Namespace) -> None:
     """Steps on the latents of full-size emoji, which are computed once."""
     tokenizer = make_tokenizer()
     images, names = base_emoji()
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    vae = pretrained().eval()
     latents = encode(vae, 2 * images - 1).to(args.device)
 
     def loss_of(model, generator: torch.Generator) -> Tensor:
@@ -66,7 +67,7 @@ def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
 def measure(args: argparse.Namespace) -> None:
     """Write a contact sheet of `SUBJECTS`, and print how often the nearest emoji is the one asked for."""
     model, step = trained(args)
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+    vae = pretrained().eval()
     names = base_emoji()[1]
     spread = torch.linspace(0, len(names) - 1, args.probes).long().tolist()
     wanted = [*[names.index(s) for s in SUBJECTS], *spread]
@@ -85,7 +86,7 @@ def measure(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """The pipeline folder, in half precision."""
     model, step = trained(args)
-    vae = AutoencoderKL.from_pretrained(args.work / "vae")
+    vae = pretrained()
     parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text}
     pipeline = PixArtAlphaPipeline(tokenizer=make_tokenizer(), scheduler=scheduler(), **parts)  # type: ignore[arg-type]
     save(pipeline, args.to)

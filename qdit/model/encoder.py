@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qdit.assets import folder_of
 from qdit.errors import UserError
 from qdit.model.hub import named
 from qdit.storage.atomic import write_json
@@ -42,11 +43,11 @@ def encoder_digest(path: str, revision: str | None, cache_dir: Path) -> str | No
     """Eight hex digits of a pipeline's encoder; None if it is not there and no prompt was encoded by it.
 
     Args:
-        path: the pipeline's folder, or a hub id, which is known by its commit.
+        path: the pipeline's folder, embedded or not, or a hub id, which is known by its commit.
         revision: of a hub id.
         cache_dir: remembers the digest for when the folder is gone.
     """
-    folder = Path(path).expanduser()
+    folder = folder_of(path)
     if not folder.is_dir():
         return digest(named(path, revision))
     files = [file for part in folder.iterdir() if encodes(part.name) and part.is_dir() for file in files_below(part)]
@@ -63,7 +64,7 @@ def remember(path: str, encoder: str, cache_dir: Path) -> None:
     Raises:
         UserError: the cache cannot be written.
     """
-    if (folder := Path(path).expanduser()).is_dir() and _remembered(folder, cache_dir) != encoder:
+    if (folder := folder_of(path)).is_dir() and _remembered(folder, cache_dir) != encoder:
         write_json(_memory(folder, cache_dir), {"encoder": encoder})
 
 

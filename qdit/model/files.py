@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qdit import compat as compat  # before diffusers
-from qdit.assets import EMBEDDED
+from qdit.assets import PREFIX, folder_of
 from qdit.errors import UserError
 from qdit.model.checks import check_autoencoder
 from qdit.model.hub import is_id
@@ -28,7 +28,7 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
     """Return the folder of a checkpoint: the embedded one (None), a local folder, or the hub's copy in the cache.
 
     Args:
-        path: None, a folder, or `owner/name` on the hub.
+        path: None, `embedded:NAME`, a folder, or `owner/name` on the hub.
         revision: branch, tag or commit on the hub; None is its main branch.
         key: the config key, for messages.
         patterns: the files to fetch from the hub.
@@ -36,14 +36,14 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
     Raises:
         UserError: nothing is there, or the hub cannot be reached.
     """
-    if path is None:
-        if not (EMBEDDED / "model_index.json").is_file():
+    folder = folder_of(path)
+    if path is None or path.startswith(PREFIX):
+        if not (folder / "model_index.json").is_file():
             raise UserError(
-                f"the embedded model is not installed: {EMBEDDED} has no model_index.json. Reinstall qdit, train it "
-                f"with experiments/emoji_dit/train.py, or set {key} to a diffusers folder or a hub id"
+                f"the embedded model is not installed: {folder} has no model_index.json. Reinstall qdit, train it "
+                f"as experiments/ does, or set {key} to a diffusers folder or a hub id"
             )
-        return EMBEDDED
-    folder = Path(path).expanduser()
+        return folder
     if folder.is_dir():
         return folder
     if not is_id(path):

@@ -83,7 +83,7 @@ def shell_beside(root: Path, other: str | None, kind: str, check: Callable[[Path
     """
     import diffusers
 
-    places = [root / "vae"] if other is None else [Path(other).expanduser() / "vae", Path(other).expanduser()]
+    places = [root / "vae"] if other is None else [folder_of(other) / "vae", folder_of(other)]
     folder = next((place for place in places if (place / "config.json").is_file()), None)
     if folder is None:
         return None

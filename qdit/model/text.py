@@ -14,6 +14,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import nn
 
+from qdit.assets import folder_of
 from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.checks import check_denoiser, check_schedule
@@ -35,7 +36,7 @@ class TextModel(Checked, ABC):
 
     Args:
         name: in tables.
-        path: a folder in diffusers' format, or a hub id.
+        path: a folder in diffusers' format, a hub id, or `embedded:NAME` of a model that comes with qdit.
         revision: of a hub id.
         vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
         text_length: tokens of a prompt.
@@ -136,7 +137,7 @@ class TextModel(Checked, ABC):
         self.checked()  # before gigabytes are read
         known = encoder_digest(self.path, self.revision, cache_dir)
         if known is None:
-            if (folder := Path(self.path).expanduser()).joinpath("text_encoder").is_dir():
+            if (folder := folder_of(self.path)).joinpath("text_encoder").is_dir():
                 check_parts(folder)
             raise UserError(
                 f"{self.path} has no text_encoder/, and no run with this cache_dir has seen it; give the whole "
@@ -165,7 +166,7 @@ class TextModel(Checked, ABC):
         Raises:
             UserError: it is damaged or pickled.
         """
-        folders = [folder for folder in Path(self.path).expanduser().glob("text_encoder*") if folder.is_dir()]
+        folders = [folder for folder in folder_of(self.path).glob("text_encoder*") if folder.is_dir()]
         size = getattr(torch, self.text_dtype).itemsize
         return sum(count_parameters(folder, ENCODER) for folder in folders) * size if folders else None
 

@@ -10,7 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from qdit.assets import EMBEDDED, places
+from qdit.assets import folder_of, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
 from qdit.config import RECIPE_KEYS
 from qdit.model.encoder import encoder_digest, encodes, reads_text
@@ -74,7 +74,7 @@ def weights(config: dict[str, Any]) -> str:
 
 
 def _weights_digest(path: str | None, revision: str | None) -> str:
-    folder = EMBEDDED if path is None else Path(path).expanduser()
+    folder = folder_of(path)
     found = files_below(folder) if folder.is_dir() else []
     files = [
         file

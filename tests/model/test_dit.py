@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qdit import assets
 from qdit.errors import UserError
-from qdit.model import files, weights
+from qdit.model import weights
 from qdit.model.dit import DiT
 from qdit.model.roles import ROLES
 
@@ -245,7 +246,7 @@ def test_missing_paths_say_where_they_were_sought(tmp_path, monkeypatch):
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder"):
         load("./also/not/there")
-    monkeypatch.setattr(files, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(assets, "EMBEDDED", tmp_path)
     with pytest.raises(UserError, match="embedded model is not installed"):
         DiT(name="emoji").load("cpu", torch.float32)
 
