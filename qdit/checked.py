@@ -10,7 +10,7 @@ Imports no torch.
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
@@ -63,6 +63,23 @@ class Checked:
             raise from_problems(wrong, type(self).__name__)
 
 
+NEWER: Mapping[str, bool] = {"newer": True}
+"""Metadata of a field that is younger than what was hashed by the `repr` of its class."""
+
+
+class Newer:
+    """A dataclass (with `repr=False`) whose `repr`, which is hashed, leaves out newer fields with their defaults."""
+
+    def __repr__(self) -> str:
+        own = fields(self)  # type: ignore[arg-type]  # of subclasses, which are dataclasses
+        shown = [f for f in own if not (f.metadata.get("newer") and getattr(self, f.name) == _default(f))]
+        return f"{type(self).__qualname__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def problems(hints: Mapping[str, Any], values: Mapping[str, Any], where: str = "") -> list[str]:
     """A sentence for each key whose value its annotation does not allow."""
     prefix = f"{where}." if where else ""
@@ -85,6 +102,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value in args
     if origin is list:
         return isinstance(value, list | tuple) and all(fits(v, args[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if hint is type(None):
         return value is None
     if hint is float:
@@ -111,6 +130,8 @@ def describe(hint: Any) -> str:
         return ", ".join(map(str, args))
     if origin is list:
         return f"a list of {describe(args[0])}"
+    if origin is dict:
+        return f"a mapping whose values are {describe(args[1])}"
     return _SIMPLE.get(hint, getattr(hint, "__name__", str(hint)))
 
 

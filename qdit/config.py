@@ -123,7 +123,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _bit_problems(bits: dict[str, Any]) -> list[str]:
-    found = checked.problems({"weight": checked.Bits, "activation": checked.Bits}, bits, "bits") or named.problems(bits)
+    found = checked.problems({"weight": checked.Bits, "activation": checked.Bits}, bits, "bits") + named.problems(bits)
     label = "" if found else named.label(bits)
     if not found and bits["name"] != label:
         # Tables are wrong when a name and its values disagree, so the name is derived, never trusted.

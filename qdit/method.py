@@ -18,7 +18,7 @@ from qdit.setting import Setting
 from qdit.storage.shelf import Place
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Method(Recipe):
     """A recipe with a search, which finds its policy, and a correction of its output; either may be None."""
 

@@ -15,7 +15,7 @@ from qdit.scope import Scope
 from qdit.transform import Transform
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe(Scheme):
     """What one fit does, and where; a `qdit.method.Method` may search before it and correct after it."""
 
@@ -28,7 +28,7 @@ class Recipe(Scheme):
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
-        found = self.scope.problems(sites) + self.misfits(sites)
+        found = self.scope.problems(sites) + self.misfits(sites) + self.weight.problems(sites)
         found += self.transform.problems(sites) if self.transform is not None else []
         found += hessian.problems(self)
         if (needy := self.needy) and isinstance(self.calibration, NoCalibration):
@@ -75,7 +75,8 @@ class Recipe(Scheme):
         part = self.activation
         bases = self.transform.bases(role) if self.transform is not None else 1
         weight, activation = self.weight.at(role, layer.weight), part.regions.at(role, layer.activation, part.time)
-        return replace(layer, weight=weight, activation=activation, bases=bases)
+        spans = tuple(replace(span, weight=self.weight.at(role, span.weight)) for span in layer.spans)
+        return replace(layer, weight=weight, activation=activation, spans=spans, bases=bases)
 
     def with_attention(self, policy: Policy, model: DiffusionModel) -> Policy:
         """`policy` with the quantized operands of the model's attentions as further sites."""

@@ -4,20 +4,21 @@ The parts of a fit are given this much, and no more, of the recipe that they bel
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.attention.base import AttentionPart
+from qdit.checked import NEWER, Newer
 from qdit.errors import UserError
 from qdit.policies import LayerSpec
-from qdit.quant.named import NAMED, owned
-from qdit.quant.spec import QuantSpec
+from qdit.quant.named import NAMED
+from qdit.quant.spec import IDENTITY_BITS, QuantSpec
 from qdit.weight import WeightGrid
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Scheme(Newer):
     """The number formats of weights, inputs and operands of attentions."""
 
     weight: WeightGrid
@@ -26,6 +27,23 @@ class Scheme:
     activation_bits: int
     attention: AttentionPart | None = None
     """Quantizes queries, keys, values and probabilities; None leaves attentions in full precision."""
+    weight_format: str | None = field(default=None, metadata=NEWER)
+    """The named format (`qdit.quant.named`) that weights were put into; None: the grid is the recipe's own."""
+    activation_format: str | None = field(default=None, metadata=NEWER)
+    """That of inputs and operands."""
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The group sizes that the formats of weights and inputs own, by what a format is called."""
+        layer, found = self.layer, dict[str, int]()
+        for name, spec in ((self.weight_format, layer.weight), (self.activation_format, layer.activation)):
+            if spec is None or spec.group_size is None:
+                continue
+            if name is not None and NAMED[name].block is not None:
+                found[name] = spec.group_size
+            elif spec.scale is not None:
+                found[f"{spec.grid} with scale={spec.scale}"] = spec.group_size
+        return found
 
     @property
     def layer(self) -> LayerSpec:
@@ -42,6 +60,21 @@ class Scheme:
             return {}
         return self.attention.specs(self.activation_bits, self.activation.time)
 
+    def misfit_grids(self) -> list[str]:
+        """The grids that cannot be at these bits, one sentence each; they are seen without a model."""
+        asked = {
+            "weight": lambda: self.weight.spec(self.weight_bits),
+            "activation": lambda: self.activation.spec(self.activation_bits),
+            "attention": lambda: self.operands,
+        }
+        found = list[str]()
+        for key, ask in asked.items():
+            try:
+                ask()
+            except UserError as error:
+                found += [f"{key}: {problem}" for problem in error.problems]
+        return found
+
 
 def in_formats(parts: Mapping[str, Any], bits: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a recipe in the number formats that a config's `bits` name, if it names any.
@@ -50,46 +83,20 @@ def in_formats(parts: Mapping[str, Any], bits: Mapping[str, Any]) -> dict[str, A
     grid; one without blocks (`fp8`) keeps the recipe's rows, static ranges and attentions too.
 
     Raises:
-        UserError: a part cannot have the format, one sentence each.
+        UserError: parts cannot have the format, one sentence each.
     """
-    weight, inputs = (bits.get(key) for key in ("weight_format", "activation_format"))
     made, problems = dict(parts), list[str]()
-    if weight is not None and bits["weight"] < 16:
-        made["weight"] = replace(parts["weight"], by_role={}, **owned(vars(parts["weight"]), weight))
-    if inputs is not None and bits["activation"] < 16:
-        problems = _misfits(parts, inputs)
-        if problems:
-            raise UserError(*problems)
-        made["activation"] = replace(parts["activation"], **owned(vars(parts["activation"]), inputs))
-        if parts.get("attention") is not None:
-            made["attention"] = parts["attention"].in_format(inputs)
+    for key, operand in {"weight": "weight", "activation": "activation", "attention": "activation"}.items():
+        name, part = bits.get(f"{operand}_format"), parts.get(key)
+        if name is None or part is None or bits[operand] == IDENTITY_BITS:
+            continue
+        try:
+            made[key] = part.in_format(name)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
     return made
-
-
-def _misfits(parts: Mapping[str, Any], name: str) -> list[str]:
-    """Why inputs cannot have a named format, one sentence each."""
-    found, named = list[str](), NAMED[name]
-    own = f"each block of {named.block}" if named.block is not None else "each row"
-    at_run_time = named.block is not None or named.rows
-    if parts["activation"].regions.roles:
-        found.append(
-            f"bits.activation_format={name} has one scale for both signs, and activation.regions has two regions of "
-            "integers; use activation/regions=none"
-        )
-    if at_run_time and isinstance(parts["activation"], StaticActivation):
-        found.append(
-            f"bits.activation_format={name} finds the scale of {own} at run time, and this activation "
-            "has static ranges; use activation=token, or bits=fp8, which goes with static ranges"
-        )
-    attention = parts.get("attention")
-    if attention is not None and not hasattr(attention, "in_format"):
-        found.append(f"bits.activation_format={name}: this attention knows no formats; use attention=none or dynamic")
-    elif at_run_time and attention is not None and attention.needs_calibration:
-        found.append(
-            f"bits.activation_format={name} finds the scale of {own} at run time, and this attention "
-            "has static ranges; use attention=dynamic, or attention=none"
-        )
-    return found
 
 
 def _unless_identity(spec: QuantSpec) -> QuantSpec | None:

@@ -9,11 +9,11 @@ QDIT = Path(__file__).parents[1] / "qdit"
 LAYERS = """
 errors checked seeding compat environment
 storage config quant execution assets
-nn policies weight eval tables tracking
+nn policies eval tables tracking
 model plots
 dataset sampler scope ledger
 calibration setting
-activation
+activation weight
 attention
 scheme
 transform

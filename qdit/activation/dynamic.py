@@ -5,23 +5,24 @@ with groups "sample-wise dynamic"; ViDiT-Q and QuaRot use the variant per token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups
+from qdit.checked import NEWER, Newer
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import DynamicQuantizer
-from qdit.quant.named import at_bits
+from qdit.quant.named import at_bits, owned
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class DynamicActivation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DynamicActivation(Newer):
     """Dynamic activation quantization.
 
     Args:
@@ -34,13 +35,23 @@ class DynamicActivation:
     grid: GridName
     group_size: int | None = None
     regions: SidedInputs = field(default_factory=SidedInputs)
-    scale: Scale | None = None
+    scale: Scale | None = field(default=None, metadata=NEWER)
     time = EqualGroups()
 
     @property
     def needs_ranges(self) -> bool:
         """Whether some inputs need calibrated ranges."""
         return bool(self.regions.roles)
+
+    def in_format(self, name: str) -> "DynamicActivation":
+        """The same in a named format (`qdit.quant.named`).
+
+        Raises:
+            UserError: some inputs have two regions.
+        """
+        if problems := self.regions.misfits(name):
+            raise UserError(*problems)
+        return replace(self, **owned(vars(self), name))
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of an input at `bits`."""

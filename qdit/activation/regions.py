@@ -45,6 +45,15 @@ class SidedInputs(Checked):
             bits=spec.bits, granularity="tensor", grid="two_sided", dynamic=False, time_groups=time.count("inputs")
         )
 
+    def misfits(self, name: str) -> list[str]:
+        """That two regions cannot have a named format, in a sentence."""
+        if not self.roles:
+            return []
+        return [
+            f"bits.activation_format={name} has one scale for both signs, and activation.regions has two regions of "
+            "integers; use activation/regions=none"
+        ]
+
     def quantizer(
         self, spec: QuantSpec, values: Sequence[Tensor], rule: Range, groups: Groups, clock: Clock
     ) -> nn.Module:

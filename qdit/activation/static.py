@@ -6,24 +6,25 @@ the order of the batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from qdit.activation.regions import SidedInputs
 from qdit.activation.time import EqualGroups, TimeGroups
+from qdit.checked import NEWER, Newer
 from qdit.errors import UserError
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import quantizer_of
 from qdit.quant.grid import covering
-from qdit.quant.named import at_bits
-from qdit.quant.ranges import Range
+from qdit.quant.named import at_bits, at_run_time, owned
+from qdit.quant.ranges import Range, check_rule
 from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class StaticActivation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StaticActivation(Newer):
     """Static per-tensor activation quantization.
 
     Args:
@@ -34,14 +35,14 @@ class StaticActivation:
         time: groups of timesteps with ranges of their own; one by default.
 
     Raises:
-        UserError: another granularity, or a group size.
+        UserError: another granularity, a group size, a scale, or a range rule that does not go with the grid.
     """
 
     granularity: Granularity
     grid: GridName
     range: Range
     group_size: int | None = None
-    scale: Scale | None = None
+    scale: Scale | None = field(default=None, metadata=NEWER)
     regions: SidedInputs = field(default_factory=SidedInputs)
     time: TimeGroups = field(default_factory=EqualGroups)
     needs_ranges = True
@@ -57,6 +58,18 @@ class StaticActivation:
                 f"activation: scale={self.scale} is found at run time, for each block; static ranges have scales in 16 "
                 "bits (scale=null). Use activation=token for blocks, or bits=fp8 for static ranges"
             )
+        check_rule(self.range, self.grid)
+
+    def in_format(self, name: str) -> "StaticActivation":
+        """The same in a named format (`qdit.quant.named`).
+
+        Raises:
+            UserError: the format finds its scales at run time, or some inputs have two regions.
+        """
+        advice = "activation=token, or bits=fp8, which goes with static ranges"
+        if problems := self.regions.misfits(name) + at_run_time(name, "activation", advice):
+            raise UserError(*problems)
+        return replace(self, **owned(vars(self), name))
 
     def spec(self, bits: int) -> QuantSpec:
         """The `QuantSpec` of an input at `bits`."""

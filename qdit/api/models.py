@@ -24,6 +24,7 @@ from qdit.model.base import DiffusionModel
 from qdit.model.loaded import Loaded
 from qdit.model.loaded_text import LoadedText
 from qdit.quantized import Quantized
+from qdit.runs.versions import versioned
 from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.shelf import Shelf
@@ -90,7 +91,8 @@ def quantize(
         given.sampler.inform(seeing)
     place = None
     if cache_dir is not None:
-        about = {"recipe": config or repr(method), "weights": tensors_digest(network.state_dict())}
+        described = versioned(config, config) if config is not None else repr(method)
+        about: dict[str, Any] = {"recipe": described, "weights": tensors_digest(network.state_dict())}
         rows = given.table.rows if given is not None and given.table is not None else {}
         about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y} | rows) if data is not None else ""
         made = stamp(adapter.device, execution=True)

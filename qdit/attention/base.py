@@ -28,6 +28,14 @@ class AttentionPart(Protocol):
         """
         ...
 
+    def in_format(self, name: str) -> "AttentionPart":
+        """The same in a named number format (`qdit.quant.named`).
+
+        Raises:
+            UserError: it cannot have the format.
+        """
+        ...
+
     def quantizer(
         self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
     ) -> nn.Module:

@@ -20,7 +20,7 @@ from qdit.quant.grid import covering
 from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range, outer_quantiles
 from qdit.quant.regions import ReleasedSum, Top, TwoRegion
-from qdit.quant.spec import CodeBook, GridName, QuantSpec
+from qdit.quant.spec import BookGrid, GridName, QuantSpec
 
 Candidate = Literal["two_region", "uniform"]
 
@@ -33,7 +33,7 @@ class Probabilities(ABC):
         bits: of the probabilities; None for those of inputs.
     """
 
-    grid: ClassVar[GridName | CodeBook]
+    grid: ClassVar[GridName | BookGrid]
     """In the policy."""
     bits: int | None = None
 

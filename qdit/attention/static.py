@@ -20,8 +20,8 @@ from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import quantizer_of, static_quantizer
 from qdit.quant.grid import covering
-from qdit.quant.named import NAMED, at_bits
-from qdit.quant.ranges import Range
+from qdit.quant.named import NAMED, at_bits, at_run_time
+from qdit.quant.ranges import Range, check_rule
 from qdit.quant.spec import IDENTITY_BITS, GridName, QuantSpec
 from qdit.quant.time_groups import Groups
 
@@ -50,6 +50,7 @@ class StaticAttention(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_rule(self.range, self.grid)
         self.spec("probs", 8)
         self.spec("q", 8)
 
@@ -76,14 +77,17 @@ class StaticAttention(Checked):
         """The same in a named format without blocks (`qdit.quant.named`); probabilities have the range that they have.
 
         Raises:
-            UserError: probabilities have a code-book of their own.
+            UserError: the format finds its scales at run time, or probabilities have a code-book of their own.
         """
-        own = self.probabilities
+        own, problems = self.probabilities, at_run_time(name, "attention", "attention=dynamic, or attention=none")
         if not isinstance(own, UnsignedProbabilities | FloatProbabilities):
-            raise UserError(
+            problems.append(
                 f"bits.activation_format={name}: {type(own).__name__} are a code-book of their own; use "
                 "attention/probabilities=float"
             )
+            raise UserError(*problems)
+        if problems:
+            raise UserError(*problems)
         probabilities = FloatProbabilities(bits=own.bits, range=own.range)
         return replace(self, grid=NAMED[name].grid, probabilities=probabilities)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ layer's inputs and gradients, so the search, layer by layer, is in `qdit.hessian
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,7 @@ class Hessian(Checked):
     rounds: Count = 3
     tokens: Count = 8192
     seed: int = 0
+    of_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

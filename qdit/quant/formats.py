@@ -9,8 +9,11 @@ error for one coordinate of a random direction, as OrbitQuant (arXiv 2607.02461)
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from qdit.quant.spec import QuantSpec
 
 MANTISSA, BIAS = 23, 127  # of float32
 POINTS = 20_001  # of the law that a Lloyd-Max code-book is fitted to
-GAUSSIAN = 4096  # values of a row from which their law is Gaussian to five digits of the levels
+GAUSSIAN = 4096  # values of a row from which their law is Gaussian to three digits of the levels
 
 
 class Format(ABC):
@@ -29,18 +32,12 @@ class Format(ABC):
 
     @property
     @abstractmethod
-    def bits(self) -> int:
-        """Of a code."""
-
-    @property
-    @abstractmethod
     def largest(self) -> float:
         """Where the end of a row's range comes to lie."""
 
-    @property
     @abstractmethod
-    def values(self) -> Float[Tensor, " codes"]:
-        """The level of each code."""
+    def coded(self) -> Sequence[float]:
+        """The level of each code; NaN where a code stands for none."""
 
     @abstractmethod
     def nearest(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -52,16 +49,35 @@ class Format(ABC):
 
     def decode(self, codes: Integer[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The levels of codes."""
-        return self.values.to(codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
+        return self.values(codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
 
     def magnitude(self, rows: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
         """What of each row's own values comes to lie at `largest`: the greatest magnitude."""
         return rows.abs().amax(-1, keepdim=True)
 
-    @cached_property
-    def levels(self) -> Float[Tensor, " levels"]:
-        """The different levels, ascending."""
-        return self.values[~self.values.isnan()].unique()
+    def values(self, device: torch.device) -> Float[Tensor, " codes"]:
+        """The level of each code, a table that all calls share."""
+        return _tables(self, device).values
+
+    def levels(self, device: torch.device) -> Float[Tensor, " levels"]:
+        """The different levels, ascending, a table that all calls share."""
+        return _tables(self, device).levels
+
+
+class _Tables(NamedTuple):
+    values: Tensor
+    levels: Tensor
+    between: Tensor
+    """Halfway between neighbouring levels."""
+
+
+@cache
+def _tables(format: Format, device: torch.device) -> _Tables:
+    """The tables of a format on a device, made once: plain tensors, whatever context asks for them first."""
+    with torch.inference_mode(False):
+        values = torch.tensor(format.coded(), dtype=torch.float32, device="cpu")
+        levels = values[~values.isnan()].unique()
+        return _Tables(*(table.to(device) for table in (values, levels, (levels[1:] + levels[:-1]) / 2)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ class Floating(Format):
 
     @property
     def bits(self) -> int:
-        """See `Format`."""
+        """Of a code."""
         return 1 + self.exponent + self.mantissa
 
     @property
@@ -106,10 +122,16 @@ class Floating(Format):
         codes = torch.where(size < 2.0**self.least, subnormal, normal)
         return codes.add_(levels.signbit(), alpha=1 << (self.bits - 1)).to(torch.uint8)
 
-    @property
-    def values(self) -> Float[Tensor, " codes"]:
-        """See `Format`; NaN where a bit pattern is no number."""
-        return _bit_patterns(self)
+    def coded(self) -> Sequence[float]:
+        """See `Format`: the number that each bit pattern stands for."""
+        half = range(2 ** (self.bits - 1))
+        found = [self._number(code >> self.mantissa, code & ((1 << self.mantissa) - 1)) for code in half]
+        return [*found, *(-number for number in found)]
+
+    def _number(self, exponent: int, fraction: int) -> float:
+        whole = fraction / 2**self.mantissa + (exponent > 0)
+        number = whole * 2.0 ** (max(exponent, 1) - self.bias)
+        return number if number <= self.end else nan
 
 
 @dataclass(frozen=True)
@@ -121,49 +143,28 @@ class CodeBook(Format):
     """Whether the scale is the row's root mean square; else its greatest magnitude lies at the end of the table."""
 
     @property
-    def bits(self) -> int:
-        """See `Format`."""
-        return (len(self.table) - 1).bit_length()
-
-    @property
     def largest(self) -> float:
         """See `Format`."""
         return self.table[-1]
 
-    @property
-    def values(self) -> Float[Tensor, " codes"]:
+    def coded(self) -> Sequence[float]:
         """See `Format`."""
-        return torch.tensor(self.table)
-
-    @cached_property
-    def _between(self) -> Float[Tensor, " levels-1"]:
-        return (self.values[1:] + self.values[:-1]) / 2
+        return self.table
 
     def nearest(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See `Format`."""
-        found = self.decode(torch.bucketize(x, self._between.to(x.device), out_int32=True))
+        found = self.decode(torch.bucketize(x, _tables(self, x.device).between, out_int32=True))
         return torch.where(x.isnan(), x, found)
 
     def encode(self, levels: Float[Tensor, "*shape"]) -> Integer[Tensor, "*shape"]:
         """See `Format`."""
-        return torch.bucketize(levels, self._between.to(levels.device), out_int32=True).to(torch.uint8)
+        return torch.bucketize(levels, _tables(self, levels.device).between, out_int32=True).to(torch.uint8)
 
     def magnitude(self, rows: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
         """See `Format`."""
         if not self.by_norm:
             return super().magnitude(rows)
         return rows.square().mean(-1, keepdim=True).sqrt() * self.largest
-
-
-@cache
-def _bit_patterns(format: Floating) -> Float[Tensor, " codes"]:
-    """The number that each bit pattern stands for."""
-    half = torch.arange(2 ** (format.bits - 1))
-    exponent, fraction = half >> format.mantissa, (half & ((1 << format.mantissa) - 1)) / 2**format.mantissa
-    whole = torch.where(exponent == 0, fraction, 1 + fraction)
-    found = whole * 2.0 ** (exponent.clamp(min=1) - format.bias)
-    found[found > format.end] = torch.nan
-    return torch.cat([found, -found]).float()
 
 
 FLOATS = {
@@ -174,18 +175,24 @@ FLOATS = {
     "e4m3": Floating(4, 3, 7, 448.0),
     "e5m2": Floating(5, 2, 15, 57344.0),
 }
-_NF4 = (  # quantiles of the normal distribution, as released
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634),
-    *(0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+NF4 = CodeBook(
+    (  # quantiles of the normal distribution, as released
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    )
 )
 
 
 def format_of(spec: QuantSpec, length: int) -> Format:
-    """The format of a spec with levels, for rows of some length."""
+    """The format of a spec with levels, for rows of some length.
+
+    A row that is a whole tensor, or all of a head, is no direction of a known length: its values are as many as were
+    calibrated, or are in a batch. So its code-book is that of a Gaussian.
+    """
     if spec.grid == "lloyd_max":
-        return lloyd_max(spec.bits, min(length, GAUSSIAN))
-    return CodeBook(_NF4) if spec.grid == "nf4" else FLOATS[spec.grid]
+        return lloyd_max(spec.bits, GAUSSIAN if spec.granularity in ("tensor", "head") else min(length, GAUSSIAN))
+    return NF4 if spec.grid == "nf4" else FLOATS[spec.grid]
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qdit.quant.affine import Affine, affine, code_range
 from qdit.quant.formats import format_of
-from qdit.quant.levels import Levels, covering_levels
+from qdit.quant.levels import Levels, common, covering_levels
 from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec, as_rows
 
@@ -31,21 +31,31 @@ def extent(rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tens
     return -magnitude, magnitude
 
 
+def shared(rows: Float[Tensor, "rows n"], spec: QuantSpec, items: int = 1) -> Float[Tensor, "#rows 1"] | None:
+    """What all scales of a tensor have in common (of NVFP4, its float32); None where each row has its own alone.
+
+    Args:
+        rows: of one or several tensors, one behind the other.
+        spec: of the tensors.
+        items: how many tensors; each has a common part of its own.
+    """
+    return common(extent(rows, spec)[1], spec, items) if SCALES[spec.scale].whole_bits else None
+
+
 def covering(
-    rows: Float[Tensor, "rows n"], lo: Tensor, hi: Tensor, spec: QuantSpec, items: int = 1, whole: Tensor | None = None
+    rows: Float[Tensor, "rows n"], lo: Tensor, hi: Tensor, spec: QuantSpec, whole: Tensor | None = None
 ) -> RowGrid:
     """The grid of `spec` that covers each row's range [lo, hi].
 
     Args:
-        rows: of one or several tensors, one behind the other.
+        rows: of a tensor; of several, one behind the other, if `whole` is given.
         lo, hi: [rows, 1].
         spec: of the tensors.
-        items: how many tensors; each has its own common part of scales where they have two levels.
-        whole: that common part, if it is known already.
+        whole: what the scales have in common (`shared`), if it is known already or the rows are some of a tensor's.
     """
     if not spec.has_levels:
         return affine(lo, hi, spec)
-    return covering_levels(rows, torch.maximum(-lo, hi), spec, items, whole)
+    return covering_levels(rows, torch.maximum(-lo, hi), spec, whole)
 
 
 def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: RowGrid | None = None) -> Float[Tensor, "*shape"]:
@@ -57,17 +67,18 @@ def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: RowGrid | N
 
     Args:
         x: [..., channels]; the first dimension of several counts items, whose grids have nothing in common.
-        spec: of the tensor; at 16 bits `x` itself is returned.
+        spec: of the tensor; at 16 bits, and of no values, `x` itself is returned.
         grid: of the rows of `as_rows(x, spec)`.
 
     Raises:
         UserError: the group size does not divide the channels.
     """
-    if spec.is_identity:
+    if spec.is_identity or not x.numel():
         return x
     rows = as_rows(x, spec).float()
     if grid is None:
-        grid = covering(rows, *extent(rows, spec), spec, items=len(x) if x.ndim > 1 else 1)
+        lo, hi = extent(rows, spec)
+        grid = covering(rows, lo, hi, spec, common(hi, spec, items=len(x) if x.ndim > 1 else 1))
     return grid.round(rows).to(x.dtype).reshape(x.shape)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from qdit.quant.bracket import Bracket
-from qdit.quant.formats import Format, format_of
+from qdit.quant.formats import FLOATS, Format, format_of
 from qdit.quant.scales import SCALES, Scales
 from qdit.quant.spec import QuantSpec
 
@@ -51,7 +51,7 @@ class Levels:
 
     def bracket(self, x: Float[Tensor, "rows n"]) -> Bracket:
         """See `Bracket`."""
-        levels, scaled = self.format.levels.to(x.device), self.in_levels(x)
+        levels, scaled = self.format.levels(x.device), self.in_levels(x)
         index = torch.searchsorted(levels, scaled, right=True) - 1
         inside = (index >= 0) & (index < len(levels) - 1)
         low = levels[index.clamp(min=0)]
@@ -61,19 +61,33 @@ class Levels:
         return Bracket(low * self.scale, torch.where(inside, gap, 0.0) * self.scale, fraction, up)
 
 
+def common(magnitude: Float[Tensor, "rows 1"], spec: QuantSpec, items: int = 1) -> Float[Tensor, "#rows 1"] | None:
+    """What the scales of a tensor's rows have in common, by the magnitudes of all its values; None where nothing is.
+
+    A range that clips some rows leaves it as it is: which scales can be kept does not depend on the range of others.
+
+    Args:
+        magnitude: of each row's own values (`Format.magnitude`), not of a range.
+        spec: of the tensor; only floating-point formats have scales of two levels.
+        items: tensors whose rows lie one behind the other, each with a common part of its own.
+    """
+    scales = SCALES[spec.scale]
+    if not scales.whole_bits:
+        return None
+    whole = scales.whole(magnitude.view(items, -1).amax(1, keepdim=True), FLOATS[spec.grid].largest)
+    return whole if items == 1 else whole.repeat_interleave(len(magnitude) // items, 0)
+
+
 def covering_levels(
     rows: Float[Tensor, "rows n"],
     magnitude: Float[Tensor, "rows 1"],
     spec: QuantSpec,
-    items: int,
     whole: Float[Tensor, "#rows 1"] | None,
 ) -> Levels:
     """The grid of a spec that covers each row's magnitude; arguments as `qdit.quant.grid.covering`."""
     format, scales = format_of(spec, rows.shape[-1]), SCALES[spec.scale]
-    if whole is None:
-        whole = scales.whole(magnitude.view(items, -1).amax(1, keepdim=True), format.largest)
-        if whole is not None and items > 1:
-            whole = whole.repeat_interleave(len(magnitude) // items, 0)
+    if whole is None and scales.whole_bits:
+        whole = common(format.magnitude(rows), spec)
 
     def grid(share: float) -> Levels:
         wanted = scales.of_magnitudes(magnitude, format.largest)

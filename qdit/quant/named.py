@@ -24,27 +24,44 @@ class Named:
     """A format with what it owns: its bits, the values that share a scale, and how the scale is kept."""
 
     grid: str
-    bits: int
-    """Of a code."""
+    width: int | None = None
+    """Bits of a code, where the grid does not say them."""
     scale: str | None = None
     """None is 16 bits."""
-    block: int | None = None
-    """Values that share a scale; None: a whole row, or what the recipe has."""
+    group: int | None = None
+    """Values that share a scale, where the scale does not say them."""
     rows: bool = False
     """Whether the scale is one of a whole row: an output channel, or a token."""
 
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return LEVEL_BITS[self.grid] if self.width is None else self.width
+
+    @property
+    def block(self) -> int | None:
+        """Values that share a scale; None: a whole row, or what the recipe has."""
+        return self.group if self.scale is None else SCALE_BLOCKS[self.scale]
+
+    @property
+    def place(self) -> str | None:
+        """Where each scale is found at run time, in words; None: where the recipe has it, static ranges included."""
+        if self.block is not None:
+            return f"each block of {self.block}"
+        return "each row" if self.rows else None
+
 
 NAMED: Mapping[str, Named] = {
-    "fp4": Named(grid="e2m1", bits=4),
-    "fp8": Named(grid="e4m3", bits=8),
-    "mxfp8": Named(grid="e4m3", bits=8, scale="e8m0", block=32),
-    "mxfp6": Named(grid="e3m2", bits=6, scale="e8m0", block=32),
-    "mxfp4": Named(grid="e2m1", bits=4, scale="e8m0", block=32),
-    "nvfp4": Named(grid="e2m1", bits=4, scale="e4m3", block=16),
-    "nvfp4_46": Named(grid="e2m1", bits=4, scale="e4m3_46", block=16),
-    "int4_g64": Named(grid="symmetric", bits=4, block=64),
-    "int4_g16": Named(grid="symmetric", bits=4, block=16),
-    "lloyd4": Named(grid="lloyd_max", bits=4, rows=True),
+    "fp4": Named(grid="e2m1"),
+    "fp8": Named(grid="e4m3"),
+    "mxfp8": Named(grid="e4m3", scale="e8m0"),
+    "mxfp6": Named(grid="e3m2", scale="e8m0"),
+    "mxfp4": Named(grid="e2m1", scale="e8m0"),
+    "nvfp4": Named(grid="e2m1", scale="e4m3"),
+    "nvfp4_46": Named(grid="e2m1", scale="e4m3_46"),
+    "int4_g64": Named(grid="symmetric", width=4, group=64),
+    "int4_g16": Named(grid="symmetric", width=4, group=16),
+    "lloyd4": Named(grid="lloyd_max", width=4, rows=True),
 }
 """What `bits.weight_format` and `bits.activation_format` may be."""
 KEYS = ("weight_format", "activation_format")
@@ -80,6 +97,16 @@ def owned(part: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     rows = {"granularity": "group", "group_size": named.block} if named.block is not None else {}
     rows |= {"granularity": "row", "group_size": None} if named.rows else {}
     return own | rows | {"grid": named.grid, "scale": named.scale}
+
+
+def at_run_time(name: str, part: str, advice: str) -> list[str]:
+    """That a part with static ranges cannot have a named format whose scales are found at run time, in a sentence."""
+    if (place := NAMED[name].place) is None:
+        return []
+    return [
+        f"bits.activation_format={name} finds the scale of {place} at run time, and this {part} has static ranges; "
+        f"use {advice}"
+    ]
 
 
 def label(bits: Mapping[str, object]) -> str:

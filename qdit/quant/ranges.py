@@ -5,8 +5,9 @@ The field calls these range estimators, or calibrators; what lies beyond the ran
 tails alone, and are exact; errors are summed in pieces that fit into a processor's cache.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from annotated_types import Gt, Lt, MinLen
@@ -14,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.checked import Checked, Count, Positive, UpperShare
+from qdit.errors import UserError
 from qdit.quant.affine import Affine
-from qdit.quant.grid import RowGrid, covering, extent, mapped
+from qdit.quant.grid import RowGrid, covering, extent, mapped, shared
 from qdit.quant.spec import QuantSpec
 
 CHUNK_VALUES = 2**25  # values of all candidates that are held at once: 128 MiB
@@ -23,16 +25,53 @@ PIECE_VALUES = 2**17  # values whose error is computed at once: 512 KiB, which s
 
 
 class Range(Protocol):
-    """A rule that finds the range of each row; config only."""
+    """A rule that finds the range of each row; config only.
+
+    One that goes with grids whose scale is a norm (`lloyd_max`) says so by `of_norms = True`, and begins with
+    `qdit.quant.grid.extent`: what such a grid covers is no value of the row.
+    """
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]; `spec` says which grid will cover them."""
         ...
 
 
+class Trying(ABC):
+    """A range rule that rounds to candidate grids: it must know what the scales of the deployed grid have in common."""
+
+    @abstractmethod
+    def __call__(
+        self, rows: Float[Tensor, "rows n"], spec: QuantSpec, whole: Float[Tensor, "#rows 1"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Range`; `whole` is that common part (`qdit.quant.grid.shared`), None for the one of `rows`."""
+
+
+def range_of(
+    rule: Range, rows: Float[Tensor, "rows n"], spec: QuantSpec, whole: Float[Tensor, "#rows 1"] | None
+) -> tuple[Tensor, Tensor]:
+    """(lo, hi), both [rows, 1]: the ranges that a rule finds for a grid whose scales have `whole` in common."""
+    return rule(rows, spec, whole) if isinstance(rule, Trying) else rule(rows, spec)
+
+
+def check_rule(rule: Range, *grids: str) -> None:
+    """Refuse a rule that finds values where a grid's scale is a norm.
+
+    Raises:
+        UserError: it does.
+    """
+    if "lloyd_max" in grids and not getattr(rule, "of_norms", False):
+        name = type(rule).__name__
+        raise UserError(
+            f"range {name}: it finds a range among the values, and grid=lloyd_max is scaled by the norm of each row; "
+            "use range=minmax or range=mse with it"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
     """The row's minimum and maximum; where a norm is the scale, what that covers (`qdit.quant.grid.extent`)."""
+
+    of_norms: ClassVar[bool] = True
 
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]."""
@@ -79,7 +118,7 @@ def outer_quantiles(rows: Float[Tensor, "rows n"], shares: list[float]) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PercentileMSE(Checked):
+class PercentileMSE(Checked, Trying):
     """Of a few percentile ranges, the one with the least mean |x - x̂|^`power` (PTQ4DiT's release; RepQ-ViT).
 
     The first of equal candidates wins. As in the release, the min-max range is not among the candidates. With the grid
@@ -96,10 +135,13 @@ class PercentileMSE(Checked):
     shares: Annotated[list[UpperShare], MinLen(1)] = field(default_factory=lambda: [0.999, 0.9999, 0.99999])
     power: Positive = 2.0
 
-    def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        """(lo, hi), both [rows, 1]."""
+    def __call__(
+        self, rows: Float[Tensor, "rows n"], spec: QuantSpec, whole: Float[Tensor, "#rows 1"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(lo, hi), both [rows, 1]; see `Trying`."""
+        whole = shared(rows, spec) if whole is None else whole
         candidates = outer_quantiles(rows, self.shares)
-        errors = [rounding_error(rows, covering(rows, lo, hi, spec), self.power) for lo, hi in candidates]
+        errors = [rounding_error(rows, covering(rows, lo, hi, spec, whole), self.power) for lo, hi in candidates]
         best = torch.stack(errors).argmin(0).view(1, -1, 1)
         lo, hi = (torch.stack(ends).gather(0, best)[0] for ends in zip(*candidates, strict=True))
         return lo, hi
@@ -129,7 +171,7 @@ def rounding_error(rows: Float[Tensor, "rows n"], grid: RowGrid, power: float) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class MSE(Checked):
+class MSE(Checked, Trying):
     """The min-max range times the factor in (1 - `shrink`, 1] with the least mean |x - x̂|^`power`.
 
     GPTQ (arXiv 2210.17323) and Q-DiT use power 2.4. The first of equal candidates (the widest range) wins.
@@ -146,32 +188,32 @@ class MSE(Checked):
     candidates: Count = 100
     shrink: Annotated[float, Gt(0), Lt(1)] = 0.8
     power: Positive = 2.4
+    of_norms: ClassVar[bool] = True
 
     def factors(self) -> list[float]:
         """The candidate factors, from 1 down."""
         return [1 - self.shrink * i / self.candidates for i in range(self.candidates)]
 
-    def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        """(lo, hi), both [rows, 1]."""
-        lo, hi = MinMax()(rows, spec)
+    def __call__(
+        self, rows: Float[Tensor, "rows n"], spec: QuantSpec, whole: Float[Tensor, "#rows 1"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(lo, hi), both [rows, 1]; see `Trying`."""
+        whole = shared(rows, spec) if whole is None else whole
+        ends = MinMax()(rows, spec)
         factors = torch.tensor(self.factors(), device=rows.device, dtype=rows.dtype)
-        errors = [
-            self._errors(rows, lo, hi, chunk, spec) for chunk in factors.split(max(1, CHUNK_VALUES // rows.numel()))
-        ]
+        held = max(1, CHUNK_VALUES // rows.numel())
+        errors = [self._errors(rows, ends, chunk, spec, whole) for chunk in factors.split(held)]
         best = factors[torch.cat(errors).argmin(0)].unsqueeze(-1)
-        return lo * best, hi * best
+        return ends[0] * best, ends[1] * best
 
-    def _errors(self, rows: Tensor, lo: Tensor, hi: Tensor, factors: Tensor, spec: QuantSpec) -> Tensor:
+    def _errors(
+        self, rows: Tensor, ends: tuple[Tensor, Tensor], factors: Tensor, spec: QuantSpec, whole: Tensor | None
+    ) -> Tensor:
         """Mean |x - x̂|^power [candidates, rows]."""
-        scaled = factors.view(-1, 1, 1)
         repeated = rows.repeat(len(factors), 1)
-        ends = (lo * scaled).flatten(0, 1), (hi * scaled).flatten(0, 1)
-        error = (
-            covering(repeated, *ends, spec, items=len(factors))
-            .round(repeated)
-            .sub_(repeated)
-            .abs_()
-            .pow_(self.power)
-            .mean(-1)
-        )
+        lo, hi = ((end * factors.view(-1, 1, 1)).flatten(0, 1) for end in ends)
+        if whole is not None and len(whole) > 1:
+            whole = whole.repeat(len(factors), 1)
+        grid = covering(repeated, lo, hi, spec, whole)
+        error = grid.round(repeated).sub_(repeated).abs_().pow_(self.power).mean(-1)
         return error.view(len(factors), -1)

@@ -36,9 +36,9 @@ class Scales:
     shares: tuple[float, ...] = (1.0,)
     """Where the greatest magnitude of a block may lie, as shares of the format's largest level."""
 
-    def whole(self, magnitude: Float[Tensor, "*many"], largest: float) -> Float[Tensor, "*many"] | None:
-        """The common part of a tensor's scales, given its greatest magnitude; None where there is none."""
-        return None
+    def whole(self, magnitude: Float[Tensor, "*many"], largest: float) -> Float[Tensor, "*many"]:
+        """The common part of a tensor's scales, given its greatest magnitude; 1 where there is one level of scales."""
+        return torch.ones_like(magnitude)
 
     def kept(self, wanted: Float[Tensor, "rows 1"]) -> Float[Tensor, "rows 1"]:
         """Wanted scales, in units of the common part, as they can be kept; float32."""
@@ -65,7 +65,7 @@ class E8M0(Scales):
 
     def kept(self, wanted: Float[Tensor, "rows 1"]) -> Float[Tensor, "rows 1"]:
         """See `Scales`: the nearest power of two by its logarithm; a power of two is kept as it is."""
-        exponent = torch.log2(wanted.clamp(min=SMALLEST)).round().nan_to_num()
+        exponent = torch.log2(wanted.clamp(min=SMALLEST)).round().clamp(max=127).nan_to_num()
         power = ((exponent.int() + 127) << 23).view(torch.float32)
         return torch.where(wanted.isfinite(), power, torch.nan)
 
@@ -76,12 +76,12 @@ class E8M0(Scales):
         return torch.where(magnitude.isnan(), torch.nan, power)
 
     def pack(self, kept: Tensor) -> Tensor:
-        """See `Scales`: the exponents, uint8."""
+        """See `Scales`: the exponents, uint8; 255 is NaN."""
         return (kept.float().view(torch.int32) >> 23).to(torch.uint8)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """See `Scales`."""
-        return (packed.int() << 23).view(torch.float32)
+        return torch.where(packed == 255, torch.nan, (packed.int() << 23).view(torch.float32))
 
 
 @dataclass(frozen=True)

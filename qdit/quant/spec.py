@@ -14,11 +14,12 @@ granularity        weight [out, in] -> rows    activation [..., tokens, in] -> r
 =================  ==========================  =======================================
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor
 
+from qdit.checked import NEWER, Newer
 from qdit.errors import UserError
 from qdit.quant.named import LEVEL_BITS, SCALE_BLOCKS
 
@@ -27,7 +28,7 @@ Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric
 """Integers: grids with one step (`qdit.quant.affine`)."""
 LevelGrid = Literal["e2m1", "e3m0", "e1m2", "nf4", "e3m2", "e4m3", "e5m2", "lloyd_max"]
 """Floating-point numbers of a few bits, and code-books (`qdit.quant.formats`)."""
-CodeBook = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
+BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
 """What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
 GridName = Grid | LevelGrid | Literal["float"]
 """What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""
@@ -39,7 +40,7 @@ _LEVELS = frozenset(get_args(LevelGrid))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class QuantSpec:
+class QuantSpec(Newer):
     """Bits, granularity and grid of one tensor.
 
     Args:
@@ -65,10 +66,10 @@ class QuantSpec:
     bits: int
     granularity: Granularity | Literal["head"] = "row"
     group_size: int | None = None
-    grid: Grid | LevelGrid | CodeBook = "asymmetric"
+    grid: Grid | LevelGrid | BookGrid = "asymmetric"
     dynamic: bool = True
     time_groups: int | None = None
-    scale: Scale | None = field(default=None, metadata={"newer": True})
+    scale: Scale | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -79,7 +80,7 @@ class QuantSpec:
             raise UserError(
                 f"granularity={self.granularity!r} is unknown; choose from {', '.join(get_args(Granularity))}"
             )
-        if self.grid not in (*get_args(Grid), *get_args(LevelGrid), *get_args(CodeBook)):
+        if self.grid not in (*get_args(Grid), *get_args(LevelGrid), *get_args(BookGrid)):
             known = (*get_args(Grid), *get_args(LevelGrid))
             raise UserError(f"grid={self.grid!r} is unknown; choose from {', '.join(known)}")
         if (self.granularity == "group") != (self.group_size is not None):
@@ -117,11 +118,6 @@ class QuantSpec:
         if self.group_size != (block := SCALE_BLOCKS[self.scale]):
             found = f"groups of {self.group_size}" if self.group_size else f"granularity={self.granularity!r}"
             raise UserError(f"scale={self.scale!r} goes with groups of {block} values, not with {found}")
-
-    def __repr__(self) -> str:
-        """As a dataclass's, which is hashed, without newer fields that do not apply."""
-        shown = [f for f in fields(self) if not (f.metadata.get("newer") and getattr(self, f.name) == f.default)]
-        return f"QuantSpec({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
     def is_identity(self) -> bool:

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.quant.affine import Affine
-from qdit.quant.grid import Rounded, RowGrid, joined, mapped
+from qdit.quant.grid import Rounded, RowGrid, joined, mapped, shared
 from qdit.quant.levels import Levels
-from qdit.quant.spec import QuantSpec
+from qdit.quant.spec import QuantSpec, as_rows
 
 log = logging.getLogger("qdit")
 FitGrid = Callable[..., RowGrid]
@@ -159,10 +159,8 @@ class FreshGrids:
         assert spec.group_size is not None
         self.spec, self.fit, self.size = spec, fit, spec.group_size
         self.grids: list[RowGrid] = []
-        self.common: tuple[Tensor, ...] = ()
-        if spec.scale is not None:
-            start = fit(weight, spec)
-            self.common = (start.whole,) if isinstance(start, Levels) and start.whole is not None else ()
+        whole = shared(as_rows(weight, spec).float(), spec)
+        self.common = () if whole is None else (whole,)
 
     def at(self, position: int, columns: Tensor) -> RowGrid:
         """See `Grids`."""

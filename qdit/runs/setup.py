@@ -20,6 +20,7 @@ from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.text import TextModel
 from qdit.policies import Policy
+from qdit.quant import named
 from qdit.runs.identity import is_full_precision
 from qdit.sampler.sampler import Sampler
 from qdit.scheme import in_formats
@@ -112,12 +113,18 @@ def build_recipe(config: dict[str, Any]) -> Method | None:
             parts[key] = build(config[key]) if "_target_" in config[key] else None  # none: an option that is no part
         except UserError as error:
             problems += [f"{key}: {p}" for p in error.problems]
+    bits = config["bits"]
+    try:
+        parts = in_formats(parts, bits)
+    except UserError as error:
+        problems += error.problems
     if problems:
         raise from_problems(problems, "this recipe")
-    parts = in_formats(parts, config["bits"])
-    recipe = Method(**parts, weight_bits=config["bits"]["weight"], activation_bits=config["bits"]["activation"])
-    recipe.weight.spec(recipe.weight_bits)  # a grid that cannot be is refused before the model is read
-    recipe.activation.spec(recipe.activation_bits)
+    widths = {"weight_bits": bits["weight"], "activation_bits": bits["activation"]}
+    names = {key: bits.get(key) for key in named.KEYS}
+    recipe = Method(**parts, **widths, **names)
+    if problems := recipe.misfit_grids():
+        raise from_problems(problems, "this recipe")
     return recipe
 
 

@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Literal
 
 from qdit.checked import Checked, Count, Positive
+from qdit.errors import UserError
 from qdit.ledger import FULL_BITS, activation_storage_bits, ledger, weight_storage_bits
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
@@ -142,8 +143,9 @@ class MeanBits(_EachStep, Checked):
         """Bits of the weights."""
         if self.counted == "codes":
             return space.numel(gene) * bits
-        grid, weight = activation_storage_bits(space.at(bits).activation), space.at(bits).weight
-        return gene.bases * sum(grid + weight_storage_bits(site, weight) for site in gene.sites)
+        layer = space.at(gene, bits)
+        grid = activation_storage_bits(layer.activation)
+        return gene.bases * sum(grid + weight_storage_bits(site, layer.weight) for site in gene.sites)
 
     def _weights(self, space: BitSpace, rest: Rest) -> int:
         return sum(map(space.numel, space.genes)) + rest.numel * (self.over == "model")
@@ -180,7 +182,10 @@ class _AsUniform(BitBudget, Checked):
         """See `BitBudget`."""
         if self.at_most is not None:
             return self.absolute(space, self.at_most, rest)
-        return self.spent(space, space.uniform(self.uniform))
+        try:
+            return self.spent(space, space.uniform(self.uniform))
+        except UserError as error:
+            raise UserError(*(f"search.budget.uniform={self.uniform}: {each}" for each in error.problems)) from error
 
     @abstractmethod
     def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
@@ -193,7 +198,7 @@ class BitBitOps(_EachStep, _AsUniform):
 
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
         """BitOps of a sample and forward pass."""
-        layer = space.at(bits)
+        layer = space.at(gene, bits)
         return sum(s.macs for s in gene.sites) * layer.weight_bits * layer.activation_bits
 
     def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
@@ -212,11 +217,11 @@ class BitBytes(_AsUniform):
 
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
         """Bytes of the weights."""
-        return gene.bases * sum(weight_storage_bits(site, space.at(bits).weight) for site in gene.sites) / 8
+        return gene.bases * sum(weight_storage_bits(site, space.at(gene, bits).weight) for site in gene.sites) / 8
 
     def cost(self, space: BitSpace, gene: Gene, pattern: Pattern) -> float:
         """Bytes of all weights that are kept, and of the input's grid."""
-        grid = gene.bases * activation_storage_bits(space.at(pattern[0]).activation) * len(gene.sites) / 8
+        grid = gene.bases * activation_storage_bits(space.at(gene, pattern[0]).activation) * len(gene.sites) / 8
         return grid + sum(self.price(space, gene, bits) for bits in set(pattern))
 
     def menu(self, space: BitSpace, losses: Losses, genes: Sequence[int], limit: float) -> Menu:

@@ -12,6 +12,8 @@ from itertools import groupby, pairwise
 from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policies import LayerSpec, Policy, Span
+from qdit.quant.named import NAMED
+from qdit.quant.spec import IDENTITY_BITS
 from qdit.quant.time_groups import Groups, Time, edge
 from qdit.recipes import Recipe
 from qdit.search.space import Gene, genes_of
@@ -63,6 +65,21 @@ class Ranges:
         return tuple(replace(part, weight=layer.weight) for part, layer in zip(self.parts, layers, strict=True))
 
 
+def layer_at(recipe: Recipe, bits: int) -> LayerSpec:
+    """The specs of a site whose weight has so many bits.
+
+    Raises:
+        UserError: the recipe's format does not have them.
+    """
+    name = recipe.weight_format
+    if name is not None and bits not in (NAMED[name].bits, IDENTITY_BITS):
+        raise UserError(
+            f"bits.weight_format={name} has {NAMED[name].bits} bits, not {bits}; use search=none, or a recipe's own "
+            "grid (bits.weight_format=null; weight.grid=float has a format for 4, 6 and 8)"
+        )
+    return replace(recipe, weight_bits=bits).layer
+
+
 @dataclass(frozen=True)
 class BitSpace:
     """Genes in forward order, whose `sizes` are bit-widths, and what a site has at each of them."""
@@ -71,12 +88,25 @@ class BitSpace:
     layers: dict[int, LayerSpec]
     steps: tuple[int, ...]
     """Sampling steps of each range, noisiest first."""
+    recipe: Recipe | None = None
+    """Says what sites have at other bits, and by their roles; None: what they have at the fewest, at all."""
 
     @classmethod
     def of(cls, recipe: Recipe, sites: Sequence[Site], widths: Sequence[int], steps: Sequence[int]) -> "BitSpace":
-        """The space of a recipe on a model."""
-        layers = {width: replace(recipe, weight_bits=width).layer for width in sorted(set(widths))}
-        return cls(genes_of(recipe, sites, lambda _: list(layers)), layers, tuple(steps))
+        """The space of a recipe on a model.
+
+        Raises:
+            UserError: the recipe's format does not have some of the widths.
+        """
+        layers, problems = dict[int, LayerSpec](), list[str]()
+        for width in sorted(set(widths)):
+            try:
+                layers[width] = layer_at(recipe, width)
+            except UserError as error:
+                problems += [f"search.widths: {problem}" for problem in error.problems]
+        if problems:
+            raise UserError(*problems)
+        return cls(genes_of(recipe, sites, lambda _: list(layers)), layers, tuple(steps), recipe)
 
     def offering(self, widths: Mapping[int, Sequence[int]]) -> "BitSpace":
         """The space in which some genes, by number, have fewer bit-widths to choose from."""
@@ -89,12 +119,17 @@ class BitSpace:
         """The fewest bits that each gene may have."""
         return tuple((gene.sizes[0],) * len(self.steps) for gene in self.genes)
 
-    def at(self, bits: int) -> LayerSpec:
-        """The specs at any bits, on offer or not."""
-        if bits in self.layers:
-            return self.layers[bits]
-        layer = min(self.layers.items())[1]
-        return replace(layer, weight=replace(layer.weight, bits=bits)) if layer.weight is not None else layer
+    def at(self, gene: Gene, bits: int) -> LayerSpec:
+        """The specs of a gene's sites at any bits, on offer or not.
+
+        Raises:
+            UserError: the recipe's format does not have them.
+        """
+        if self.recipe is None:
+            layer = self.layers.get(bits, min(self.layers.items())[1])
+            return replace(layer, weight=replace(layer.weight, bits=bits)) if layer.weight is not None else layer
+        layer = self.layers[bits] if bits in self.layers else layer_at(self.recipe, bits)
+        return replace(layer, weight=self.recipe.weight.at(gene.sites[0].role, layer.weight))
 
     def numel(self, gene: Gene) -> int:
         """Weights of a gene."""

@@ -55,7 +55,7 @@ class Fixed(GroupSearch):
         """What of the policy does not fit the recipe, the model or the budget, in one sentence."""
         try:
             found = misfits(self.load(), recipe, sites)
-        except UserError as error:
+        except UserError as error:  # also of a policy in a format that this recipe cannot have
             return list(error.problems)
         if found:
             return [f"search.policy={self.policy} does not fit: {'; '.join(found)}"]

@@ -24,7 +24,7 @@ from annotated_types import MinLen
 
 from qdit.calibration import CalibrationData
 from qdit.checked import Bits, Checked, Count
-from qdit.errors import from_problems
+from qdit.errors import UserError, from_problems
 from qdit.eval.paired import LatentMSE
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
@@ -85,6 +85,12 @@ class MixedPrecision(Search, Checked):
 
     def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         """See `Search`."""
+        try:
+            return self._problems(recipe, sites)
+        except UserError as error:  # widths that the recipe's format does not have
+            return list(error.problems)
+
+    def _problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
         space = self.space(recipe, sites)
         found = metric_groups.problems(self.groups, space.genes)
         found += [

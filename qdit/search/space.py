@@ -4,8 +4,8 @@ A site's weight and its input share a group size (Q-DiT, arXiv 2406.17343), and 
 that a DiT block has four genes. Q-DiT's release chooses weight groups only: its search never changes those of inputs.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -61,12 +61,14 @@ class Space:
 
     genes: tuple[Gene, ...]
     layer: LayerSpec
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    """The group sizes that formats own, by format; there is nothing else to choose."""
 
     @classmethod
     def of(cls, recipe: Recipe, sites: Sequence[Site], sizes: Sequence[int]) -> "Space":
         """The space of a recipe on a model; a gene gets those of `sizes` that divide its channels."""
         genes = genes_of(recipe, sites, lambda channels: [g for g in sizes if channels % g == 0])
-        return cls(genes, recipe.layer)
+        return cls(genes, recipe.layer, recipe.blocks)
 
     def problems(self) -> list[str]:
         """Why nothing can be chosen, one sentence each."""
@@ -75,14 +77,11 @@ class Space:
                 "a search chooses group sizes, and here neither weights nor inputs are quantized in groups; "
                 "use weight=group activation=group (as quantizer=q_dit)"
             ]
-        fixed = {
-            spec.scale: spec.group_size for spec in (self.layer.weight, self.layer.activation) if spec and spec.scale
-        }
-        if fixed:
+        if fixed := {name: size for name, size in self.blocks.items() if any(g.sizes != (size,) for g in self.genes)}:
             return [
-                f"a search chooses group sizes, and a format whose scales are {scale} has groups of {size}; use "
-                "search=none, or bits=w4a4 and its kin, whose groups are free"
-                for scale, size in fixed.items()
+                f"a search chooses group sizes, and the format {name} has groups of {size}; use search=none, or "
+                "bits=w4a4 and its kin, whose groups are free"
+                for name, size in fixed.items()
             ]
         bare = {gene.in_features: gene.name for gene in self.genes if not gene.sizes}
         return [

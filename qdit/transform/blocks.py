@@ -13,7 +13,6 @@ Nothing is folded into other layers: a permutation would have to cross heads.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -24,7 +23,7 @@ from qdit.checked import Checked, Count
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.basis import Permuted, Regular
-from qdit.quant.hadamard import operations, permuted, regular
+from qdit.quant.hadamard import operations
 from qdit.seeding import generator
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input
@@ -57,12 +56,8 @@ class BlockRotation(Drafted):
     needs_calibration = False
 
     @abstractmethod
-    def turn(self, read: Input) -> Callable[[Tensor], Tensor]:
-        """The function that computes x R of rows x of an input."""
-
-    @abstractmethod
-    def module(self, read: Input) -> nn.Module:
-        """What does the same at run time."""
+    def turn(self, read: Input) -> nn.Module:
+        """What computes x R of rows x of an input, at run time and of the weights."""
 
     @abstractmethod
     def cost(self, read: Input) -> tuple[int, int]:
@@ -84,15 +79,18 @@ class BlockRotation(Drafted):
 
     def ways(self, model: DiffusionModel, sites: list[Site]) -> dict[str, tuple[Way, ...]]:
         """See `qdit.transform.chain.Foreseen`: each input is rotated."""
-        return {site.name: (self.turn(each),) for each in self.inputs(model, sites) for site in each.quantized}
+        found: dict[str, tuple[Way, ...]] = {}
+        for each in self.inputs(model, sites):
+            found |= dict.fromkeys((site.name for site in each.quantized), (self.turn(each).to(model.device),))
+        return found
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Step`."""
         for each in self.inputs(draft.model, sites):
-            module, turn = self.module(each).to(draft.model.device), self.turn(each)
+            turn = self.turn(each).to(draft.model.device)
             for site in each.quantized:
                 draft.rotate_columns(site.name, turn)
-                draft.at_run_time(site.name, module)
+                draft.at_run_time(site.name, turn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,22 +104,10 @@ class PermutedHadamard(BlockRotation):
 
     seed: int
 
-    def drawn(self, read: Input) -> dict[str, Tensor]:
-        """The permutation and the signs of an input."""
-        channels = read.channels
-        return {
-            "order": random_order(self.seed, read.name, channels),
-            "signs": random_signs(self.seed, read.name, channels),
-        }
-
-    def turn(self, read: Input) -> Callable[[Tensor], Tensor]:
+    def turn(self, read: Input) -> nn.Module:
         """See `BlockRotation`."""
-        drawn = self.drawn(read)
-        return lambda rows: permuted(rows, **{key: value.to(rows.device) for key, value in drawn.items()})
-
-    def module(self, read: Input) -> nn.Module:
-        """See `BlockRotation`."""
-        return Permuted(**self.drawn(read))
+        order = random_order(self.seed, read.name, read.channels)
+        return Permuted(order, random_signs(self.seed, read.name, read.channels))
 
     def cost(self, read: Input) -> tuple[int, int]:
         """See `BlockRotation`: a place and a sign for each channel; additions of the fast transform."""
@@ -147,11 +133,7 @@ class RegularHadamard(BlockRotation, Checked):
         """Channels that are mixed together in an input."""
         return power_of_four(read.channels, self.block)
 
-    def turn(self, read: Input) -> Callable[[Tensor], Tensor]:
-        """See `BlockRotation`."""
-        return partial(regular, block=self.size(read))
-
-    def module(self, read: Input) -> nn.Module:
+    def turn(self, read: Input) -> nn.Module:
         """See `BlockRotation`."""
         return Regular(self.size(read))
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
-from qdit.quant.grid import covering
-from qdit.quant.ranges import MinMax, Range
+from qdit.quant.grid import covering, shared
+from qdit.quant.ranges import MinMax, Range, range_of
 from qdit.quant.spec import QuantSpec
 from qdit.scheme import Scheme
 from qdit.transform.inputs import Input
@@ -102,7 +102,8 @@ def _rounded(x: Float[Tensor, "*many rows channels"], spec: QuantSpec, rule: Ran
         return x
     rows = x.reshape(-1, spec.row_length(x.shape[-1], x.shape[-2] * x.shape[-1])).float()
     items = x.numel() // (x.shape[-1] * x.shape[-2])
-    return covering(rows, *rule(rows, spec), spec, items=items).round(rows).to(x.dtype).reshape(x.shape)
+    whole = shared(rows, spec, items)
+    return covering(rows, *range_of(rule, rows, spec, whole), spec, whole).round(rows).to(x.dtype).reshape(x.shape)
 
 
 def _one_after_the_other(first: Way, then: Way) -> Way:

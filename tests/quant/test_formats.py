@@ -6,14 +6,19 @@ from helpers.torchao_goldens import FILE, blocks
 from safetensors.torch import load_file
 
 from qdit.errors import UserError
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import quantizer_of
 from qdit.quant.decibels import decibels
-from qdit.quant.formats import FLOATS, GAUSSIAN, format_of, lloyd_max
-from qdit.quant.grid import Rounded, covering, extent, fake_quantize, from_tensors, tensors_of
+from qdit.quant.formats import FLOATS, GAUSSIAN, NF4, format_of, lloyd_max
+from qdit.quant.grid import Rounded, covering, extent, fake_quantize, from_tensors, shared, tensors_of
 from qdit.quant.packing import pack, unpack
+from qdit.quant.ranges import MSE, MinMax, Percentile, PercentileMSE, check_rule, rounding_error
 from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec, as_rows
+from qdit.quant.time_groups import ALL
 
 TORCHAO = load_file(FILE)
+CPU = torch.device("cpu")
 SPECS = {
     "e4m3": QuantSpec(bits=8, grid="e4m3"),
     "e5m2": QuantSpec(bits=8, grid="e5m2"),
@@ -59,7 +64,7 @@ def test_values_are_torchaos_bit_for_bit(name, kind):
     ],
 )
 def test_four_bit_levels_are_those_of_fp4dit(name, expected):
-    assert FLOATS[name].values[:8].tolist() == expected
+    assert FLOATS[name].values(CPU)[:8].tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2"])
@@ -79,10 +84,10 @@ def test_the_nearest_level_is_the_nearest(name):
     spec = EVERY[name]
     format = format_of(spec, 128)
     x = torch.linspace(-1.2, 1.2, 4001) * format.largest
-    distance = (x[:, None] - format.levels).abs()
+    distance = (x[:, None] - format.levels(CPU)).abs()
     made = format.nearest(x.clone())
     assert torch.equal((made - x).abs(), distance.amin(1))
-    assert torch.equal(format.nearest(format.levels.clone()), format.levels)
+    assert torch.equal(format.nearest(format.levels(CPU).clone()), format.levels(CPU))
     assert (made.diff() >= 0).all()
 
 
@@ -155,6 +160,94 @@ def test_items_of_a_batch_do_not_depend_on_each_other():
     x = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(7)) * torch.tensor([1.0, 50, 0.01]).view(3, 1, 1)
     whole = fake_quantize(x, SPECS["nvfp4"])
     assert torch.equal(whole, torch.cat([fake_quantize(x[n : n + 1], SPECS["nvfp4"]) for n in range(3)]))
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "nvfp4_46"])
+@pytest.mark.parametrize(
+    "rule", [MSE(candidates=20), PercentileMSE(shares=[0.8, 0.9, 0.99])], ids=["mse", "percentiles"]
+)
+def test_ranges_are_scored_on_the_grid_that_is_deployed(rule, name):
+    """What the scales of a tensor have in common does not follow the clipping, so no row has a better candidate."""
+    spec = EVERY[name]
+    rows = as_rows(torch.randn(32, 64, generator=torch.Generator().manual_seed(8)).pow(3), spec)
+    whole = shared(rows, spec)
+    deployed = covering(rows, *rule(rows, spec), spec)
+    assert torch.equal(deployed.whole, whole)
+    lo, hi = extent(rows, spec)
+    if isinstance(rule, MSE):
+        candidates = [(lo * factor, hi * factor) for factor in rule.factors()]
+    else:
+        candidates = [Percentile(p=share)(rows, spec) for share in rule.shares]
+    tried = [rounding_error(rows, covering(rows, *ends, spec, whole), rule.power) for ends in candidates]
+    torch.testing.assert_close(rounding_error(rows, deployed, rule.power), torch.stack(tried).amin(0))
+
+
+def test_each_of_several_tensors_has_a_common_part_of_its_own():
+    spec = SPECS["nvfp4"]
+    rows = torch.randn(4, 16, generator=torch.Generator().manual_seed(9)) * torch.tensor([1.0, 2, 300, 400]).view(-1, 1)
+    both = shared(rows, spec, items=2)
+    assert torch.equal(both[:2], shared(rows[:2], spec).expand(2, 1))
+    assert torch.equal(both[2:], shared(rows[2:], spec).expand(2, 1))
+    assert torch.equal(MSE()(rows, spec, both)[1][:2], MSE()(rows[:2], spec)[1])
+    assert shared(rows, SPECS["mxfp4"]) is None
+    assert shared(rows, QuantSpec(bits=4)) is None
+
+
+@pytest.mark.parametrize("name", ["e4m3", "lloyd_max", "nf4"])
+def test_a_whole_tensor_may_have_one_scale_at_run_time(name):
+    spec = QuantSpec(bits=8 if name == "e4m3" else 4, grid=name, granularity="tensor")
+    x = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(10))
+    made = fake_quantize(x, spec)
+    assert made.shape == x.shape
+    assert (made - x).abs().amax() < 0.7
+
+
+@pytest.mark.parametrize("spec", [*EVERY.values(), QuantSpec(bits=8, grid="e4m3", granularity="tensor")])
+def test_of_no_values_none_are_made(spec):
+    for shape in ((0, 4, 64), (2, 0, 64), (0, 64)):
+        assert fake_quantize(torch.zeros(shape), spec).shape == shape
+
+
+def test_a_static_code_book_is_the_same_whatever_the_batch():
+    """A batch is no direction of so many coordinates: values are rounded as they are alone."""
+    spec = QuantSpec(bits=4, grid="lloyd_max", granularity="tensor", dynamic=False)
+    x = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(11))
+    row = x.reshape(1, -1)
+    quantizer = quantizer_of(spec, [covering(row, *extent(row, spec), spec)], ALL, Clock())
+    whole = quantizer(x)
+    assert torch.equal(whole, torch.cat([quantizer(x[n : n + 1]) for n in range(4)]))
+    assert torch.equal(whole, quantizer(x.repeat(8, 1, 1))[:4])
+
+
+def test_tables_of_levels_are_made_once_and_serve_every_context():
+    book = format_of(OTHERS["nf4"], 64)
+    assert book is NF4
+    with torch.inference_mode():
+        first = lloyd_max(5, 48).levels(CPU)
+    assert lloyd_max(5, 48).levels(CPU) is first
+    assert not first.is_inference()
+    assert book.values(CPU) is NF4.values(CPU)
+
+
+def test_scales_that_are_no_numbers_stay_so_and_large_ones_are_finite():
+    """OCP's E8M0 has NaN at 255, and 2^127 is its largest number."""
+    scales = SCALES["e8m0"]
+    kept = scales.kept(torch.tensor([[1.0], [torch.nan], [3.3e38], [0.0]]))
+    assert kept[2].item() == 2.0**127
+    for name in SCALES:
+        kept = SCALES[name].kept(torch.tensor([[1.0], [torch.nan], [torch.inf]]))
+        again = SCALES[name].unpack(SCALES[name].pack(kept))
+        torch.testing.assert_close(again, kept, rtol=0, atol=0, equal_nan=True)
+    assert scales.pack(torch.tensor([torch.nan, -torch.nan])).tolist() == [255, 255]
+
+
+def test_a_range_of_values_does_not_go_with_the_scale_of_a_norm():
+    for rule in (Percentile(), PercentileMSE()):
+        with pytest.raises(UserError, match="grid=lloyd_max is scaled by the norm of each row; use range=minmax"):
+            check_rule(rule, "e2m1", "lloyd_max")
+        check_rule(rule, "e2m1")
+    check_rule(MinMax(), "lloyd_max")
+    check_rule(MSE(), "lloyd_max")
 
 
 @pytest.mark.parametrize(

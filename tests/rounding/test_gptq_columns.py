@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qdit.errors import UserError
-from qdit.quant.grid import Rounded
+from qdit.quant.grid import Rounded, shared
 from qdit.quant.levels import Levels
 from qdit.quant.named import owned
 from qdit.quant.ranges import MSE, MinMax, Percentile
@@ -226,6 +226,26 @@ def test_lazy_blocks_cover_all_columns_and_hold_a_groups_start():
         for first in range(0, CHANNELS, size or CHANNELS):
             start, end = next(r for r in ranges if r[0] <= first < r[1])
             assert first == start or first + size <= end
+
+
+def test_groups_are_searched_on_the_scales_that_are_deployed_and_nothing_else_is():
+    """A range rule is called once a group, and knows the common part of the whole weight's scales."""
+    weight, hessian = problem(dtype=torch.float32)
+    part = WeightGrid(**owned({"granularity": "row", "grid": "asymmetric"}, "nvfp4"), range=MSE(candidates=10))
+    spec = part.spec(4)
+    calls = []
+
+    def fit(weight, *about):
+        calls.append(len(weight))
+        return part.fit(weight, *about)
+
+    made = round_columns(weight, curvature(hessian, 0.01, False, "site"), spec, fit, 128)
+    assert len(calls) == CHANNELS // 16
+    assert torch.equal(made.grid.whole, shared(as_rows(weight, spec), spec))
+    # A part of a weight, with the common part of all, has the very ranges that it has in the whole.
+    whole = part.fit(weight, spec)
+    some = part.fit(weight[1:2], spec, whole.whole)
+    assert torch.equal(some.stored, whole.stored[CHANNELS // 16 : 2 * CHANNELS // 16])
 
 
 @pytest.mark.parametrize("act_order", [False, True])

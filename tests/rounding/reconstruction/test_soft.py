@@ -57,7 +57,7 @@ def test_with_levels_it_is_the_clipped_weight_and_the_nearest_at_first_and_goes_
     rows = as_rows(weight, spec)
     grid = covering(rows, *(0.8 * end for end in extent(rows, spec)), spec)
     soft = SoftWeight(weight, grid, spec)
-    least, most = (grid.format.levels[end] * grid.scale for end in (0, -1))
+    least, most = (grid.format.levels(weight.device)[end] * grid.scale for end in (0, -1))
     torch.testing.assert_close(soft.soft().detach(), rows.clamp(least, most).view(6, 16), atol=1e-6, rtol=1e-5)
     nearest = Rounded.of(weight, grid, spec)
     assert torch.equal(soft.hard().weight, nearest.weight)
