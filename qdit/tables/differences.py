@@ -68,9 +68,11 @@ def difference(
         return None
     if any(first[seed].shape[1] != second[seed].shape[1] for seed in first):
         return None
+    if any(np.isinf(rows).any() for side in (first, second) for rows in side.values()):
+        return None
     each = np.concatenate([first[seed].mean(0) - second[seed].mean(0) for seed in first])
     each = _by_prompt(each, [_kept(next(run for run in one if run["seed"] == seed)).get(CLUSTERS) for seed in first])
-    if len(each) < 2 or not np.isfinite(each).all():
+    if len(each) < 2:
         return None
     calibration = sum(_spread(rows) for side in (first, second) for rows in side.values()) / len(first) ** 2
     variance = each.var(ddof=1) / len(each) + calibration
@@ -90,15 +92,18 @@ def _by_seed(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[Any, NDArra
 
 
 def _by_prompt(each: Values, prompts: Sequence[Values | None]) -> Values:
-    """Means of each prompt's samples, over all seeds, where prompts are shared: those samples are alike."""
-    known = [found for found in prompts if found is not None]
+    """Means of each prompt's samples, over all seeds, where prompts are shared: those samples are alike.
+
+    Without the samples that the metric does not judge in all runs, of which the value is NaN.
+    """
+    known, judged = [found for found in prompts if found is not None], ~np.isnan(each)
     if not known or len(known) < len(prompts) or sum(map(len, known)) != len(each):
-        return each
-    member = np.unique(np.concatenate(known), return_inverse=True)[1]
-    return np.bincount(member, each) / np.bincount(member)
+        return each[judged]
+    member = np.unique(np.concatenate(known)[judged], return_inverse=True)[1]
+    return np.bincount(member, each[judged]) / np.bincount(member)
 
 
 def _spread(rows: NDArray[np.float64]) -> float:
     """Variance of the mean over runs of one noise, which differ in their calibration."""
-    means = rows.mean(1)
+    means = np.nanmean(rows, 1)
     return float(means.var(ddof=1) / len(means)) if len(means) > 1 else 0.0

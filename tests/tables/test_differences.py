@@ -1,11 +1,13 @@
 """Differences over single samples: their error, ensembles, and when there are none."""
 
+import os
+
 import numpy as np
 import pytest
 from helpers.fake_records import SETTINGS
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
-from qdit.storage.run_folder import VALUES
+from qdit.storage.run_folder import CLUSTERS, VALUES
 from qdit.tables.differences import difference, values
 
 KEY = "sqnr@" + SETTINGS["settings"]
@@ -62,3 +64,19 @@ def test_a_damaged_file_is_no_values(tmp_path, hardness):
     assert values(run | {"sqnr@5e771465_settings": "5e771465"}, "sqnr@5e771465") is not None
     (tmp_path / "a" / VALUES).write_bytes(b"cut")
     assert values(run, "sqnr") is None
+
+
+def test_samples_that_are_not_judged_by_both_are_left_out(tmp_path):
+    """VBench's dimensions judge their own prompts; of others the value is NaN."""
+    nan = float("nan")
+    one, other = (kept(tmp_path / name, each) for name, each in (("a", [1, nan, 3, 5]), ("b", [0, 9, nan, 2])))
+    assert difference([one], [other], "sqnr") == pytest.approx((2.0, 1.0))  # 1 and 3
+    none = kept(tmp_path / "c", [nan, 1, nan, nan])
+    assert difference([one], [none], "sqnr") is None
+    infinite = kept(tmp_path / "d", [float("inf"), 1, 2, 3])
+    assert difference([infinite], [infinite], "sqnr") is None
+    for folder in ("a", "b"):
+        tensors = {KEY: load_file(tmp_path / folder / VALUES)[KEY], CLUSTERS: np.array([0, 0, 1, 1])}
+        (tmp_path / folder / VALUES).write_bytes(save(tensors))
+        os.utime(tmp_path / folder / VALUES, ns=(0, 1))
+    assert difference([one], [other], "sqnr") == pytest.approx((2.0, 1.0))  # of each prompt what is judged
