@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from qdit.eval.base import Metric
 from qdit.eval.distribution import DistributionMetric
-from qdit.eval.vbench.totals import DIMENSIONS, QUALITY, VIDITQ8
+from qdit.eval.vbench.external import External
+from qdit.eval.vbench.totals import DIMENSIONS, QUALITY, SEMANTIC
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BUNDLES = {
@@ -23,8 +24,15 @@ BUNDLES = {
     "video_offline": "sqnr sqnr_worst_frame psnr psnr_worst_frame ssim temporal_difference_error temporal_flickering "
     "motion_energy motion_smoothness_blend subject_consistency_lite0",
 }
-BUNDLES["vbench16"], BUNDLES["vbench_quality7"] = " ".join(DIMENSIONS), " ".join(QUALITY)
-BUNDLES["vbench_viditq8"] = " ".join(VIDITQ8)
+BUNDLES["vbench_quality7"] = (
+    "subject_consistency background_consistency temporal_flickering aesthetic_quality imaging_quality dynamic_degree "
+    "motion_smoothness"
+)
+BUNDLES["vbench16"] = f"{BUNDLES['vbench_quality7']} {' '.join(SEMANTIC)}"
+BUNDLES["vbench_viditq8"] = (
+    "imaging_quality aesthetic_quality motion_smoothness dynamic_degree background_consistency subject_consistency "
+    "scene overall_consistency"
+)
 BUNDLES["vbench_custom"] = (
     "subject_consistency background_consistency motion_smoothness dynamic_degree aesthetic_quality imaging_quality "
     "overall_consistency temporal_style"
@@ -65,6 +73,13 @@ def test_a_metric_is_its_own_key_and_names_its_extractor(composed, name):
 def test_bundles(composed, name):
     assert list(composed(f"eval={name}")) == BUNDLES[name].split()
     assert list(composed(f"eval=[{name}]")) == BUNDLES[name].split()
+
+
+@pytest.mark.parametrize(("name", "dimensions"), [("vbench16", DIMENSIONS), ("vbench_quality7", QUALITY)])
+def test_what_has_a_total_is_of_one_protocol(composed, name, dimensions):
+    found = {name: instantiate(node) for name, node in composed(f"eval={name}").items()}
+    assert found.keys() == dimensions.keys()
+    assert all(isinstance(metric, External) and metric.dimension == name for name, metric in found.items())
 
 
 def test_lists_add_up_and_overrides_reach_a_metric(composed):

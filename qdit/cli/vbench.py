@@ -1,9 +1,10 @@
 """qdit-vbench: videos of a run for VBench's own code elsewhere, its results back into the record, and totals.
 
-    qdit-vbench export runs/default/q_dit-w4a8-0123abcd videos/     mp4 files with VBench's names, and a manifest
-    qdit-vbench import runs/default/q_dit-w4a8-0123abcd videos/ results_eval_results.json
+    qdit-vbench export runs/default/q_dit-w4a8-0123abcd out/        mp4 files with VBench's names in out/videos/
+    qdit-vbench import runs/default/q_dit-w4a8-0123abcd out/ results_eval_results.json
     qdit-vbench total runs/default/q_dit-w4a8-0123abcd              of all sixteen dimensions, or not at all
 
+out/manifest.json says what was written, and which videos each dimension judges; VBench is given out/videos/ alone.
 Runs with `eval=vbench_viditq8` and its kin do the first two by themselves, where $QDIT_VBENCH_PYTHON is set.
 """
 
@@ -13,20 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdit.cli.entry import carried_out
 from qdit.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qdit.eval.samples import SampleSet
+    from qdit.storage.shelf import Shelf
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one message and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after a mistake that the user can mend."""
     args = _parser().parse_args(arguments)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"qdit-vbench: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return carried_out("qdit-vbench", lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,11 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="export|import|total")
     export = commands.add_parser("export", help="write the videos of a run, and their manifest")
     export.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
-    export.add_argument("videos", type=Path, metavar="VIDEOS", help="folder to write to")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     export.set_defaults(run=_export)
     back = commands.add_parser("import", help="put VBench's results of such videos into the run's record")
     back.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
-    back.add_argument("videos", type=Path, metavar="VIDEOS", help="folder with the manifest")
+    back.add_argument("out", type=Path, metavar="OUT", help="folder with the manifest")
     back.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="..._eval_results.json of VBench")
     back.add_argument("--versions", default="", help="of VBench and torch there, for the protocol")
     back.set_defaults(run=_import)
@@ -52,7 +53,7 @@ def _export(args: argparse.Namespace) -> None:
     from qdit.eval.vbench.exchange import export
 
     samples, run_id = _samples(args.folder)
-    print(export(samples.pieces(), samples.prompts, args.videos, run_id))
+    print(export(samples.pieces(), samples.prompts, args.out, run_id))
 
 
 def _samples(folder: Path) -> "tuple[SampleSet, str]":
@@ -91,24 +92,15 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from qdit.eval.base import Result
-    from qdit.eval.per_sample import mean_of
-    from qdit.eval.vbench.exchange import MANIFEST, protocol, read_manifest, read_released
-    from qdit.eval.vbench.external import External
+    from qdit.eval.vbench.exchange import MANIFEST, protocol, read_manifest
+    from qdit.eval.vbench.results import read_released
     from qdit.eval.vbench.totals import DIMENSIONS
-    from qdit.runs.stages import keep
-    from qdit.storage.digest import digest
     from qdit.storage.reading import read_json
     from qdit.storage.run_folder import RunDir
-    from qdit.storage.shelf import Shelf
 
-    record, manifest = _record(args.folder), read_manifest(args.videos / MANIFEST)
+    record, manifest = _record(args.folder), read_manifest(args.out / MANIFEST)
     if manifest["of"] != record["run_id"]:
-        raise UserError(f"{args.videos} holds videos of run {manifest['of'] or 'unknown'}, not of {record['run_id']}")
-    prompts = [video["prompt"] for video in manifest["videos"]]
-    about = protocol(manifest, {"versions": args.versions} if args.versions else {})
+        raise UserError(f"{args.out} holds videos of run {manifest['of'] or 'unknown'}, not of {record['run_id']}")
     found = {
         dimension: read_released(file, manifest, dimension)
         for file in args.results
@@ -117,26 +109,62 @@ def _import(args: argparse.Namespace) -> None:
     }
     if not found:
         raise UserError(f"{', '.join(map(str, args.results))} hold none of VBench's dimensions")
-    for dimension, values in found.items():
-        mean = mean_of(values, prompts)
-        result = Result(
-            value=mean.value,
-            stderr=mean.stderr,
-            n=len(values),
-            higher_is_better=True,
-            clusters=mean.clusters,
-            protocol=about,
+    about = protocol(manifest, {"versions": args.versions} if args.versions else {})
+    prompts = [video["prompt"] for video in manifest["videos"]]
+    with RunDir(args.folder).lock():
+        record = _record(args.folder)  # as it is now that nobody else writes
+        shelf = _shelf(args.folder, record)
+        for dimension, values in found.items():
+            record["metrics"][dimension] = _kept(dimension, values, prompts, about, shelf)
+        RunDir(args.folder).save_result({key: value for key, value in record.items() if key != "digest"})
+
+
+def _shelf(folder: Path, record: dict[str, Any]) -> "Shelf":
+    """Where the values of a run's single samples are, among which new ones are kept.
+
+    Raises:
+        UserError: the run's config does not give its id here, so that what it keeps would be taken for another's.
+    """
+    from qdit.runs.identity import identity
+    from qdit.storage.digest import digest
+    from qdit.storage.reading import read_yaml
+    from qdit.storage.shelf import Shelf
+
+    about = identity(read_yaml(folder / "config.yaml", "give the folder of a run"))
+    if digest(about) != record["run_id"]:
+        raise UserError(
+            f"{folder} is run {record['run_id']}, and its config describes {digest(about)} here: its model or data are "
+            "not where they were, or changed; give the command where the run was made"
         )
-        settings = digest({"dimension": dimension, "protocol": about})
-        shown = {"shown": asdict(External.shown)} if External.shown else {}
-        record["metrics"][dimension] = result.record() | {"settings": settings} | shown
-        keep(Shelf(args.folder / "samples"), f"{dimension}@{settings}", values, prompts)
-        print(f"{dimension}: {mean.value:.4f}" + (f" ± {mean.stderr:.4f}" if mean.stderr is not None else ""))
-    RunDir(args.folder).save_result({key: value for key, value in record.items() if key != "digest"})
+    return Shelf(folder, about, record.get("made")) / "samples"
+
+
+def _kept(dimension: str, values: "Tensor", prompts: Sequence[str], about: str, shelf: "Shelf") -> dict[str, Any]:
+    """A dimension's entry of a record; the values of single samples [n] are kept beside those of other metrics."""
+    from dataclasses import asdict
+
+    from qdit.eval.base import Result
+    from qdit.eval.vbench.external import External
+    from qdit.eval.vbench.results import mean_of_judged
+    from qdit.runs.stages import keep
+    from qdit.storage.digest import digest
+
+    if (found := mean_of_judged(values, prompts)) is None:
+        raise UserError(f"VBench's {dimension} found what it looks for in no video")
+    mean, n = found
+    better = External.higher_is_better
+    result = Result(
+        value=mean.value, stderr=mean.stderr, n=n, higher_is_better=better, clusters=mean.clusters, protocol=about
+    )
+    settings = digest({"dimension": dimension, "protocol": about})
+    keep(shelf, f"{dimension}@{settings}", values, prompts)
+    print(f"{dimension}: {mean.value:.4f}" + (f" ± {mean.stderr:.4f}" if mean.stderr is not None else ""))
+    shown = {"shown": asdict(External.shown)} if External.shown else {}
+    return result.record() | {"settings": settings} | shown
 
 
 def _total(args: argparse.Namespace) -> None:
-    from qdit.eval.vbench.totals import DIMENSIONS, Value, totals, unfounded
+    from qdit.eval.vbench.totals import DIMENSIONS, Value, totals
 
     metrics = _record(args.folder)["metrics"]
     values = {
@@ -144,11 +172,9 @@ def _total(args: argparse.Namespace) -> None:
         for name, metric in metrics.items()
         if name in DIMENSIONS
     }
-    for sentence in unfounded(values):
-        print(f"note: {sentence}", file=sys.stderr)
     for name, total in totals(values).items():
         print(f"{name}: {total.value:.4f}" + (f" ± {total.stderr:.4f}" if total.stderr is not None else ""))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

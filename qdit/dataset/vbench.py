@@ -2,7 +2,8 @@
 
 The suite does not come with qdit. A copy is recognised by what it holds: 946 entries of 944 prompts, so many of each
 dimension. Sample i has prompt i mod n and its own noise, so that five times as many samples as prompts are VBench's
-five videos a prompt, with our seeds.
+five videos a prompt, with our seeds. A prompt knows its dimensions (`SuitePrompt`), so that VBench's code judges the
+videos of each as it would by itself.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from qdit.dataset.prompts import Caption, Prompts
 from qdit.errors import UserError
+from qdit.eval.vbench.suite import SuitePrompt
 from qdit.storage.reading import read_bytes
 
 ENTRIES, DISTINCT = 946, 944
@@ -46,12 +48,11 @@ class VBenchPrompts(Prompts):
         """Read the suite."""
         if unknown := [name for name in self.dimensions if name not in COUNTS]:
             raise UserError(f"dataset.dimensions: {', '.join(unknown)} is none of {', '.join(COUNTS)}")
-        suite = read_suite(Path(self.file).expanduser())
-        wanted = {
-            entry["prompt_en"] for entry in suite if not self.dimensions or set(entry["dimension"]) & {*self.dimensions}
-        }
-        texts = dict.fromkeys(entry["prompt_en"] for entry in suite if entry["prompt_en"] in wanted)
-        self.captions = [Caption(text, text) for text in texts]
+        known: dict[str, list[str]] = {}
+        for entry in read_suite(Path(self.file).expanduser()):
+            known.setdefault(entry["prompt_en"], []).extend(entry["dimension"])
+        chosen = {text: of for text, of in known.items() if not self.dimensions or {*of} & {*self.dimensions}}
+        self.captions = [Caption(text, SuitePrompt(text, dict.fromkeys(of))) for text, of in chosen.items()]
         self.calibration = self._load("calibration_file")
 
 

@@ -1,8 +1,12 @@
 """qdit-vbench: export and import of a run's videos, and totals of its record."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
+from helpers import commands
 from helpers.configs import composed
 from helpers.pipelines import write_text_pipeline
 
@@ -12,15 +16,20 @@ from qdit.eval.vbench import exchange
 from qdit.eval.vbench.totals import DIMENSIONS
 from qdit.runs import run as running
 from qdit.runs.identity import canonical, run_dir
+from qdit.storage.run_folder import VALUES
+from qdit.storage.seal import tensors_about
+from qdit.storage.shelf import IDENTITY
+from qdit.storage.tensors import load_tensors
 from qdit.tables.differences import difference
 from qdit.tables.records import load_results
 
 
+def command(*words) -> None:
+    assert vbench.main([str(word) for word in words]) == 0
+
+
 def complaint(capsys, *words) -> str:
-    with pytest.raises(SystemExit) as caught:
-        vbench.main([str(word) for word in words])
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+    return commands.complaint(capsys, vbench.main, *words)
 
 
 @pytest.fixture
@@ -41,10 +50,17 @@ def run(tmp_path, no_charts, monkeypatch):
     return run_dir(canonical(resolved(composed(*words)))).path
 
 
+def values_of(run) -> dict:
+    return load_tensors(run / VALUES)
+
+
 def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
     videos = tmp_path / "videos"
-    vbench.main(["export", str(run), str(videos)])
+    command("export", run, videos)
     manifest = json.loads((videos / "manifest.json").read_text())
+    assert sorted(video["file"] for video in manifest["videos"]) == sorted(
+        f.name for f in (videos / "videos").iterdir()
+    )
     files = [video["file"] for video in manifest["videos"]]
     assert files == ["a red cat-0.mp4", "blue dog on a table-0.mp4", "a red cat-1.mp4", "blue dog on a table-1.mp4"]
     scores = dict.fromkeys(DIMENSIONS, 0.5) | {"imaging_quality": 50.0}  # of single videos 0 … 100
@@ -52,27 +68,32 @@ def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
     values["scene"][1][0]["video_results"] = 0.9
     del values["color"]
     (tmp_path / "r.json").write_text(json.dumps(values))
-    vbench.main(["import", str(run), str(videos), str(tmp_path / "r.json"), "--versions", "vbench 0.1.5, torch 2.1"])
+    kept, before = values_of(run), tensors_about(run / VALUES)[IDENTITY]
+    assert any(name.startswith("temporal_flickering@") for name in kept)
+    command("import", run, videos, tmp_path / "r.json", "--versions", "vbench 0.1.5, torch 2.1")
     assert "scene: 0.6000 ± 0.1000" in capsys.readouterr().out
     record = json.loads((run / "result.json").read_text())
     assert record["metrics"]["scene"]["clusters"] == 2
     assert record["metrics"]["scene"]["protocol"] == "h264 yuv420p crf=12 fps=8; versions vbench 0.1.5, torch 2.1"
     assert "temporal_flickering" in record["metrics"]
+    assert kept.keys() < values_of(run).keys()  # what was known of single samples is still there
+    assert all(torch.equal(values_of(run)[name], each) for name, each in kept.items())
+    assert tensors_about(run / VALUES)[IDENTITY] == before
     rows = load_results(tmp_path / "runs").to_dict("records")
     own = next(row for row in rows if row["quantizer"] == "rtn")
     assert difference([own], [own], "scene") == (0.0, 0.0)
     assert "no total of VBench without color: it needs all 16" in complaint(capsys, "total", run)
     (tmp_path / "c.json").write_text(json.dumps({"color": values["scene"]}))
-    vbench.main(["import", str(run), str(videos), str(tmp_path / "c.json")])
+    command("import", run, videos, tmp_path / "c.json")
     assert "over several protocols" in complaint(capsys, "total", run)
-    vbench.main(["import", str(run), str(videos), str(tmp_path / "r.json"), str(tmp_path / "c.json")])
-    vbench.main(["total", str(run)])
+    command("import", run, videos, tmp_path / "r.json", tmp_path / "c.json")
+    command("total", run)
     assert "total: 0.2887 ± 0.0035" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_said(run, tmp_path, capsys):
     assert "is no folder of a finished run" in complaint(capsys, "export", tmp_path, tmp_path / "videos")
-    vbench.main(["export", str(run), str(tmp_path / "videos")])
+    command("export", run, tmp_path / "videos")
     manifest = exchange.read_manifest(tmp_path / "videos" / "manifest.json")
     other = {key: value for key, value in manifest.items() if key != "digest"} | {"of": "00000000"}
     (tmp_path / "videos" / "manifest.json").write_text(json.dumps(other | {"digest": exchange.digest(other)}))
@@ -82,3 +103,23 @@ def test_what_does_not_fit_is_said(run, tmp_path, capsys):
     for file in (run / "samples").glob("latents*"):
         file.unlink()
     assert "are not whole here" in complaint(capsys, "export", run, tmp_path / "again")
+
+
+def test_nothing_is_imported_into_a_run_that_is_another_or_in_use(run, tmp_path, capsys):
+    command("export", run, tmp_path / "out")
+    files = [video["file"] for video in exchange.read_manifest(tmp_path / "out" / "manifest.json")["videos"]]
+    report = {"dynamic_degree": [1, [{"video_path": f, "video_results": True} for f in files]]}
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    words = ("import", run, tmp_path / "out", tmp_path / "r.json")
+    record = (run / "result.json").read_text()
+    code = "from qdit.storage.run_folder import RunDir; import sys, pathlib"
+    code += "; lock = RunDir(pathlib.Path(sys.argv[1])).lock(); lock.__enter__(); print(); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], **pipes) as other:
+        other.stdout.readline()
+        assert "is in use by another qdit process" in complaint(capsys, *words)
+        other.stdin.close()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    assert "its model or data are not where they were, or changed" in complaint(capsys, *words)
+    assert (run / "result.json").read_text() == record

@@ -26,6 +26,18 @@ def test_the_prompts_of_some_dimensions(suite):
     assert eight.labels([0, 251, 252], 0).tolist() == [0, 0, 1]
 
 
+def test_a_prompt_knows_all_its_dimensions(suite):
+    """Two prompts stand in two entries; a choice of dimensions does not hide the others."""
+    texts = prompts(suite, "subject_consistency").class_names()
+    assert texts[5].dimensions == ("subject_consistency", "motion_smoothness", "dynamic_degree")
+    entries = json.loads(suite.read_text())
+    text = entries[-1]["prompt_en"]
+    both = next(found for found in prompts(suite).texts if found == text)
+    own = [entry["dimension"] for entry in entries if entry["prompt_en"] == text]
+    assert len(own) == 2
+    assert set(both.dimensions) == {*own[0], *own[1]}
+
+
 def test_other_files_are_refused(suite, tmp_path):
     with pytest.raises(UserError, match=r"dataset.dimensions: beauty is none of"):
         prompts(suite, "beauty")

@@ -1,15 +1,17 @@
 """Videos for a program elsewhere, and its results back: what is written, and what is believed of what returns.
 
-A folder has `{prompt}-{k}.mp4`, VBench's names, and a manifest: each sample's index, prompt, file and digest, and how
-the videos were encoded, which belongs to the protocol. mp4 is lossy, so numbers of these videos are never mixed with
-those of frames in memory. Results are matched by the manifest, and never by guesses of names.
+A folder has a manifest and, alone in a folder below, `{prompt}-{k}.mp4`, VBench's names. The manifest has each sample's
+index, prompt, file and digest, how the videos were encoded, which belongs to the protocol, and which of them each
+dimension judges. mp4 is lossy, so numbers of these videos are never mixed with those of frames in memory. Results are
+matched by the manifest, and never by guesses of names.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,15 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.eval.base import Piece
+from qdit.eval.vbench.suite import VIDEOS_A_PROMPT, SuitePrompt
 from qdit.storage.atomic import atomic_write, write_json
 from qdit.storage.digest import digest, sha256
 from qdit.storage.reading import read_json
 from qdit.storage.videos import encode
 
-MANIFEST = "manifest.json"
+MANIFEST, VIDEOS = "manifest.json", "videos"
 FPS, CRF = 8, 12
-_AGAIN = "export the videos again, and run the dimension on them"
+AGAIN = "export the videos again, and run the dimension on them"
 
 
 def names_of(prompts: Sequence[str]) -> list[str]:
@@ -43,12 +46,24 @@ def names_of(prompts: Sequence[str]) -> list[str]:
     for prompt in prompts:
         names.append(f"{prompt}-{count[prompt]}.mp4")
         count[prompt] += 1
-    same = Counter(name.lower() for name in names)
-    if twice := next((name for name in names if same[name.lower()] > 1), None):
-        raise UserError(
-            f"{twice}: two prompts differ in upper and lower case alone, which some disks cannot tell apart"
-        )
     return names
+
+
+def judged_by(prompts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]] | None:
+    """The files that each dimension judges: of VBench's suite the first five of each prompt that is the dimension's.
+
+    None for prompts of one's own, of which a dimension judges all.
+    """
+    if not all(isinstance(prompt, SuitePrompt) for prompt in prompts):
+        return None
+    found: dict[str, list[str]] = {}
+    count: Counter[str] = Counter()
+    for prompt, name in zip(prompts, names, strict=True):
+        if count[prompt] < VIDEOS_A_PROMPT and isinstance(prompt, SuitePrompt):
+            for dimension in prompt.dimensions:
+                found.setdefault(dimension, []).append(name)
+        count[prompt] += 1
+    return found
 
 
 def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: str = "") -> Path:
@@ -56,14 +71,15 @@ def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: st
 
     Args:
         pieces: of all samples, which are clips.
-        prompts: of each sample.
+        prompts: of each sample; those of VBench's suite are `SuitePrompt`.
         folder: to write to.
         of: the id of the run whose samples they are.
 
     Raises:
-        UserError: the prompts give no names, or the folder cannot be written.
+        UserError: the prompts give no names, or not on this disk; or the folder cannot be written, or holds others.
     """
     names, videos = names_of(prompts), []
+    place = _place(folder, names)
     waiting: list[Tensor] = []
     for piece in pieces:
         waiting.append(piece.frames)
@@ -71,14 +87,41 @@ def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: st
             continue
         for clip in torch.cat(waiting, 1):
             number = len(videos)
-            atomic_write(folder / names[number], encode(_even(clip.permute(0, 2, 3, 1).numpy()), FPS, CRF))
-            videos.append({"index": number, "prompt": prompts[number], "file": names[number]})
+            video = encode(_even(clip.permute(0, 2, 3, 1).numpy()), FPS, CRF)
+            atomic_write(place / names[number], video)
+            about = {"index": number, "prompt": str(prompts[number]), "file": names[number]}
+            videos.append(about | {"sha256": hashlib.sha256(video).hexdigest()})
         waiting = []
-    for video in videos:
-        video["sha256"] = sha256(folder / video["file"])
-    about: dict[str, Any] = {"of": of, "encoding": f"h264 yuv420p crf={CRF} fps={FPS}", "videos": videos}
-    write_json(folder / MANIFEST, about | {"digest": digest(about)})
+    found: dict[str, Any] = {"of": of, "encoding": f"h264 yuv420p crf={CRF} fps={FPS}", "videos": videos}
+    found["dimensions"] = judged_by(prompts, names)
+    write_json(folder / MANIFEST, found | {"digest": digest(found)})
     return folder / MANIFEST
+
+
+def _place(folder: Path, names: Sequence[str]) -> Path:
+    """The folder of the videos, in which nothing else is: VBench judges whatever it finds there."""
+    place = folder / VIDEOS
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        strange = sorted({path.name for path in place.iterdir()} - {*names})
+        alike = Counter(name.lower() for name in names)
+        twice = [name for name in names if alike[name.lower()] > 1]
+        if twice and not _tells_cases_apart(place):
+            raise UserError(
+                f"{twice[0]} and {twice[-1]} differ in upper and lower case alone, which the disk of {folder} cannot "
+                "tell apart; write to another disk"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror}; choose another folder") from error
+    if strange:
+        raise UserError(f"{place} holds {strange[0]}, which is no video of these samples; give an empty folder")
+    return place
+
+
+def _tells_cases_apart(folder: Path) -> bool:
+    """Whether two names that differ in upper and lower case alone are two files of a folder."""
+    with TemporaryDirectory(prefix=".case-", dir=folder) as probe:
+        return not Path(probe).with_name(Path(probe).name.upper()).exists()
 
 
 def _even(frames: np.ndarray) -> np.ndarray:
@@ -95,67 +138,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     found = read_json(path, "qdit-vbench export writes it")
     if digest({key: value for key, value in found.items() if key != "digest"}) != found.get("digest"):
-        raise UserError(f"{path} was changed after it was written; {_AGAIN}")
+        raise UserError(f"{path} was changed after it was written; {AGAIN}")
     return found
 
 
-def read_values(path: Path, manifest: dict[str, Any], dimension: str) -> tuple[Tensor, dict[str, str]]:
-    """The value of each sample, float64 [n], and the versions that made it.
-
-    Raises:
-        UserError: the file is of other videos or of another dimension, lacks one, or holds what is no value.
-    """
-    found = read_json(path, _AGAIN)
-    if found.get("manifest") != manifest["digest"]:
-        raise UserError(f"{path} is of other videos than the manifest's ({found.get('manifest')}); {_AGAIN}")
-    if found.get("dimension") != dimension:
-        raise UserError(f"{path} is of {found.get('dimension')}, not of {dimension}; {_AGAIN}")
-    versions = found.get("versions")
-    return numbers_of(found.get("values"), manifest, dimension, path), versions if isinstance(versions, dict) else {}
-
-
-def read_released(path: Path, manifest: dict[str, Any], dimension: str) -> Tensor:
-    """The value of each sample in a file `…_eval_results.json` as VBench writes it, float64 [n].
-
-    Raises:
-        UserError: the file lacks the dimension or a video, or holds what is no value.
-    """
-    found = read_json(path, "give the file that VBench wrote")
-    try:
-        values = {Path(each["video_path"]).name: each["video_results"] for each in found[dimension][1]}
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} has no results of {dimension} as VBench writes them ({error!r})") from error
-    return numbers_of(values, manifest, dimension, path)
-
-
-def numbers_of(values: Any, manifest: dict[str, Any], dimension: str, path: Path) -> Tensor:
-    """Values by file as those of the samples, float64 [n].
-
-    Raises:
-        UserError: a video is missing or unknown, or a value is none.
-    """
-    files = [video["file"] for video in manifest["videos"]]
-    if not isinstance(values, dict):
-        raise UserError(f"{path} has no values; {_AGAIN}")
-    if lost := [file for file in files if file not in values]:
-        raise UserError(f"{path} lacks {len(lost)} of {len(files)} videos, first {lost[0]}; {_AGAIN}")
-    if more := [file for file in values if file not in files]:
-        raise UserError(f"{path} has {len(more)} videos that the manifest has not, first {more[0]}; {_AGAIN}")
-    scale = 100.0 if dimension == "imaging_quality" else 1.0  # VBench's values of single videos are 0 … 100 there
-    numbers = [_number(values[file], path, file) / scale for file in files]
-    if bad := next((number for number in numbers if not -1 <= number <= 1), None):
-        raise UserError(f"{path} has a value of {bad:g}; those of {dimension} lie in -1 … 1")
-    return torch.tensor(numbers, dtype=torch.float64)
+def changed(path: Path) -> list[Path]:
+    """The videos of a manifest that are missing, or are not what was exported."""
+    files = [(path.parent / VIDEOS / video["file"], video["sha256"]) for video in read_manifest(path)["videos"]]
+    return [file for file, known in files if not file.is_file() or sha256(file) != known]
 
 
 def protocol(manifest: dict[str, Any], versions: dict[str, str]) -> str:
     """What a program's numbers of these videos depend on, readably."""
     code = ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) or "unknown versions"
     return f"{manifest['encoding']}; {code}"
-
-
-def _number(value: Any, path: Path, file: str) -> float:
-    """A value, of a truth value 0 or 1."""
-    if isinstance(value, bool | int | float) and isfinite(value):
-        return float(value)
-    raise UserError(f"{path}: the value of {file} is {value!r}, no finite number; {_AGAIN}")

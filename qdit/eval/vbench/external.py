@@ -1,13 +1,16 @@
 """Dimensions of VBench whose networks share no environment with ours, carried out by VBench's own code elsewhere.
 
 The videos are written once for a set of samples, and each dimension is one process, `qdit.eval.vbench.remote` in the
-user's other Python: an argument list without a shell, a time limit, JSON that is checked, results kept by videos and
-dimension. Left out: what VBench prints.
+user's other Python: an argument list without a shell, a time limit, JSON that is checked, results kept by videos,
+dimension and versions, of which each is made by one process while others wait. Left out: what VBench prints.
 """
 
 import os
+import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,13 +24,36 @@ from qdit.eval.base import Result, Samples, Shown
 from qdit.eval.per_sample import PerSample
 from qdit.eval.reference import Reference
 from qdit.eval.vbench import remote
-from qdit.eval.vbench.exchange import export, protocol, read_manifest, read_values
+from qdit.eval.vbench.exchange import MANIFEST, changed, export, names_of, protocol, read_manifest
+from qdit.eval.vbench.results import mean_of_judged, read_values
+from qdit.eval.vbench.suite import SuitePrompt
 from qdit.eval.vbench.totals import DIMENSIONS
+from qdit.storage.digest import digest
+from qdit.storage.locks import exclusive, once
+from qdit.storage.reading import parse_json
 
 PYTHON = "QDIT_VBENCH_PYTHON"
 """The environment variable that names the other environment's Python."""
 SHOWN_LINES = 6
+IMPORTS = 300
+"""Seconds that the other environment may take to import VBench."""
 _FOLDERS: WeakKeyDictionary[Samples, Path] = WeakKeyDictionary()
+
+
+class Failed(Exception):
+    """A process that ended badly, or not at all; the text says how."""
+
+
+@cache
+def versions_of(python: str) -> dict[str, str] | str:
+    """What results of another environment depend on, or why it cannot be used; asked once, for all dimensions."""
+    try:
+        printed = _process([python, str(Path(remote.__file__)), "versions"], IMPORTS)
+        return parse_json(printed.strip().rpartition("\n")[2], f"{python}'s versions", "mend that environment")
+    except Failed as failure:
+        return f"{python} cannot import torch and vbench: it {failure}"
+    except UserError as error:
+        return str(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,41 +100,85 @@ class External(PerSample):
                 f"VBench's own code is needed, in an environment of its own: set ${PYTHON} to the Python of one in "
                 "which `import vbench` works (docs/metrics.md)"
             )
-        elif (found := _process([python, "-c", "import vbench"], 300)) is not None:
-            problems.append(f"{python} -c 'import vbench' fails: {found}")
+        elif isinstance(problem := versions_of(python), str):
+            problems.append(problem)
         if find_spec("av") is None:
             problems.append("videos are written by PyAV: pip install 'qdit[video]'")
         return problems
 
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts that give no names of files, or of VBench's suite none that is this dimension's."""
+        try:
+            names_of(prompts)
+        except UserError as error:
+            return list(error.problems)
+        own = [prompt for prompt in prompts if isinstance(prompt, SuitePrompt)]
+        if own and not any(self.dimension in prompt.dimensions for prompt in own):
+            return [f"none of these prompts is one of {self.dimension}; name it in dataset.dimensions"]
+        return []
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """The value of each video, of an earlier process or of a new one.
+        """The value of each video, of an earlier process or of a new one; NaN of one that is not judged.
 
         Raises:
             UserError: the process fails, takes too long, or returns what cannot be of these videos.
         """
-        manifest = self._videos(samples)
-        about = read_manifest(manifest)
-        output = manifest.parent / f"{self.dimension}.json"
-        if not output.is_file():
-            if (python := self.interpreter()) is None:
-                raise UserError(*self.preflight())
-            fresh = output.with_suffix(".new")
-            command = [python, str(Path(remote.__file__)), str(manifest), self.dimension, str(fresh)]
-            if (problem := _process(command, self.timeout)) is not None:
-                raise UserError(f"VBench's {self.dimension} on {manifest.parent} {problem}")
-            if not fresh.is_file():
-                raise UserError(f"VBench's {self.dimension} ended without results for {manifest.parent}")
-            read_values(fresh, about, self.dimension)  # only what can be of these videos is kept
-            fresh.rename(output)
-        return read_values(output, about, self.dimension)[0]
+        return self._judge(samples)[0]
 
     def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None = None) -> Result:
-        """Mean and error as of every metric; the protocol says which code made it, of which videos."""
-        found = super().compute(samples, full_precision, reference)
+        """Mean and error over the videos that are judged; the protocol says which code made it, of which videos.
+
+        Raises:
+            UserError: as `each`; or the sets differ in size, or no video is judged.
+        """
+        if samples.n != full_precision.n:
+            raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
+        values, made = self._judge(samples)
+        if (own := mean_of_judged(values, samples.clusters)) is None:
+            raise UserError(f"VBench's {self.dimension} found what it looks for in none of the {samples.n} videos")
+        change = None
+        if samples is not full_precision:
+            change = mean_of_judged(values - self.each(full_precision, full_precision), samples.clusters)
+        return Result(
+            value=own[0].value,
+            stderr=own[0].stderr,
+            n=own[1],
+            higher_is_better=self.higher_is_better,
+            delta=change[0].value if change else None,
+            delta_stderr=change[0].stderr if change else None,
+            clusters=own[0].clusters,
+            protocol=made,
+            each=values,
+        )
+
+    def _judge(self, samples: Samples) -> tuple[Float[Tensor, " n"], str]:
+        """The value of each video, and the protocol."""
+        if (python := self.interpreter()) is None or isinstance(versions := versions_of(python), str):
+            raise UserError(*self.preflight())
         manifest = self._videos(samples)
         about = read_manifest(manifest)
-        versions = read_values(manifest.parent / f"{self.dimension}.json", about, self.dimension)[1]
-        return replace(found, protocol=protocol(about, versions))
+        output = manifest.with_name(f"{self.dimension}-{digest(versions)}.json")
+        once(output, partial(self._run, python, manifest, output))
+        values, made = read_values(output, about, self.dimension)
+        return values, protocol(about, made)
+
+    def _run(self, python: str, manifest: Path, output: Path) -> None:
+        """Have the videos judged, and keep what can be of them.
+
+        Raises:
+            UserError: see `each`.
+        """
+        fresh = output.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        try:
+            command = [python, str(Path(remote.__file__)), str(manifest), self.dimension, str(fresh)]
+            _process(command, self.timeout)
+        except Failed as failure:
+            raise UserError(f"VBench's {self.dimension} on {manifest.parent} {failure}") from None
+        if not fresh.is_file():
+            raise UserError(f"VBench's {self.dimension} ended without results for {manifest.parent}")
+        read_values(fresh, read_manifest(manifest), self.dimension)
+        fresh.rename(output)
 
     def _videos(self, samples: Samples) -> Path:
         """The manifest of the samples' videos, which are written once for all dimensions."""
@@ -116,25 +186,31 @@ class External(PerSample):
             root = Path(self.folder).expanduser()
             root.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=root, prefix=".new-") as scratch:
-                made = read_manifest(export(samples.pieces(), samples.prompts, Path(scratch)))
-                final = root / made["digest"]
-                if not final.exists():
-                    Path(scratch).rename(final)
-                    Path(scratch).mkdir()
+                made = Path(scratch) / "made"
+                final = root / read_manifest(export(samples.pieces(), samples.prompts, made))["digest"]
+                with exclusive(root / ".lock"):
+                    if final.exists() and changed(final / MANIFEST):
+                        shutil.rmtree(final)
+                    if not final.exists():
+                        made.rename(final)
             _FOLDERS[samples] = final
-        return _FOLDERS[samples] / "manifest.json"
+        return _FOLDERS[samples] / MANIFEST
 
 
-def _process(command: list[str], timeout: int) -> str | None:
-    """Run a command; what went wrong, with the last lines of its errors, or None."""
+def _process(command: list[str], timeout: int) -> str:
+    """Run a command; what it printed.
+
+    Raises:
+        Failed: with the last lines of its errors.
+    """
     quiet = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, env=quiet)
     except subprocess.TimeoutExpired:
-        return f"was ended after {timeout} s; raise the metric's timeout"
+        raise Failed(f"was ended after {timeout} s; raise the metric's timeout") from None
     except OSError as error:
-        return f"cannot be started ({error.strerror}: {command[0]})"
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()][-SHOWN_LINES:]
-    return f"failed with code {done.returncode}:\n    " + "\n    ".join(lines or ["no message"])
+        raise Failed(f"cannot be started ({error.strerror}: {command[0]})") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()][-SHOWN_LINES:]
+        raise Failed(f"failed with code {done.returncode}:\n    " + "\n    ".join(lines or ["no message"]))
+    return done.stdout

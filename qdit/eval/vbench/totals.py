@@ -43,15 +43,6 @@ SEMANTIC: dict[str, Scale] = {
     "overall_consistency": Scale(0, 0.364),
 }
 DIMENSIONS = {**QUALITY, **SEMANTIC}
-STILL = ("subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness")
-"""Dimensions that a frozen or collapsed clip maximises."""
-BESIDE = ("dynamic_degree", "imaging_quality")
-"""What those are to be read beside."""
-VIDITQ8 = (
-    *("imaging_quality", "aesthetic_quality", "motion_smoothness", "dynamic_degree", "background_consistency"),
-    *("subject_consistency", "scene", "overall_consistency"),
-)
-"""The columns of ViDiT-Q and the papers after it."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +96,3 @@ def totals(values: Mapping[str, Value]) -> dict[str, Value]:
         stderr = sqrt((4 * quality.stderr) ** 2 + semantic.stderr**2) / 5
     whole = Value((4 * quality.value + semantic.value) / 5, stderr, quality.protocol)
     return {"quality": quality, "semantic": semantic, "total": whole}
-
-
-def unfounded(dimensions: Mapping[str, object]) -> list[str]:
-    """A sentence if dimensions that a frozen clip maximises stand without those that would show it."""
-    still, lacking = [d for d in STILL if d in dimensions], [d for d in BESIDE if d not in dimensions]
-    if not still or not lacking:
-        return []
-    return [f"{', '.join(still)} are highest for a frozen clip: not to be read without {' and '.join(lacking)}"]

@@ -3,7 +3,7 @@
 import pytest
 
 from qdit.errors import UserError
-from qdit.eval.vbench.totals import DIMENSIONS, QUALITY, SEMANTIC, Value, totals, unfounded
+from qdit.eval.vbench.totals import DIMENSIONS, QUALITY, SEMANTIC, Value, totals
 
 
 def of(values) -> list[float]:
@@ -34,10 +34,3 @@ def test_no_total_without_every_dimension_of_one_protocol():
     values = {name: Value(0.5, 0.01, "mp4" if name == "scene" else "memory") for name in DIMENSIONS}
     with pytest.raises(UserError, match=r"over several protocols \(memory: .*; mp4: scene\)"):
         totals(values)
-
-
-def test_consistency_is_not_read_alone():
-    assert unfounded({"subject_consistency": 1, "imaging_quality": 1}) == [
-        "subject_consistency are highest for a frozen clip: not to be read without dynamic_degree"
-    ]
-    assert unfounded(dict.fromkeys(DIMENSIONS)) == unfounded({"scene": 1}) == []
