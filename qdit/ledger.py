@@ -43,11 +43,11 @@ def row_bits(spec: QuantSpec) -> int:
 def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:
     """Bits to store a site's calibrated input grids: of each group of timesteps, and of each head where they have own.
 
-    Two regions have a step each. Dynamic grids store nothing.
+    Two regions have a step each, powers of 2 none. Dynamic grids store nothing.
     """
     if spec is None or spec.dynamic:
         return 0
-    steps = 2 if spec.grid in ("two_region", "two_sided") else 1
+    steps = {"two_region": 2, "two_sided": 2, "log2": 0}.get(spec.grid, 1)
     grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
     return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits))
 

@@ -3,6 +3,7 @@
 from qdit.attention.dynamic import DynamicAttention
 from qdit.attention.probabilities import (
     FloatProbabilities,
+    Log2Probabilities,
     LogSqrt2Probabilities,
     ReleasedSumProbabilities,
     TwoRegionProbabilities,
@@ -14,6 +15,7 @@ from qdit.attention.uniform import UniformAttention
 __all__ = [
     "DynamicAttention",
     "FloatProbabilities",
+    "Log2Probabilities",
     "LogSqrt2Probabilities",
     "ReleasedSumProbabilities",
     "StaticAttention",

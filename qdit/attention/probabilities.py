@@ -1,7 +1,8 @@
-"""Code-books of attention probabilities (softmax outputs): uniform, two regions, the released sum, or powers of √2.
+"""Code-books of attention probabilities (softmax outputs): uniform, two regions, their released sum, powers of 2 or √2.
 
 Probabilities lie between 0 and 1, most of them near 0. All heads of an attention share the calibrated quantization
-parameters (in TQ-DiT's release, one split for each group of timesteps).
+parameters (in TQ-DiT's release, one split for each group of timesteps). Rounded rows do not sum to 1; with
+`renormalise` they do (`qdit.quant.books.Renormalised`).
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from qdit.checked import Checked, Count, UpperShare
 from qdit.quant.affine import SMALLEST_SCALE, affine
-from qdit.quant.books import Book, LogSqrt2, Scaled, Uniform
+from qdit.quant.books import Book, Log2, LogRounding, LogSqrt2, Renormalised, Scaled, Uniform
 from qdit.quant.grid import covering
 from qdit.quant.named import at_bits
 from qdit.quant.ranges import Range, outer_quantiles
@@ -31,11 +32,17 @@ class Probabilities(ABC):
 
     Args:
         bits: of the probabilities; None for those of inputs.
+        renormalise: whether each query's rounded probabilities are divided by their sum.
     """
 
     grid: ClassVar[GridName | BookGrid]
     """In the policy."""
     bits: int | None = None
+    renormalise: bool = False
+
+    def rounds(self, bits: int) -> Book:
+        """What rounds rows of probabilities: the code-book, and the division by the sum if there is one."""
+        return Renormalised(self.book(bits)) if self.renormalise else self.book(bits)
 
     @abstractmethod
     def book(self, bits: int) -> Book:
@@ -175,3 +182,26 @@ class LogSqrt2Probabilities(Checked, Probabilities):
         """See `Probabilities`."""
         quantiles = outer_quantiles(values.reshape(1, -1), self.shares)
         return [(max(upper.item(), SMALLEST_SCALE),) for _, upper in quantiles]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log2Probabilities(Checked, Probabilities):
+    """Powers of 2 from 1 down, without a scale (FQ-ViT, arXiv 2111.13824).
+
+    Args:
+        rounding: of 1/p to a power of two (`linear`, as released), or of its exponent (`log`).
+
+    Raises:
+        UserError: an unknown rounding.
+    """
+
+    grid = "log2"
+    rounding: LogRounding = "linear"
+
+    def book(self, bits: int) -> Book:
+        """See `Probabilities`."""
+        return Log2(bits, self.rounding)
+
+    def candidates(self, values: Tensor, spec: QuantSpec) -> list[tuple[float, ...]]:
+        """See `Probabilities`: the book has no numbers."""
+        return [()]

@@ -88,7 +88,7 @@ class StaticAttention(Checked):
             raise UserError(*problems)
         if problems:
             raise UserError(*problems)
-        probabilities = FloatProbabilities(bits=own.bits, range=own.range)
+        probabilities = FloatProbabilities(bits=own.bits, renormalise=own.renormalise, range=own.range)
         return replace(self, grid=NAMED[name].grid, probabilities=probabilities)  # type: ignore[arg-type]
 
     def quantizer(
@@ -100,4 +100,4 @@ class StaticAttention(Checked):
             rows = [sample.reshape(-1, sample.shape[-1]) for sample in values]
             return quantizer_of(spec, [covering(r, *self.range(r, spec), spec) for r in rows], groups, clock)
         numbers = torch.stack([self.probabilities.numbers(sample, spec) for sample in values])
-        return static_quantizer(spec, self.probabilities.book(spec.bits), numbers.unsqueeze(1), groups, clock)
+        return static_quantizer(spec, self.probabilities.rounds(spec.bits), numbers.unsqueeze(1), groups, clock)

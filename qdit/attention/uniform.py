@@ -29,6 +29,7 @@ class UniformAttention:
         grid: of q, k and v; see `QuantSpec`. Probabilities have the grid `unsigned`.
         probability_bits: of the probabilities.
         range: the rule that finds a range from the calibration values.
+        renormalise: whether each query's rounded probabilities are divided by their sum (not in the release).
 
     Raises:
         UserError: an operand is unknown, or bits are out of range.
@@ -38,6 +39,7 @@ class UniformAttention:
     grid: GridName
     probability_bits: int
     range: Range
+    renormalise: bool = False
     needs_calibration = True
 
     def __post_init__(self) -> None:
@@ -47,7 +49,9 @@ class UniformAttention:
     @property
     def static(self) -> StaticAttention:
         """The `StaticAttention` of which this is a special case."""
-        probabilities = UnsignedProbabilities(bits=self.probability_bits, range=self.range)
+        probabilities = UnsignedProbabilities(
+            bits=self.probability_bits, renormalise=self.renormalise, range=self.range
+        )
         return StaticAttention(
             operands=self.operands,
             granularity="tensor",

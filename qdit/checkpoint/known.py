@@ -36,7 +36,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
 _CONTAINERS = ("torch.nn.modules.container.Sequential", "torch.nn.modules.container.ModuleList")
 _DATACLASSES = {  # whose fields are what their instances have
     "qdit.quant.affine": ("Affine", "Rounded"),
-    "qdit.quant.books": ("LogSqrt2", "Scaled", "Uniform"),
+    "qdit.quant.books": ("Log2", "LogSqrt2", "Renormalised", "Scaled", "Uniform"),
     "qdit.quant.ranges": ("MSE", "MinMax", "Percentile", "PercentileMSE"),
     "qdit.quant.regions": ("ReleasedSum", "TwoRegion", "TwoSided"),
     "qdit.quant.spec": ("QuantSpec",),

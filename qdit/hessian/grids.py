@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.affine import SMALLEST_SCALE
-from qdit.quant.books import Book, LogSqrt2, Scaled, Uniform
+from qdit.quant.books import Book, LogSqrt2, Renormalised, Scaled, Uniform
 from qdit.quant.regions import TwoSided
 from qdit.quant.time_groups import group_of
 
 STEP: dict[type, int] = {Uniform: 0, Scaled: 0, TwoSided: 1, LogSqrt2: 0}
 """Which number of a code-book is multiplied; the negative step behind GELU keeps its fixed end (as released)."""
+
+
+def step_of(book: Book) -> int | None:
+    """Which number of a code-book is multiplied; None where candidates are others."""
+    return STEP.get(type(book.book if isinstance(book, Renormalised) else book))
 
 
 def searched(module: nn.Module | None) -> StaticQuantizer | BookQuantizer | None:

@@ -25,7 +25,7 @@ from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.observers import watching_operands
 from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
-from qdit.hessian.grids import STEP, book_of, groups_of, heads_of, multiples, numbers_of, searched
+from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
 from qdit.hessian.products import Moving, Other, best, shortlist
 from qdit.hessian.rule import Hessian
 from qdit.hessian.target import Importance
@@ -173,7 +173,7 @@ class OperandSearch:
     ) -> Float[Tensor, "candidates cells numbers"]:
         """The candidates: multiples of the step, or all ratios of two regions."""
         start, book = numbers_of(module), book_of(module)
-        if (step := STEP.get(type(book))) is not None:
+        if (step := step_of(book)) is not None:
             return multiples(start, step, self.rule.factors())
         part = self.fit.recipe.attention
         assert operand == "probs", f"{book} is not searched"

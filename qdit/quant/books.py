@@ -2,13 +2,14 @@
 
 A code-book is called with values and its *numbers*, its quantization parameters: scale and zero point for a uniform
 grid, other steps for others. They are tensors that broadcast against the values: one for the whole tensor, one per head
-or one per sample (`qdit.nn.quantizers`). Here are the uniform grid and RepQ-ViT's logarithmic one; the code-books with
-several regions are in `qdit.quant.regions`.
+or one per sample (`qdit.nn.quantizers`). Here are the uniform grid, the logarithmic ones of RepQ-ViT and FQ-ViT, and
+what makes rows sum to 1 again; the code-books with several regions are in `qdit.quant.regions`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from qdit.quant.spec import QuantSpec
 
 Book = Callable[..., Tensor]
 """A code-book: (x, *numbers) -> x rounded, a new tensor of the same shape. A dataclass with plain fields."""
+LogRounding = Literal["log", "linear"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,56 @@ class LogSqrt2:
         tensor([0.0000, 0.2500, 0.3536, 1.0000])
         """
         return self.decode(self.encode(x, scale), scale)
+
+
+@dataclass(frozen=True)
+class Log2:
+    """Powers of 2 from 1 down (FQ-ViT, arXiv 2111.13824, its log-int-softmax), for values from 0 to 1; it has no scale.
+
+    With `linear`, as released, R = round(1 / x) takes the nearest power of two itself, with borders at 1.5 · 2^j:
+
+        code = ⌊log₂ R⌋ + [R ≥ 1.5 · 2^⌊log₂ R⌋],   x̂ = 2^-code
+
+    With `log` the exponent is rounded, with borders at √2 · 2^j: code = round(-log₂ x). Codes from 2^b on become 0,
+    one level more than b bits can hold, as in the released code.
+    """
+
+    bits: int
+    rounding: LogRounding
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See `Book`.
+
+        >>> Log2(4, "linear")(torch.tensor([0.0, 0.24, 0.39, 0.7, 1.0]))
+        tensor([0.0000, 0.2500, 0.2500, 1.0000, 1.0000])
+        """
+        if self.rounding == "log":
+            codes = torch.round(-torch.log2(x))
+        else:
+            inverse = torch.round(1 / x)  # infinite at 0, and so is its code
+            floor = torch.log2(inverse).floor()
+            codes = floor + (inverse >= 1.5 * torch.exp2(floor))
+        codes = codes.clamp(0, 2**self.bits)
+        return torch.where(codes < 2**self.bits, torch.exp2(-codes), 0.0)
+
+
+@dataclass(frozen=True)
+class Renormalised:
+    """A code-book of probabilities whose rows, the last dimension, are divided by their sums: p̂ / Σ p̂ over keys.
+
+    It is in none of the papers. Rounding on a coarse grid changes the sum of a row, and so scales the output of the
+    attention up or down; a fused kernel divides by the sum of what it rounded at no cost, where it would divide by that
+    of the exponentials. A row that is rounded to zeros stays zeros.
+    """
+
+    book: Book
+
+    def __call__(self, x: Float[Tensor, "*shape"], *numbers: Tensor) -> Float[Tensor, "*shape"]:
+        """See `Book`.
+
+        >>> Renormalised(Uniform(0, 3))(torch.tensor([0.7, 0.2, 0.1]), torch.tensor(1 / 3), torch.tensor(0.0))
+        tensor([0.6667, 0.3333, 0.0000])
+        """
+        rounded = self.book(x, *numbers)
+        total = rounded.sum(-1, keepdim=True)
+        return rounded.div_(torch.where(total > 0, total, 1.0))

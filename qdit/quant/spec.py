@@ -28,7 +28,7 @@ Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric
 """Integers: grids with one step (`qdit.quant.affine`)."""
 LevelGrid = Literal["e2m1", "e3m0", "e1m2", "nf4", "e3m2", "e4m3", "e5m2", "lloyd_max"]
 """Floating-point numbers of a few bits, and code-books (`qdit.quant.formats`)."""
-BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2"]
+BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2"]
 """What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
 GridName = Grid | LevelGrid | Literal["float"]
 """What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""

@@ -9,6 +9,7 @@ from helpers.text_models import load, points
 
 from qdit.activation import EqualGroups, StaticActivation
 from qdit.attention import (
+    Log2Probabilities,
     LogSqrt2Probabilities,
     ReleasedSumProbabilities,
     StaticAttention,
@@ -201,12 +202,14 @@ PROBABILITIES = [
     UnsignedProbabilities(range=MinMax()),
     LogSqrt2Probabilities(),
     ReleasedSumProbabilities(),
+    Log2Probabilities(),
+    LogSqrt2Probabilities(renormalise=True),
 ]
 
 
 @pytest.mark.parametrize("time", [1, 2])
 @pytest.mark.parametrize("granularity", ["head", "tensor"])
-@pytest.mark.parametrize("probabilities", PROBABILITIES, ids=lambda p: p.grid)
+@pytest.mark.parametrize("probabilities", PROBABILITIES, ids=lambda p: p.grid + "_sum_1" * p.renormalise)
 def test_operands_of_every_kind_are_searched(tiny_model, data, probabilities, granularity, time):
     start = attention(MinMax(), granularity, probabilities)
     plain = quantize(tiny_model, recipe(start, time=time), lambda: data)

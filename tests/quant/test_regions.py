@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.softmax import softmax_rows
 
 from qdit.errors import UserError
 from qdit.quant.books import LogSqrt2
@@ -17,11 +18,6 @@ LINE = torch.linspace(0, 1, 20001)
 def two_region(x, bits, shift, top):
     book = TwoRegion(bits)
     return book(x, *map(torch.tensor, book.numbers(shift, top)))
-
-
-def softmax_rows(sharpness, rows=64, keys=256):
-    scores = sharpness * torch.randn(rows, keys, generator=torch.Generator().manual_seed(0))
-    return scores.softmax(-1)
 
 
 @pytest.mark.parametrize("bits", BITS)
