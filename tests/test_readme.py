@@ -54,6 +54,11 @@ def command_lines(document: Path) -> list[str]:
     return [line[2:] for line in lines if line.startswith("$ ")]
 
 
+def scripts(document: Path) -> list[str]:
+    """The blocks of Python without a title."""
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 def titled(document: Path) -> dict[str, str]:
     """The files that a document shows: blocks with a title."""
     text = document.read_text(encoding="utf-8")
@@ -219,8 +224,11 @@ def run_table(words: list[str], reader: Path) -> None:
             for bits in ("w8a8", "w4a8"):
                 pretended(reader, study / f"{quantizer}-{bits}", quantizer, family, bits)
     if "--write" in words:  # is for who has the repository
-        shutil.copyfile(ROOT / "README.md", reader / "README.md")
-        (reader / "experiments").symlink_to(ROOT / "experiments")
+        (reader / "docs").mkdir(exist_ok=True)
+        for name in ("README.md", "docs/results.md"):
+            shutil.copyfile(ROOT / name, reader / name)
+        if not (reader / "experiments").exists():
+            (reader / "experiments").symlink_to(ROOT / "experiments")
     assert table.main(words) == 0
 
 
@@ -273,8 +281,8 @@ def test_command(line, reader, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_readmes_script_runs_as_written(tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+def test_the_documents_script_runs_as_written(tmp_path, monkeypatch):
+    blocks = scripts(ROOT / "docs" / "python.md")
     monkeypatch.chdir(tmp_path)
     first, second = {}, {}
     exec(blocks[0], first)
@@ -287,17 +295,27 @@ def test_the_readmes_script_runs_as_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_readmes_lines_for_prompts_run_as_written(reader):
+def test_the_documents_lines_for_prompts_run_as_written(reader):
     from diffusers import PixArtSigmaPipeline
 
     import qdit as api
 
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = scripts(ROOT / "docs" / "python.md")
     exec(blocks[2], {"qdit": api, "pipe": PixArtSigmaPipeline.from_pretrained("my_pixart")})
 
 
-def test_every_document_shows_commands():
-    assert {document.name for document in DOCUMENTS if command_lines(document)} == {d.name for d in DOCUMENTS}
+def test_the_readmes_script_is_the_documents_in_short():
+    [short] = scripts(ROOT / "README.md")
+    whole = scripts(ROOT / "docs" / "python.md")[0].splitlines()
+    assert [
+        line.partition("  #")[0]
+        for line in short.splitlines()
+        if line.partition("  #")[0] not in [other.partition("  #")[0] for other in whole]
+    ] == []
+
+
+def test_every_document_shows_how():
+    assert [d.name for d in DOCUMENTS if not command_lines(d) and not scripts(d)] == []
 
 
 # --- What the documents say
@@ -323,8 +341,8 @@ def test_links_lead_somewhere_and_classes_are_where_they_are_said_to_be(document
 
 
 @pytest.mark.slow
-def test_the_readmes_method_works_with_an_installed_qdit(workshop, tiny_pipeline, tmp_path):
-    line = next(line for line in command_lines(ROOT / "README.md") if "octav" in line)
+def test_the_documents_method_works_with_an_installed_qdit(workshop, tiny_pipeline, tmp_path):
+    line = next(line for line in command_lines(ROOT / "docs" / "add_a_method.md") if "octav" in line)
     shutil.copytree(workshop / "mine", tmp_path / "mine")
     words = shlex.split(line, comments=True)
     program = Path(sys.executable).with_name("qdit")  # the console script: it does not look for modules here
@@ -345,7 +363,7 @@ def own(module: str, workshop: Path, monkeypatch):
     return import_module(module)
 
 
-def test_the_readmes_range_has_less_error_than_its_rivals(workshop, monkeypatch):
+def test_the_documents_range_has_less_error_than_its_rivals(workshop, monkeypatch):
     octav = own("octav", workshop, monkeypatch).Octav()
     torch.manual_seed(0)
     rows = torch.distributions.StudentT(4.0).sample((8, 4096))
@@ -385,7 +403,8 @@ def test_the_documents_rounding_runs(reader, tiny_pipeline, monkeypatch, no_char
 
 
 def test_ones_own_model_runs(reader, monkeypatch, no_charts):
-    line = next(line for line in command_lines(ROOT / "README.md") if "my_dit" in line and "eval=paired" in line)
+    commands = command_lines(ROOT / "docs" / "your_model.md")
+    line = next(line for line in commands if "my_dit" in line and "eval=paired" in line)
     small = [*TINY[4:9], "device=cpu", "study=flowers"]
     small = [word for word in small if not word.startswith("eval")]
     qdit([*shlex.split(line, comments=True)[1:], *small], monkeypatch)

@@ -11,7 +11,7 @@ ROOT = CONF.parent
 GRID = OmegaConf.load(CONF / "grid" / "methods.yaml")
 RECIPES = set(GRID.hydra.sweeper.params.quantizer.split(","))
 """Of the comparison; tests/test_grid_methods.py says which others there are."""
-DOCUMENTS = [ROOT / "README.md", ROOT / "experiments/comparison/README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs/results.md", ROOT / "experiments/comparison/README.md"]
 
 
 @pytest.fixture(scope="module")

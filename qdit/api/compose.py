@@ -79,7 +79,7 @@ def recipe(name: str, *overrides: str, bits: str = "w4a8") -> Method:
 
 
 def design() -> pd.DataFrame:
-    """How the recipes differ: a row a recipe, as in the README's table.
+    """How the recipes differ: a row a recipe, as in docs/methods.md.
 
     Columns: `title`, `family`, `paper`; then a component group each, with what the recipe picks in it, · where that is
     the default.

@@ -2,7 +2,7 @@
 
     qdit-design                                         print it, as Markdown
     qdit-design --config-dir mine                       with the recipes of a folder of one's own
-    qdit-design --write README.md docs/components.md    write what stands between the markers of documents
+    qdit-design --write docs/methods.md docs/components.md    write what stands between the markers of documents
 
 A cell is what a recipe picks, and · where that is the default of conf/config.yaml. Documents have markers, lines such
 as `<!-- qdit-design: recipes -->` and `<!-- qdit-design: options of weight -->`, each closed by

@@ -1,4 +1,4 @@
-"""The design table: what it says of recipes, that README.md has it, and recipes of one's own in it."""
+"""The design table: what it says of recipes, that docs/methods.md has it, and recipes of one's own in it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from qdit.errors import UserError
 from qdit.tables.families import FAMILIES, OTHER
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = [ROOT / "README.md", ROOT / "docs/components.md"]
+WRITTEN = [ROOT / "docs/methods.md", ROOT / "docs/components.md"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def rows(table):
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
 def test_the_documents_are_in_step_with_the_configs(path, once):
-    assert design.updated(path) == path.read_text(encoding="utf-8"), "qdit-design --write README.md docs/components.md"
+    assert design.updated(path) == path.read_text(encoding="utf-8"), (
+        "qdit-design --write docs/methods.md docs/components.md"
+    )
 
 
 def test_components_have_every_group():
