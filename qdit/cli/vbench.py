@@ -144,8 +144,8 @@ def _kept(dimension: str, values: "Tensor", prompts: Sequence[str], about: str, 
     from dataclasses import asdict
 
     from qdit.eval.base import Result
+    from qdit.eval.per_sample import mean_of_judged
     from qdit.eval.vbench.external import External
-    from qdit.eval.vbench.results import mean_of_judged
     from qdit.runs.stages import keep
     from qdit.storage.digest import digest
 

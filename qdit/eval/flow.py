@@ -62,6 +62,10 @@ class DynamicDegree(FlowMetric):
     higher_is_better = True
     shown = Shown(digits=3)
 
+    def judges(self) -> str:
+        """VBench's dimension."""
+        return "dynamic_degree"
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """1 for a dynamic clip, else 0."""
         features = samples.features(self.extractor)

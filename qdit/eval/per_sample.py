@@ -4,11 +4,13 @@ Samples of one prompt are alike, so their errors are not independent: with m sam
 ρ the plain standard error is too small by √(1 + (m - 1) ρ). So where prompts repeat, a value is the mean over prompts
 of the prompts' means, and its error is over prompts (the cluster-robust error of a balanced design; Liang & Zeger 1986,
 doi 10.1093/biomet/73.1.13). A difference to full precision is that of sample and sample, of the same prompt and noise.
+A dimension of VBench judges, of VBench's suite, the samples of its own prompts: the values of others are NaN.
 """
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from qdit.errors import UserError
 from qdit.eval.base import Metric, Result, Samples
 from qdit.eval.reference import Reference
+from qdit.eval.vbench.suite import none_of, own_of
 
 
 class Mean(NamedTuple):
@@ -43,9 +46,26 @@ def mean_of(values: Float[Tensor, " n"], clusters: Sequence[Hashable] | None = N
     return Mean(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None, count)
 
 
+def mean_of_judged(values: Float[Tensor, " n"], clusters: Sequence[Hashable] | None) -> tuple[Mean, int] | None:
+    """The mean of the values that are not NaN, by clusters, and their number; None if there are none."""
+    kept = ~values.isnan()
+    if not kept.any():
+        return None
+    chosen = None if clusters is None else [each for each, keep in zip(clusters, kept.tolist(), strict=True) if keep]
+    return mean_of(values[kept], chosen), int(kept.sum())
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerSample(Metric):
     """The mean of a value for each sample; an image, or a clip, is a sample."""
+
+    def judges(self) -> str | None:
+        """The dimension of VBench that it is; None for a metric that is none, and judges any samples."""
+        return None
+
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence if the prompts are of VBench's suite, and none is its own."""
+        return none_of(dimension, prompts) if (dimension := self.judges()) is not None else []
 
     @abstractmethod
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
@@ -59,35 +79,39 @@ class PerSample(Metric):
         """Mean and standard error over samples, or prompts; an unpaired metric has a difference to full precision.
 
         Raises:
-            UserError: the sets differ in size or shape, or a value is not finite.
+            UserError: the sets differ in size or shape, a value is not finite, or no sample is judged.
         """
         if samples.n != full_precision.n:
             raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
         values = self._each(samples, full_precision)
-        own, change = mean_of(values, samples.clusters), None
+        if (own := mean_of_judged(values, samples.clusters)) is None:
+            raise UserError(f"{self.judges()} judges none of the {samples.n} samples")
+        change = None
         if not self.paired and samples is not full_precision:
-            change = mean_of(values - self._each(full_precision, full_precision), samples.clusters)
+            change = mean_of_judged(values - self._each(full_precision, full_precision), samples.clusters)
         return Result(
-            value=own.value,
-            stderr=own.stderr,
-            n=samples.n,
+            value=own[0].value,
+            stderr=own[0].stderr,
+            n=own[1],
             higher_is_better=self.higher_is_better,
-            delta=change.value if change else None,
-            delta_stderr=change.stderr if change else None,
-            clusters=own.clusters,
+            delta=change[0].value if change else None,
+            delta_stderr=change[0].stderr if change else None,
+            clusters=own[0].clusters,
             by_frame=self.by_frame(samples, full_precision) if self.paired else None,
             each=values,
         )
 
     def _each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """`each`, whole and finite."""
+        """`each`, whole and finite; NaN where a sample is not judged."""
         values = self.each(samples, full_precision)
         if len(values) != samples.n:
             raise UserError(f"{len(values)} values for {samples.n} samples; the stored samples are incomplete")
         if not values.isfinite().all():
             bad = int((~values.isfinite()).nonzero()[0])
             raise UserError(f"{type(self).__name__} of sample {bad} is not finite; its features or pixels are damaged")
-        return values
+        if (dimension := self.judges()) is None or not samples.prompts:
+            return values
+        return values.masked_fill(~torch.tensor(own_of(dimension, samples.prompts)), nan)
 
 
 @dataclass(frozen=True, kw_only=True)

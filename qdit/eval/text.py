@@ -74,6 +74,10 @@ class Aesthetic(OfFeatures, PerSample):
     shown = Shown(digits=4)
     head: str | None = None
 
+    def judges(self) -> str:
+        """VBench's dimension."""
+        return "aesthetic_quality"
+
     def preflight(self, n: int | None = None, reference: object = None, image_size: int | None = None) -> list[str]:
         """What CLIP lacks, and the head."""
         from qdit.storage.weights import WEIGHTS
@@ -104,6 +108,10 @@ class ImagingQuality(OfFeatures, PerSample):
     modalities = ("image", "video")
     higher_is_better = True
     shown = Shown(digits=4)
+
+    def judges(self) -> str:
+        """VBench's dimension."""
+        return "imaging_quality"
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """The score of each sample."""

@@ -110,6 +110,10 @@ class FrameConsistency(OfFeatures, PerSample):
     higher_is_better = True
     shown = Shown(digits=4)
 
+    def judges(self) -> str | None:
+        """The dimension of VBench, with its extractor."""
+        return {"dino": "subject_consistency", "clip_b32_vbench": "background_consistency"}.get(self.extractor)
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """`frame_consistency` of the pooled features."""
         return frame_consistency(samples.features(self.extractor)["pooled"])

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,7 @@ from qdit.eval.per_sample import PerSample
 from qdit.eval.reference import Reference
 from qdit.eval.vbench import remote
 from qdit.eval.vbench.exchange import MANIFEST, changed, export, names_of, protocol, read_manifest
-from qdit.eval.vbench.results import mean_of_judged, read_values
-from qdit.eval.vbench.suite import SuitePrompt
+from qdit.eval.vbench.results import read_values
 from qdit.eval.vbench.totals import DIMENSIONS
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive, once
@@ -88,6 +87,10 @@ class External(PerSample):
         """Of most semantic dimensions VBench's own prompts, whose objects and colours its file names."""
         return None if self.dimension in remote.CUSTOM else "vbench"
 
+    def judges(self) -> str:
+        """Its dimension."""
+        return self.dimension
+
     def interpreter(self) -> str | None:
         """The other Python, if one is named."""
         return self.python or os.environ.get(PYTHON)
@@ -112,10 +115,7 @@ class External(PerSample):
             names_of(prompts)
         except UserError as error:
             return list(error.problems)
-        own = [prompt for prompt in prompts if isinstance(prompt, SuitePrompt)]
-        if own and not any(self.dimension in prompt.dimensions for prompt in own):
-            return [f"none of these prompts is one of {self.dimension}; name it in dataset.dimensions"]
-        return []
+        return super().unreadable(prompts)
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """The value of each video, of an earlier process or of a new one; NaN of one that is not judged.
@@ -131,25 +131,12 @@ class External(PerSample):
         Raises:
             UserError: as `each`; or the sets differ in size, or no video is judged.
         """
-        if samples.n != full_precision.n:
-            raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
-        values, made = self._judge(samples)
-        if (own := mean_of_judged(values, samples.clusters)) is None:
-            raise UserError(f"VBench's {self.dimension} found what it looks for in none of the {samples.n} videos")
-        change = None
-        if samples is not full_precision:
-            change = mean_of_judged(values - self.each(full_precision, full_precision), samples.clusters)
-        return Result(
-            value=own[0].value,
-            stderr=own[0].stderr,
-            n=own[1],
-            higher_is_better=self.higher_is_better,
-            delta=change[0].value if change else None,
-            delta_stderr=change[0].stderr if change else None,
-            clusters=own[0].clusters,
-            protocol=made,
-            each=values,
-        )
+        found = super().compute(samples, full_precision, reference)
+        return replace(found, protocol=self._judge(samples)[1])
+
+    def _each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """`each`, which has been checked."""
+        return self.each(samples, full_precision)
 
     def _judge(self, samples: Samples) -> tuple[Float[Tensor, " n"], str]:
         """The value of each video, and the protocol."""

@@ -1,10 +1,9 @@
-"""Results of VBench's own code: read, checked against the manifest of the videos, and averaged.
+"""Results of VBench's own code: read, and checked against the manifest of the videos.
 
 A value is NaN where a dimension does not judge a sample: its prompt is another dimension's, VBench reads no more than
 five videos of a prompt, or, of `color`, no frame showed the object.
 """
 
-from collections.abc import Hashable, Sequence
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.eval.per_sample import Mean, mean_of
 from qdit.eval.vbench.exchange import AGAIN
 from qdit.storage.reading import read_json
 
@@ -94,12 +92,3 @@ def _number(value: Any, path: Path, file: str) -> float:
     if isinstance(value, bool | int | float) and isfinite(value):
         return float(value)
     raise UserError(f"{path}: the value of {file} is {value!r}, no finite number; {AGAIN}")
-
-
-def mean_of_judged(values: Float[Tensor, " n"], clusters: Sequence[Hashable] | None) -> tuple[Mean, int] | None:
-    """The mean of the samples that are judged, by clusters, and their number; None if there are none."""
-    kept = values.isfinite()
-    if not kept.any():
-        return None
-    chosen = None if clusters is None else [each for each, keep in zip(clusters, kept.tolist(), strict=True) if keep]
-    return mean_of(values[kept], chosen), int(kept.sum())

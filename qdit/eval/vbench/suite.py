@@ -1,6 +1,6 @@
 """A prompt of VBench's suite, which knows the dimensions that judge its videos. Imports no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 VIDEOS_A_PROMPT = 5
 """Videos of a prompt that VBench's code reads: those numbered from 0 on."""
@@ -21,3 +21,19 @@ class SuitePrompt(str):
         made = super().__new__(cls, text)
         made.dimensions = tuple(dimensions)
         return made
+
+
+def own_of(dimension: str, prompts: Sequence[str]) -> list[bool]:
+    """Which prompts a dimension judges: of VBench's suite its own, of others all.
+
+    >>> own_of("scene", [SuitePrompt("a barn", ["scene"]), SuitePrompt("a cat", ["color"])]), own_of("scene", ["a cat"])
+    ([True, False], [True])
+    """
+    return [not isinstance(prompt, SuitePrompt) or dimension in prompt.dimensions for prompt in prompts]
+
+
+def none_of(dimension: str, prompts: Sequence[str]) -> list[str]:
+    """A sentence if a dimension judges none of these prompts."""
+    if not prompts or any(own_of(dimension, prompts)):
+        return []
+    return [f"none of these prompts is one of {dimension}; name it in dataset.dimensions"]

@@ -180,7 +180,7 @@ def test_color_leaves_videos_out(python, tmp_path, monkeypatch):
     result = metric(tmp_path, "color").compute(own, full)
     assert (result.value, result.n, result.stderr) == (pytest.approx(0.14), 1, None)
     assert result.each.isnan().tolist() == [True, True, False]
-    with pytest.raises(UserError, match="found what it looks for in none of the 1 videos"):
+    with pytest.raises(UserError, match="color judges none of the 1 samples"):
         metric(tmp_path, "color").compute(lonely := Samples(0, (CAT,)), lonely)
 
 
