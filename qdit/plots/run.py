@@ -167,12 +167,16 @@ def frame_chart(curves: Mapping[str, Sequence[float]], path: Path, title: str | 
     """Draw paired metrics over the frames of clips, a panel each: errors grow with time, which a mean hides.
 
     Args:
-        curves: label → the mean over clips at each frame, or step between frames.
+        curves: label → the mean over clips at each frame, or step between frames. Of equal curves, as of a metric and
+            of its worst frame, the first is drawn.
         path: PNG to write.
         title: what stands above, such as the name of the run.
     """
-    figure, panels = panels_of(len(curves), 0.6 + 2.4 * len(curves), 2.4, sharey=False)
-    for number, (axes, (label, values)) in enumerate(zip(panels, curves.items(), strict=True)):
+    distinct: dict[tuple[float, ...], str] = {}
+    for label, values in curves.items():
+        distinct.setdefault(tuple(values), label)
+    figure, panels = panels_of(len(distinct), 0.6 + 2.4 * len(distinct), 2.4, sharey=False)
+    for number, (axes, (values, label)) in enumerate(zip(panels, distinct.items(), strict=True)):
         colour, marker = look(number)
         axes.plot(range(len(values)), values, color=colour, marker=marker, markersize=3)
         axes.set(xlabel="frame", ylabel=label)

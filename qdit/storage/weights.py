@@ -1,8 +1,8 @@
 """Weight files that users bring: where they are looked for, and what is said of one that is missing. Imports no torch.
 
-Sizes follow from the number of parameters; a licence is what its authors state with the release, which the user should
-read. The files were not available here, so their digests are not known, but where the name has a part of it: a record's
-settings hold the digest of the file that was used.
+Sizes and licences are second-hand, from papers, notes and memory: read what stands with the release. The files were not
+available here, so their digests are not known, but where the name has a part of it: a record's settings hold the digest
+of the file that was used.
 """
 
 import os
@@ -50,7 +50,7 @@ class WeightFile:
         looked = ", ".join(map(str, self.places(given)))
         unset = "" if given or os.environ.get(VARIABLE) else f"; ${VARIABLE}, a folder of such files, is unset"
         return [
-            f"MissingWeights: {self.name} ({self.size}, {self.licence}) not found.\n"
+            f"MissingWeights: {self.name} ({self.size}, {self.licence}; both second-hand) not found.\n"
             f"    looked in: {looked}{unset}\n    from: {self.source}"
         ]
 

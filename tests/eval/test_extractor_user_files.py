@@ -281,7 +281,9 @@ def test_everything_that_is_missing_is_said_at_once(weights, tmp_path):
         prepare(metrics, n=8, dataset="none", cache_dir=tmp_path, image_size=64)
     said = str(caught.value)
     for name in ("dino", "clip_b32", "clip_l14", "laion_head", "raft"):
-        assert f"{WEIGHTS[name].name} ({WEIGHTS[name].size}, {WEIGHTS[name].licence}) not found" in said
+        assert (
+            f"{WEIGHTS[name].name} ({WEIGHTS[name].size}, {WEIGHTS[name].licence}; both second-hand) not found" in said
+        )
         assert str(weights / WEIGHTS[name].name) in said
     assert "optical flow by RAFT needs frames of 128 px" in said
 

@@ -69,6 +69,16 @@ def test_charts_are_drawn(tmp_path):
         assert pixels(path).std() > 5
 
 
+def test_a_metric_and_its_worst_frame_have_one_panel(tmp_path):
+    psnr = {"PSNR (dB)": [30.0, 28.0, 25.0]}
+    one, both, two = (
+        pixels(figures.frame_chart(curves, tmp_path / "f.png"))
+        for curves in (psnr, psnr | {"PSNR, worst frame (dB)": [30.0, 28.0, 25.0]}, psnr | {"SSIM": [0.9, 0.8, 0.7]})
+    )
+    assert np.array_equal(one, both)
+    assert two.shape[1] > 1.5 * one.shape[1]
+
+
 def test_group_map_has_a_cell_a_gene_and_leaves_others_blank(tmp_path):
     groups = [
         {"role": role, "stage": stage, "block": block, "group_size": size}
