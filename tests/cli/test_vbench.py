@@ -9,6 +9,7 @@ import torch
 from helpers import commands
 from helpers.configs import composed
 from helpers.pipelines import write_text_pipeline
+from helpers.vbench_suite import write_suite
 
 from qdit.cli import vbench
 from qdit.config import resolved
@@ -35,16 +36,14 @@ def complaint(capsys, *words) -> str:
 @pytest.fixture
 def run(tmp_path, no_charts, monkeypatch):
     """The folder of a quantized run of four clips of two prompts; videos are written without PyAV."""
-    pipeline = write_text_pipeline(tmp_path / "latte", "latte")
     (tmp_path / "prompts.txt").write_text("a red cat\nblue dog on a table\n")
-    words = [
-        "model=latte",
-        f"model.path={pipeline}",
-        "model.text_length=12",
-        f"dataset.file={tmp_path / 'prompts.txt'}",
-    ]
+    return carried_out(tmp_path, monkeypatch, "num_samples=4", f"dataset.file={tmp_path / 'prompts.txt'}")
+
+
+def carried_out(tmp_path, monkeypatch, *about):
+    words = ["model=latte", f"model.path={write_text_pipeline(tmp_path / 'latte', 'latte')}", "model.text_length=12"]
     words += [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "quantizer=rtn", "bits=w4a8"]
-    words += ["num_samples=4", "batch_size=2", "sampler.steps=1", "device=cpu", "eval=temporal_flickering"]
+    words += [*about, "batch_size=2", "sampler.steps=1", "device=cpu", "eval=temporal_flickering"]
     running.run(composed(*words))
     monkeypatch.setattr(exchange, "encode", lambda frames, fps, crf: bytes(int(frames.mean())))
     return run_dir(canonical(resolved(composed(*words)))).path
@@ -89,6 +88,19 @@ def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
     command("import", run, videos, tmp_path / "r.json", tmp_path / "c.json")
     command("total", run)
     assert "total: 0.2887 ± 0.0035" in capsys.readouterr().out
+
+
+def test_of_the_suite_the_manifest_has_the_dimensions(tmp_path, no_charts, monkeypatch):
+    file = write_suite(tmp_path)
+    about = ("dataset=vbench", f"dataset.file={file}", "dataset.dimensions=[color,scene]", "num_samples=3")
+    command("export", carried_out(tmp_path, monkeypatch, *about), tmp_path / "out")
+    manifest = exchange.read_manifest(tmp_path / "out" / "manifest.json")
+    files = [video["file"] for video in manifest["videos"]]
+    known = {entry["prompt_en"]: entry["dimension"] for entry in json.loads(file.read_text())}
+    for name in DIMENSIONS:
+        own = [video for video in files if name in known[video.removesuffix("-0.mp4")]]
+        assert manifest["dimensions"].get(name, []) == own
+    assert manifest["dimensions"]
 
 
 def test_what_does_not_fit_is_said(run, tmp_path, capsys):
