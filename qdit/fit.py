@@ -132,7 +132,9 @@ class Fit:
         """Module applied to an input: the transform's run-time change, then the quantizer; shared by its readers."""
         values: dict[str, list[Tensor]] = {}
         if self.static:
-            values = input_values(self.model, self.static, self.data, self.rewrite.inputs, self.groups("inputs"))
+            by_channel = [s.name for s in self.static if (a := self.policy[s.name].activation) is not None and a.shifts]
+            first, groups = self.rewrite.inputs, self.groups("inputs")
+            values = input_values(self.model, self.static, self.data, first, groups, by_channel)
         made: dict[str, nn.Module] = {}
         for readers in self.by_input(self.sites):
             name = readers[0].name

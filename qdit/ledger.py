@@ -5,7 +5,8 @@ counts them. Storage: codes at their bits; for each row (of `qdit.quant.spec`) a
 (16; 8 in MX formats and NVFP4, which has a float32 a tensor, too) and, where the grid is asymmetric, a zero point of as
 many bits as a code; everything else at 16 bits. A weight whose bits or basis change over
 time is counted once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of both
-factors: weight and input, queries and keys, probabilities and values (dequantization is not counted). What a transform
+factors: weight and input (with the bits by which codes are shifted), queries and keys, probabilities and values
+(dequantization is not counted). What a transform
 does at run time is counted in both: factors and branches at 16 bits per value, signs at one bit, and its
 multiplications and additions, each as a multiply-accumulate of 16 x 16 bits. A low-rank branch is part of its layer's
 weight, and counts in its mean bits. Bits of inputs are a mean over the multiply-accumulates of all linear layers: an
@@ -40,16 +41,18 @@ def row_bits(spec: QuantSpec) -> int:
     return SCALES[spec.scale].bits + (0 if spec.symmetric else spec.bits)
 
 
-def activation_storage_bits(spec: QuantSpec | None, heads: int = 1) -> int:
+def activation_storage_bits(spec: QuantSpec | None, heads: int = 1, channels: int = 0) -> int:
     """Bits to store a site's calibrated input grids: of each group of timesteps, and of each head where they have own.
 
-    Two regions have a step each, powers of 2 none. Dynamic grids store nothing.
+    Two regions have a step each, powers of 2 none; exponents of channels take as many bits as they need. Dynamic grids
+    store nothing.
     """
     if spec is None or spec.dynamic:
         return 0
     steps = {"two_region": 2, "two_sided": 2, "log2": 0}.get(spec.grid, 1)
     grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
-    return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits))
+    exponents = channels * (spec.shifts or 0).bit_length()
+    return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits) + exponents)
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,11 @@ def ledger(
     quantized_numel = sum(s.in_features * s.out_features for s in quantized)
     quantized_bits = sum(weight_storage_bits(s, spec) for s in quantized for spec in policy[s.name].weights)
     used_bits = sum(s.in_features * s.out_features * policy[s.name].weight_bits for s in quantized)
+    channels = {site.name: site.in_features for site in sites}
     heads = {name: attention.heads for attention in attentions for name in attention.sites.values()}
     grids = sum(
-        activation_storage_bits(layer.activation, heads.get(name, 1)) * layer.bases for name, layer in policy.items()
+        activation_storage_bits(layer.activation, heads.get(name, 1), channels.get(name, 0)) * layer.bases
+        for name, layer in policy.items()
     )
     full = [s for s in sites if not any(policy.get(s.name, none).weights)]
     again = sum(s.in_features * s.out_features * (policy.get(s.name, none).bases - 1) for s in full) * FULL_BITS
@@ -149,7 +154,7 @@ def ledger(
     bops = float(sum(sum(attention_products(attention, policy)) for attention in attentions))
     for site in sites:
         layer = policy.get(site.name, none)
-        bops += site.macs * layer.weight_bits * layer.activation_bits
+        bops += site.macs * layer.weight_bits * layer.operand_bits
     changing = float(sum(left.site.tokens * left.operations for left in run_time)) * FULL_BITS**2
     return Ledger(
         weight_bits_quantized=(quantized_bits + branches) / quantized_numel if quantized_numel else None,

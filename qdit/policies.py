@@ -62,6 +62,11 @@ class LayerSpec:
         """Bits of the input, 16 where it is not quantized."""
         return _bits(self.activation)
 
+    @property
+    def operand_bits(self) -> int:
+        """Bits of the input as an integer product multiplies it; see `QuantSpec.operand_bits`."""
+        return self.activation.operand_bits if self.activation else 16
+
     def __str__(self) -> str:
         weight = str(self.weight or "in 16 bits")
         if self.spans:

@@ -72,9 +72,8 @@ class Recipe(Scheme):
 
     def particular(self, layer: LayerSpec, role: str) -> LayerSpec:
         """The specs of a site with a role, where others have those of `layer`."""
-        part = self.activation
         bases = self.transform.bases(role) if self.transform is not None else 1
-        weight, activation = self.weight.at(role, layer.weight), part.regions.at(role, layer.activation, part.time)
+        weight, activation = self.weight.at(role, layer.weight), self.activation.at(role, layer.activation)
         spans = tuple(replace(span, weight=self.weight.at(role, span.weight)) for span in layer.spans)
         return replace(layer, weight=weight, activation=activation, spans=spans, bases=bases)
 

@@ -58,6 +58,10 @@ class DynamicActivation(Newer):
         rows = {"granularity": self.granularity, "group_size": self.group_size}
         return QuantSpec(bits=bits, grid=at_bits(self.grid, bits), scale=self.scale, dynamic=True, **rows)
 
+    def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
+        """The spec of a site with a role, where others have `spec`."""
+        return self.regions.at(role, spec, self.time)
+
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
         """The module that quantizes a site's input; `values` are needed for two regions only.
 

@@ -76,6 +76,10 @@ class StaticActivation(Newer):
         grid, time_groups = at_bits(self.grid, bits), self.time.count("inputs")
         return QuantSpec(bits=bits, granularity="tensor", grid=grid, dynamic=False, time_groups=time_groups)
 
+    def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
+        """The spec of a site with a role, where others have `spec`."""
+        return self.regions.at(role, spec, self.time)
+
     def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
         """The module that quantizes a site's input, calibrated on `values`, [n] for each group of timesteps.
 

@@ -70,6 +70,7 @@ def input_values(
     data: CalibrationData,
     first: Mapping[str, nn.Module] | None = None,
     groups: Groups = ALL,
+    by_channel: Container[str] = (),
 ) -> dict[str, list[Tensor]]:
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
@@ -79,14 +80,17 @@ def input_values(
         data: the calibration points.
         first: what a site does to its input before it is quantized, if anything.
         groups: of timesteps; each must have points.
+        by_channel: sites whose channels are told apart, [channels, n].
     """
-    reservoirs = {site.name: GroupedReservoirs(groups) for site in sites}
+    widths = {site.name: site.in_features if site.name in by_channel else 1 for site in sites}
+    reservoirs = {name: GroupedReservoirs(groups, channels) for name, channels in widths.items()}
     first = first or {}
     shown: list[Tensor] = []
 
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
         rows = first[site.name](rows) if site.name in first else rows
+        rows = rows.movedim(-1, 1) if widths[site.name] > 1 else rows
         y, t = shown
         reservoirs[site.name].add(*_with_times(model, site.name, y, t, rows))
 

@@ -7,7 +7,7 @@ and bits. Somebody who edits one of them can recompute the digest, but the three
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from qdit.quant.named import at_bits, owned
@@ -41,7 +41,7 @@ def contradictions(content: dict[str, Any]) -> list[str]:
         found += _input(name, node, policy[name], made)
     if config is not None and "bits" in config and not found:
         found = _labels(config, {name: policy[name] for name in model["layers"]}, model)
-        found += _activations(config["bits"], policy.values())
+        found += _activations(config, policy, operands)
     return found
 
 
@@ -94,6 +94,8 @@ def _input(name: str, quantizer: Node, claim: dict[str, Any], made: dict[int, No
         return [f"{name} rounds its input to {_bits(specs)} bits, and its policy says {_bits(wanted)}"]
     for spec, each in zip(specs, quantizers, strict=True):
         book = _resolved(each[_BOOK], made)["state"] if _BOOK in each else each
+        while _BOOK in book:  # one around another
+            book = _resolved(book[_BOOK], made)["state"]
         levels = book["high"] - book["low"] + 1 if "high" in book else 2 ** book["bits"] if "bits" in book else 0
         if levels > 2 ** spec["bits"]:
             return [f"{name} rounds its input to {levels} levels, and its policy says {spec['bits']} bits"]
@@ -149,13 +151,21 @@ def _transform(model: dict[str, Any]) -> Node:
     return None if model["rewrite"] is None else model["rewrite"]["origin"]["state"]["transform"]
 
 
-def _activations(label: dict[str, Any], layers: Any) -> list[str]:
-    """What the config says of all rounded inputs that the policy does not; operands of attentions may be left out."""
-    bits = {layer["activation"]["bits"] for layer in layers if layer["activation"] is not None}
-    if bits == {label["activation"]} or (not bits and label["activation"] == 16):
-        return []
-    held = ", ".join(map(str, sorted(bits))) or "16"
-    return [f"its config says bits.activation={label['activation']}, and its inputs have {held}"]
+def _activations(config: dict[str, Any], policy: dict[str, Any], operands: Collection[str]) -> list[str]:
+    """What the config says of all rounded inputs that the policy does not; operands of attentions may be left out.
+
+    Probabilities may have bits of their own.
+    """
+    label, attention = config["bits"]["activation"], config.get("attention") or {}
+    own = attention.get("probability_bits", (attention.get("probabilities") or {}).get("bits"))
+    apart = {name for name in operands if own is not None and name.endswith(".probs")}
+    given = {name: layer["activation"]["bits"] for name, layer in policy.items() if layer["activation"] is not None}
+    bits = {each for name, each in given.items() if name not in apart}
+    if bits != {label} and (bits or label != 16):
+        held = ", ".join(map(str, sorted(bits))) or "16"
+        return [f"its config says bits.activation={label}, and its inputs have {held}"]
+    wrong = {given[name] for name in apart if name in given} - {own}
+    return [f"its config says that probabilities have {own} bits, and they have {each}" for each in wrong]
 
 
 def _text(spec: dict[str, Any] | None) -> str:

@@ -28,7 +28,7 @@ Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric
 """Integers: grids with one step (`qdit.quant.affine`)."""
 LevelGrid = Literal["e2m1", "e3m0", "e1m2", "nf4", "e3m2", "e4m3", "e5m2", "lloyd_max"]
 """Floating-point numbers of a few bits, and code-books (`qdit.quant.formats`)."""
-BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2"]
+BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2", "channel_shift"]
 """What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
 GridName = Grid | LevelGrid | Literal["float"]
 """What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""
@@ -58,6 +58,7 @@ class QuantSpec(Newer):
         time_groups: groups of sampling steps, each with ranges of its own; None for one. Only static inputs have them.
         scale: how the scales of a format with levels are kept, each with blocks of its own: `e8m0` (MX, 32 values),
             `e4m3` (NVFP4, 16 values), `e4m3_46` (the same, four over six); None for 16 bits.
+        shifts: of `channel_shift`, by how many bits at most a channel's codes are shifted (`qdit.activation.channels`).
 
     Raises:
         UserError: a value is out of range.
@@ -70,6 +71,7 @@ class QuantSpec(Newer):
     dynamic: bool = True
     time_groups: int | None = None
     scale: Scale | None = field(default=None, metadata=NEWER)
+    shifts: int | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -95,6 +97,10 @@ class QuantSpec(Newer):
         groups = self.time_groups
         if groups is not None and (not isinstance(groups, int) or isinstance(groups, bool) or groups < 1):
             raise UserError(f"time_groups={groups!r} is not possible; a whole number from 1 is, or none")
+        if (self.grid == "channel_shift") != (isinstance(self.shifts, int) and not isinstance(self.shifts, bool)):
+            raise UserError(
+                f"grid={self.grid!r} with shifts={self.shifts!r}: a number goes with grid 'channel_shift' alone"
+            )
         if not self.is_identity:
             self._check_format()
 
@@ -120,6 +126,11 @@ class QuantSpec(Newer):
             raise UserError(f"scale={self.scale!r} goes with groups of {block} values, not with {found}")
 
     @property
+    def operand_bits(self) -> int:
+        """Bits of what an integer kernel multiplies: the codes', and those by which some channels' are shifted."""
+        return self.bits + (self.shifts or 0)
+
+    @property
     def is_identity(self) -> bool:
         """Whether values pass unchanged (16 bits)."""
         return self.bits >= IDENTITY_BITS
@@ -137,7 +148,7 @@ class QuantSpec(Newer):
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
-        return self.grid.startswith(("symmetric", "unsigned")) or not self.is_integer
+        return self.grid.startswith(("symmetric", "unsigned")) or not (self.is_integer or self.shifts)
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

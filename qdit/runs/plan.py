@@ -55,7 +55,7 @@ def describe(config: dict[str, Any]) -> None:
             weight_text(layer),
             spec_text(layer.activation),
             f"{sum(weight_storage_bits(s, spec) for s in alike for spec in layer.weights) / 8e6:.2f}",
-            f"{sum(s.macs for s in alike) * layer.weight_bits * layer.activation_bits / 1e9:.1f}",
+            f"{sum(s.macs for s in alike) * layer.weight_bits * layer.operand_bits / 1e9:.1f}",
             why or "",
         )
     operands = operand_rows(attentions, policy)

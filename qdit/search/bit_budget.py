@@ -199,7 +199,7 @@ class BitBitOps(_EachStep, _AsUniform):
     def price(self, space: BitSpace, gene: Gene, bits: int) -> float:
         """BitOps of a sample and forward pass."""
         layer = space.at(gene, bits)
-        return sum(s.macs for s in gene.sites) * layer.weight_bits * layer.activation_bits
+        return sum(s.macs for s in gene.sites) * layer.weight_bits * layer.operand_bits
 
     def absolute(self, space: BitSpace, amount: float, rest: Rest) -> float:
         """See `_AsUniform`."""

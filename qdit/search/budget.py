@@ -160,7 +160,7 @@ class BitOps(_AsUniform):
 
     def cost(self, space: Space, gene: Gene, size: int) -> float:
         """BitOps of a sample and forward pass."""
-        bits = space.layer.weight_bits * space.layer.activation_bits
+        bits = space.layer.weight_bits * space.layer.operand_bits
         return sum(
             s.tokens * s.out_features * (s.in_features * bits + self.rescale * s.in_features / size) for s in gene.sites
         )

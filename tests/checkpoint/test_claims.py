@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.checkpoints import BLOCKS, fitted, output
 
-from qdit.checkpoint import checkpoint, manifest
+from qdit.checkpoint import checkpoint, claims, manifest
 from qdit.checkpoint.manifest import MANIFEST, Manifest
 from qdit.errors import UserError
 from qdit.model.dit import DiT
@@ -144,3 +144,21 @@ def test_a_manifest_of_another_encoding_or_depth_is_one_message(saved, tmp_path)
         (tmp_path / MANIFEST).write_bytes(text)
         with pytest.raises(UserError, match=r"quantized.json is damaged: .*; save the checkpoint again"):
             Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("probs", "attention", "message"),
+    [
+        (8, {"probability_bits": 8}, None),
+        (4, {"probabilities": {"bits": 4}}, None),
+        (8, {"probabilities": {"bits": None}}, "bits.activation=6, and its inputs have 6, 8"),
+        (6, {"probabilities": {"bits": None}}, None),
+        (6, {"probabilities": {"bits": 4}}, "probabilities have 4 bits, and they have 6"),
+    ],
+)
+def test_probabilities_may_have_bits_of_their_own(probs, attention, message):
+    rounded = {"a.q": 6, "a.probs": probs, "up": 6}
+    claimed = {name: {"activation": {"bits": bits}} for name, bits in rounded.items()}
+    config = {"bits": {"activation": 6}, "attention": attention}
+    found = claims._activations(config, claimed, ["a.q", "a.probs"])
+    assert (found == []) if message is None else (message in found[0])

@@ -1,0 +1,102 @@
+"""One scale a tensor and a power of two a channel: the power-of-two factor of FQ-ViT (arXiv 2111.13824, eq. 5-7).
+
+Inputs behind LayerNorms vary from channel to channel. With b bits, K shifts and the range [lo, hi] of the tensor
+
+    top = (hi - lo) / (2^b - 1),   s = top / 2^K,   z = round(-lo / top),
+    α_c = argmin_{k = 0 … K} ‖x_c - Q(x_c; 2^k s, z)‖²,   x̂_c = 2^α_c s (code - z)
+
+so that each channel c has the best of K + 1 ranges, of which the widest is the tensor's. The zero point is that of the
+widest and serves all. An integer kernel shifts codes less zero points to the left by α_c, and multiplies integers of
+b + K bits; the ledger counts them so.
+
+In the paper the grid is that of a LayerNorm's own input, the residual stream, which no DiT paper rounds; here it is
+that of the inputs that LayerNorms make. The released code chooses α on the last calibration batch alone, and its
+integer LayerNorm never clamps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, get_args
+
+import torch
+from annotated_types import Ge, Le
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qdit.activation.static import StaticActivation
+from qdit.checked import Checked
+from qdit.errors import UserError
+from qdit.model.roles import meant
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import ChannelQuantizer
+from qdit.quant.affine import Affine, affine, nearest
+from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.time_groups import Groups
+
+
+def channel_shifts(
+    values: Float[Tensor, "channels n"], widest: Affine, most: int
+) -> tuple[Float[Tensor, ""], Int[Tensor, " channels"]]:
+    """(s, α): the base step, and the exponent of least squared error of each channel; the smallest of equal ones.
+
+    Args:
+        values: of each channel.
+        widest: the grid of the whole tensor.
+        most: K.
+    """
+    base = widest.scale.squeeze().float() / 2**most
+    steps = [base * 2**k for k in range(most + 1)]
+    ends = widest.zero_point.squeeze().float(), widest.low, widest.high
+    errors = [(nearest(values, step, *ends) - values).double().square().sum(1) for step in steps]
+    return base, torch.stack(errors).argmin(0)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ChannelShift(StaticActivation, Checked):
+    """Static quantization with a power of two a channel at some inputs; other inputs have one scale.
+
+    Args:
+        granularity, grid, range, group_size, scale, regions, time: see `StaticActivation`; `grid` is of integers.
+        shifts: K, the greatest exponent; 0 is `StaticActivation`.
+        shifted: roles of the layers whose inputs have exponents: those behind LayerNorms.
+
+    Raises:
+        UserError: see `StaticActivation`; or a value is out of range.
+    """
+
+    shifts: Annotated[int, Ge(0), Le(8)] = 3
+    shifted: list[str] = field(default_factory=lambda: ["qkv", "ffn_up"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Checked.__post_init__(self)
+        if self.grid not in get_args(Grid):
+            raise UserError(
+                f"activation=channel_shift shifts integers, and grid={self.grid!r} has none; use one of "
+                f"{', '.join(get_args(Grid))}, or activation=tensor"
+            )
+
+    def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
+        """See `StaticActivation`; two regions come first."""
+        own = super().at(role, spec)
+        if own is None or own is not spec or not self.shifts or not meant(role, self.shifted):
+            return own
+        return replace(own, grid="channel_shift", shifts=self.shifts)
+
+    def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
+        """See `StaticActivation`; `values` are [channels, n] for each group of timesteps where channels have exponents.
+
+        Raises:
+            UserError: there are no values.
+        """
+        if spec.grid != "channel_shift" or values is None:
+            return super().quantizer(spec, values, groups, clock)
+        whole = replace(self.spec(spec.bits), time_groups=spec.time_groups)
+        ends = [self.range(sample.reshape(1, -1), whole) for sample in values]
+        grids = [affine(lo.double(), hi.double(), whole) for lo, hi in ends]  # where -lo / top is a half, it is exactly
+        found = [channel_shifts(sample, grid, self.shifts) for sample, grid in zip(values, grids, strict=True)]
+        numbers = torch.stack(
+            [torch.stack([s, g.zero_point.squeeze()]) for (s, _), g in zip(found, grids, strict=True)]
+        )
+        shifts = torch.stack([alpha for _, alpha in found]).to(torch.uint8)
+        return ChannelQuantizer(spec, (grids[0].low, grids[0].high), numbers, shifts, groups, clock)
