@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdit.errors import UserError
+from qdit.storage.names import counted
 
 _NUMBER = re.compile(r"-[0-9]+$")
 _WAYS = "give one a line for each sample, in the order of their names, or JSONL or CSV with ids"
@@ -27,8 +28,8 @@ def captions_of(file: Path, names: Sequence[str]) -> list[str]:
         return _by_name(file, rows, names)
     if len(rows) != len(names):
         raise UserError(f"--prompts {file} has {len(rows)} captions without ids for {len(names)} samples; {_WAYS}")
-    if (counted := sorted(names, key=_natural)) != list(names):
-        one, other = next(pair for pair in zip(names, counted, strict=True) if pair[0] != pair[1])
+    if (by_number := sorted(names, key=counted)) != list(names):
+        one, other = next(pair for pair in zip(names, by_number, strict=True) if pair[0] != pair[1])
         raise UserError(
             f"--prompts {file} has no ids, and the order of the names is in doubt: {one} stands before {other} by its "
             "letters and behind it by its number; write numbers with zeros before them, or give JSONL or CSV with ids"
@@ -52,8 +53,3 @@ def _by_name(file: Path, rows: Sequence[tuple[str, str]], names: Sequence[str]) 
             f"{_WAYS}"
         )
     return [text for text in found if text is not None]
-
-
-def _natural(name: str) -> list[str | int]:
-    """What names are sorted by where numbers in them count as numbers."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -56,6 +56,15 @@ def fitting(name: str) -> str:
     return f"{plain}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
+def counted(name: str) -> list[str | int]:
+    """What names are sorted by where numbers in them count as numbers: 2 before 10.
+
+    >>> sorted(["a10", "a2", "a"], key=counted)
+    ['a', 'a2', 'a10']
+    """
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
 def one_line(text: str) -> str:
     """A text as a table shows it: `visible`, and without lines and tabs of its own."""
     return visible(text).replace("\n", " ").replace("\t", " ")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from qdit.storage.arrays import MOST_PIXELS, read_image
+from qdit.storage.names import counted
 from qdit.storage.reading import Unreadable, size_of
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi")
@@ -28,7 +29,9 @@ def is_clip(path: Path) -> bool:
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a clip in order, uint8 [height, width, 3]; of a folder, its images sorted by name.
+    """The frames of a clip in order, uint8 [height, width, 3].
+
+    Of a folder these are its images by name, in which numbers count as numbers: 2.png stands before 10.png.
 
     Raises:
         Unreadable: it is missing, damaged, empty, of changing size, or a video where PyAV is not installed.
@@ -51,7 +54,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _folder(path: Path) -> Iterator[np.ndarray]:
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.iterdir(), key=lambda file: counted(file.name)):
         if file.suffix.lower() not in FRAMES:
             raise Unreadable(file, f"is no frame ({', '.join(FRAMES)})", "take it away")
         yield read_image(file, _MEND)

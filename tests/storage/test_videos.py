@@ -58,6 +58,13 @@ def test_folders_hold_frames_of_one_size_and_nothing_else(tmp_path):
         list(frames_of(tmp_path))
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    """As names are sorted as text, 10 would stand before 2."""
+    for number in (1, 2, 10):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert [int(frame[0, 0, 0]) for frame in frames_of(tmp_path)] == [1, 2, 10]
+
+
 def test_an_empty_folder_has_no_frames(tmp_path):
     with pytest.raises(Unreadable, match="has no frames"):
         list(frames_of(tmp_path))

@@ -28,6 +28,8 @@ from qdit.storage.videos import encode
 
 MANIFEST, VIDEOS = "manifest.json", "videos"
 FPS, CRF = 8, 12
+LONGEST = 220
+"""Bytes of a prompt; a file's name takes 255, with a number, a suffix, and more while it is written. VBench's have 210."""
 AGAIN = "export the videos again, and run the dimension on them"
 
 
@@ -39,8 +41,8 @@ def names_of(prompts: Sequence[str]) -> list[str]:
     """
     if not prompts:
         raise UserError("VBench names videos by their prompts, and no prompts are known")
-    if bad := next((p for p in prompts if "/" in p or "\0" in p or not 0 < len(os.fsencode(p)) <= 240), None):
-        raise UserError(f"the prompt {bad[:60]!r} gives no name of a file: up to 240 bytes without / are allowed")
+    if bad := next((p for p in prompts if "/" in p or "\0" in p or not 0 < len(os.fsencode(p)) <= LONGEST), None):
+        raise UserError(f"the prompt {bad[:60]!r} gives no name of a file: up to {LONGEST} bytes without / are allowed")
     count: Counter[str] = Counter()
     names = []
     for prompt in prompts:

@@ -7,13 +7,16 @@ dimension and versions, of which each is made by one process while others wait. 
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
@@ -185,19 +188,28 @@ class External(PerSample):
 
 
 def _process(command: list[str], timeout: int) -> str:
-    """Run a command; what it printed.
+    """Run a command; what it printed. At the time limit everything that it started is ended with it.
 
     Raises:
         Failed: with the last lines of its errors.
     """
     quiet = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    about: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, env=quiet)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"was ended after {timeout} s; raise the metric's timeout") from None
+        # A group of its own: a wrapper's children would go on after it, and keep the pipes open.
+        process = subprocess.Popen(command, **about, env=quiet, start_new_session=True)
     except OSError as error:
         raise Failed(f"cannot be started ({error.strerror}: {command[0]})") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()][-SHOWN_LINES:]
-        raise Failed(f"failed with code {done.returncode}:\n    " + "\n    ".join(lines or ["no message"]))
-    return done.stdout
+    with process:
+        try:
+            printed, errors = process.communicate(timeout=timeout)
+        except BaseException as error:  # Ctrl-C, too, which reaches this group alone
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"was ended after {timeout} s; raise the metric's timeout") from None
+            raise
+    if process.returncode:
+        lines = [line for line in errors.strip().splitlines() if line.strip()][-SHOWN_LINES:]
+        raise Failed(f"failed with code {process.returncode}:\n    " + "\n    ".join(lines or ["no message"]))
+    return printed

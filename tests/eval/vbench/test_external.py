@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,17 @@ def test_videos_that_were_changed_are_written_again(python, tmp_path):
     assert changed(file.parents[1] / MANIFEST) == []
 
 
+def test_what_a_wrapper_started_ends_with_it(python, tmp_path, monkeypatch):
+    """Of `conda run` and its kin the interpreter is a child, which holds the pipes."""
+    script = tmp_path / "python"
+    script.write_text(script.read_text().replace("exec ", "") + "exit $?\n")
+    monkeypatch.setenv("STAND_IN", "sleep")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="was ended after 1 s"):
+        metric(tmp_path, timeout=1).compute(own := Samples(), own)
+    assert time.monotonic() - started < 30  # the stand-in sleeps for 60
+
+
 def test_results_of_another_set_are_refused(python, tmp_path):
     own, other = Samples(), Samples(9)
     metric(tmp_path).compute(own, own)
@@ -253,9 +265,13 @@ def test_preflight_says_what_is_missing(python, tmp_path, monkeypatch):
 
 def test_names_are_vbenchs():
     assert names_of(["a", "b", "a"]) == ["a-0.mp4", "b-0.mp4", "a-1.mp4"]
-    for bad, said in ((["a/b"], "'a/b' gives no name of a file"), (["ä" * 130], "gives no name"), ([], "no prompts")):
+    for bad, said in ((["a/b"], "'a/b' gives no name of a file"), (["ä" * 111], "gives no name"), ([], "no prompts")):
         with pytest.raises(UserError, match=said):
             names_of(bad)
+
+
+def test_the_longest_prompt_can_be_written(python, tmp_path):
+    export(Samples().pieces(), ["ä" * 110] * 3, tmp_path)
 
 
 def test_case_matters_where_the_disk_cannot_tell(python, tmp_path, monkeypatch):
