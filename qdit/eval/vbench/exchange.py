@@ -29,7 +29,7 @@ from qdit.storage.videos import encode
 MANIFEST, VIDEOS = "manifest.json", "videos"
 FPS, CRF = 8, 12
 LONGEST = 220
-"""Bytes of a prompt; a file's name takes 255, with a number, a suffix, and more while it is written. VBench's have 210."""
+"""Bytes of a prompt: a file's name takes 255, with a number and more while it is written. VBench's have up to 210."""
 AGAIN = "export the videos again, and run the dimension on them"
 
 
