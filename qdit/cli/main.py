@@ -14,6 +14,11 @@ _NO_TEXT = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]*(e[+-]?\d[\d_]*)?|[+-]?inf|nan|
 
 def main() -> None:
     """Carry out the command line; code 130 after Ctrl-C and 143 after SIGTERM."""
+    if "--version" in sys.argv[1:]:  # Hydra would tell its own
+        from importlib.metadata import version
+
+        print(f"qdit {version('qdit')}, Hydra {version('hydra-core')}, torch {version('torch')}")
+        return
     try:
         with interrupts.taken():
             from qdit.cli.command import main as run

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from qdit import __version__
 from qdit.errors import UserError
@@ -24,6 +23,7 @@ from qdit.eval.reference import Reference, check_gaussian, wrong_size
 from qdit.eval.statistics import Moments, frechet_distance
 from qdit.storage.arrays import MOST_PIXELS, array_names, read_arrays, read_image
 from qdit.storage.digest import sha256
+from qdit.storage.progress import progress
 from qdit.storage.reading import size_of
 from qdit.storage.walk import entries_below
 
@@ -118,7 +118,7 @@ def _files(path: Path) -> list[Path]:
 def extract(images: Images, indices: Sequence[int], extractor: FeatureExtractor) -> Iterator[Features]:
     """Features of chosen images, batch by batch."""
     total = -(-len(indices) // BATCH)
-    for batch in tqdm(images.batches(indices), total=total, desc=extractor.name, leave=False):
+    for batch in progress(images.batches(indices), total=total, desc=extractor.name, leave=False):
         yield extractor(batch)
 
 

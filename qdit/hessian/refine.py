@@ -14,7 +14,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import site_input, watching
@@ -32,6 +31,7 @@ from qdit.nn.linear import Shared
 from qdit.quant.grid import RowGrid
 from qdit.quant.spec import as_rows
 from qdit.seeding import generator
+from qdit.storage.progress import progress
 from qdit.storage.shelf import Place, Shelf
 
 log = logging.getLogger("qdit")
@@ -61,7 +61,7 @@ class Refinement:
         found = [self.load(part) for part in parts]
         last = max((n for n, own in enumerate(found) if own is None), default=-1)
         walk = Walk(self.fit.model, self.fit.data, parts, self.fit.scratch()) if last >= 0 else None
-        for n, part in enumerate(tqdm(parts[: last + 1], desc="ranges", unit="block", disable=None)):
+        for n, part in enumerate(progress(parts[: last + 1], desc="ranges", unit="block")):
             assert walk is not None
             if found[n] is None:
                 own = found[n] = self.search_all(walk, part)

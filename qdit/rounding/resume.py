@@ -8,7 +8,6 @@ at a boundary can be computed again in one forward pass, and would be the larges
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.errors import UserError
@@ -16,6 +15,7 @@ from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.quant.grid import Rounded, from_tensors, shapes_of, tensors_of
 from qdit.quant.spec import QuantSpec, as_rows
+from qdit.storage.progress import progress
 from qdit.storage.shelf import Place, Shelf
 
 Weights = dict[str, Rounded]
@@ -39,7 +39,7 @@ def round_segments(
     missing = [n for n, weights in enumerate(found) if weights is None]
     last = max(missing, default=-1)
     walk = Walk(fit.model, fit.data, parts, fit.scratch()) if missing else None
-    for n, part in enumerate(tqdm(parts[: last + 1], desc="rounding", unit="block", disable=None)):
+    for n, part in enumerate(progress(parts[: last + 1], desc="rounding", unit="block")):
         assert walk is not None
         weights = found[n]
         if weights is None:

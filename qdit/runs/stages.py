@@ -31,6 +31,7 @@ from qdit.runs.setup import Setup
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
+from qdit.storage.progress import progress
 from qdit.storage.run_folder import CLUSTERS, IMAGES, VALUES
 from qdit.storage.shelf import Shelf
 from qdit.storage.tensors import save_tensors
@@ -130,8 +131,8 @@ class Bar:
         """A sampler callback that moves the bar by one step of a batch."""
         if self.bar is None:
             shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-            about: dict[str, Any] = {"desc": self.label, "unit": "image", "disable": None, "bar_format": shape}
-            self.bar = tqdm(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
+            about: dict[str, Any] = {"desc": self.label, "unit": "image", "bar_format": shape}
+            self.bar = progress(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
         bar, batch = self.bar, len(indices)
 
         def step(*_: object) -> None:

@@ -4,9 +4,8 @@ import logging
 from statistics import fmean, median
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from qdit.search.objective import Objective, Score
+from qdit.storage.progress import progress
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
@@ -30,7 +29,7 @@ class Progress:
         self.done = 0
 
     def __enter__(self) -> Self:
-        self.bar = tqdm(total=self.total, desc="search", unit="candidate", disable=None)
+        self.bar = progress(total=self.total, desc="search", unit="candidate")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from qdit.checked import Checked, Samples
 from qdit.errors import UserError
@@ -34,6 +33,7 @@ from qdit.search.variants import BitVariants
 from qdit.seeding import SEARCH
 from qdit.setting import Setting
 from qdit.storage.journal import Entry, Journal
+from qdit.storage.progress import progress
 
 Cells = list[list[dict[int, NDArray[np.float64]]]]
 """For each gene and range, by bits: the loss of each sample."""
@@ -191,7 +191,7 @@ class Measurement:
         found: Cells = [[{} for _ in space.steps] for _ in space.genes]
         group = by_gene(parts)
         total = len(space.steps) * sum(len(gene.sizes) for gene in space.genes)
-        with tqdm(total=total, desc="sensitivities", disable=None) as bar:
+        with progress(total=total, desc="sensitivities") as bar:
             for number, gene in enumerate(space.genes):
                 metric = self.groups[group[number]].metric
                 for part, first in enumerate(starts):

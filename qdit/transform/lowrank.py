@@ -26,7 +26,6 @@ import torch
 from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
 from qdit.checked import Checked
@@ -34,6 +33,7 @@ from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.roles import meant
 from qdit.nn.linear import matrix
+from qdit.storage.progress import progress
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows
 from qdit.transform.trial import Trial, unchanged
@@ -155,7 +155,7 @@ class LowRank(Drafted, Checked):
         inputs = self.inputs(model, chosen)
         rows = sample_rows(model, inputs, collect(), ROWS, self.seed)
         found: dict[str, Factors] = {}
-        for each in tqdm(inputs, desc="branches", unit="input", disable=None):
+        for each in progress(inputs, desc="branches", unit="input"):
             x = rows.pop(each.name).to(model.device)
             found |= {site.name: self.factors(_weight(model, site), site, x, trial) for site in each.quantized}
         return _named(found)

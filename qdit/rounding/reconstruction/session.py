@@ -34,6 +34,7 @@ from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.units import Unit, list_units
 from qdit.rounding.resume import load_named, save_named
 from qdit.seeding import generator
+from qdit.storage.progress import progress
 
 log = logging.getLogger("qdit")
 
@@ -64,7 +65,7 @@ class Session:
         missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
         total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
         targets = Targets(self.fit.model, self.fit.data, self.parts, self.fit.scratch()) if missing else None
-        with tqdm(total=total, desc="reconstructing", unit="step", disable=None if missing else True) as bar:
+        with progress(total=total, desc="reconstructing", unit="step", hidden=not missing) as bar:
             for part, group in zip(self.parts, self.units, strict=True):
                 for unit in group:
                     if unit.name in missing:

@@ -1,0 +1,38 @@
+"""In a log, long work says where it is, and short work says nothing."""
+
+import pytest
+
+from qdit.storage import progress as module
+from qdit.storage.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of the test's own; tqdm's keeps going."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    return now
+
+
+def test_a_line_every_ten_seconds_and_none_of_what_is_short(clock, caplog, capsys):
+    caplog.set_level("INFO", logger="qdit")
+    for _ in progress(range(4), desc="rounding", unit="block"):
+        clock[0] += 1
+    assert not caplog.messages
+    bar = progress(total=100, desc="sampling", unit="image")
+    for _ in range(10):
+        clock[0] += 4
+        bar.update(10)
+        bar.refresh()
+    bar.close()
+    assert [line.split("%")[0] for line in caplog.messages] == ["  sampling:  30", "  sampling:  60", "  sampling:  90"]
+    assert "of 100 [" in caplog.messages[0]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_is_shown_of_hidden_work(clock, caplog):
+    caplog.set_level("INFO", logger="qdit")
+    for _ in progress(range(3), desc="x", hidden=True):
+        clock[0] += 20
+    assert not caplog.messages
