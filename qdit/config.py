@@ -19,7 +19,8 @@ from qdit.quant import named
 from qdit.storage import names
 
 COMPONENTS = (
-    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "correction", "search"),
+    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "repair", "correction"),
+    "search",
 )
 """The config groups that a recipe picks its parts from."""
 RECIPE_KEYS = (*COMPONENTS, "bits")

@@ -1,6 +1,6 @@
 """A fit in progress (applying a recipe to a model): what its parts see of the model, the policy and the data.
 
-The order is always: statistics, transform, policy, ranges, rounding, layers, correction (`qdit.fitting`).
+The order is always: statistics, transform, policy, ranges, rounding, layers, repair, correction (`qdit.fitting`).
 """
 
 from collections.abc import Callable, Sequence

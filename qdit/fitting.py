@@ -1,6 +1,7 @@
 """Fit a recipe to a model (calibration and conversion): plan a policy, calibrate, round the weights, make the layers.
 
-The order is always: statistics, transform, policy, ranges, rounding, layers, correction. A weight is quantized once.
+The order is always: statistics, transform, policy, ranges, rounding, layers, repair, correction. A weight is
+quantized once.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import nn
 
 from qdit.calibration import CalibrationData
 from qdit.fit import Fit
@@ -54,12 +54,14 @@ def fit_policy(
         fit = Fit(model, recipe, recipe.completed(policy, model), drawn, folder, rewrite, seed=seed)
         fit.searched = refine(fit)
         weights = recipe.rounding.weights(fit)
-        layers: dict[str, nn.Module] = {
+        layers = {
             site.name: QuantLinear(fit.layer(site), weights.get(site.name), fit.quantizers.get(site.name)).eval()
             for site in fit.sites
         }
+        if recipe.repair is not None:
+            recipe.repair.repair(fit, layers)
         attention = fit.processors()
-    return Quantized(fit.policy, layers, attention, rewrite=rewrite)
+    return Quantized(fit.policy, {**layers}, attention, rewrite=rewrite)
 
 
 def _fit_ranges(

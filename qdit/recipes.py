@@ -9,6 +9,7 @@ from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import divisors
+from qdit.repair import Repair
 from qdit.rounding import Rounding
 from qdit.scheme import Scheme
 from qdit.scope import Scope
@@ -25,6 +26,8 @@ class Recipe(Scheme):
     """Chooses the calibration points that the other parts see; `NoCalibration` where none are needed."""
     transform: Transform | None = None
     """Rewrites the network before anything else; None leaves it as it is."""
+    repair: Repair | None = None
+    """Changes quantized layers behind rounding; None leaves them."""
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
@@ -59,6 +62,7 @@ class Recipe(Scheme):
         found = ["transform"] * (self.transform is not None and self.transform.needs_calibration)
         found += ["weight"] * (hessian.rules(self)[0] is not None)
         found += ["rounding"] * (self.rounding.needs_calibration and self.weight_bits < 16)
+        found += ["repair"] * (self.repair is not None and self.repair.needs_calibration)
         found += ["activation"] * (self.activation.needs_ranges and self.activation_bits < 16)
         if self.attention is not None and self.operands:
             found += ["attention"] * self.attention.needs_calibration

@@ -18,7 +18,7 @@ attention
 scheme
 transform
 fit quantized
-rounding hessian correction checkpoint
+rounding hessian correction checkpoint repair
 recipes
 fitting
 search

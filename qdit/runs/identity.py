@@ -45,7 +45,7 @@ def science(config: dict) -> dict:
         return protocol
     if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
         return protocol | {"checkpoint": checkpoint}
-    chosen = protocol | versioned({k: config[k] for k in RECIPE_KEYS}, config)
+    chosen = protocol | versioned({k: config[k] for k in RECIPE_KEYS if k in config}, config)
     if isinstance(path := chosen["search"].get("policy"), str):  # what the file says, wherever it lies
         given = Path(path).expanduser()
         found = [file for file in (given, given / "policy.yaml") if file.is_file()]

@@ -149,7 +149,7 @@ def checkpoint_text(manifest: Manifest) -> str:
         "saved by " + ", ".join(f"{key} {value}" for key, value in source.items() if value is not None),
         "with " + ", ".join(f"{key} {value}" for key, value in about["versions"].items()),
     ]
-    for key in ("transform", "attention", "rounding", "correction"):
+    for key in ("transform", "attention", "rounding", "repair", "correction"):
         part = (about.get("config") or {}).get(key) or {}
         if "_target_" in part:
             lines.append(f"{key}: {part.get('name') or part['_target_'].rpartition('.')[2]}")

@@ -110,7 +110,9 @@ def build_recipe(config: dict[str, Any]) -> Method | None:
     problems: list[str] = []
     for key in COMPONENTS:
         try:
-            parts[key] = build(config[key]) if "_target_" in config[key] else None  # none: an option that is no part
+            parts[key] = (
+                build(config[key]) if "_target_" in config.get(key, {}) else None
+            )  # none: an option that is no part
         except UserError as error:
             problems += [f"{key}: {p}" for p in error.problems]
     bits = config["bits"]

@@ -83,13 +83,14 @@ def calibrate(config: dict[str, Any], parts: Setup) -> CalibrationData:
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:
-    """Where rounded weights are kept: shared by all runs that round alike, whatever they search, correct or sample."""
+    """Where rounded weights are kept: shared by all runs that round alike, whatever they do before and behind it."""
     return Path(config["cache_dir"]) / "rounding" / digest(_rounding(config) | {"path": path_id(config)})
 
 
 def _rounding(config: dict[str, Any]) -> dict[str, Any]:
     """What rounded weights depend on, besides the path."""
-    recipe = versioned({k: config[k] for k in RECIPE_KEYS if k not in ("search", "correction")}, config)
+    behind = ("search", "repair", "correction")
+    recipe = versioned({k: config[k] for k in RECIPE_KEYS if k in config and k not in behind}, config)
     return {"format": FORMAT, "recipe": recipe}
 
 

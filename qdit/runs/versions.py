@@ -78,6 +78,7 @@ VERSIONS: tuple[Version, ...] = (
 _DIT = "qdit.model.dit.DiT"
 NEUTRAL: Mapping[str, Any] = {
     "model.vae_revision": None,
+    "repair": {"name": "none"},
     **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise"), False),
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }

@@ -64,6 +64,7 @@ OPTIONS = [
     *("quantizer=rtn weight=tensor attention=uniform", "quantizer=rtn correction=ptqd dtype=bfloat16"),
     "quantizer=q_dit transform=salience scope=blocks_adaln",
     *("quantizer=rtn attention=uniform bits=w4a4", "quantizer=fq_vit bits=w4a4 activation/time=equal"),
+    "quantizer=rtn weight=tensor repair=bias repair.inputs=quantized",
     *("quantizer=ptq4dit bits=fp8", "quantizer=fp4dit bits=w4a8_fp", "quantizer=rtn bits=mxfp8"),
     *("quantizer=vidit_q bits=lloyd4", "quantizer=quarot bits=mxfp4", "quantizer=svdquant_gptq bits=nvfp4"),
     "quantizer=awq_clip bits=nvfp4_46 attention=dynamic",
