@@ -10,6 +10,8 @@ CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())
 ASSETS = Path(__file__).resolve().parent / "assets"
 EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 """The embedded DiT, which is meant where a path is null."""
+MODELS = ASSETS / "models"
+"""The other embedded pipelines, each in a folder of its name."""
 PREFIX = "embedded:"
 
 
@@ -22,7 +24,7 @@ def folder_of(path: str | None) -> Path:
     if path is None:
         return EMBEDDED
     name = path.removeprefix(PREFIX)
-    return Path(path).expanduser() if name == path else ASSETS / "models" / component(name, "model.path")
+    return Path(path).expanduser() if name == path else MODELS / component(name, "model.path")
 
 
 def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from qdit.quant.time_groups import ALL, Groups
 from qdit.scheme import Scheme
 from qdit.storage.scratch import Scratch
 from qdit.storage.shelf import Place, Shelf
+from qdit.tracking import NoTracker, Tracker
 from qdit.transform import Rewrite
 
 
@@ -44,6 +45,8 @@ class Fit:
     """The grids of weights, by site, that were found from more than the weights themselves."""
     seed: int = 0
     """Of what is drawn at random, that of the calibration."""
+    tracker: Tracker = field(default_factory=NoTracker)
+    """Gets the errors that rounding leaves, layer by layer."""
 
     @cached_property
     def sites(self) -> list[Site]:

@@ -21,6 +21,7 @@ from qdit.policies import Policy
 from qdit.quantized import Quantized
 from qdit.recipes import Recipe
 from qdit.storage.shelf import Place
+from qdit.tracking import Tracker
 from qdit.transform import Rewrite, Trial, rewritten
 from qdit.transform.timestep_aware import RewriteByRange, points_within
 
@@ -33,10 +34,12 @@ def fit_policy(
     collect: Callable[[], CalibrationData],
     folder: Place | None = None,
     rewrite: Rewrite | None = None,
+    tracker: Tracker | None = None,
 ) -> Quantized:
     """Round the weights and make the layers of a given policy; arguments as `quantize`.
 
-    `rewrite` is what the recipe's transform makes of the model, None to have it made here.
+    `rewrite` is what the recipe's transform makes of the model, None to have it made here. `tracker` gets the errors
+    that rounding leaves.
     """
     if rewrite is None:
         sites = recipe.scope.select(model.sites())
@@ -52,6 +55,7 @@ def fit_policy(
     with rewrite.installed(model):
         seed = getattr(recipe.calibration, "seed", 0)
         fit = Fit(model, recipe, recipe.completed(policy, model), drawn, folder, rewrite, seed=seed)
+        fit.tracker = tracker or fit.tracker
         fit.searched = refine(fit)
         weights = recipe.rounding.weights(fit)
         layers = {

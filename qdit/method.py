@@ -69,7 +69,8 @@ def quantize(
     if problems:
         raise UserError(*problems)
     if method.search is None:
-        quantized = fit_policy(model, method, method.plan(model.sites()), collect, folder)
+        tracker = setting.tracker if setting is not None else None
+        quantized = fit_policy(model, method, method.plan(model.sites()), collect, folder, tracker=tracker)
     elif setting is None:
         raise ValueError("a search needs its setting")
     else:

@@ -19,7 +19,7 @@ class Setting:
         seed: the run's.
         prepared: extractors and references of the objective.
         folder: where the ledger is kept; None keeps none.
-        tracker: gets one entry per generation.
+        tracker: gets what a search and the rounding report.
     """
 
     sampler: Sampler

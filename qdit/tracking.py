@@ -29,16 +29,24 @@ _ID = re.compile(
     r"[^/\\#?%:;,'\s][^/\\#?%:;,'\n]{,99}"
 )  # what W&B takes as the beginning of an id of up to 128 characters
 _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this machine, not of the experiment
-_CHARTS = ("layers", "timesteps", "groups", "bits", "frames")  # as `qdit.runs.stages` draws them
+_CHARTS = ("layers", "timesteps", "groups", "bits", "frames")  # as `qdit.runs` draws them
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
+
+
+Values = Mapping[str, float] | Callable[[], Mapping[str, float]]
+"""Values by name, or what computes them, which is called only where somebody listens."""
 
 
 class Tracker(Protocol):
     """What a run reports to."""
 
-    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
-        """Report values of one step of a stage (`sampling`, `search`, `sensitivities`)."""
+    def log(self, values: Values, step: int, stage: str) -> None:
+        """Report values of one step of a stage, which is the number on the axis of its curves.
+
+        Stages: `calibration` (a timestep), `rounding` (a layer of GPTQ, a unit of AdaRound), `search` (a generation),
+        `sensitivities` (a candidate), `sampling` (samples), `evaluation` (a metric).
+        """
         ...
 
     def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
@@ -72,7 +80,7 @@ class NoTracker:
         """Yield itself."""
         yield self
 
-    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+    def log(self, values: Values, step: int, stage: str) -> None:
         """Drop the values."""
 
     def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
@@ -97,7 +105,7 @@ class _Guarded:
             self.told = True
             return None
 
-    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+    def log(self, values: Values, step: int, stage: str) -> None:
         self.attempt(lambda: self.tracker.log(values, step, stage))
 
     def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
@@ -193,8 +201,9 @@ class WandbRun:
         self.run = run
         self.stages: set[str] = set()
 
-    def log(self, values: Mapping[str, float], step: int, stage: str) -> None:
+    def log(self, values: Values, step: int, stage: str) -> None:
         """Log `stage/<name>` curves over `stage/step`, each stage with its own axis."""
+        values = values() if callable(values) else values
         if stage not in self.stages:
             self.stages.add(stage)
             self.run.define_metric(f"{stage}/step", hidden=True)

@@ -26,6 +26,7 @@ from qdit.checked import Checked, Count, Samples, Share
 from qdit.errors import UserError
 from qdit.quant.time_groups import Time
 from qdit.seeding import CALIBRATION
+from qdit.storage.progress import progress
 
 if TYPE_CHECKING:
     from qdit.dataset.base import Source
@@ -99,8 +100,9 @@ class TrajectoryCalibration(Checked, ABC):
             last[trajectory] = max(step, last.get(trajectory, 0))
         longest_last = sorted(last, key=lambda trajectory: (last[trajectory], trajectory))
         labels: dict[int, int] = {}
-        for first in range(0, len(longest_last), self.batch_size):
-            batch = longest_last[first : first + self.batch_size]
+        batches = [longest_last[at : at + self.batch_size] for at in range(0, len(longest_last), self.batch_size)]
+        bar = progress(total=sum(last[batch[-1]] + 1 for batch in batches), desc="calibrating", unit="step")
+        for batch in batches:
             indices = [CALIBRATION + i for i in batch]
             classes = dataset.labels(indices, seed + self.seed)
             labels |= zip(batch, classes.tolist(), strict=True)
@@ -110,9 +112,11 @@ class TrajectoryCalibration(Checked, ABC):
                 for row, trajectory in enumerate(batch):
                     if (trajectory, step) in states:
                         states[trajectory, step] = x[row].float().cpu()
+                bar.update()
 
             x = sampler.sample(model, indices, classes, seed + self.seed, callback=record, until=end)
             record(end, timesteps[end], x, None)
+        bar.close()
         return CalibrationData(
             torch.stack([states[p.trajectory, p.step] for p in points]),
             torch.tensor([timesteps[p.step] for p in points]),

@@ -146,7 +146,7 @@ def _kept(dimension: str, values: "Tensor", prompts: Sequence[str], about: str, 
     from qdit.eval.base import Result
     from qdit.eval.per_sample import mean_of_judged
     from qdit.eval.vbench.external import External
-    from qdit.runs.stages import keep
+    from qdit.runs.evaluation import keep
     from qdit.storage.digest import digest
 
     if (found := mean_of_judged(values, prompts)) is None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qdit.assets import folder_of
 from qdit.errors import UserError
 from qdit.model.checks import check_schedule
 from qdit.model.files import misfit, read_config

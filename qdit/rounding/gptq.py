@@ -19,6 +19,7 @@ from qdit.checked import Checked
 from qdit.fit import Fit
 from qdit.model.base import Site
 from qdit.nn.linear import Observed, QuantLinear
+from qdit.quant.decibels import decibels
 from qdit.quant.grid import Rounded
 from qdit.rounding.base import Inputs
 from qdit.rounding.gptq_columns import InputHessian, curvature, round_columns
@@ -76,7 +77,12 @@ class GPTQ(Checked):
                 seeing = {name: partial(_add, hessian, walk, name) for name, hessian in hessians.items()}
                 walk.observe(segment, self.layers(fit, segment, weights, seeing))
             for group in groups:
-                weights |= self.round_readers(fit, group, hessians.pop(group[0].name))
+                hessian = hessians.pop(group[0].name)
+                found = self.round_readers(fit, group, hessian)
+                for site in group:
+                    left = partial(_left, fit.weight_of(site), found[site.name], hessian)
+                    fit.tracker.log(left, fit.sites.index(site), "rounding")
+                weights |= found
         return weights
 
     def round_readers(self, fit: Fit, readers: list[Site], hessian: InputHessian) -> dict[str, Rounded]:
@@ -103,6 +109,14 @@ class GPTQ(Checked):
         if segment.block is not None and not full:
             made |= fit.processors(segment.block)
         return made
+
+
+def _left(weight: Tensor, rounded: Rounded, hessian: InputHessian) -> dict[str, float]:
+    """The error of a layer's output on the calibration data relative to the output, and that of its weight, in dB."""
+    full, error, inputs = weight.float(), (rounded.weight - weight).float(), hessian.value()
+    powers = [((each @ inputs) * each).sum() for each in (full, error)]
+    energies = [each.square().sum() for each in (full, error)]
+    return {"output_sqnr": decibels(*powers).item(), "weight_sqnr": decibels(*energies).item()}
 
 
 def _add(hessian: InputHessian, walk: Walk, site: str, rows: Tensor) -> None:

@@ -19,6 +19,7 @@ from qdit.quant.time_groups import Time
 from qdit.quantized import Quantized
 from qdit.sampler.sampler import Sampler, each_time
 from qdit.seeding import DIAGNOSIS
+from qdit.storage.progress import progress
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def timestep_curve(model: DiffusionModel, sampler: Sampler, quantized: Quantized
     """
     mean, error = [], []
     with quantized.installed(model):
-        for step, t in enumerate(path.timesteps):
+        for step, t in enumerate(progress(path.timesteps, desc="error by timestep", unit="step", leave=False)):
             output = sampler.predict(model, path.states[step].to(model.device), t, path.labels.to(model.device))
             if quantized.correction is not None:
                 output = quantized.correction.output(output, t)

@@ -125,7 +125,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     """Quantize, sample and evaluate one config; its record."""
     from qdit.ledger import ledger
     from qdit.policies import Policy
-    from qdit.runs import record, stages
+    from qdit.runs import evaluation, record, stages
 
     reset_peak_memory()
     started, watch, reference_config = now(), record.Stopwatch(), full_precision(config)
@@ -159,9 +159,9 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
         applicable = {n: s for n, s in wanted.items() if n not in inapplicable}
         metrics = known.get("metrics", {}) | where.metrics(samples.made)
         keep = partial(where.save_metrics, made=samples.made)
-        metrics = stages.evaluate(applicable, metrics, parts, samples, reference, keep)
-    stages.picture(config, parts, samples, reference, where.path / "samples.png")
-    stages.frames_picture(metrics, where.path / "frames.png", config["name"])
+        metrics = evaluation.evaluate(applicable, metrics, parts, samples, reference, keep, tracker)
+    evaluation.picture(config, parts, samples, reference, where.path / "samples.png")
+    evaluation.frames_picture(metrics, where.path / "frames.png", config["name"])
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
     left = parts.run_time() if policy else []
     spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)

@@ -1,10 +1,9 @@
-"""The stages that `qdit.runs.run.execute` composes: calibration data, sample sets, metrics, diagnosis, pictures."""
+"""The stages that `qdit.runs.run.execute` composes: calibration data, the fit, sample sets, diagnosis."""
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import FOLDER, is_loaded
 from qdit.config import RECIPE_KEYS
 from qdit.dataset.prompts import Prompts
-from qdit.eval.frames import survey
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
 from qdit.method import quantize
-from qdit.plots import clips
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
@@ -32,14 +29,10 @@ from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
 from qdit.storage.progress import progress
-from qdit.storage.run_folder import CLUSTERS, IMAGES, VALUES
 from qdit.storage.shelf import Shelf
-from qdit.storage.tensors import save_tensors
-from qdit.tables import quantity
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
-SHOWN = 16  # samples in samples.png
 DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
 DIAGNOSIS = ("checkpoint", "curves", "layers", "search")  # what a fit and its diagnosis leave in the record
 
@@ -63,7 +56,7 @@ def shared(config: dict[str, Any], parts: Setup, folder: str, identity: Any, exe
     return Shelf(Path(config["cache_dir"]) / folder, identity, made, shared=True)
 
 
-def calibrate(config: dict[str, Any], parts: Setup) -> CalibrationData:
+def calibrate(config: dict[str, Any], parts: Setup, tracker: Tracker) -> CalibrationData:
     """The calibration data of a config, from the stage cache if any run made it before."""
     assert parts.recipe is not None
     source = parts.recipe.calibration
@@ -79,7 +72,17 @@ def calibrate(config: dict[str, Any], parts: Setup) -> CalibrationData:
     shelf = shared(config, parts, "calibration", about | {"path": path_identity(config)})
     stored = shelf.once(key, make)
     told = parts.sampler.timesteps(parts.model)
+    for number, time in enumerate(told):
+        tracker.log(partial(_points, stored["x"][stored["t"] == time]), number, "calibration")
     return CalibrationData(stored["x"], stored["t"], stored["y"], source.batch_size, stored.get("origin"), told)
+
+
+def _points(x: Tensor) -> dict[str, float]:
+    """How many calibration points a timestep has, and how their values are spread."""
+    if not len(x):
+        return {"points": 0}
+    size = x.float().abs()
+    return {"points": len(x), "absmax": size.max().item(), "deviation": x.float().std(correction=0).item()}
 
 
 def rounding_folder(config: dict[str, Any]) -> Path:
@@ -104,7 +107,7 @@ def fit(config: dict[str, Any], parts: Setup, folder: Shelf, tracker: Tracker) -
     setting = parts.setting(config["seed"], folder, tracker)
     # Runs that round alike do it once. Those that search, too, share fits, but not hours of scoring.
     with exclusive(place.folder / ".lock") if parts.recipe.search is None else nullcontext():
-        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts), place, setting)
+        return quantize(parts.model, parts.recipe, lambda: calibrate(config, parts, tracker), place, setting)
 
 
 def save(
@@ -137,7 +140,7 @@ class Bar:
         bar, batch = self.bar, len(indices)
 
         def step(*_: object) -> None:
-            bar.update(batch / steps)
+            bar.update(min(batch / steps, bar.total - bar.n))  # sums of shares may go beyond
 
         return step
 
@@ -196,56 +199,6 @@ def sample_set(
     )
 
 
-def evaluate(
-    wanted: dict[str, str],
-    known: dict[str, Any],
-    parts: Setup,
-    samples: SampleSet,
-    reference: SampleSet,
-    save: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Every wanted metric as a record; those in `known` with the same settings are kept.
-
-    Args:
-        wanted: name -> digest of the metric's settings.
-        known: metrics of an earlier record of the same run.
-        parts: for the metrics and their references.
-        samples, reference: the run's samples and those of full precision on the same noise.
-        save: keeps what was found so far, after each metric.
-    """
-    found = dict(known)
-    new = {name: s for name, s in wanted.items() if name not in known or known[name]["settings"] != s}
-    survey([parts.metrics[name] for name in new], samples, reference)
-    for name, settings in new.items():
-        metric = parts.metrics[name]
-        result = metric.compute(samples, reference, parts.prepared.reference_of(metric))
-        shown = {"shown": asdict(metric.shown)} if metric.shown else {}
-        found[name] = result.record() | {"settings": settings} | shown
-        if result.each is not None and samples is not reference:
-            keep_values(samples, f"{name}@{settings}", result.each)
-        save(found)
-        error = "" if result.stderr is None else f" ± {result.stderr:.3g}"
-        log.info("  %-16s %.4g%s", name, result.value, error)
-    return found
-
-
-def keep_values(samples: SampleSet, key: str, values: Tensor) -> None:
-    """Save a metric's value for each sample, [n], with a run; tables compare methods sample by sample."""
-    keep(samples.shelf, key, values, samples.clusters)
-
-
-def keep(shelf: Shelf, key: str, values: Tensor, prompts: Sequence[str] | None) -> None:
-    """Save values [n] among those of a run's samples; where they have prompts, also the number of each one's.
-
-    Runs of other seeds have the same prompts, so that the numbers tell which samples are alike even if none is here.
-    """
-    name, kept = Path(VALUES).stem, {key: values.double()}
-    if prompts is not None:
-        order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        kept[CLUSTERS] = torch.tensor([order[each] for each in prompts])
-    shelf.save(name, (shelf.load(name) or {}) | kept)
-
-
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:
     """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
 
@@ -274,34 +227,6 @@ def diagnose(config: dict[str, Any], parts: Setup, quantized: Quantized, folder:
             if key in allocation.details:
                 draw(allocation.details[key], folder / f"{key}.png", title=config["name"])
     return found
-
-
-def frames_picture(metrics: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
-    """`frames.png`: paired metrics of clips over their frames, where there are any."""
-    found = {name: metric for name, metric in metrics.items() if metric.get("by_frame")}
-    shown = {name: quantity.metric_quantity(name, None, metric.get("shown")) for name, metric in found.items()}
-    if found:
-        figures.frame_chart({shown[name].label: metric["by_frame"] for name, metric in found.items()}, path, title)
-
-
-def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference: SampleSet, path: Path) -> None:
-    """`samples.png`: full precision above the run's samples on the same noise, with the classes' names or prompts.
-
-    Of clips it shows the frames in a row, and a video plays them (`qdit.plots.clips`).
-    The run's images in it are kept beside it, with their captions, for pictures of several runs.
-    """
-    first = own = next(reference.images())[:SHOWN]
-    rows = [("full precision", first)]
-    if samples is not reference:
-        own = next(samples.images())[:SHOWN]
-        rows.append((config["name"], own))
-    names = parts.dataset.class_names()
-    labels = parts.dataset.labels(list(range(len(first))), config["seed"])
-    captions = [names[int(label)] for label in labels]
-    figures.sample_grid(rows, path, captions)
-    if own.ndim == 5:
-        clips.play([(label, images.cpu().numpy()) for label, images in rows], path.parent, captions)
-    save_tensors(path.parent / IMAGES, {"images": own}, {"captions": json.dumps(captions)})
 
 
 def protocol(config: dict[str, Any], parts: Setup) -> str:

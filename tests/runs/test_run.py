@@ -20,6 +20,7 @@ from qdit.runs import run as running
 from qdit.runs.settled import record_failure
 from qdit.sampler.sampler import Sampler
 from qdit.storage.run_folder import RunDir
+from qdit.tracking import NoTracker
 
 N = 40  # the least that a jackknife of 20 groups takes
 TINY = (
@@ -317,3 +318,28 @@ def test_a_damaged_record_is_named(finished, tiny_pipeline):
             run(*overrides(tiny_pipeline, root))
     finally:
         file.write_text(good)
+
+
+@pytest.mark.parametrize(
+    "quantizer", ["q_dit weight.group_size=16 activation.group_size=16", "ptq4dit rounding.iterations=3"]
+)
+def test_every_stage_reports_its_curves(quantizer, tiny_pipeline, tmp_path, monkeypatch, no_charts):
+    told: dict[str, list[dict[str, float]]] = {}
+
+    def log(self, values, step, stage):
+        assert step == len(told.setdefault(stage, [])) or stage in ("sampling", "evaluation", "rounding")
+        told[stage].append(values() if callable(values) else values)
+
+    monkeypatch.setattr(NoTracker, "log", log)
+    record = run(*overrides(tiny_pipeline, tmp_path, *f"quantizer={quantizer} eval=paired num_samples=4".split()))
+    assert told.keys() == {"calibration", "rounding", "sampling", "evaluation"}
+    assert sum(each["points"] for each in told["calibration"]) == 8
+    measured = {name: value for each in told["evaluation"] for name, value in each.items()}
+    assert measured == {name: metric["value"] for name, metric in record["metrics"].items()}
+    rounded = told["rounding"]
+    if "ptq4dit" in quantizer:
+        assert all(each.keys() == {"error", "error_nearest", "moved_codes"} for each in rounded)
+        assert 0 < sum(each["moved_codes"] for each in rounded) < len(rounded)
+    else:
+        assert len(rounded) == sum(layer["weight_bits"] is not None for layer in record["layers"])
+        assert all(each["output_sqnr"] > each["weight_sqnr"] for each in rounded)  # that is what GPTQ is for

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from qdit.errors import UserError
 from qdit.eval.samples import SampleSet
-from qdit.runs.stages import keep
+from qdit.runs.evaluation import keep
 from qdit.storage.journal import Journal
 from qdit.storage.run_folder import CLUSTERS
 from qdit.storage.shelf import Shelf
