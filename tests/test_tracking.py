@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from qdit import tracking
 from qdit.config import build, type_problems
+from qdit.tracking import weights_and_biases
 
 matplotlib.use("Agg")
 CONF = Path(__file__).parents[1] / "conf" / "logger"
@@ -142,6 +143,35 @@ def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_accou
     assert {"policy", "result"} <= {record.artifact.type for record in records}
 
 
+def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_account):
+    import wandb
+
+    for folder in (runs / "s").iterdir():
+        (folder / "config.yaml").write_text(f"name: {folder.name}\n")
+    tracking.compared(logger("wandb_offline"), "s", runs / "s")
+    wandb.teardown()
+    [file] = (runs / "s" / "wandb").glob("offline-run-*/run-*.wandb")
+    records = wandb_records(file)
+    [run] = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.run_id, run.run_group, run.job_type) == ("s-study", "s", "study")
+    table = json.loads(next((file.parent / "files").rglob("runs_*.table.json")).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(rows) == 7
+    found = {(row["quantizer"], row["bits"]): row["sqnr"] for row in rows}
+    assert (found["rtn", "w8a8"], found["q_dit", "w4a8"], found["ptq4dit", "w4a8"]) == (40.0, 24.0, None)
+    page = next((file.parent / "files").rglob("comparison_*.html")).read_text()
+    assert "q_dit" in page
+    assert "<table" in page
+    [made_of] = [record.artifact for record in records if record.artifact.type == "study"]
+    assert {entry.path.rpartition("/")[2] for entry in made_of.manifest.contents} == {"config.yaml", "result.json"}
+    assert len(made_of.manifest.contents) == 14
+
+
+def test_a_study_that_cannot_be_reported_costs_nothing(tmp_path, caplog, no_account):
+    tracking.compared(logger("wandb_offline"), "s", tmp_path / "none")
+    assert "the logger failed, and the run goes on" in caplog.text
+
+
 def test_online_without_a_key_becomes_offline(tmp_path, no_account, caplog):
     with (
         caplog.at_level(logging.INFO, "qdit"),
@@ -176,11 +206,11 @@ def test_online_without_a_network_becomes_offline(tmp_path, no_account, monkeypa
 
 
 def test_credentials_are_found_in_netrc(tmp_path, no_account, monkeypatch):
-    assert not tracking.has_credentials()
+    assert not weights_and_biases.has_credentials()
     file = tmp_path / "netrc"
     file.write_text("machine api.wandb.ai login user password secret\n")
     monkeypatch.setenv("NETRC", str(file))
-    assert tracking.has_credentials()
+    assert weights_and_biases.has_credentials()
 
 
 class Broken:
@@ -238,6 +268,6 @@ def test_an_exception_of_the_run_comes_through_whatever_the_logger_does(error, t
 def test_wandb_takes_every_study(study):
     import wandb
 
-    found = wandb.Settings(run_id=tracking.acceptable_id(study, "1a2b3c4d")).run_id
+    found = wandb.Settings(run_id=weights_and_biases.acceptable_id(study, "1a2b3c4d")).run_id
     assert found.endswith("-1a2b3c4d")
     assert len(found) <= 128

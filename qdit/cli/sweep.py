@@ -18,9 +18,11 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qdit.config import build
 from qdit.errors import UserError, from_problems
 from qdit.storage.atomic import writable
 from qdit.storage.names import component
+from qdit.tracking import compared
 
 _started: list[tuple[Path, str]] = []  # the studies of the sweep that this process controls
 
@@ -75,6 +77,8 @@ class TableCallback(Callback):
         for _, study in _started:
             print_table(runs_dir, study)
             made = [path for path, time in _records(runs_dir / study).items() if self.before.get(path) != time]
+            if made and config.get("logger") is not None:
+                compared(build(config.logger), study, runs_dir / study)
             kinds |= {kind for path in made if (kind := _failure(path)) is not None} | _unrecorded(runs_dir / study)
         _started.clear()
         if kinds:

@@ -6,11 +6,12 @@ from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
 from qdit.cli.sweep import TableCallback
+from qdit.tracking import NoTracker
 
 
-def sweep(runs_dir, made) -> int:
+def sweep(runs_dir, made, **more) -> int:
     """Go through Hydra's own dispatcher, which swallows exceptions but not SystemExit."""
-    config = OmegaConf.create({"runs_dir": str(runs_dir), "cache_dir": str(runs_dir / "cache"), "study": "s"})
+    config = OmegaConf.create({"runs_dir": str(runs_dir), "cache_dir": str(runs_dir / "cache"), "study": "s", **more})
     callbacks = Callbacks()
     callbacks.callbacks = [TableCallback()]
     try:
@@ -46,3 +47,13 @@ def test_runs_dir_that_cannot_be_written_stops_a_sweep(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert sweep(tmp_path / "file", []) == 2
     assert "cannot write runs_dir=" in capsys.readouterr().err
+
+
+def test_a_sweep_that_made_something_reports_its_study(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(NoTracker, "compare", lambda self, study, folder: told.append((study, folder)))
+    more = {"logger": {"_target_": "qdit.tracking.NoTracker"}}
+    sweep(tmp_path, [record("rtn", "w8a8", {"sqnr": metric(40.0)})], **more)
+    assert told == [("s", tmp_path / "s")]
+    sweep(tmp_path, [], **more)
+    assert len(told) == 1

@@ -1,30 +1,24 @@
-"""Where a run is reported besides its own folder: nowhere, or Weights & Biases, online or offline.
-
-A logger is a config object; `open` starts one tracker for one run. Nothing else in qdit imports wandb, and this module
-does so only when a tracker is opened. The record of a run is its result.json, and what is sent to a logger is a copy.
-So a run never fails for want of a key or a network, but is recorded offline, and no exception of a logger reaches a run
-(`reporting`). Left out: W&B sweeps (Hydra's are used) and artifacts as inputs.
-"""
+"""Weights & Biases: a W&B run for each run, in the group of its study, and one for the study itself."""
 
 import logging
 import netrc
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from qdit.config import flatten
 from qdit.storage.names import fitting
+from qdit.tracking.base import Values
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger("qdit")
-_T = TypeVar("_T")
 _ID = re.compile(
     r"[^/\\#?%:;,'\s][^/\\#?%:;,'\n]{,99}"
 )  # what W&B takes as the beginning of an id of up to 128 characters
@@ -32,115 +26,6 @@ _PRIVATE = ("logger", "runs_dir", "cache_dir", "inception_weights")  # of this m
 _CHARTS = ("layers", "timesteps", "groups", "bits", "frames")  # as `qdit.runs` draws them
 _PICTURES = {"samples": "samples.png"} | {f"charts/{name}": f"{name}.png" for name in _CHARTS}
 _ARTIFACTS = {"policy": "policy.yaml", "result": "result.json", "search": "search.jsonl"}
-
-
-Values = Mapping[str, float] | Callable[[], Mapping[str, float]]
-"""Values by name, or what computes them, which is called only where somebody listens."""
-
-
-class Tracker(Protocol):
-    """What a run reports to."""
-
-    def log(self, values: Values, step: int, stage: str) -> None:
-        """Report values of one step of a stage, which is the number on the axis of its curves.
-
-        Stages: `calibration` (a timestep), `rounding` (a layer of GPTQ, a unit of AdaRound), `search` (a generation),
-        `sensitivities` (a candidate), `sampling` (samples), `evaluation` (a metric).
-        """
-        ...
-
-    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
-        """Report the finished record, and the pictures and files of the run directory."""
-        ...
-
-
-class Logger(Protocol):
-    """A config object that opens a tracker."""
-
-    def knows(self, run_dir: Path) -> bool:
-        """Whether the run of this directory was reported before."""
-        ...
-
-    def open(
-        self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path
-    ) -> AbstractContextManager[Tracker]:
-        """Report one run, given its resolved config, until the block ends."""
-        ...
-
-
-class NoTracker:
-    """Reports nothing."""
-
-    def knows(self, run_dir: Path) -> bool:
-        """Nothing is ever left to report."""
-        return True
-
-    @contextmanager
-    def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["NoTracker"]:
-        """Yield itself."""
-        yield self
-
-    def log(self, values: Values, step: int, stage: str) -> None:
-        """Drop the values."""
-
-    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
-        """Drop the record."""
-
-
-class _Guarded:
-    """Calls a tracker; the first of its exceptions is told as a warning, and none costs the run."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-        self.told = False
-
-    def attempt(self, call: Callable[[], _T]) -> _T | None:
-        """What a call returns, None if it fails."""
-        try:
-            return call()
-        except Exception as error:
-            if not self.told:
-                reason = (str(error).strip() or "no message").splitlines()[0]
-                log.warning("the logger failed, and the run goes on (%s: %s)", type(error).__name__, reason)
-            self.told = True
-            return None
-
-    def log(self, values: Values, step: int, stage: str) -> None:
-        self.attempt(lambda: self.tracker.log(values, step, stage))
-
-    def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
-        self.attempt(lambda: self.tracker.finish(record, run_dir))
-
-
-@contextmanager
-def reporting(logger: Logger, config: dict[str, Any], run_id: str, run_dir: Path) -> Iterator[Tracker]:
-    """Open a logger for a run so that no failure of the logger reaches the run: it is a copy that is lost then.
-
-    Args:
-        logger: of the config.
-        config: resolved, of the run.
-        run_id: of the run.
-        run_dir: of the run.
-    """
-    tracker = _Guarded(NoTracker())
-    opened = tracker.attempt(lambda: logger.open(config, config["study"], config["name"], run_id, run_dir))
-    if opened is None or (entered := tracker.attempt(opened.__enter__)) is None:
-        yield tracker
-        return
-    tracker.tracker = entered
-    try:
-        yield tracker
-    except BaseException as error:
-        kind, trace = type(error), error.__traceback__
-        with suppress(BaseException):  # a context that raises `error` again; what counts is raised below
-            opened.__exit__(kind, error, trace)
-        raise
-    tracker.attempt(lambda: opened.__exit__(None, None, None))
-
-
-def reported(logger: Logger, run_dir: Path) -> bool:
-    """Whether a logger has the run of a directory; one that cannot say so is not asked again."""
-    return _Guarded(NoTracker()).attempt(lambda: logger.knows(run_dir)) is not False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +59,15 @@ class WandbTracker:
         }
         with self._start(options, run_dir) as run:
             yield WandbRun(run)
+
+    def compare(self, study: str, folder: Path) -> None:
+        """Make the W&B run `<study>-study`: all runs as a table, the comparison as a page, records and configs."""
+        options = {
+            **{"project": self.project, "entity": self.entity, "group": study, "job_type": "study", "name": study},
+            **{"id": acceptable_id(study, "study"), "dir": str(folder)},
+        }
+        with self._start(options, folder) as run:
+            report_study(run, study, folder)
 
     def _start(self, options: dict[str, Any], run_dir: Path) -> "wandb.Run":
         import wandb
@@ -235,6 +129,24 @@ class WandbRun:
                 artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
                 artifact.add_file(str(run_dir / file))
                 self.run.log_artifact(artifact)
+
+
+def report_study(run: "wandb.Run", study: str, folder: Path) -> None:
+    """Log a study to an open W&B run: `runs`, a row each; `comparison`, as `qdit-table` shows it; what made them."""
+    import wandb
+
+    from qdit.tables import build_table, compare, is_comparison, load_results, render
+
+    frame = load_results(folder.parent, study)
+    table = (compare if is_comparison(frame) else build_table)(frame, mix_protocols=True)
+    plain = frame.drop(columns=[name for name in ("folder",) if name in frame]).astype(object)
+    rows = plain.where(frame.notna(), None).to_numpy().tolist()
+    runs = wandb.Table(columns=[str(name) for name in plain.columns], data=rows, allow_mixed_types=True)
+    run.log({"runs": runs, "comparison": wandb.Html(render(table, "html"))})
+    made_of = wandb.Artifact(f"study-{run.id}", type="study")
+    for file in sorted([*folder.glob("*/config.yaml"), *folder.glob("*/result.json")]):
+        made_of.add_file(str(file), name=f"{file.parent.name}/{file.name}")
+    run.log_artifact(made_of)
 
 
 def video(run_dir: Path) -> "wandb.Video | None":
