@@ -1,10 +1,13 @@
 """Formats that `bits` names, on the parts of recipes: what they take the place of, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from helpers.configs import config
 
 from qdit.config import check
 from qdit.errors import UserError
+from qdit.policies import Span
 from qdit.runs.identity import run_id, science
 from qdit.runs.setup import build_recipe
 
@@ -59,11 +62,82 @@ def test_the_attention_follows_the_inputs_format():
         ("quantizer=rtn weight.grid=float bits=w3a8", "4, 6, 8 bits, not 3"),
         ("quantizer=rtn bits=nvfp4 bits.weight=8", "nvfp4 has 4 bits"),
         ("quantizer=rtn bits=nvfp4 bits.weight_format=mxfp4", "set bits.name=mxfp4_nvfp4 too"),
+        ("quantizer=rtn bits=lloyd4 weight/range=percentile", "Percentile: .* scaled by the norm of each row"),
+        (
+            "quantizer=rtn weight.grid=lloyd_max weight/range=percentile_mse",
+            "PercentileMSE: .* range=minmax or range=mse",
+        ),
+        (
+            "quantizer=rtn attention=uniform attention.grid=lloyd_max attention/range=percentile",
+            "attention: .* the norm",
+        ),
+        ("quantizer=ptq4dit activation.grid=lloyd_max", "activation: .* scaled by the norm"),
+        ("quantizer=rtn +weight.by_role={ffn_up:e9m9}", "weight.by_role=.*a mapping whose values are e2m1, e3m0"),
     ],
 )
 def test_what_a_part_cannot_have_is_refused_in_words(words, message):
     with pytest.raises(UserError, match=message):
         built(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            "quantizer=tq_dit bits=nvfp4",
+            [
+                "activation/regions=none",
+                "this activation has static",
+                "this attention has static",
+                "probabilities=float",
+            ],
+        ),
+        (
+            "quantizer=rtn bits=lloyd4 activation=tensor weight/range=percentile",
+            ["scaled by the norm", "of each row at"],
+        ),
+        (
+            "quantizer=rtn weight.grid=float activation.grid=float attention=dynamic attention.grid=float bits=w3a8 "
+            "bits.activation=5 bits.name=w3a5",
+            ["weight: grid=float", "activation: grid=float", "attention: grid=float"],
+        ),
+        (
+            "quantizer=rtn bits=nvfp4 bits.weight=9 bits.activation_format=fp5",
+            ["bits.weight=9; allowed", "'fp5'; allowed"],
+        ),
+    ],
+)
+def test_everything_that_cannot_be_is_said_at_once(words, messages):
+    with pytest.raises(UserError) as error:
+        built(*words.split())
+    assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+def test_a_roles_grid_is_also_that_of_the_roles_that_are_like_it(tiny_model):
+    recipe = built("quantizer=fp4dit", "bits=w4a8")
+    assert recipe.particular(recipe.layer, "text_up").weight.grid == "e3m0"
+    own = replace(recipe, weight=replace(recipe.weight, by_role={"ffn_up": "e3m0", "text_up": "e1m2"}))
+    assert [own.particular(own.layer, role).weight.grid for role in ("text_up", "ffn_up")] == ["e1m2", "e3m0"]
+    wrong = replace(recipe, weight=replace(recipe.weight, by_role={"ffn": "e3m0"}))
+    assert any("weight.by_role has 'ffn'; this model has" in each for each in wrong.problems(tiny_model.sites()))
+    assert not any("by_role" in each for each in recipe.problems(tiny_model.sites()))
+
+
+def test_a_roles_grid_holds_in_every_span_of_time():
+    recipe = built("quantizer=fp4dit", "bits=w4a8")
+    eight, four = replace(recipe, weight_bits=8).layer.weight, recipe.layer.weight
+    spans = tuple(Span(first=first, last=first, steps=1, weight=weight) for first, weight in ((9, eight), (1, four)))
+    layer = recipe.particular(replace(recipe.layer, spans=spans), "ffn_up")
+    assert [span.weight.grid for span in layer.spans] == ["e4m3", "e3m0"]
+    assert layer.weight in layer.weights
+
+
+def test_newer_fields_are_no_part_of_what_is_hashed_while_they_change_nothing():
+    text = repr(built("quantizer=q_dit", "bits=w4a8"))
+    assert not any(word in text for word in ("scale=", "by_role", "_format"))
+    assert "weight=WeightGrid(granularity='group', grid='asymmetric', range=MinMax(), group_size=128)" in text
+    assert "scale='e4m3'" in repr(built("quantizer=q_dit", "bits=nvfp4"))
+    assert "by_role={'ffn_up': 'e3m0'}" in repr(built("quantizer=fp4dit", "bits=w4a8"))
 
 
 def test_new_keys_leave_the_ids_of_before():

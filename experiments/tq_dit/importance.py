@@ -19,7 +19,7 @@ from qdit.assets import CONF
 from qdit.calibration.observers import outputs, watching
 from qdit.config import resolved
 from qdit.execution import repeatable
-from qdit.hessian.target import points_at_once
+from qdit.hessian.importance import points_at_once
 from qdit.runs.setup import assemble
 from qdit.seeding import generator
 

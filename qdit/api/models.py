@@ -91,8 +91,7 @@ def quantize(
         given.sampler.inform(seeing)
     place = None
     if cache_dir is not None:
-        described = versioned(config, config) if config is not None else repr(method)
-        about: dict[str, Any] = {"recipe": described, "weights": tensors_digest(network.state_dict())}
+        about: dict[str, Any] = {"recipe": _described(method, config), "weights": tensors_digest(network.state_dict())}
         rows = given.table.rows if given is not None and given.table is not None else {}
         about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y} | rows) if data is not None else ""
         made = stamp(adapter.device, execution=True)
@@ -101,6 +100,11 @@ def quantize(
     about = {"config": config} if config is not None else {}
     _install(adapter, quantized, method.run_time(adapter), about)
     return model
+
+
+def _described(method: Method, config: dict[str, Any] | None) -> dict[str, Any] | str:
+    """What finished blocks are kept under: what a recipe says, without newer keys and fields that change nothing."""
+    return repr(method) if config is None else versioned(config, config)
 
 
 def _check_unquantized(network: Any) -> None:

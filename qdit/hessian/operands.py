@@ -2,7 +2,7 @@
 
 As in TQ-DiT's release each product is searched separately: in every round first the left operand, then the right one.
 The release keeps v in full precision while p is searched; here each operand sees the other as quantized so far. The
-score of errors in o weighs them with the importance of o (`qdit.hessian.target`): a_i of a query i and head times b_d
+score of errors in o weighs them with o's importance (`qdit.hessian.importance`): a_i of a query i and head times b_d
 of a channel. Errors in s reach o through the softmax, whose derivative is ∂o_i / ∂s_ij = p_ij (v_j - o_i), so that the
 importance of an entry of s is
 
@@ -26,9 +26,9 @@ from qdit.calibration.observers import watching_operands
 from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
+from qdit.hessian.importance import Importance
 from qdit.hessian.products import Moving, Other, best, shortlist
 from qdit.hessian.rule import Hessian
-from qdit.hessian.target import Importance
 from qdit.model.base import OPERANDS, Attention
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.time_groups import Groups

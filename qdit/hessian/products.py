@@ -5,7 +5,7 @@ quantized operands, the score is
 
     Σ w e²        e = x y - x̂ ŷ = x (y - ŷ) - (x̂ - x) ŷ
 
-with the importance w of the entries of z (`qdit.hessian.target`). For a linear layer's input, y is the weight, which
+with the importance w of the entries of z (`qdit.hessian.importance`). For a linear layer's input, y is the weight that
 all items (rows) share, and there is one product for each layer that reads the input. Queries, keys, values and
 probabilities have one product per item, a calibration point and head. To search y instead of x, both and w are
 transposed.

@@ -21,11 +21,11 @@ from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
+from qdit.hessian.importance import Importance
 from qdit.hessian.linears import Alternation, Found, Reading
 from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer
-from qdit.hessian.target import Importance, output_importances
 from qdit.model.base import Attention, Site
 from qdit.nn.linear import Shared
 from qdit.quant.grid import RowGrid
@@ -150,7 +150,7 @@ class Refinement:
         sites = self.fit.sites if weight is not None or inputs is not None else []
         attentions = self.fit.model.attentions() if operands is not None else []
         chosen = [a for a in attentions if searched_operands(self.fit, a)]
-        return output_importances(self.fit.model, self.fit.data, sites, self.rule.target, self.rule.seed, chosen)
+        return self.rule.target.importances(self.fit.model, self.fit.data, sites, self.rule.seed, chosen)
 
     def chosen(self, site: Site) -> Tensor:
         """Indices of the rows of a site's input that are used, in random order."""

@@ -4,7 +4,7 @@ With quantized weight and input a layer z = W x gives ẑ = Ŵ x̂. The score of
 
     Σ_nr a_n b_r e_nr²        e = z - ẑ = (W - Ŵ) x̂ - W (x̂ - x)
 
-with the importance a of input rows and b of output channels (`qdit.hessian.target`). For row r of the weight, with
+with the importance a of input rows and b of output channels (`qdit.hessian.importance`). For row r of the weight, with
 δ = w_r - ŵ_r, it is δ S δᵀ - 2 δ · L_r + constant, where S = Σ a x̂ x̂ᵀ (a weighted Hessian of the layer inputs) and
 L = W Σ a (x̂ - x) x̂ᵀ. So after one pass over the data, the cost of a candidate does not grow with the data. Rows of
 the weight do not interact; groups along a row do, and are searched one after the other, given all others. Inputs are

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdit.model.roles import DIT, ROLES
+from qdit.quant.named import owned
 
 Tree = dict[str, Any]
 
@@ -70,12 +71,41 @@ def _reconstructs(config: Tree) -> bool:
     return "AdaRound" in _targets(config["rounding"])
 
 
+def _format(config: Tree, key: str) -> Tree:
+    """What a config's weights or inputs have of grid and scale."""
+    return owned(config[key], config["bits"].get(f"{key}_format"))
+
+
+def _clips_two_levels(config: Tree) -> bool:
+    """Whether weights whose scales have two levels have ranges that are narrower than their values."""
+    clipping = {"Percentile", "PercentileMSE", "MSE"}
+    scale = str(_format(config, "weight")["scale"])
+    return scale.startswith("e4m3") and not clipping.isdisjoint(_targets(config["weight"]))
+
+
+def _code_book_of_a_batch(config: Tree) -> bool:
+    """Whether a Lloyd-Max code-book belongs to whole tensors or heads, of which a batch has any number of values."""
+    wholes = ("tensor", "head", None)  # uniform attentions do not say it
+    parts = [_format(config, key) for key in ("weight", "activation")] + [config["attention"]]
+    return any(part.get("grid") == "lloyd_max" and part.get("granularity") in wholes for part in parts)
+
+
+def _like_a_named_role(config: Tree) -> bool:
+    """Whether some roles have grids of their own, in a family where others are like these."""
+    return bool(config["weight"].get("by_role")) and config.get("model", {}).get("_target_") != _DIT
+
+
+_DIT = "qdit.model.dit.DiT"
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
+    Version("two_levels", 2, "what scales have in common is that of all values, clipped or not", _clips_two_levels),
+    Version(
+        "lloyd_max", 2, "the code-book of a whole tensor is a Gaussian's, whatever the batch", _code_book_of_a_batch
+    ),
+    Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 
-_DIT = "qdit.model.dit.DiT"
 NEUTRAL: Mapping[str, Any] = {
     "model.vae_revision": None,
     "repair": {"name": "none"},

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import qdit
+from qdit.api.compose import composed_recipe
+from qdit.api.models import _described
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.method import quantize
@@ -97,6 +99,21 @@ def test_a_long_fit_is_taken_up(tiny_pipe, tmp_path):
     assert list(tmp_path.rglob("*.safetensors"))
     qdit.dequantize(tiny_pipe.transformer)
     assert torch.equal(output(qdit.quantize(tiny_pipe.transformer, *words, data=data, cache_dir=tmp_path)), first)
+
+
+def test_finished_blocks_are_found_whatever_keys_are_newer_and_not_where_numbers_changed():
+    method, config = composed_recipe("q_dit", (), "w4a8")
+    before = deepcopy(config)
+    for group, key in (
+        ("weight", "scale"),
+        ("activation", "scale"),
+        ("bits", "weight_format"),
+        ("bits", "activation_format"),
+    ):
+        assert config[group].get(key) is None
+        before[group].pop(key, None)
+    assert _described(method, config) == before
+    assert _described(*composed_recipe("qdit_w4a8", (), "nvfp4"))["versions"] == {"two_levels": 2}
 
 
 def test_a_search_samples_as_the_trajectories_were(tiny_pipe):

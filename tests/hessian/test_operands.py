@@ -19,8 +19,8 @@ from qdit.attention import (
 from qdit.calibration import CalibrationData
 from qdit.hessian import Hessian, LegacyKL, Probe, products
 from qdit.hessian.grids import multiples
+from qdit.hessian.importance import Importance, output_importances
 from qdit.hessian.operands import Side, alternate, chosen_points, output_weights, score_weights
-from qdit.hessian.target import Importance, output_importances
 from qdit.method import Method, quantize
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer

@@ -128,7 +128,7 @@ def test_every_role_is_searched_and_the_same_fit_gives_the_same_bytes(tiny_model
 
 def test_a_finished_search_needs_no_gradients(tiny_model, data, tmp_path, monkeypatch):
     quantize(tiny_model, recipe(), lambda: data, tmp_path)
-    monkeypatch.setattr(refine, "output_importances", None)
+    monkeypatch.setattr(Probe, "importances", None)
     quantize(tiny_model, recipe(), lambda: data, tmp_path)
 
 

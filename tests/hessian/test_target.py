@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from qdit.calibration import CalibrationData
-from qdit.hessian import DiffusionLoss, LegacyKL, Probe
-from qdit.hessian import target as targets
-from qdit.hessian.target import output_importances
+from qdit.hessian import DiffusionLoss, LegacyKL, Probe, Unweighted
+from qdit.hessian import importance as importances
+from qdit.hessian.importance import output_importances
 from qdit.model.base import Site
 from qdit.nn.clock import Clock
 
@@ -85,7 +85,7 @@ def test_neither_batches_nor_other_points_matter(target, tiny_model, monkeypatch
     data = CalibrationData(x, torch.tensor([999, 3, 500, 20, 7]), torch.tensor([0, 3, 10, 1, 10]), 5)
     sites = tiny_model.sites()
     whole = output_importances(tiny_model, data, sites, target, 3)
-    monkeypatch.setattr(targets, "TOKENS", 2 * max(site.tokens for site in sites))
+    monkeypatch.setattr(importances, "TOKENS", 2 * max(site.tokens for site in sites))
     parts = output_importances(tiny_model, data, sites, target, 3)
     other_seed = output_importances(tiny_model, data, sites[:1], target, 4)
     for name, one in whole.items():
@@ -115,3 +115,13 @@ def test_the_released_divergence_warns_that_it_has_no_gradient(caplog):
     caplog.clear()
     output_importances(model, points(), [site("up", 5)], Probe(), 0)
     assert caplog.text == ""
+
+
+def test_without_a_loss_all_outputs_count_alike_and_the_network_is_not_run():
+    model = Pixels()
+    model.denoiser["up"].forward = None
+    found = Unweighted().importances(model, points(), [site("up", 5)], 0)["up"]
+    assert found.rows.shape == (6, 4)
+    assert found.channels.shape == (5,)
+    assert (found.rows == 1).all()
+    assert (found.channels == 1).all()

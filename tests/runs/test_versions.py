@@ -126,6 +126,25 @@ def test_what_reconstructs_has_other_ids_and_cache_keys(words, learns, monkeypat
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("quantizer=qdit_w4a8 bits=nvfp4", {"two_levels"}),
+        ("quantizer=q_dit bits=nvfp4_46 weight/range=percentile", {"two_levels"}),
+        ("quantizer=q_dit bits=nvfp4", set()),
+        ("quantizer=qdit_w4a8 bits=mxfp4", set()),
+        ("quantizer=qdit_w4a8 bits=w4a8", set()),
+        ("quantizer=orbitquant bits=w4a4", set()),  # a row is a direction
+        ("quantizer=orbitquant bits=w4a4 activation=tensor activation.grid=lloyd_max", {"lloyd_max"}),
+        ("quantizer=rtn attention=uniform attention/range=minmax attention.grid=lloyd_max", {"lloyd_max"}),
+        ("quantizer=fp4dit bits=w4a8 rounding=nearest", set()),
+        ("quantizer=fp4dit bits=w4a8 rounding=nearest model=pixart_sigma dataset=prompts", {"by_role"}),
+    ],
+)
+def test_which_formats_have_other_numbers_than_before(words, changed):
+    assert versions.versions(composed(*words.split())).keys() == changed
+
+
 def test_versions_and_new_keys_are_told_by_the_config_alone(monkeypatch):
     config = composed("quantizer=rtn")
     monkeypatch.setattr(versions, "NEUTRAL", {"weight.new": 1, "group": {"name": "none"}})

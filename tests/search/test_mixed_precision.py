@@ -12,7 +12,7 @@ from qdit.activation import DynamicActivation
 from qdit.checkpoint import checkpoint
 from qdit.errors import UserError
 from qdit.eval.paired import SQNR, SSIM, LatentMSE
-from qdit.ledger import ledger
+from qdit.ledger import ledger, weight_storage_bits
 from qdit.method import quantize
 from qdit.model.base import Site
 from qdit.nn.clock import Clock
@@ -325,6 +325,30 @@ def test_needs_are_named(parts, recipe, tiny_model):
         quantize(tiny_model, recipe(search=search(ranges=5)), parts.data, None, setting(parts))
     assert "16 sensitivities" in search(widths=[4], ranges=2).summary(recipe(), sites)
     assert Rest.least(sites, recipe()).numel < Rest.of(tiny_model, recipe()).numel
+
+
+def test_widths_that_a_format_does_not_have_are_refused_and_priced(parts, recipe, tiny_model):
+    """Floating-point grids are another format at each width, and a role's own grid has no zero point to pay for."""
+    sites = tiny_model.sites()
+    floats = recipe(weight=WeightGrid(granularity="row", grid="float", range=MinMax()))
+    assert search(widths=[4, 6, 8], budget=BitBytes(uniform=6)).problems(floats, sites) == []
+    assert search(widths=[6, 8], budget=BitBytes(uniform=4, at_most=1e6)).problems(floats, sites) == []
+    low = search(widths=[6, 8], budget=BitBitOps(uniform=4)).problems(floats, sites)
+    assert low[0].startswith("search.budget cannot be met")
+    assert search(widths=[4, 8], budget=BitBytes(uniform=5)).problems(floats, sites) == [
+        "search.budget.uniform=5: grid=float has 4, 6, 8 bits, not 5; name a format, such as e2m1"
+    ]
+    two, three = search(widths=[2, 3, 4]).problems(floats, sites)
+    assert two.startswith("search.widths: grid=float has 4, 6, 8 bits, not 2")
+    assert "not 3" in three
+    named = recipe(weight=floats.weight.in_format("nvfp4"), weight_format="nvfp4")
+    (found,) = search(widths=[4, 8]).problems(named, sites)
+    assert "bits.weight_format=nvfp4 has 4 bits, not 8; use search=none" in found
+    own = recipe(weight=WeightGrid(granularity="row", grid="asymmetric", range=MinMax(), by_role={"ffn_up": "e3m0"}))
+    space, budget = search().space(own, sites), MeanBits(counted="storage")
+    for gene in space.genes:
+        spent = sum(weight_storage_bits(s, own.particular(own.layer, s.role).weight) for s in gene.sites)
+        assert budget.price(space, gene, 4) == spent
 
 
 def test_a_group_may_offer_fewer_bits(parts, recipe, tiny_model, tmp_path):

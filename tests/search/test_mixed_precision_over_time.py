@@ -1,5 +1,7 @@
 """Searches with a transform by range of timesteps: all weights of a site are counted, deployed and found again."""
 
+from dataclasses import replace
+
 import torch
 
 from qdit.activation import DynamicActivation
@@ -78,6 +80,19 @@ def test_bits_over_time_in_bases_over_time(parts, tiny_model, tmp_path):
     again = quantize(tiny_model, fixed, parts.data, tmp_path / "cache", parts.setting(sampler=SAMPLER))
     assert again.policy == found.policy
     assert torch.equal(output(tiny_model, again), output(tiny_model, found))
+
+
+def test_a_roles_own_format_is_that_of_the_policy_and_of_the_layers(parts, tiny_model, tmp_path):
+    weight = WeightGrid(granularity="row", grid="float", range=MinMax(), by_role={"ffn_up": "e3m0"})
+    own = replace(search(MeanBits(at_most=5.0)), widths=[4, 8])
+    recipe = by_row(parts, weight=weight, search=own, transform=None)
+    found = quantize(tiny_model, recipe, parts.data, None, parts.setting(sampler=SAMPLER))
+    grids = {site.role: found.policy[site.name].weights for site in tiny_model.sites() if site.name in found.policy}
+    assert {spec.grid for spec in grids["ffn_up"]} <= {"e3m0", "e4m3"}
+    assert any(layer.spans for layer in found.policy.values())
+    checkpoint.save(found, tmp_path, checkpoint.provenance(tiny_model))
+    loaded = checkpoint.load(tmp_path, tiny_model)
+    assert torch.equal(output(tiny_model, loaded), output(tiny_model, found))
 
 
 def test_group_sizes_are_chosen_within_bytes_of_all_bases(parts, tiny_model):

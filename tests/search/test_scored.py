@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -272,6 +273,18 @@ def test_what_cannot_work_is_seen_before_anything_is_computed(parts, tiny_model)
     dear = problems(parts, tiny_model, search=parts.evolution(budget=Bytes(at_most=1e-6)))
     assert dear[0].startswith("search.budget cannot be met: 1e-06 MB")
     assert problems(parts, tiny_model, search=parts.evolution(), **grouped(48)) == []  # the recipe's own are not used
+
+
+def test_groups_that_a_format_owns_are_not_searched(parts, tiny_model):
+    """Not even those of integers, whose scales are like all others."""
+    for name, size in {"int4_g16": 16, "nvfp4": 16, "mxfp4": 32}.items():
+        named = {"weight": parts.recipe().weight.in_format(name), "weight_format": name}
+        (found,) = problems(parts, tiny_model, search=parts.evolution(), **named)
+        assert f"the format {name} has groups of {size}; use search=none" in found
+        assert problems(parts, tiny_model, search=parts.evolution(group_sizes=[size], preset=size), **named) == []
+    scaled = replace(parts.recipe().weight, grid="e2m1", scale="e4m3")
+    (found,) = problems(parts, tiny_model, search=parts.evolution(), weight=scaled)
+    assert "the format e2m1 with scale=e4m3 has groups of 16" in found
 
 
 def test_references_of_the_objective_are_found_before_sampling(parts, tmp_path):
