@@ -90,6 +90,9 @@ def in_formats(parts: Mapping[str, Any], bits: Mapping[str, Any]) -> dict[str, A
         name, part = bits.get(f"{operand}_format"), parts.get(key)
         if name is None or part is None or bits[operand] == IDENTITY_BITS:
             continue
+        if not hasattr(part, "in_format"):  # of another package, and older than formats
+            problems.append(f"bits.{operand}_format={name}: this {key} knows no number formats; use another, or null")
+            continue
         try:
             made[key] = part.in_format(name)
         except UserError as error:

@@ -10,6 +10,7 @@ from qdit.errors import UserError
 from qdit.policies import Span
 from qdit.runs.identity import run_id, science
 from qdit.runs.setup import build_recipe
+from qdit.scheme import in_formats
 
 
 def built(*words: str):
@@ -111,6 +112,11 @@ def test_everything_that_cannot_be_is_said_at_once(words, messages):
     with pytest.raises(UserError) as error:
         built(*words.split())
     assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+def test_a_part_of_another_package_that_knows_no_formats_is_named():
+    with pytest.raises(UserError, match="bits.activation_format=nvfp4: this attention knows no number formats"):
+        in_formats({"attention": object()}, {"activation": 4, "activation_format": "nvfp4"})
 
 
 def test_a_roles_grid_is_also_that_of_the_roles_that_are_like_it(tiny_model):

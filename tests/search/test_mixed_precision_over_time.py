@@ -85,7 +85,7 @@ def test_bits_over_time_in_bases_over_time(parts, tiny_model, tmp_path):
 def test_a_roles_own_format_is_that_of_the_policy_and_of_the_layers(parts, tiny_model, tmp_path):
     weight = WeightGrid(granularity="row", grid="float", range=MinMax(), by_role={"ffn_up": "e3m0"})
     own = replace(search(MeanBits(at_most=5.0)), widths=[4, 8])
-    recipe = by_row(parts, weight=weight, search=own, transform=None)
+    recipe = replace(by_row(parts, weight=weight, search=own), transform=None)
     found = quantize(tiny_model, recipe, parts.data, None, parts.setting(sampler=SAMPLER))
     grids = {site.role: found.policy[site.name].weights for site in tiny_model.sites() if site.name in found.policy}
     assert {spec.grid for spec in grids["ffn_up"]} <= {"e3m0", "e4m3"}
