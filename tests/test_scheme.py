@@ -31,6 +31,8 @@ def test_a_format_with_blocks_takes_the_place_of_grid_and_groups():
 def test_a_format_without_blocks_goes_with_static_ranges_and_attentions():
     recipe = built("quantizer=ptq4dit", "bits=fp8")
     assert (recipe.layer.activation.grid, recipe.layer.activation.granularity) == ("e4m3", "tensor")
+    again = built("quantizer=ptq4dit", "attention.renormalise=true", "bits=fp8")
+    assert again.attention.probabilities.renormalise
     assert {o: (spec.grid, spec.bits) for o, spec in recipe.operands.items()} == dict.fromkeys(
         ("q", "k", "v", "probs"), ("e4m3", 8)
     )
@@ -139,8 +141,8 @@ def test_a_roles_grid_holds_in_every_span_of_time():
 
 
 def test_newer_fields_are_no_part_of_what_is_hashed_while_they_change_nothing():
-    text = repr(built("quantizer=q_dit", "bits=w4a8"))
-    assert not any(word in text for word in ("scale=", "by_role", "_format"))
+    text = repr(built("quantizer=q_dit", "bits=w4a8")) + repr(built("quantizer=ptq4dit", "bits=w4a8"))
+    assert not any(word in text for word in ("scale=", "by_role", "_format", "renormalise"))
     assert "weight=WeightGrid(granularity='group', grid='asymmetric', range=MinMax(), group_size=128)" in text
     assert "scale='e4m3'" in repr(built("quantizer=q_dit", "bits=nvfp4"))
     assert "by_role={'ffn_up': 'e3m0'}" in repr(built("quantizer=fp4dit", "bits=w4a8"))

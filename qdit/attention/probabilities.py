@@ -14,7 +14,7 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from qdit.checked import Checked, Count, UpperShare
+from qdit.checked import NEWER, Checked, Count, Newer, UpperShare
 from qdit.quant.affine import SMALLEST_SCALE, affine
 from qdit.quant.books import Book, Log2, LogRounding, LogSqrt2, Renormalised, Scaled, Uniform
 from qdit.quant.grid import covering
@@ -26,8 +26,8 @@ from qdit.quant.spec import BookGrid, GridName, QuantSpec
 Candidate = Literal["two_region", "uniform"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probabilities(ABC):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Probabilities(Newer, ABC):
     """How probabilities are rounded.
 
     Args:
@@ -38,7 +38,7 @@ class Probabilities(ABC):
     grid: ClassVar[GridName | BookGrid]
     """In the policy."""
     bits: int | None = None
-    renormalise: bool = False
+    renormalise: bool = field(default=False, metadata=NEWER)
 
     def rounds(self, bits: int) -> Book:
         """What rounds rows of probabilities: the code-book, and the division by the sum if there is one."""
@@ -62,7 +62,7 @@ class Probabilities(ABC):
         return tried[int(torch.stack(errors).argmin())]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class UnsignedProbabilities(Probabilities):
     """A uniform grid from 0.
 
@@ -83,7 +83,7 @@ class UnsignedProbabilities(Probabilities):
         return [(grid.scale.item(), grid.zero_point.item())]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FloatProbabilities(Probabilities):
     """The usual floating-point format of the bits (`qdit.quant.named.FLOAT`), whose largest level is the range's end.
 
@@ -104,7 +104,7 @@ class FloatProbabilities(Probabilities):
         return [(covering(rows, *self.range(rows, spec), spec).scale.item(),)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TwoRegionProbabilities(Checked, Probabilities):
     """A fine grid near 0 and a coarse one up to 1 (TQ-DiT, PTQ4ViT: MRQ), of all ratios the one of least error.
 
@@ -137,7 +137,7 @@ class TwoRegionProbabilities(Checked, Probabilities):
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReleasedSumProbabilities(Checked, Probabilities):
     """Both regions added up, as TQ-DiT's and PTQ4ViT's code does; for reproduction only (`ReleasedSum`).
 
@@ -160,7 +160,7 @@ class ReleasedSumProbabilities(Checked, Probabilities):
         return [(2.0**-i,) for i in range(self.splits)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LogSqrt2Probabilities(Checked, Probabilities):
     """Powers of √2 below a scale: of a few quantiles the one of least error (RepQ-ViT, arXiv 2212.08254).
 
@@ -184,7 +184,7 @@ class LogSqrt2Probabilities(Checked, Probabilities):
         return [(max(upper.item(), SMALLEST_SCALE),) for _, upper in quantiles]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Log2Probabilities(Checked, Probabilities):
     """Powers of 2 from 1 down, without a scale (FQ-ViT, arXiv 2111.13824).
 

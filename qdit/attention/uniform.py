@@ -6,13 +6,14 @@ are those of the full-precision network (`qdit.attention.static`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
 from qdit.attention.probabilities import UnsignedProbabilities
 from qdit.attention.static import StaticAttention
+from qdit.checked import NEWER, Newer
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.quant.ranges import Range
@@ -20,8 +21,8 @@ from qdit.quant.spec import GridName, QuantSpec
 from qdit.quant.time_groups import Groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class UniformAttention:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class UniformAttention(Newer):
     """Static per-tensor quantization of an attention's operands.
 
     Args:
@@ -39,7 +40,7 @@ class UniformAttention:
     grid: GridName
     probability_bits: int
     range: Range
-    renormalise: bool = False
+    renormalise: bool = field(default=False, metadata=NEWER)
     needs_calibration = True
 
     def __post_init__(self) -> None:
