@@ -15,8 +15,9 @@ from qdit import compat as compat  # before diffusers and transformers, which im
 
 # isort: split
 import torch
-from diffusers import DiTTransformer2DModel, PixArtAlphaPipeline
+from diffusers import DiTTransformer2DModel, PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor
+from transformers import T5EncoderModel
 
 from experiments.emoji_dit.train import ASSETS, encode, scheduler
 from experiments.emoji_pixart.autoencoder import pretrained
@@ -24,7 +25,7 @@ from experiments.emoji_pixart.fitting import arguments, fit, load_ema
 from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
 from experiments.emoji_pixart.networks import TextModel, make_pixart, noise_loss, sample, warm_pixart
 from experiments.emoji_pixart.words import make_tokenizer
-from qdit.dataset.captions import base_emoji
+from qdit.dataset.captions import base_emoji, base_shares
 
 SUBJECTS = [
     *("rocket", "grinning face", "red apple", "automobile", "dog face", "sunflower", "slice of pizza", "soccer ball"),
@@ -34,9 +35,16 @@ SUBJECTS = [
 """Of the contact sheet; each is the name of one emoji."""
 
 
-def fresh(vocabulary: int) -> TextModel:
-    """The model before its first step."""
+def fresh(vocabulary: int, earlier: Path | None) -> TextModel:
+    """The model before its first step: the DiT without classes, or what an earlier training exported."""
     model = TextModel(make_pixart(), vocabulary)
+    if earlier is not None:
+        kept = {"torch_dtype": torch.float32}
+        model.transformer.load_state_dict(
+            PixArtTransformer2DModel.from_pretrained(earlier / "transformer", **kept).state_dict()
+        )
+        model.text.load_state_dict(T5EncoderModel.from_pretrained(earlier / "text_encoder", **kept).state_dict())
+        return model
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
     print(f"the warm start takes over {explained:.3f} of the modulation's variance", flush=True)
@@ -49,12 +57,13 @@ def train(args: argparse.Namespace) -> None:
     images, names = base_emoji()
     vae = pretrained().eval()
     latents = encode(vae, 2 * images - 1).to(args.device)
+    shares = base_shares().to(args.device)
 
     def loss_of(model, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(names), (args.batch,), generator=generator, device=generator.device)
+        index = torch.multinomial(shares, args.batch, replacement=True, generator=generator)
         return noise_loss(model, latents[index], [names[i] for i in index.tolist()], tokenizer, generator)
 
-    fit(fresh(len(tokenizer)), loss_of, args, "pixart")
+    fit(fresh(len(tokenizer), args.earlier), loss_of, args, "pixart")
 
 
 def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
@@ -106,6 +115,7 @@ def main() -> None:
     parser = arguments(__doc__ or "", ("train", "measure", "export"))
     parser.add_argument("--probes", type=int, default=128, help="prompts of emoji_match, evenly from all names")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--earlier", type=Path, help="a folder of `export` to begin with; a checkpoint in WORK wins")
     parser.add_argument("--to", type=Path, default=ASSETS / "pixart")
     args = parser.parse_args()
     args.steps, args.batch, args.lr = args.steps or 7000, args.batch or 64, args.lr or 7e-4

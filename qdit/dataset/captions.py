@@ -32,6 +32,20 @@ def base_emoji() -> tuple[Float[Tensor, "N 3 32 32"], list[str]]:
     return torch.from_numpy(images[keep]).permute(0, 3, 1, 2).float() / 255, [str(names[i]) for i in keep]
 
 
+@cache
+def base_shares() -> Float[Tensor, " N"]:
+    """How often each of `base_emoji` is drawn in training: a class of n has a share of √n.
+
+    Half of all names are variants of people, which would else be half of what the model sees.
+    """
+    labels, names = read_arrays(FILE, ("labels", "names"), "reinstall qdit")
+    kept = torch.tensor(
+        [int(label) for label, name in zip(labels, names, strict=True) if ", skin tone" not in str(name)]
+    )
+    shares = kept.bincount().double().rsqrt()[kept]
+    return (shares / shares.sum()).float()
+
+
 def caption(name: str, phrase: str) -> str:
     """The prompt of a clip. A long name is cut, so that the motion stays among the words that are read.
 
