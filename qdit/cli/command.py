@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qdit.assets import CONF
+from qdit.cli.cells import tell
 from qdit.cli.interrupts import leave_to_controller
 from qdit.cli.quick_hydra import quicken
 from qdit.errors import UserError
@@ -40,13 +41,15 @@ def main(cfg: DictConfig) -> float | None:
         if not multirun:
             sys.exit(2)
         note_failure(cfg, error, "user")
-        return None
+        record = None
     except Exception as error:
         if not multirun:
             raise
         traceback.print_exc()
         note_failure(cfg, error, "internal")
-        return None
+        record = None
+    if multirun and not cfg.dry:
+        tell(HydraConfig.get().job.num, str(cfg.name), record, str(cfg.objective))
     if record is not None and not multirun:
         from qdit.cli.sweep import print_table
 

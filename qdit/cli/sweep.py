@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qdit.cli.cells import begin
 from qdit.config import build
 from qdit.errors import UserError, from_problems
 from qdit.storage.atomic import writable
@@ -65,6 +66,7 @@ class TableCallback(Callback):
         except UserError as error:
             print(error, file=sys.stderr)
             raise SystemExit(2) from None
+        begin(len(cells))
         _started[:] = [(runs_dir, study) for study in chosen]
         for folder in (runs_dir, *(runs_dir / study for study in chosen)):
             self.before |= _records(folder)

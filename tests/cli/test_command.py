@@ -32,8 +32,9 @@ def test_an_objective_that_no_run_measures_ends_the_sweep(monkeypatch, caplog):
 def test_a_sweeper_is_told_the_value_of_the_objective(monkeypatch):
     from qdit.runs import run
 
-    config = OmegaConf.create({"objective": "sqnr", "eval": {"sqnr": {}}})
-    found = SimpleNamespace(mode=command.RunMode.MULTIRUN, sweeper={"_target_": OTHER})
+    config = OmegaConf.create({"objective": "sqnr", "eval": {"sqnr": {}}, "dry": False, "name": "rtn"})
+    about = {"sweeper": {"_target_": OTHER}, "job": SimpleNamespace(num=0)}
+    found = SimpleNamespace(mode=command.RunMode.MULTIRUN, **about)
     monkeypatch.setattr(command, "HydraConfig", SimpleNamespace(get=lambda: found))
     job = command.main.__wrapped__
     for record, value in (({"metrics": {"sqnr": {"value": 12.5}}}, 12.5), ({"metrics": {}}, None), (None, None)):
