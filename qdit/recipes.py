@@ -1,9 +1,10 @@
 """A recipe: a quantization scheme and how one fit reaches it, in interchangeable parts, one from each config group."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qdit.calibration import NoCalibration
+from qdit.checked import NEWER
 from qdit.hessian import rule as hessian
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
@@ -26,7 +27,7 @@ class Recipe(Scheme):
     """Chooses the calibration points that the other parts see; `NoCalibration` where none are needed."""
     transform: Transform | None = None
     """Rewrites the network before anything else; None leaves it as it is."""
-    repair: Repair | None = None
+    repair: Repair | None = field(default=None, metadata=NEWER)
     """Changes quantized layers behind rounding; None leaves them."""
 
     def problems(self, sites: list[Site]) -> list[str]:
