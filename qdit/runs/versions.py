@@ -109,6 +109,7 @@ VERSIONS: tuple[Version, ...] = (
 NEUTRAL: Mapping[str, Any] = {
     "model.vae_revision": None,
     "repair": {"name": "none"},
+    **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
     **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise"), False),
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }

@@ -8,18 +8,23 @@ with the mean over points, tokens and channels; the second term is AdaRound's re
 sums over tokens, so that at 512 pixels the error counts four times as much as at 256 against the same regularizer. The
 factor 256 is DiT's number of tokens at 256 pixels, where both losses are equal. Data is shuffled over the whole
 calibration set; the release visits one shard after the other.
+
+With `inner`, the squared errors of the outputs of a block's layers, but of the last, are added with this weight
+(EDA-DM, arXiv 2401.04585).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
-from torch import Tensor
+from torch import Tensor, nn
 
-from qdit.checked import Checked, Count, Samples, Whole
+from qdit.calibration.replay import by_point
+from qdit.checked import NEWER, Checked, Count, Newer, Samples, Whole
 from qdit.nn.linear import QuantLinear
 from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
@@ -33,8 +38,8 @@ TOKENS = 256  # the number of tokens at which the loss equals the release's
 LOW_BITS = 4  # bits of weights below which more iterations are needed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Learning(Checked):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Learning(Newer, Checked):
     """How a unit learns.
 
     The defaults are a short schedule for small networks: 500 steps, each a hundred times as long as the paper's. The
@@ -54,6 +59,9 @@ class Learning(Checked):
             output, as released.
         warmup: share of the iterations without the regularizer.
         beta_start, beta_end: the regularizer's exponent, falling linearly after the warm-up.
+        drop: probability with which each element of a rounded activation passes unrounded while a unit learns (QDrop:
+            0.5). Left out: QDrop also mixes a unit's inputs with full precision's.
+        inner: weight of the errors of a block's layers beside that of its output (EDA-DM: 0.8).
 
     Raises:
         UserError: a value is out of range.
@@ -69,6 +77,8 @@ class Learning(Checked):
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.2
     beta_start: Exponent = 20.0
     beta_end: Exponent = 2.0
+    drop: Annotated[float, Ge(0), Lt(1)] = field(default=0.0, metadata=NEWER)
+    inner: Rate = field(default=0.0, metadata=NEWER)
 
     def scaled(self, bits: Iterable[int]) -> "Learning":
         """How a unit learns whose weights have these bits.
@@ -166,7 +176,10 @@ def reconstruct(
         with torch.enable_grad():
             leaves = learner.soften()
             some = None if importance is None else importance[rows]
-            loss = distance(task.predict(rows), task.target[rows], some)
+            with outputs_of({name: learner.layers[name] for name in task.inner}) as inside:
+                loss = distance(task.predict(rows), task.target[rows], some)
+            for name, output in inside.items():
+                loss = loss + how.inner * distance(by_point(output, len(rows)), task.inner[name][rows], None)
             gradients = torch.autograd.grad(loss, [*leaves, *values], allow_unused=True)
         beta = beta_at(n, how.iterations, how.warmup, how.beta_start, how.beta_end)
         weight = how.round_weight if n >= how.warmup * how.iterations else 0.0
@@ -178,6 +191,21 @@ def reconstruct(
         for step in steps:
             step.bound()
         tick()
+
+
+@contextmanager
+def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of layers that run meanwhile, by site."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _adam(parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer | None:

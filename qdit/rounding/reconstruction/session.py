@@ -9,6 +9,7 @@ killed and is started again ends with the bytes of an undisturbed one.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from math import isfinite
@@ -29,11 +30,11 @@ from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
 from qdit.rounding.reconstruction.soft import SoftWeight
-from qdit.rounding.reconstruction.ste import LearnedStep, learnable, quantizers
+from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, learnable, quantizers
 from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.units import Unit, list_units
 from qdit.rounding.resume import load_named, save_named
-from qdit.seeding import generator
+from qdit.seeding import generator, key
 from qdit.storage.progress import progress
 
 log = logging.getLogger("qdit")
@@ -80,17 +81,19 @@ class Session:
     def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
-        task, importance = targets.task(unit, passed), self.weighting(unit)
+        inner = {n: t for n, t in targets.inner(unit).items() if n in self.rounding(unit)} if self.how.inner else {}
+        task, importance = replace(targets.task(unit, passed), inner=inner), self.weighting(unit)
         learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
-        with targets.installed({**passed, **layers}), replaced(self.fit.model.denoiser, learning):
+        installed = self.dropped(unit, learning) if self.how.drop else learning
+        with targets.installed({**passed, **layers}), replaced(self.fit.model.denoiser, installed):
             learner.harden()
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):
                 raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
-            with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device):
+            with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device), dropping(installed.values()):
                 reconstruct(task, learner, self.schedule(unit), random, importance, bar.update)
             learner.harden()
             after = error(task, self.how.batch_size, importance)
@@ -118,6 +121,15 @@ class Session:
             return {"error": after, "error_nearest": before, **share}
 
         self.fit.tracker.log(values, [each.name for group in self.units for each in group].index(unit.name), "rounding")
+
+    def rounding(self, unit: Unit) -> list[str]:
+        """The sites of a unit whose weights are rounded."""
+        return [site.name for site in unit.sites if self.fit.rounds(site)]
+
+    def dropped(self, unit: Unit, learning: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """The quantizers of a unit while it learns, which drop; its random numbers are its own."""
+        random = torch.Generator(self.fit.model.device).manual_seed(key(self.seed, f"drop {unit.name}", 0))
+        return {path: Dropped(module, self.how.drop, random) for path, module in learning.items()}
 
     def schedule(self, unit: Unit) -> Learning:
         """How a unit learns."""

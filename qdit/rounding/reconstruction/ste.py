@@ -2,10 +2,13 @@
 
 Esser et al., "Learned step size quantization" (arXiv 1902.08153), without its gradient scaling, as BRECQ and PTQ4DiT
 (arXiv 2405.16005) use it: round(v) counts as v in the derivative, and the zero point stays fixed. All other quantizers
-(dynamic ones, which clip nothing) have nothing to learn; their gradient is the identity.
+(dynamic ones, which clip nothing) have nothing to learn; their gradient is the identity. QDrop (Wei et al., arXiv
+2203.05740) lets each element of what they round pass unrounded with some probability, so that what is learned does not
+lean on the calibration data's very rounding errors.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,6 +108,41 @@ class LearnedStep(nn.Module):
     def bound(self) -> None:
         """Keep the step size positive."""
         torch.maximum(self.value, self.smallest, out=self.value)
+
+
+class Dropped(nn.Module):
+    """A quantizer of which, while it is `active`, each element passes unrounded with some probability.
+
+    Args:
+        quantizer: [...] -> [...].
+        share: the probability.
+        random: draws; on the device of what is rounded.
+    """
+
+    def __init__(self, quantizer: nn.Module, share: float, random: torch.Generator) -> None:
+        super().__init__()
+        self.quantizer, self.share, self.random, self.active = quantizer, share, random, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        rounded = self.quantizer(x)
+        if not self.active:
+            return rounded
+        passing = torch.rand(x.shape, generator=self.random, device=self.random.device) < self.share
+        return torch.where(passing, x, rounded)
+
+
+@contextmanager
+def dropping(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Those that can drop do so meanwhile."""
+    found = [module for module in modules if isinstance(module, Dropped)]
+    for module in found:
+        module.active = True
+    try:
+        yield
+    finally:
+        for module in found:
+            module.active = False
 
 
 def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> Iterator[tuple[str, nn.Module]]:

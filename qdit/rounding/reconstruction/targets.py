@@ -7,7 +7,7 @@ PTQ4DiT's release runs the network from its input, twice, for every unit.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Task:
     """The output [n, …] of the unit, as it is installed when called, for calibration points by number [n]."""
     target: Tensor
     """The full-precision output for all points [points, …], in memory or on disk."""
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
+    """Full-precision outputs of layers of the unit, too, by site, if their errors count as well."""
 
 
 class Targets:
@@ -61,6 +63,13 @@ class Targets:
         if unit.layer is not None:
             return self._layer_task(unit.segment, unit.layer, layers)
         return self._tail_task(unit.segment) if unit.segment.block is None else self._block_task(unit.segment)
+
+    def inner(self, unit: Unit) -> dict[str, Tensor]:
+        """The full-precision outputs [points, …] of a block's layers but the last, by site; `task` comes afterwards."""
+        if unit.layer is not None or unit.segment.block is None:
+            return {}
+        names = [site.name for site in unit.sites[:-1]]
+        return {name: by_point(observed(self.full, unit.segment, name, {})[1], len(self.data.t)) for name in names}
 
     @contextmanager
     def installed(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
