@@ -147,7 +147,18 @@ def test_the_name_of_bits_is_its_values():
     "group", ["weight", "activation", "calibration", "scope", "sampler", "bits", "dataset", "model"]
 )
 def test_options_of_a_group_have_the_same_keys(group):
-    own = {"range", "time", "mean", "deviation", "dimensions", "shifts", "shifted"}  # of one option each
+    own = {
+        "range",
+        "time",
+        "mean",
+        "deviation",
+        "dimensions",
+        "shifts",
+        "shifted",
+        "radius",
+        "variety",
+        "probes",
+    }  # of one option each
     own |= {"size", "frames", "height", "width"}  # of families whose configs do not say them
     keys: dict[str, set[frozenset[str]]] = {}
     for node in chosen(group).values():

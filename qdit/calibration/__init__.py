@@ -8,9 +8,11 @@ from qdit.calibration.calibration import (
     UniformCalibration,
 )
 from qdit.calibration.data import CalibrationData
+from qdit.calibration.density import DensityCalibration
 
 __all__ = [
     "CalibrationData",
+    "DensityCalibration",
     "NoCalibration",
     "NormalCalibration",
     "PairedCalibration",
