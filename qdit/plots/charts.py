@@ -16,7 +16,7 @@ from qdit.tables.quantity import Quantity, cost_quantity, stem
 
 CURVE = "sqnr_per_timestep"
 FEW = 12  # points that all have their names
-_LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
+LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
 _DASHED: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 0.9}  # full precision
 _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
 
@@ -35,7 +35,7 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
             row = next((row for row in rows if row["bits"] == width and row[metric] is not None), None)
             if row is not None:
                 about: dict[str, Any] = {"color": study.colour(row), "fmt": "o", "markersize": 4}
-                axes.errorbar(row[metric] * quantity.factor, place, xerr=_bar(row, quantity), **about)
+                axes.errorbar(row[metric] * quantity.factor, place, xerr=bar(row, quantity), **about)
         axes.set_title(width, fontsize=9)
         axes.set_xlabel(quantity.label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -62,7 +62,7 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     figure, axes = axes_of(6.4, 4.4)
     for row in rows:
         about: dict[str, Any] = {"color": study.colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
-        about |= {"yerr": _bar(row, quantity), "markersize": 4, "elinewidth": 0.6}
+        about |= {"yerr": bar(row, quantity), "markersize": 4, "elinewidth": 0.6}
         axes.errorbar(row[cost], row[metric] * quantity.factor, **about)
     points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
     chosen = front(points, quantity.higher_is_better is not False)
@@ -78,7 +78,7 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     names = [
         (study.names[id(row)], *point, study.colour(row)) for row, point in zip(rows, points.tolist(), strict=True)
     ]
-    bars = np.array([_bar(row, quantity) for row in rows])
+    bars = np.array([bar(row, quantity) for row in rows])
     covered = [points + np.stack([0 * bars, share * bars], 1) for share in (-1, -0.5, 0, 0.5, 1)]
     covered += [_between(points[chosen])]
     named = chosen if len(rows) > FEW else range(len(rows))
@@ -140,7 +140,7 @@ def _between(corners: NDArray[np.float64], count: int = 40) -> NDArray[np.float6
     return np.concatenate(legs) if legs else np.empty((0, 2))
 
 
-def _bar(row: dict[str, Any], quantity: Quantity) -> float:
+def bar(row: dict[str, Any], quantity: Quantity) -> float:
     """Half the length of a row's error bar: two standard errors, as shown."""
     return 2 * quantity.factor * (row[f"{quantity.column}_stderr"] or 0.0)
 
@@ -161,7 +161,7 @@ def _reference(axes: Axes, study: Study, quantity: Quantity) -> None:
 
 
 def _logarithmic(axes: Axes, metric: str) -> None:
-    if stem(metric) in _LOGARITHMIC and axes.get_ylim()[0] > 0:
+    if stem(metric) in LOGARITHMIC and axes.get_ylim()[0] > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))

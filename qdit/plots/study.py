@@ -74,25 +74,31 @@ def study_of(frame: pd.DataFrame) -> Study:
     if not quantized:
         raise UserError("no quantized run is finished, so that there is nothing to draw")
     quantized.sort(key=lambda row: families.rank(row["family"]))
-    extra = [key for key in summary.keys if key not in KEYS and key.split(".")[0] not in KEYS]
-    names = {
-        id(row): " ".join([row["quantizer"], *(select.shown(row[key]) for key in extra if row[key] is not None)])
-        for row in quantized
-    }
     full = next((row for row in rows if row["quantizer"] == select.FULL_PRECISION), None)
-    return Study(summary, quantized, full, names)
+    return Study(summary, quantized, full, names_of(summary, quantized))
+
+
+def names_of(summary: Summary, rows: Sequence[select.Row]) -> dict[int, str]:
+    """What the methods of rows are called, by `id` of the row: the quantizer, and what tells it from its namesakes."""
+    extra = [key for key in summary.keys if key not in KEYS and key.split(".")[0] not in KEYS]
+    return {
+        id(row): " ".join(
+            [select.shown(row["quantizer"]), *(select.shown(row[key]) for key in extra if row[key] is not None)]
+        )
+        for row in rows
+    }
 
 
 def curve(row: select.Row, name: str) -> dict[str, Any] | None:
     """Return a curve of the first run of a row, from its record; None where it has none."""
-    record = read_record(Path(_first(row)["folder"]) / "result.json")
+    record = read_record(Path(first_run(row)["folder"]) / "result.json")
     found = ((record or {}).get("curves") or {}).get(name)
     return found if found and len(found["x"]) else None
 
 
 def images(row: select.Row) -> tuple[NDArray[np.uint8], list[str]] | None:
     """Return the images [n, 3, H, W] that the first run of a row kept, and their captions; None where it kept none."""
-    path = Path(_first(row)["folder"]) / IMAGES
+    path = Path(first_run(row)["folder"]) / IMAGES
     try:
         _, about = check_tensors(path)
         with safe_open(path, "np") as file:
@@ -108,6 +114,7 @@ def _captions(text: str) -> list[str]:
     return [str(each) for each in found]
 
 
-def _first(row: select.Row) -> select.Row:
+def first_run(row: select.Row) -> select.Row:
+    """The run of a row whose samples and curves are shown: of the first seed, and of the first calibration set."""
     runs: Sequence[select.Row] = row["runs"]
     return min(runs, key=lambda run: (run["seed"], run.get("calibration.seed") or 0))

@@ -19,6 +19,7 @@ from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
 MISSING = "—"
 FULL = "full precision"
+UNCERTAIN = "n.s."
 HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
 _BITS = ("weight_bits_quantized", "weight_bits", "input_bits")  # effective ones; records of before have no input_bits
 _LEDGER = ("model_mb", "executed")
@@ -199,14 +200,19 @@ def _cell(
     is_cost = quantity.column not in summary.metrics and not quantity.is_delta
     told = not is_cost or not summary.metrics  # where every run failed there are costs alone
     notes = () if not told else tuple(_note(footnotes, error) for error in row["errors"])
+    if (text := written(row, quantity)) is None:
+        return Cell(MISSING, notes=notes)
+    return Cell(text, marks.get((id(row), quantity.column), ""), notes)
+
+
+def written(row: select.Row, quantity: Quantity) -> str | None:
+    """A value of a summary's row with what stands behind it: its error or spread, `n.s.`; None where it is missing."""
     number = row.get(quantity.column)
     if number is None:
-        return Cell(MISSING, notes=notes)
+        return None
     error, spread = row.get(f"{quantity.column}_stderr"), row.get(f"{quantity.column}_std")
     text = show(number, error if spread is None else spread, quantity)
-    if quantity.is_delta and error is not None and abs(number) < 2 * error:
-        text += " n.s."
-    return Cell(text, marks.get((id(row), quantity.column), ""), notes)
+    return f"{text} {UNCERTAIN}" if quantity.is_delta and error is not None and abs(number) < 2 * error else text
 
 
 def _at(summary: Summary, members: list[select.Row], column_key: str, value: str) -> select.Row | None:

@@ -1,0 +1,184 @@
+"""The command line that makes a run again, from the config in its record.
+
+A record has the composed config and not the words that it was composed of. They are found again: the recipe and bits by
+their names, whatever differs from what these compose by the option that is nearest to it, and what is then still left
+key by key. What an earlier qdit did not record, and parts that changed since (`qdit.runs.versions`), are left to the
+present one. Composing takes most of the time, so that it is done once a recipe; bits are put into its place.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdit.assets import CONF
+from qdit.cli.main import as_text
+from qdit.cli.quick_hydra import quicken
+from qdit.config import COMPONENTS, flatten, resolved
+from qdit.errors import UserError
+from qdit.runs.identity import PROTOCOL_KEYS
+from qdit.runs.versions import versioned, without_neutral
+from qdit.storage.names import counted
+from qdit.tables.select import FULL_PRECISION
+
+Flat = dict[str, Any]
+_PLAIN, _OTHER = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII), ("null", "true", "false", "inf", "nan")
+
+
+def command(configs: Sequence[Mapping[str, Any]]) -> str:
+    """The command line of runs that differ in seeds alone.
+
+    Args:
+        configs: of the runs' records, by dotted keys.
+
+    Returns:
+        An empty text where a recipe, or bits, are none of this qdit's.
+
+    >>> command([{"quantizer.name": "nobody's", "bits.name": "w4a8"}])
+    ''
+    """
+    first = dict(configs[0])
+    try:
+        words = _words(first)
+    except (UserError, HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError):
+        return ""
+    seeds = sorted({key for config in configs for key in config if key.split(".")[-1] == "seed"})
+    several = {key: sorted({_written(config.get(key)) for config in configs}, key=counted) for key in seeds}
+    several = {key: found for key, found in several.items() if len(found) > 1}
+    words = [word for word in words if word.partition("=")[0] not in several]
+    words += [f"{key}={','.join(found)}" for key, found in several.items()]
+    if (study := first.get("study")) not in (None, "default"):
+        words.append(as_text(f"study={_written(study)}"))
+    return shlex.join(["qdit", *(["-m"] if several else []), *words])
+
+
+def _words(config: Flat) -> list[str]:
+    """The words behind a config, without the study."""
+    full = config["quantizer.name"] == FULL_PRECISION
+    wanted = _science(nested(config), full)
+    bits = {key.removeprefix("bits."): value for key, value in config.items() if key.startswith("bits.")}
+    words = [f"quantizer={config['quantizer.name']}"]
+    if not full:
+        words += [f"bits={option}"] if (option := _bits(bits)) else [f"bits.{k}={_written(v)}" for k, v in bits.items()]
+
+    def base() -> Flat:
+        return _composed(tuple(word for word in words if not word.startswith("bits")), tuple(bits.items()), full)
+
+    for group in ("model", "dataset", "sampler", *COMPONENTS):  # a model may bring a data set and a sampler
+        known = any(key.startswith(f"{group}.") for key in wanted)
+        if known and _kinds(wanted, group) != _kinds(base(), group) and (option := _nearest(group, wanted)) is not None:
+            words.append(f"{group}={option}")
+    made = base()
+    changed = {key: value for key, value in wanted.items() if key not in made or made[key] != value}
+    words += [f"{'' if key in made else '+'}{key}={_written(value)}" for key, value in changed.items()]
+    metrics = _metrics(config)
+    default = _metrics(_unbitten(tuple(word for word in words if word.startswith("model="))))
+    if metrics and set(metrics) != set(default):
+        words.append(f"eval={_suite(metrics)}")
+    return words
+
+
+def _suite(metrics: list[str]) -> str:
+    """The option that has just these metrics, or a list of them; those that are no option are left out."""
+    files = sorted((CONF / "eval").glob("*.yaml"))
+    for file in files:
+        given: Any = OmegaConf.load(file)
+        if set(given.get("defaults") or []) == set(metrics):
+            return file.stem
+    return f"[{','.join(file.stem for file in files if file.stem in metrics)}]"
+
+
+def _metrics(config: Any) -> list[str]:
+    """The names of a config's metrics, by dotted keys or not."""
+    if isinstance(config, dict):
+        return list(dict.fromkeys(key.split(".")[1] for key in config if key.startswith("eval.")))
+    return list(config.get("eval") or {})
+
+
+def _bits(bits: Flat) -> str | None:
+    """The option whose values bits have."""
+    for file in sorted((CONF / "bits").glob("*.yaml")):
+        given: Any = OmegaConf.to_container(OmegaConf.load(file))
+        if all(given.get(key, "missing") == value for key, value in bits.items()):
+            return file.stem
+    return None
+
+
+def _science(config: dict[str, Any], full: bool) -> Flat:
+    """What results depend on, as runs are told apart by it, by dotted keys; full precision depends on no recipe."""
+    kept = without_neutral({key: config[key] for key in PROTOCOL_KEYS if key in config})
+    whole = {key: {} for key in COMPONENTS} | config  # failed runs, and those of long ago, recorded less
+    recipe = {} if full else versioned({key: config[key] for key in COMPONENTS if key in config}, whole)
+    recipe.pop("versions", None)  # follow from the rest
+    found = flatten(kept | recipe)
+    return {key: value for key, value in found.items() if key.split(".")[-1] != "reference"}
+
+
+def _kinds(science: Flat, group: str) -> dict[str, Any]:
+    """What says which option of a group a config has: names and classes."""
+    return {k: v for k, v in science.items() if k.split(".")[0] == group and k.split(".")[-1] in ("name", "_target_")}
+
+
+def _nearest(group: str, wanted: Flat) -> str | None:
+    """The option of a group that agrees with a config in its class and in most of its other keys."""
+    best, most = None, 0
+    for file in sorted((CONF / group).glob("*.yaml")):
+        given = flatten({group: OmegaConf.to_container(OmegaConf.load(file), resolve=False)})
+        if given.get(f"{group}._target_") != wanted.get(f"{group}._target_"):
+            continue
+        score = sum(1 if wanted.get(key) == value else -1 for key, value in given.items()) + len(given)
+        if score > most:
+            best, most = file.stem, score
+    return best
+
+
+@cache
+def _unbitten(words: tuple[str, ...]) -> Any:
+    """A config that is not resolved yet, in which bits can be replaced."""
+    quicken()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="qdit"):
+        return compose("config", [as_text(word) for word in words])
+
+
+@cache
+def _composed(words: tuple[str, ...], bits: tuple[tuple[str, Any], ...], full: bool) -> Flat:
+    made = _unbitten(words).copy()
+    if not full:
+        made.bits = OmegaConf.create({**made.bits, **dict(bits)})
+    return _science(resolved(made), full)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by dotted keys as the mappings that it was.
+
+    >>> nested({"a.b": 1, "a.c.d": 2, "e": 3})
+    {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parts, last = key.split(".")
+        place = found
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
+
+
+def _written(value: Any) -> str:
+    """A value in the words of Hydra's command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
+    text = str(value)
+    if isinstance(value, int | float) or (_PLAIN.fullmatch(text) and text.lower() not in _OTHER):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
