@@ -60,15 +60,16 @@ def command(configs: Sequence[Mapping[str, Any]]) -> str:
 
 def _words(config: Flat) -> list[str]:
     """The words behind a config, without the study."""
-    full = config["quantizer.name"] == FULL_PRECISION
-    wanted = _science(nested(config), full)
+    path = config.get("quantizer.path")  # of quantizer=load, which has its recipe and bits from a checkpoint
+    bare = path is not None or config["quantizer.name"] == FULL_PRECISION
+    wanted = _science(nested(config), bare)
     bits = {key.removeprefix("bits."): value for key, value in config.items() if key.startswith("bits.")}
-    words = [f"quantizer={config['quantizer.name']}"]
-    if not full:
+    words = [f"quantizer={config['quantizer.name']}", *([f"quantizer.path={_written(path)}"] if path else [])]
+    if not bare:
         words += [f"bits={option}"] if (option := _bits(bits)) else [f"bits.{k}={_written(v)}" for k, v in bits.items()]
 
     def base() -> Flat:
-        return _composed(tuple(word for word in words if not word.startswith("bits")), tuple(bits.items()), full)
+        return _composed(tuple(word for word in words if not word.startswith("bits")), tuple(bits.items()), bare)
 
     for group in ("model", "dataset", "sampler", *COMPONENTS):  # a model may bring a data set and a sampler
         known = any(key.startswith(f"{group}.") for key in wanted)
@@ -110,11 +111,11 @@ def _bits(bits: Flat) -> str | None:
     return None
 
 
-def _science(config: dict[str, Any], full: bool) -> Flat:
-    """What results depend on, as runs are told apart by it, by dotted keys; full precision depends on no recipe."""
+def _science(config: dict[str, Any], bare: bool) -> Flat:
+    """What results depend on, as runs are told apart by it, by dotted keys; bare: without a recipe."""
     kept = without_neutral({key: config[key] for key in PROTOCOL_KEYS if key in config})
     whole = {key: {} for key in COMPONENTS} | config  # failed runs, and those of long ago, recorded less
-    recipe = {} if full else versioned({key: config[key] for key in COMPONENTS if key in config}, whole)
+    recipe = {} if bare else versioned({key: config[key] for key in COMPONENTS if key in config}, whole)
     recipe.pop("versions", None)  # follow from the rest
     found = flatten(kept | recipe)
     return {key: value for key, value in found.items() if key.split(".")[-1] != "reference"}
@@ -147,11 +148,11 @@ def _unbitten(words: tuple[str, ...]) -> Any:
 
 
 @cache
-def _composed(words: tuple[str, ...], bits: tuple[tuple[str, Any], ...], full: bool) -> Flat:
+def _composed(words: tuple[str, ...], bits: tuple[tuple[str, Any], ...], bare: bool) -> Flat:
     made = _unbitten(words).copy()
-    if not full:
+    if not bare:
         made.bits = OmegaConf.create({**made.bits, **dict(bits)})
-    return _science(resolved(made), full)
+    return _science(resolved(made), bare)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

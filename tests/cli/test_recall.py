@@ -53,6 +53,14 @@ def test_what_an_earlier_qdit_did_not_record_is_left_to_this_one():
     assert command([old | {"mean_bits": 4}]) == "qdit quantizer=rtn bits=w4a4"
 
 
+def test_a_checkpoint_is_loaded_again():
+    config = recorded("quantizer=rtn", "bits=w4a4", "num_samples=16", "sampler.steps=5")
+    loaded = {"quantizer.name": "load", "quantizer.path": "runs/mine/a run", "quantizer.checkpoint": "0a1b"}
+    line = command([config | loaded])
+    assert line == "qdit quantizer=load 'quantizer.path='\"'\"'runs/mine/a run'\"'\"'' sampler.steps=5 num_samples=16"
+    assert composed(*shlex.split(line)[1:]).quantizer.path == "runs/mine/a run"
+
+
 @pytest.mark.parametrize("name", ["mine", "<b>", "load=1", None])
 def test_a_recipe_of_ones_own_has_no_command(name):
     assert command([recorded("quantizer=rtn") | {"quantizer.name": name}]) == ""

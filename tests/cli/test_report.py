@@ -10,7 +10,7 @@ from qdit.cli.report import main
 def test_the_page_is_written(runs, tmp_path, capsys):
     output = tmp_path / "out.html"
     assert main(["s", "--runs-dir", str(runs), "--output", str(output)]) == 0
-    assert "qdit quantizer=q_dit bits=w4a8 dataset.name=none study=s" in output.read_text()
+    assert "qdit quantizer=q_dit bits=w4a8 dataset.name=none" in output.read_text()
     assert str(output) in capsys.readouterr().err
 
 
