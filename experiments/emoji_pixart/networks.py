@@ -171,6 +171,21 @@ def warm_pixart(model: PixArtTransformer2DModel, dit: DiTTransformer2DModel, sma
     return 1 - float((rest - rest.mean(0)).square().sum() / (wanted - wanted.mean((0, 1))).square().sum())
 
 
+@torch.no_grad()
+def loud_captions(model: TextModel, ids: Int[Tensor, "B 12"]) -> float:
+    """Scale what the blocks read of prompts to a mean square of 1. Returns the root of the mean square before.
+
+    As diffusers initialises it, it was .11, and the text's part of each update as much smaller than the image's: after
+    1,300 steps of 32 images a wrong prompt cost 16 % of the loss at t = 500, and samples showed nothing of theirs.
+    """
+    states = model.text(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    last = model.transformer.caption_projection.linear_2
+    size = model.transformer.caption_projection(states).square().mean().sqrt()
+    for part in (last.weight, last.bias):
+        part.div_(size)
+    return float(size)
+
+
 def warm_latte(model: TextModel, pixart: TextModel) -> None:
     """Start near the image model on every frame: what is not temporal is copied, temporal blocks add nothing at first.
 

@@ -23,7 +23,15 @@ from experiments.emoji_dit.train import ASSETS, encode, scheduler
 from experiments.emoji_pixart.autoencoder import pretrained
 from experiments.emoji_pixart.fitting import arguments, fit, load_ema
 from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
-from experiments.emoji_pixart.networks import TextModel, make_pixart, noise_loss, sample, warm_pixart
+from experiments.emoji_pixart.networks import (
+    TextModel,
+    loud_captions,
+    make_pixart,
+    noise_loss,
+    sample,
+    tokens,
+    warm_pixart,
+)
 from experiments.emoji_pixart.words import make_tokenizer
 from qdit.dataset.captions import base_emoji, base_shares
 
@@ -47,7 +55,10 @@ def fresh(vocabulary: int, earlier: Path | None) -> TextModel:
         return model
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
-    print(f"the warm start takes over {explained:.3f} of the modulation's variance", flush=True)
+    size = loud_captions(model, tokens(make_tokenizer(), base_emoji()[1][::8]))
+    print(
+        f"the warm start takes over {explained:.3f} of the modulation's variance; captions were {size:.2f}", flush=True
+    )
     return model
 
 
