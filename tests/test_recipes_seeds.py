@@ -1,4 +1,4 @@
-"""Recipes of quantizers of vision transformers and earlier diffusion models: what of their papers their policies have."""
+"""Recipes of quantizers of vision transformers and earlier diffusion models: what of their papers is in their policies."""
 
 import pytest
 import torch
