@@ -23,6 +23,7 @@ recipes
 fitting
 search
 method
+exports
 runs
 report
 cli api
