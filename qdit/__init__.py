@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         design,
         difference,
         embedded,
+        export,
         fidelity,
         full_precision,
         load,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         save,
         summary,
         table,
+        targets,
     )
     from qdit.errors import UserError
 
@@ -49,6 +51,7 @@ __all__ = [
     "design",
     "difference",
     "embedded",
+    "export",
     "fidelity",
     "full_precision",
     "load",
@@ -60,6 +63,7 @@ __all__ = [
     "save",
     "summary",
     "table",
+    "targets",
 ]
 
 on_import.watch()

@@ -6,6 +6,7 @@ Each is exported by `qdit` itself, which imports this package when one is first 
 from qdit.api.adapters import embedded
 from qdit.api.compose import design, recipe
 from qdit.api.data import calibrate
+from qdit.api.exports import export, targets
 from qdit.api.measures import cost, fidelity, policy, summary
 from qdit.api.models import dequantize, full_precision, load, quantize, save
 from qdit.api.records import difference, results, run, table
@@ -17,6 +18,7 @@ __all__ = [
     "design",
     "difference",
     "embedded",
+    "export",
     "fidelity",
     "full_precision",
     "load",
@@ -28,4 +30,5 @@ __all__ = [
     "save",
     "summary",
     "table",
+    "targets",
 ]

@@ -5,14 +5,14 @@ Each kind says what of a layer's form it has no place for, and makes the tensor 
 * `Int8Tensor` multiplies integers: a weight without zero points, and inputs of 8 bits, whose factors it applies itself
   (`act_pre_scale`). Its symmetric inputs have a step of max / 127.5, which is qdit's grid `symmetric_full`; `symmetric`
   has max / 127. Beside inputs in full precision a weight in groups is dequantized first, with its zero points.
-* `IntxUnpackedToInt8Tensor` holds any integers of up to 8 bits, a byte each, with zero points and groups, and multiplies
-  in floating point. torchao's list of what a file may hold leaves out the name of its rounding of inputs, an Enum that
-  is a text, too: the text itself is written, which is allowed and compares equal.
+* `IntxUnpackedToInt8Tensor` holds any integers of up to 8 bits, a byte each, with zero points and groups, and
+  multiplies in floating point. torchao's list of what a file may hold leaves out the name of its rounding of inputs, an
+  Enum that is a text, too: the text itself is written, which is allowed and compares equal.
 
 Read in torchao 0.18.0. Left out: packed 4-bit tensors, which run on accelerators alone, and formats with levels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -201,10 +201,25 @@ def kind_of(form: Form, near: bool = False) -> Kind | None:
     return next((kind for kind in KINDS if next(kind.lacks(form, near), None) is None), None)
 
 
+def shared(form: Form, near: bool = False) -> list[Lack]:
+    """What of a form no kind has a place for."""
+    first, *others = ([*kind.lacks(form, near)] for kind in KINDS)
+    return [lack for lack in first if all(lack in other for other in others)]
+
+
 def why_not(form: Form, near: bool = False) -> str:
-    """What of a form the kinds have no place for: what they all lack, else what each of them lacks."""
-    lacking = {kind.name: list(kind.lacks(form, near)) for kind in KINDS}
-    first, *others = lacking.values()
-    if shared := [each for each in first if all(each in other for other in others)]:
-        return f"torchao has no {' and no '.join(map(str, shared))}"
+    """Why no kind can say a form: what no kind has a place for, else what each of them lacks."""
+    if found := shared(form, near):
+        return f"torchao has no {' and no '.join(map(str, found))}"
+    lacking = {kind.name: kind.lacks(form, near) for kind in KINDS}
     return "; ".join(f"its {name} has no {' and no '.join(map(str, each))}" for name, each in lacking.items())
+
+
+def cures(forms: Collection[Form]) -> list[tuple[str, ...]]:
+    """Words of the command line with which a kind would have a place for all of some forms, the fewest first."""
+    found = []
+    for kind in KINDS:
+        lacking = {lack for form in forms if not form.is_plain for lack in kind.lacks(form, False)}
+        if lacking and all(lack.cure for lack in lacking):
+            found.append(tuple(sorted({str(lack.cure) for lack in lacking}, key=lambda word: "." in word)))
+    return sorted(found, key=len)

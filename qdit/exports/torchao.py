@@ -16,28 +16,30 @@ from torch import Tensor
 from qdit.checkpoint.installed import Installed, needed, replacements
 from qdit.errors import UserError
 from qdit.exports.forms import Form, form_of
-from qdit.exports.kinds import kind_of, why_not
+from qdit.exports.kinds import kind_of, shared, why_not
 from qdit.nn.linear import QuantLinear
 
 OLDEST = "0.18"
 """The oldest torchao whose files are known to hold all that is written."""
 
 
-def obstacles(forms: Mapping[str, Form], near: bool) -> list[str]:
-    """What hinders modules from becoming torchao's, with the first of those that it hinders; nothing where they can.
+def hindered(forms: Mapping[str, Form], near: bool) -> dict[str, list[str]]:
+    """What hinders modules from becoming torchao's, each with the names of those that it hinders; empty: nothing does.
 
     Args:
         forms: of modules, by name.
         near: see `stock`.
     """
-    hindered: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, form in forms.items():
         if not form.is_plain and kind_of(form, near) is None:
-            hindered.setdefault(why_not(form, near), []).append(name)
-    return [
-        f"{reason}, which {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} would need"
-        for reason, names in hindered.items()
-    ]
+            found.setdefault(why_not(form, near), []).append(name)
+    return found
+
+
+def incurable(forms: Mapping[str, Form]) -> list[str]:
+    """What hinders some forms whatever else is changed, shortly."""
+    return list(dict.fromkeys(lack.what for form in forms.values() for lack in shared(form) if not lack.cure))
 
 
 def stock(model: Any, near: bool = False) -> Any:
@@ -52,9 +54,14 @@ def stock(model: Any, near: bool = False) -> Any:
     """
     check_torchao()
     state = needed(model)
-    if problems := obstacles({name: form_of(each) for name, each in replacements(state.quantized).items()}, near):
+    forms = {name: form_of(each) for name, each in replacements(state.quantized).items()}
+    if found := hindered(forms, near):
+        reasons = [
+            f"{reason}, which {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} would need"
+            for reason, names in found.items()
+        ]
         raise UserError(
-            f"this model cannot be exported to torchao: {'; '.join(problems[:3])}. Export it to diffusers, which holds "
+            f"this model cannot be exported to torchao: {'; '.join(reasons[:3])}. Export it to diffusers, which holds "
             "every recipe (--to diffusers)"
         )
     weights, configs = _weights(state)

@@ -1,0 +1,152 @@
+"""Models that leave: folders that others read, and which recipes can be in which of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qdit.api.adapters import embedded, network_of
+from qdit.api.compose import composed, composed_recipe
+from qdit.api.measures import cost
+from qdit.api.models import load
+from qdit.assets import CONF
+from qdit.checkpoint.installed import needed
+from qdit.cli.design import NO_METHOD
+from qdit.config import resolved
+from qdit.errors import UserError
+from qdit.exports import history
+from qdit.exports.card import About, card
+from qdit.exports.forms import Form, forms_of
+from qdit.exports.kinds import cures
+from qdit.exports.targets import TARGETS, Target, empty_folder, saved, target_of, upload
+from qdit.exports.torchao import incurable
+from qdit.model.base import DiffusionModel
+from qdit.model.dit import DiT
+from qdit.model.hub import is_id
+
+
+def export(model: Any, folder: str | Path, to: str = "torchao", *, near: bool = False, push: str | None = None) -> None:
+    """Write a folder that `from_pretrained` reads: elsewhere, without a base model, without data.
+
+    Args:
+        model: a pipeline whose transformer is quantized; a quantized transformer; or the folder of a run that saved its
+            checkpoint, whose card then has its metrics.
+        folder: that is not there yet, or is empty.
+        to: `torchao`, which diffusers reloads where torchao is installed, and which holds some recipes; or `diffusers`,
+            which holds all of them, and which diffusers reloads where qdit is installed.
+        near: whether a symmetric input may be rounded with torchao's step, of max / 127.5 instead of max / 127.
+        push: `owner/name` on the hub, to which the folder is uploaded; None keeps it here.
+
+    Raises:
+        UserError: the model is not quantized; the folder is not empty; or the target cannot say a part of the recipe,
+            which the message names, with the target that can.
+
+    >>> import qdit, tempfile
+    >>> from pathlib import Path
+    >>> pipe, folder = qdit.embedded(), tempfile.mkdtemp()
+    >>> _ = qdit.quantize(pipe.transformer, "rtn", bits="w8a8")
+    >>> qdit.export(pipe, folder, to="diffusers")
+    >>> "| 8.19 |" in Path(folder, "README.md").read_text()
+    True
+    """
+    target, config, record = target_of(to), None, None
+    place = empty_folder(folder)
+    if isinstance(model, str | Path):
+        config, record = history.run_folder(Path(model))
+        model = _quantized(Path(model), config)
+    whole = getattr(model, "transformer", None) is not None
+    network = network_of(model.transformer if whole else model)
+    made = target.network(network, near)
+    saved(model if whole else None, made, place)
+    recipe = config if config is not None else needed(network).about.get("config")
+    name = push or place.name
+    kind = type(model if whole else network).__name__
+    read = f'{kind}.from_pretrained("{name}", torch_dtype={network.dtype})'
+    about = About(
+        name=name,
+        target=to,
+        needs=target.needs,
+        loading=(
+            *target.imports,
+            f"from diffusers import {kind}",
+            "",
+            f"{'pipe' if whole else 'transformer'} = {read}",
+        ),
+        cost=cost(network),
+        near=near,
+        base=_base(config),
+        config=recipe,
+        record=record,
+        command=None if config is None else history.command_of(config, lambda *words: resolved(composed(*words))),
+        task=_task(needed(network).adapter),
+    )
+    card(about).save(place / "README.md")
+    if push is not None:
+        upload(place, push)
+
+
+def _quantized(run: Path, config: dict[str, Any]) -> Any:
+    """The pipeline of a run, quantized by its checkpoint."""
+    pipe = embedded() if config["model"].get("path") is None else history.read_pipeline(config)
+    load(run, pipe.transformer)
+    return pipe
+
+
+def _base(config: dict[str, Any] | None) -> str | None:
+    path = None if config is None else config["model"].get("path")
+    return path if is_id(path) else None
+
+
+def _task(adapter: Any) -> str:
+    """What a model makes of what, in the hub's words."""
+    made = adapter.modality
+    if hasattr(adapter, "encoder_of"):
+        return f"text-to-{made}"
+    return "unconditional-image-generation" if made == "image" else "other"
+
+
+def targets(bits: str = "w8a8") -> pd.DataFrame:
+    """What each recipe can be exported to: a row a recipe of `conf/quantizer`, a column a target.
+
+    A cell says `yes`; `with` the words of the command line that make it possible; or `no` and what hinders.
+
+    Args:
+        bits: an option of `conf/bits`.
+
+    Raises:
+        UserError: there are no such bits.
+
+    >>> import qdit
+    >>> qdit.targets().loc["tq_dit", "diffusers"]
+    'yes'
+    """
+    model = DiT(name="emoji_dit").outline("cpu", torch.float32)
+    recipes = sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml") if file.stem not in NO_METHOD)
+    return pd.DataFrame([_row(name, bits, model) for name in recipes], pd.Index(recipes, name="recipe"))
+
+
+def _row(name: str, bits: str, model: DiffusionModel) -> dict[str, str]:
+    """The cells of a recipe."""
+
+    def forms(*words: str) -> dict[str, Form]:
+        method = composed_recipe(name, words, bits)[0]
+        if method.correction is not None:
+            raise UserError("the correction of the sampler, which is not in the transformer")
+        return forms_of(method, model)
+
+    try:
+        own = forms()
+    except UserError as error:
+        return dict.fromkeys(TARGETS, f"no: {error}")
+    return {target: _cell(TARGETS[target], own, forms) for target in TARGETS}
+
+
+def _cell(target: Target, own: dict[str, Form], forms: Callable[..., dict[str, Form]]) -> str:
+    if not (found := target.hindered(own, False)):
+        return "yes"
+    for words in cures(own.values()):
+        if not target.hindered(forms(*words), False):
+            return f"with {' '.join(f'`{word}`' for word in words)}"
+    return f"no: {', '.join(incurable(own)) or '; '.join(found)}"
