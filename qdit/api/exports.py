@@ -122,31 +122,35 @@ def targets(bits: str = "w8a8") -> pd.DataFrame:
     >>> qdit.targets().loc["tq_dit", "diffusers"]
     'yes'
     """
-    model = DiT(name="emoji_dit").outline("cpu", torch.float32)
-    recipes = sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml") if file.stem not in NO_METHOD)
-    return pd.DataFrame([_row(name, bits, model) for name in recipes], pd.Index(recipes, name="recipe"))
+    model, names = DiT(name="emoji_dit").outline("cpu", torch.float32), recipes()
+    return pd.DataFrame([_row(name, bits, model) for name in names], pd.Index(names, name="recipe"))
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that quantize, by the alphabet."""
+    return sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml") if file.stem not in NO_METHOD)
 
 
 def _row(name: str, bits: str, model: DiffusionModel) -> dict[str, str]:
     """The cells of a recipe."""
+    needed = []
 
     def forms(*words: str) -> dict[str, Form]:
-        method = composed_recipe(name, words, bits)[0]
-        if method.correction is not None:
-            raise UserError("the correction of the sampler, which is not in the transformer")
-        return forms_of(method, model)
+        return forms_of(composed_recipe(name, (*needed, *words), bits)[0], model)
 
     try:
+        if composed_recipe(name, (), bits)[0].correction is not None:
+            needed.append("correction=none")  # it is the sampler's, and not in the transformer
         own = forms()
     except UserError as error:
         return dict.fromkeys(TARGETS, f"no: {error}")
-    return {target: _cell(TARGETS[target], own, forms) for target in TARGETS}
+    return {target: _cell(TARGETS[target], own, needed, forms) for target in TARGETS}
 
 
-def _cell(target: Target, own: dict[str, Form], forms: Callable[..., dict[str, Form]]) -> str:
-    if not (found := target.hindered(own, False)):
-        return "yes"
-    for words in cures(own.values()):
+def _cell(target: Target, own: dict[str, Form], needed: list[str], forms: Callable[..., dict[str, Form]]) -> str:
+    found = target.hindered(own, False)
+    ways = cures(own.values()) if found else [()]
+    for words in ways:
         if not target.hindered(forms(*words), False):
-            return f"with {' '.join(f'`{word}`' for word in words)}"
+            return f"with {' '.join(f'`{word}`' for word in (*needed, *words))}" if needed or words else "yes"
     return f"no: {', '.join(incurable(own)) or '; '.join(found)}"

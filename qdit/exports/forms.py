@@ -100,5 +100,6 @@ def forms_of(method: Method, model: DiffusionModel) -> dict[str, Form]:
 
 
 def _planned(layer: LayerSpec, parts: list[str], site: Site) -> Form:
-    weight, timed = _of_rows(layer.weight, site.in_features), [TIMED] * (len(layer.weights) > 1)
-    return Form(weight=weight, inputs=layer.activation, parts=(*timed, *parts))
+    if len(layer.weights) > 1:
+        return Form(weight=None, inputs=None, parts=(TIMED,))
+    return Form(weight=_of_rows(layer.weight, site.in_features), inputs=layer.activation, parts=tuple(parts))

@@ -1,6 +1,7 @@
 """What a card tells of the run that an exported model comes from: the pipeline that it quantized, and its command."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from qdit.errors import UserError
 from qdit.model.hub import is_id
 
 ELSEWHERE = {"allow_download", "cache_dir", "device", "dry", "execution", "name", "overwrite", "runs_dir", "study"}
-ELSEWHERE |= {"save_checkpoint", "objective", "inception_weights"}
+ELSEWHERE |= {"inception_weights", "logger", "objective", "save_checkpoint"}
 """Keys of a config that a run's results do not depend on, or that its command need not say."""
 GROUPS = ("model", "dataset", "quantizer", "bits")
 """Whose options have the names that they say."""
@@ -39,7 +40,7 @@ def read_pipeline(config: Mapping[str, Any]) -> Any:
     try:
         if (vae := model.get("vae_path")) is not None:
             parts["vae"] = AutoencoderKL.from_pretrained(vae, revision=model.get("vae_revision"), use_safetensors=True)
-        where = path if is_id(path) else folder_of(path)
+        where = path if is_id(path) else str(folder_of(path))
         return DiffusionPipeline.from_pretrained(where, revision=model.get("revision"), **about, **parts)
     except (OSError, ValueError) as error:
         raise UserError(f"the pipeline of this run, model.path={path}, cannot be read: {error}") from error
@@ -52,28 +53,20 @@ def command_of(config: Mapping[str, Any], compose: Callable[..., dict[str, Any]]
         config: resolved.
         compose: from words to the resolved config.
     """
-    words = [f"{group}={config[group]['name']}" for group in GROUPS]
+    words = [f"{group}={config[group]['name']}" for group in GROUPS] + [f"eval=[{','.join(config.get('eval') or ())}]"]
     try:
-        if _different(config, usual := compose(*words)):
-            flat = flatten(dict(usual))
-            changes = _different(config, usual)
-            words += [f"{'' if key in flat else '+'}{key}={_word(value)}" for key, value in changes.items()]
-            if _different(config, compose(*words)):
-                return None
+        flat, usual = _flat(config), _flat(compose(*words))
+        changed = {key: value for key, value in flat.items() if key not in usual or usual[key] != value}
+        words += [f"~{key}={_word(value)}" for key, value in usual.items() if key not in flat]
+        words += [f"{'' if key in usual else '+'}{key}={_word(value)}" for key, value in changed.items()]
+        return f"qdit {shlex.join(words)}" if _flat(compose(*words)) == flat else None
     except UserError:
         return None
-    return f"qdit {' '.join(words)}"
 
 
-def _different(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config that are others in another, and None for those that are only there."""
-    flat, there = ({k: v for k, v in flatten(dict(tree)).items() if _matters(k)} for tree in (config, other))
-    missing = dict.fromkeys(key for key in there if key not in flat)
-    return {key: value for key, value in flat.items() if key not in there or there[key] != value} | missing
-
-
-def _matters(key: str) -> bool:
-    return key.split(".")[0] not in ELSEWHERE | {"logger"}
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that matter, by dotted keys."""
+    return {key: value for key, value in flatten(dict(config)).items() if key.split(".")[0] not in ELSEWHERE}
 
 
 def _word(value: Any) -> str:

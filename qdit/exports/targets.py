@@ -51,7 +51,7 @@ def target_of(name: str) -> Target:
 
 
 def empty_folder(folder: str | Path) -> Path:
-    """A folder in which nothing is, made if need be: parts of an older export would be read along.
+    """A folder in which nothing is: parts of an older export would be read along.
 
     Raises:
         UserError: something is there.
@@ -59,10 +59,6 @@ def empty_folder(folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not empty; give a folder that is not there yet")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be made: {error}") from error
     return path
 
 
