@@ -23,8 +23,9 @@ from helpers.vbench_suite import write_suite
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
+from qdit.api import exports
 from qdit.assets import CONF
-from qdit.cli import design, refs, report, score, table, vbench
+from qdit.cli import design, export, refs, report, score, table, vbench
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
@@ -259,6 +260,21 @@ def pretended(reader: Path, folder: Path, quantizer: str, family: str, bits: str
     RunDir(folder).save_result(record | {"study": folder.parent.name, "name": folder.name})
 
 
+def run_export(words: list[str], reader: Path, monkeypatch) -> None:
+    """Of the run that the page says; the list of one recipe, for tests/api/test_exports.py has several."""
+    monkeypatch.setattr(exports, "recipes", lambda: ["rtn"])
+    if "<run>" in " ".join(words):
+        page = command_lines(ROOT / "docs" / "use_what_you_quantized.md")
+        made = next(shlex.split(line, comments=True)[1:] for line in page if line.startswith("qdit "))
+        qdit([*made, "eval=smoke", "num_samples=2", "batch_size=2", "sampler.steps=2", "device=cpu"], monkeypatch)
+        [folder] = (reader / "runs" / "leaving").glob("rtn-*")
+        words = [word.replace("<run>", folder.name) for word in words]
+        assert export.main(words) == 0
+        assert (reader / words[1] / "model_index.json").is_file()
+        return
+    assert export.main(words) == 0
+
+
 def run_make(targets: list[str]) -> None:
     known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
@@ -289,6 +305,8 @@ def test_command(line, reader, monkeypatch):
         score._parser().parse_args(arguments)
     elif program == "qdit-vbench":
         vbench._parser().parse_args(arguments)
+    elif program == "qdit-export":
+        run_export(arguments, reader, monkeypatch)
     elif program == "make":
         run_make(arguments)
     else:

@@ -1,11 +1,16 @@
 """The command `qdit-export`: its words reach the API, mistakes are one message, its table is written in documents."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from helpers.commands import complaint
 
 import qdit
+from qdit.cli.documents import filled
 from qdit.cli.export import listed, main
+
+PAGE = Path(__file__).parents[2] / "docs" / "use_what_you_quantized.md"
 
 
 @pytest.fixture
@@ -42,3 +47,9 @@ def test_the_list_is_printed_and_written_between_the_lines_of_a_document(table, 
     assert main(["--write", str(document)]) == 0
     assert "| recipe | torchao | diffusers |\n|---|---|---|\n| `rtn` | yes | yes |\n" in document.read_text()
     assert table == ["w4a8", "w4a8", "w8a8"]
+
+
+@pytest.mark.slow
+def test_the_pages_table_is_what_the_command_writes():
+    text = PAGE.read_text(encoding="utf-8")
+    assert filled(PAGE, "qdit-export", listed, "w8a8") == text

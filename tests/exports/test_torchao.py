@@ -17,7 +17,7 @@ from qdit.exports.kinds import centred
 POINTS = ("calibration.num_samples=8", "calibration.per_trajectory=2", "calibration.batch_size=4")
 CPU = torch.device("cpu")
 INTX, INT8 = "IntxUnpackedToInt8Tensor", "Int8Tensor"
-EXACT, NEAR, FLOOR = 60, 30, 50
+EXACT, NEAR, FLOOR = 50, 30, 50
 """Decibels between the images: where an input that lies between two steps may go to either, because sums are added in
 another order; where the greatest may, too, or steps are others; and between qdit's own two executions."""
 RECIPES = {
