@@ -48,7 +48,7 @@ def export(model: Any, folder: str | Path, to: str = "torchao", *, near: bool = 
     >>> pipe, folder = qdit.embedded(), tempfile.mkdtemp()
     >>> _ = qdit.quantize(pipe.transformer, "rtn", bits="w8a8")
     >>> qdit.export(pipe, folder, to="diffusers")
-    >>> "| 8.19 |" in Path(folder, "README.md").read_text()
+    >>> "Quantized by qdit's recipe `rtn`" in Path(folder, "README.md").read_text()
     True
     """
     target, config, record = target_of(to), None, None
@@ -107,23 +107,26 @@ def _task(adapter: Any) -> str:
     return "unconditional-image-generation" if made == "image" else "other"
 
 
-def targets(bits: str = "w8a8") -> pd.DataFrame:
-    """What each recipe can be exported to: a row a recipe of `conf/quantizer`, a column a target.
+def targets(*names: str, bits: str = "w8a8") -> pd.DataFrame:
+    """What recipes can be exported to: a row a recipe, a column a target.
 
     A cell says `yes`; `with` the words of the command line that make it possible; or `no` and what hinders.
 
     Args:
+        names: of recipes; none are all of `conf/quantizer`, which takes half a minute.
         bits: an option of `conf/bits`.
 
     Raises:
-        UserError: there are no such bits.
+        UserError: a name is unknown.
 
     >>> import qdit
-    >>> qdit.targets().loc["tq_dit", "diffusers"]
-    'yes'
+    >>> qdit.targets("svdquant").loc["svdquant"].tolist()
+    ['no: low-rank branch', 'yes']
     """
-    model, names = DiT(name="emoji_dit").outline("cpu", torch.float32), recipes()
-    return pd.DataFrame([_row(name, bits, model) for name in names], pd.Index(names, name="recipe"))
+    if unknown := [name for name in names if name not in recipes()]:
+        raise UserError(f"there is no recipe {unknown[0]!r}; there are {', '.join(recipes())}")
+    model, asked = DiT(name="emoji_dit").outline("cpu", torch.float32), list(names) or recipes()
+    return pd.DataFrame([_row(name, bits, model) for name in asked], pd.Index(asked, name="recipe"))
 
 
 def recipes() -> list[str]:

@@ -56,7 +56,7 @@ def listed(bits: str) -> str:
     """The table of recipes and targets at some bits, as Markdown."""
     import qdit
 
-    frame = qdit.targets(bits)
+    frame = qdit.targets(bits=bits)
     lines = [f"| recipe | {' | '.join(frame.columns)} |", f"|---{'|---' * len(frame.columns)}|"]
     lines += [f"| `{name}` | {' | '.join(row)} |" for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
     return "\n".join(lines) + "\n"

@@ -221,5 +221,5 @@ def cures(forms: Collection[Form]) -> list[tuple[str, ...]]:
     for kind in KINDS:
         lacking = {lack for form in forms if not form.is_plain for lack in kind.lacks(form, False)}
         if lacking and all(lack.cure for lack in lacking):
-            found.append(tuple(sorted({str(lack.cure) for lack in lacking}, key=lambda word: "." in word)))
+            found.append(tuple(sorted({str(lack.cure) for lack in lacking}, key=lambda word: ("." in word, word))))
     return sorted(found, key=len)

@@ -88,9 +88,8 @@ def test_an_export_is_uploaded_where_that_is_wanted(run, tmp_path, monkeypatch):
     assert 'from_pretrained("me/rtn"' in (tmp_path / "mine" / "README.md").read_text()
 
 
-def test_the_table_says_yes_with_which_words_or_no_and_why(monkeypatch):
-    monkeypatch.setattr(exports, "recipes", lambda: ["ptqd", "quarot", "rtn", "smoothquant"])
-    frame = qdit.targets()
+def test_the_table_says_yes_with_which_words_or_no_and_why():
+    frame = qdit.targets("ptqd", "quarot", "rtn", "smoothquant")
     assert frame["torchao"].to_dict() == {
         "ptqd": "no: quantized patch embedding, rounded operands of attentions",
         "quarot": "no: rotation of inputs at run time",
@@ -98,6 +97,13 @@ def test_the_table_says_yes_with_which_words_or_no_and_why(monkeypatch):
         "smoothquant": "with `weight.grid=symmetric`",
     }
     assert frame["diffusers"].to_dict() == {"ptqd": "with `correction=none`"} | dict.fromkeys(frame.index[1:], "yes")
+
+
+def test_an_unknown_recipe_has_no_row_and_all_have_one_where_none_is_named(monkeypatch):
+    with pytest.raises(UserError, match="there is no recipe 'gptq'; there are awq"):
+        qdit.targets("gptq")
+    monkeypatch.setattr(exports, "recipes", lambda: ["rtn"])
+    assert qdit.targets(bits="w4a4")["torchao"].to_dict() == {"rtn": "no: inputs of 4 bits, but of 8"}
 
 
 PLANNED = {
