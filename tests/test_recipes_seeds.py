@@ -1,4 +1,4 @@
-"""Recipes of quantizers of vision transformers and earlier diffusion models: what of their papers is in their policies."""
+"""Recipes of quantizers of vision transformers and earlier diffusion models: their policies have what papers say."""
 
 import pytest
 import torch
