@@ -1,4 +1,4 @@
-"""Recipes of quantizers of vision transformers and earlier diffusion models: their policies have what papers say."""
+"""Recipes of quantizers of vision transformers and of earlier diffusion models: what their policies have of papers."""
 
 import pytest
 import torch

@@ -143,8 +143,8 @@ def embedded(name: str = "emoji_dit") -> Any:
     >>> pipe([pipe.labels["cat-face"]], num_inference_steps=2).images[0].size
     (32, 32)
     """
-    from diffusers import DiffusionPipeline
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     if name != "emoji_dit":
         folder = locate(PREFIX + name, None, "name", [])

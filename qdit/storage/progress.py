@@ -31,8 +31,8 @@ class _Lines:
         """Nothing is kept back."""
 
 
-def progress(work: Iterable[_T] | None = None, *, hidden: bool = False, **about: Any) -> "tqdm[_T]":
-    """tqdm, with lines instead of a bar where stderr is no terminal.
+def progress(work: Iterable[_T] | None = None, *, hidden: bool = False, **about: Any) -> Any:
+    """A `tqdm`, with lines instead of a bar where stderr is no terminal.
 
     Args:
         work: what to iterate over; None for a bar that is moved by hand.

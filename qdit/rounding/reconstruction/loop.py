@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Lt
@@ -197,10 +197,11 @@ def reconstruct(
 def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """The outputs of layers that run meanwhile, by site."""
     seen: dict[str, Tensor] = {}
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
-        for name, layer in layers.items()
-    ]
+
+    def keeper(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, output: seen.update({name: output})
+
+    handles = [layer.register_forward_hook(keeper(name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:
