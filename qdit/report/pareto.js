@@ -11,16 +11,18 @@
   let chosen = null;
 
   function ticks(low, high, logarithmic) {
-    const found = [];
+    let found = [];
     if (logarithmic) {
       for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
-        for (const step of [1, 2, 3, 5]) found.push(step * 10 ** power);
-    } else {
-      const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
-      const step = power * [1, 2, 5, 10].find((each) => each * power >= rough);
-      for (let at = Math.ceil(low / step); at * step <= high; at++) found.push(Number((at * step).toPrecision(12)));
+        for (const step of [1, 2, 3, 5]) found.push(Number((step * 10 ** power).toPrecision(6)));
+      found = found.filter((each) => each >= low && each <= high);
+      if (found.length > 3) return found;
     }
-    return found.filter((each) => each >= low && each <= high);
+    const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((each) => each * power >= rough);
+    found = [];
+    for (let at = Math.ceil(low / step); at * step <= high; at++) found.push(Number((at * step).toPrecision(12)));
+    return found;
   }
 
   function scale(values, from, to, logarithmic) {

@@ -132,6 +132,7 @@ def _sides(wide: int) -> list[int]:
 
 
 def _webp(pixels: Images, quality: int | None) -> bytes:
-    file, about = io.BytesIO(), {"lossless": True} if quality is None else {"quality": quality}
+    about: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
+    file = io.BytesIO()
     Image.fromarray(pixels).save(file, "webp", method=4, **about)
     return file.getvalue()

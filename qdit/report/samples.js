@@ -22,8 +22,9 @@
     pair.append(picture("own", own, sample));
     if (under) pair.append(make("div", { class: "line" }));
     const value = judged[at]?.each[sample];
-    const below = make("figcaption", {}, captions[sample] ?? `sample ${sample}`);
-    if (value != null) below.append(make("br"), make("small", {}, `${value}${/dB/.test(judged[at].label) ? " dB" : ""}`));
+    const named = captions[sample] ?? `sample ${sample}`;
+    const below = make("figcaption", {}, make("span", { class: "caption", title: named }, named)); // prompts may be long
+    if (value != null) below.append(make("small", {}, `${value}${/dB/.test(judged[at].label) ? " dB" : ""}`));
     return make("figure", {}, pair, below);
   }
 

@@ -115,6 +115,16 @@ def test_the_chart_and_the_samples_are_reached_by_keyboard(opened):
     assert opened.run("document.querySelector('tr.chosen').dataset.name") == shown.split()[0]
 
 
+def test_a_point_tells_its_numbers_to_the_mouse(opened):
+    opened.run("document.querySelector('#cost').scrollIntoView({behavior: 'instant'})")
+    where = "(box => [box.x + box.width / 2, box.y + box.height / 2])"
+    x, y = opened.run(f"{where}(document.querySelectorAll('.point .shape')[3].getBoundingClientRect())")
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert "SQNR (dB) ↑: " in opened.run("document.querySelector('.tip').textContent")
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    assert opened.run("document.querySelector('.tip')") is None
+
+
 def test_the_cost_axis_is_chosen(opened):
     assert opened.run("[...document.querySelectorAll('#pareto-x option')].map(o => o.textContent)") == [
         *("W bits (model)", "MB", "GBOPs")
