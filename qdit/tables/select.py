@@ -143,7 +143,7 @@ def refuse_mixture(rows: Sequence[Row]) -> None:
     raise UserError(
         f"{_count(len(rows), 'run')} of {len(labels)} protocols, whose numbers do not share a column; they differ in\n"
         + "\n".join(lines)
-        + "\nKeep one with its --where, or show all, each under its own protocol, with --mix-protocols"
+        + "\nKeep one with its --where, or show all, each under its own protocol, with --mix-protocols of qdit-table"
     )
 
 

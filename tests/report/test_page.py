@@ -113,7 +113,7 @@ def test_a_metric_that_could_not_be_added_is_told(tmp_path):
 
 def test_protocols_are_not_mixed(runs, tmp_path):
     write(runs, record("rtn", "w8a8", {"sqnr": metric(9.0)}, protocol="another|N=9|seed=0"))
-    with pytest.raises(UserError, match="of 2 protocols"):
+    with pytest.raises(UserError, match="--mix-protocols of qdit-table$"):
         made(runs)
 
 
