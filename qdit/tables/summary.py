@@ -165,7 +165,8 @@ def _refuse_sample_counts(runs: list[select.Row], metrics: Sequence[str]) -> Non
         if len(counts) > 1:
             raise UserError(
                 f"{name} was computed from {' and from '.join(map(str, counts))} samples, and such numbers do not "
-                f"share a column: keep one with --where {name}_n={counts[-1]}, or show all with --mix-protocols of qdit-table"
+                f"share a column: keep one with --where {name}_n={counts[-1]}, or show all with --mix-protocols of "
+                "qdit-table"
             )
 
 
