@@ -3,10 +3,13 @@
 PyPI's torchvision is a CUDA build. Its compiled library cannot load beside a CPU torch, and the import then dies with
 `operator torchvision::nms does not exist`, taking torch_fidelity, timm and diffusers' DiT along. Declaring the two
 operators whose absence raises is enough for everything that is pure Python (transforms, models); `torchvision.ops.nms`
-and `torchvision.io` stay unusable. Where the library loads, this module does nothing.
+and `torchvision.io` stay unusable. Where the library loads, nothing is done.
+
+torchao, where it is installed, is imported by diffusers, and speaks at every import; this module has it be silent.
 """
 
 import importlib.util
+import logging
 import sys
 
 import torch
@@ -33,4 +36,11 @@ def cure() -> None:
         importlib.import_module("torchvision")
 
 
+def quieten() -> None:
+    """Silence what torchao 0.18 prints where diffusers imports it: missing kernels of GPUs, names that are old."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 cure()
+quieten()
