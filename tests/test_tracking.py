@@ -148,7 +148,7 @@ def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_a
 
     for folder in (runs / "s").iterdir():
         (folder / "config.yaml").write_text(f"name: {folder.name}\n")
-    tracking.compared(logger("wandb_offline"), "s", runs / "s")
+    tracking.compared(logger("wandb_offline"), "s", runs / "s", lambda: "<table>q_dit</table>")
     wandb.teardown()
     [file] = (runs / "s" / "wandb").glob("offline-run-*/run-*.wandb")
     records = wandb_records(file)
@@ -168,7 +168,7 @@ def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_a
 
 
 def test_a_study_that_cannot_be_reported_costs_nothing(tmp_path, caplog, no_account):
-    tracking.compared(logger("wandb_offline"), "s", tmp_path / "none")
+    tracking.compared(logger("wandb_offline"), "s", tmp_path / "none", lambda: "")
     assert "the logger failed, and the run goes on" in caplog.text
 
 

@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
 from qdit.cli.design import listed
-from qdit.cli.main import as_text
 from qdit.cli.quick_hydra import quicken
+from qdit.cli.words import as_text
 from qdit.config import COMPONENTS, RECIPE_KEYS, check, resolved
 from qdit.errors import UserError
 from qdit.method import Method

@@ -1,15 +1,12 @@
 """The console script `qdit`: handles signals and quotes words that Hydra would misread, then calls `qdit.cli.command`.
 
-Imports nothing beyond the standard library until signal handlers are installed.
+Imports nothing heavy until signal handlers are installed.
 """
 
-import re
 import sys
 
 from qdit.cli import interrupts
-
-_NAMING = re.compile(r"((?:\+{0,2})(?:study|name|[\w.]+\.name))=(.+)")
-_NO_TEXT = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]*(e[+-]?\d[\d_]*)?|[+-]?inf|nan|true|false", re.IGNORECASE)
+from qdit.cli.words import as_text
 
 
 def main() -> None:
@@ -27,19 +24,6 @@ def main() -> None:
             run()
     except KeyboardInterrupt as stop:
         sys.exit(interrupts.report(stop))
-
-
-def as_text(word: str) -> str:
-    """A word of the command line in which a name that looks like a number is quoted, for Hydra would change it.
-
-    >>> as_text("study=2026_11_28"), as_text("study=1e3,b"), as_text("seed=1_000")
-    ("study='2026_11_28'", "study='1e3',b", 'seed=1_000')
-    """
-    found = _NAMING.fullmatch(word)
-    if found is None or set(found[2]) & set("'\"()[]{}\\$"):
-        return word
-    parts = [f"'{part}'" if part.strip() and _NO_TEXT.fullmatch(part.strip()) else part for part in found[2].split(",")]
-    return f"{found[1]}={','.join(parts)}"
 
 
 if __name__ == "__main__":

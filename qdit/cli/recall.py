@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
-from qdit.cli.main import as_text
 from qdit.cli.quick_hydra import quicken
+from qdit.cli.words import as_text
 from qdit.config import COMPONENTS, flatten, resolved
 from qdit.errors import UserError
 from qdit.runs.identity import PROTOCOL_KEYS

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class TableCallback(Callback):
             print_table(runs_dir, study)
             made = [path for path, time in _records(runs_dir / study).items() if self.before.get(path) != time]
             if made and config.get("logger") is not None:
-                compared(build(config.logger), study, runs_dir / study)
+                compared(build(config.logger), study, runs_dir / study, partial(_page, runs_dir, study))
             kinds |= {kind for path in made if (kind := _failure(path)) is not None} | _unrecorded(runs_dir / study)
         _started.clear()
         if kinds:
@@ -143,6 +144,15 @@ def _failure(path: Path) -> str | None:
         return (record.get("error_kind") or "internal") if failed else None
     except (OSError, ValueError, KeyError, AttributeError):
         return "internal"  # a record of this sweep that cannot be read is a failure of ours
+
+
+def _page(runs_dir: Path, study: str) -> str:
+    """The page of `qdit-report` on a study."""
+    from qdit.cli.recall import command
+    from qdit.report import page
+    from qdit.tables import load_results
+
+    return page(load_results(runs_dir, study), study, command)
 
 
 def print_finished() -> None:

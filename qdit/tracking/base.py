@@ -41,8 +41,8 @@ class Logger(Protocol):
         """Report one run, given its resolved config, until the block ends."""
         ...
 
-    def compare(self, study: str, folder: Path) -> None:
-        """Report a study whose sweep has ended: its comparison, and the configs to make it again."""
+    def compare(self, study: str, folder: Path, page: Callable[[], str]) -> None:
+        """Report a study whose sweep has ended: its runs, the text of its `page`, and the configs to make it again."""
         ...
 
 
@@ -58,7 +58,7 @@ class NoTracker:
         """Yield itself."""
         yield self
 
-    def compare(self, study: str, folder: Path) -> None:
+    def compare(self, study: str, folder: Path, page: Callable[[], str]) -> None:
         """Report nothing of a study."""
 
     def log(self, values: Values, step: int, stage: str) -> None:
@@ -124,6 +124,13 @@ def reported(logger: Logger, run_dir: Path) -> bool:
     return _Guarded(NoTracker()).attempt(lambda: logger.knows(run_dir)) is not False
 
 
-def compared(logger: Logger, study: str, folder: Path) -> None:
-    """Have a logger report a study, whose folder is given; its failure costs nothing but the copy."""
-    _Guarded(NoTracker()).attempt(lambda: logger.compare(study, folder))
+def compared(logger: Logger, study: str, folder: Path, page: Callable[[], str]) -> None:
+    """Have a logger report a study, whose folder is given; its failure costs nothing but the copy.
+
+    Args:
+        logger: of the config.
+        study: its name.
+        folder: of its runs.
+        page: makes its report as one HTML text, if it is wanted.
+    """
+    _Guarded(NoTracker()).attempt(lambda: logger.compare(study, folder, page))

@@ -4,7 +4,7 @@ import logging
 import netrc
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +60,14 @@ class WandbTracker:
         with self._start(options, run_dir) as run:
             yield WandbRun(run)
 
-    def compare(self, study: str, folder: Path) -> None:
-        """Make the W&B run `<study>-study`: all runs as a table, the comparison as a page, records and configs."""
+    def compare(self, study: str, folder: Path, page: Callable[[], str]) -> None:
+        """Make the W&B run `<study>-study`: all runs as a table, the page of `qdit-report`, records and configs."""
         options = {
             **{"project": self.project, "entity": self.entity, "group": study, "job_type": "study", "name": study},
             **{"id": acceptable_id(study, "study"), "dir": str(folder)},
         }
         with self._start(options, folder) as run:
-            report_study(run, study, folder)
+            report_study(run, study, folder, page())
 
     def _start(self, options: dict[str, Any], run_dir: Path) -> "wandb.Run":
         import wandb
@@ -131,18 +131,17 @@ class WandbRun:
                 self.run.log_artifact(artifact)
 
 
-def report_study(run: "wandb.Run", study: str, folder: Path) -> None:
-    """Log a study to an open W&B run: `runs`, a row each; `comparison`, as `qdit-table` shows it; what made them."""
+def report_study(run: "wandb.Run", study: str, folder: Path, page: str) -> None:
+    """Log a study to an open W&B run: `runs`, a row each; `comparison`, the page; what made them."""
     import wandb
 
-    from qdit.tables import build_table, compare, is_comparison, load_results, render
+    from qdit.tables import load_results
 
     frame = load_results(folder.parent, study)
-    table = (compare if is_comparison(frame) else build_table)(frame, mix_protocols=True)
     plain = frame.drop(columns=[name for name in ("folder",) if name in frame]).astype(object)
     rows = plain.where(frame.notna(), None).to_numpy().tolist()
     runs = wandb.Table(columns=[str(name) for name in plain.columns], data=rows, allow_mixed_types=True)
-    run.log({"runs": runs, "comparison": wandb.Html(render(table, "html"))})
+    run.log({"runs": runs, "comparison": wandb.Html(page, inject=False)})
     made_of = wandb.Artifact(f"study-{run.id}", type="study")
     for file in sorted([*folder.glob("*/config.yaml"), *folder.glob("*/result.json")]):
         made_of.add_file(str(file), name=f"{file.parent.name}/{file.name}")

@@ -10,7 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from qdit.assets import CONF
 from qdit.cli import table
-from qdit.cli.main import as_text, main
+from qdit.cli.main import main
+from qdit.cli.words import as_text
 
 RECIPES = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 TINY = [

@@ -51,9 +51,12 @@ def test_runs_dir_that_cannot_be_written_stops_a_sweep(tmp_path, capsys):
 
 def test_a_sweep_that_made_something_reports_its_study(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(NoTracker, "compare", lambda self, study, folder: told.append((study, folder)))
+    monkeypatch.setattr(NoTracker, "compare", lambda self, *about: told.append((*about[:2], about[2]())))
     more = {"logger": {"_target_": "qdit.tracking.NoTracker"}}
     sweep(tmp_path, [record("rtn", "w8a8", {"sqnr": metric(40.0)})], **more)
-    assert told == [("s", tmp_path / "s")]
+    [(study, folder, page)] = told
+    assert (study, folder) == ("s", tmp_path / "s")
+    assert "<html" in page
+    assert "rtn" in page
     sweep(tmp_path, [], **more)
     assert len(told) == 1
