@@ -35,6 +35,7 @@ def test_each_block_learns_on_what_the_rounded_network_gives_it(tiny_model):
         handle.remove()
         task = targets.task(members[-1], {})
         with targets.installed({}), torch.no_grad():
-            assert torch.equal(task.predict(torch.arange(6)), seen[0])
+            # Sums may come in another order on some processors, which is a thousandth of what the embedder changed.
+            torch.testing.assert_close(task.predict(torch.arange(6)), seen[0], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(seen[0], task.target, atol=1e-3)
         targets.advance(part, {})
