@@ -29,7 +29,13 @@ class Method(Recipe):
 
     def problems(self, sites: list[Site]) -> list[str]:
         """What cannot work on a model with these sites, one sentence each."""
-        return super().problems(sites) or (self.search.problems(self, sites) if self.search is not None else [])
+        found = super().problems(sites)
+        if self.search is not None and getattr(self.repair, "inputs", None) == "quantized":
+            found.append(
+                "repair.inputs=quantized repairs layers for the network that they are fitted in, and a search puts "
+                "them into others; use repair.inputs=full_precision, or search=none"
+            )
+        return found or (self.search.problems(self, sites) if self.search is not None else [])
 
     def misfits(self, sites: list[Site]) -> list[str]:
         """See `Recipe`; a search has group sizes of its own."""

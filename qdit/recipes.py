@@ -15,6 +15,7 @@ from qdit.rounding import Rounding
 from qdit.scheme import Scheme
 from qdit.scope import Scope
 from qdit.transform import Transform
+from qdit.transform.timestep_aware import TimestepAware
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -35,6 +36,11 @@ class Recipe(Scheme):
         found = self.scope.problems(sites) + self.misfits(sites) + self.weight.problems(sites)
         found += self.transform.problems(sites) if self.transform is not None else []
         found += hessian.problems(self)
+        if isinstance(self.transform, TimestepAware) and getattr(self.repair, "inputs", None) == "quantized":
+            found.append(
+                "repair.inputs=quantized repairs one layer after the other, and transform=timestep_aware fits a "
+                "network for each range of timesteps apart; use repair.inputs=full_precision"
+            )
         if (needy := self.needy) and isinstance(self.calibration, NoCalibration):
             found.append(f"{' and '.join(needy)} needs data, and calibration=none gives none; use calibration=uniform")
         return found

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from qdit.activation.static import StaticActivation
 from qdit.checked import Checked
 from qdit.errors import UserError
-from qdit.model.roles import meant
+from qdit.model.roles import ROLES, is_role, meant
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import ChannelQuantizer
 from qdit.quant.affine import Affine, affine, nearest
@@ -75,6 +75,8 @@ class ChannelShift(StaticActivation, Checked):
                 f"activation=channel_shift shifts integers, and grid={self.grid!r} has none; use one of "
                 f"{', '.join(get_args(Grid))}, or activation=tensor"
             )
+        if unknown := [name for name in self.shifted if not is_role(name)]:
+            raise UserError(f"activation.shifted has roles {', '.join(unknown)}; choose from {', '.join(ROLES)}")
 
     def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
         """See `StaticActivation`; two regions come first."""

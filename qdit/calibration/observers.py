@@ -74,6 +74,8 @@ def input_values(
 ) -> dict[str, list[Tensor]]:
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
+    Where channels are told apart, these are the extremes of all channels together.
+
     Args:
         model: the network in full precision.
         sites: the layers whose inputs are observed.
@@ -90,15 +92,15 @@ def input_values(
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
         rows = first[site.name](rows) if site.name in first else rows
-        rows = rows.movedim(-1, 1) if widths[site.name] > 1 else rows
         y, t = shown
-        reservoirs[site.name].add(*_with_times(model, site.name, y, t, rows))
+        rows, times = _with_times(model, site.name, y, t, rows)
+        reservoirs[site.name].add(rows.movedim(-1, 1) if widths[site.name] > 1 else rows, times)
 
     with watching(model, sites, see):
         for x, t, y in data.batches(model):
             shown[:] = [y, t]
             model.denoise(x, t, y)
-    return {name: reservoir.values() for name, reservoir in reservoirs.items()}
+    return {name: reservoir.values(together=widths[name] > 1) for name, reservoir in reservoirs.items()}
 
 
 @torch.no_grad()

@@ -83,7 +83,12 @@ def rules(scheme: Scheme) -> tuple[Hessian | None, Hessian | None, Hessian | Non
 
 
 def problems(scheme: Scheme) -> list[str]:
-    """What the rules do not agree on, one sentence."""
+    """What the rules do not agree on, and inputs whose steps they cannot try, a sentence each."""
+    if rules(scheme)[1] is not None and getattr(scheme.activation, "shifts", 0):
+        return [
+            "activation.range=hessian tries no steps of activation=channel_shift, which finds its own; use another "
+            "range, or activation=tensor"
+        ]
     named = zip(("weight", "activation", "attention"), rules(scheme), strict=True)
     present = [(group, rule) for group, rule in named if rule is not None]
     different = [key for key in SHARED if any(getattr(r, key) != getattr(present[0][1], key) for _, r in present)]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import text_models
 from helpers.configs import config
 from helpers.timed import DOWN, UP, error, output, points, recipe, static
 
@@ -11,6 +12,7 @@ from qdit.activation import ChannelShift, EqualGroups, SidedInputs
 from qdit.activation.channels import channel_shifts
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
+from qdit.calibration.reservoir import ValueReservoir
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.ledger import activation_storage_bits, ledger
@@ -151,3 +153,55 @@ def test_two_regions_come_first(tiny_model):
     part = shifted(regions=SidedInputs(roles=["ffn_down"]), shifted=["qkv", "ffn_down"])
     made = quantize(tiny_model, recipe(part, bits=(8, 8)), points)
     assert made.policy[DOWN].activation.grid == "two_sided"
+
+
+def test_rows_behind_a_prompts_end_are_left_out_and_channels_stay_channels(tmp_path):
+    """The mask is over tokens, whatever is told apart."""
+    model = text_models.load("pixart_sigma", tmp_path)
+    data = text_models.points(model, 6)
+    site = next(site for site in model.sites() if site.role == "cross_kv")
+    [apart] = input_values(model, [site], data, by_channel={site.name})[site.name]
+    [flat] = input_values(model, [site], data)[site.name]
+    assert apart.shape[0] == site.in_features
+    assert apart.shape[1] == sum(text_models.LENGTHS[prompt] for prompt in data.y.tolist())
+    assert torch.equal(apart.flatten().sort().values, flat.sort().values)
+
+
+def test_few_values_of_a_channel_choose_as_all_do():
+    """In a sample of 200 the two extremes of each channel would weigh a hundred times as much as they do."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(40_000, 128, generator=random) * torch.logspace(-1, 1, 128)
+    reservoir = ValueReservoir(size=200 * 128, rows=128)
+    reservoir.add(values.T)
+    spec = QuantSpec(bits=4, granularity="tensor", grid="asymmetric")
+    grid = affine(values.min().view(1, 1).double(), values.max().view(1, 1).double(), spec)
+    wanted = channel_shifts(values.T, grid, 3)[1]
+    near, biased = (channel_shifts(reservoir.values(together), grid, 3)[1] for together in (True, False))
+    assert (biased != wanted).sum() > 2.5 * (near != wanted).sum()
+    assert (near.double() - wanted).mean().abs() < 0.05 < (biased.double() - wanted).mean()
+    assert reservoir.values(True).aminmax() == values.aminmax()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "activation=channel_shift activation/range=hessian",
+            "range=hessian tries no steps of activation=channel_shift",
+        ),
+        (
+            "quantizer=fq_vit repair=bias repair.inputs=quantized transform=timestep_aware",
+            "network for each range of timesteps apart",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, said, tiny_model):
+    problems = build_recipe(config(*f"quantizer=rtn {words}".split()[-len(words.split()) :])).problems(
+        tiny_model.sites()
+    )
+    assert said in " ".join(problems)
+
+
+def test_unknown_roles_are_refused():
+    with pytest.raises(UserError, match=r"activation.shifted has roles nonsense; choose from"):
+        shifted(shifted=["nonsense"])
