@@ -1,7 +1,10 @@
 """AdaRound's further keys: rounding that drops (QDrop), errors of layers inside a block (EDA-DM); 0 is without them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import text_models
 from helpers.adaround_parts import BLOCKS, QUICK, codes, points, recipe, steps
 from torch import nn
 
@@ -10,6 +13,7 @@ from qdit.method import quantize
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction import loop
 from qdit.rounding.reconstruction.ste import Dropped, dropping
+from qdit.scope import Scope
 
 
 @pytest.fixture
@@ -126,3 +130,17 @@ def test_layers_inside_come_nearer_with_their_weight(tiny_model, data):
 def test_wrong_values_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         AdaRound(**wrong)
+
+
+def test_errors_of_rows_behind_a_prompts_end_count_nowhere(tmp_path):
+    """Whatever stands there, the same is learned."""
+    found = []
+    for value in (1.0, -7.0):
+        model = text_models.load("pixart_sigma", tmp_path)
+        states = model.table.rows["encoder_hidden_states"]
+        behind = torch.arange(states.shape[1]) >= torch.tensor(text_models.LENGTHS)[:, None]
+        states[behind] = value
+        parts = replace(recipe(AdaRound(**QUICK, inner=0.8), BLOCKS), scope=Scope(roles=("cross_kv", "cross_out")))
+        found.append(codes(quantize(model, parts, lambda m=model: text_models.points(m, 6))))
+    assert any(".attn2.to_k" in name for name in found[0])
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())

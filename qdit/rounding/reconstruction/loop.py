@@ -179,7 +179,8 @@ def reconstruct(
             with outputs_of({name: learner.layers[name] for name in task.inner}) as inside:
                 loss = distance(task.predict(rows), task.target[rows], some)
             for name, output in inside.items():
-                loss = loss + how.inner * distance(by_point(output, len(rows)), task.inner[name][rows], None)
+                share = task.shares[name][rows] if name in task.shares else None
+                loss = loss + how.inner * distance(by_point(output, len(rows)), task.inner[name][rows], share)
             gradients = torch.autograd.grad(loss, [*leaves, *values], allow_unused=True)
         beta = beta_at(n, how.iterations, how.warmup, how.beta_start, how.beta_end)
         weight = how.round_weight if n >= how.warmup * how.iterations else 0.0

@@ -82,7 +82,8 @@ class Session:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
         inner = {n: t for n, t in targets.inner(unit).items() if n in self.rounding(unit)} if self.how.inner else {}
-        task, importance = replace(targets.task(unit, passed), inner=inner), self.weighting(unit)
+        shares = {name: share for name in inner if (share := self.share(name)) is not None}
+        task, importance = replace(targets.task(unit, passed), inner=inner, shares=shares), self.weighting(unit)
         learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
@@ -149,11 +150,15 @@ class Session:
 
     def weighting(self, unit: Unit) -> Tensor | None:
         """What the errors of a unit's outputs weigh, relative to the mean: nothing in rows that nobody attends to."""
-        fit, fisher = self.fit, self.importance.get(unit.name)
-        if unit.layer is None or (attended := fit.model.attended(unit.layer, fit.data.y)) is None:
+        fisher = self.importance.get(unit.name)
+        if unit.layer is None or (share := self.share(unit.layer)) is None:
             return fisher
-        share = (attended / attended.float().mean()).unsqueeze(-1)  # [points, rows, 1]
         return share if fisher is None else share * fisher
+
+    def share(self, site: str) -> Tensor | None:
+        """What the errors of a layer's rows weigh, [points, rows, 1], with mean 1; None where all weigh alike."""
+        attended = self.fit.model.attended(site, self.fit.data.y)
+        return None if attended is None else (attended / attended.float().mean()).unsqueeze(-1)
 
     def soft(self, site: Site) -> SoftWeight:
         """A site's weight, ready to learn."""

@@ -33,6 +33,8 @@ class Task:
     """The full-precision output for all points [points, …], in memory or on disk."""
     inner: Mapping[str, Tensor] = field(default_factory=dict)
     """Full-precision outputs of layers of the unit, too, by site, if their errors count as well."""
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the errors of rows of these outputs weigh, [points, rows, 1]; of a site without any, all weigh alike."""
 
 
 class Targets:
