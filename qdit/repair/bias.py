@@ -6,11 +6,12 @@ transformers (arXiv 2106.14156), which takes the mean over calibration data, as 
     b ← b - E[Ŵ x̂ + b - z],    z the layer's output in full precision
 
 with the expectation over calibration points and tokens, for each output channel. The squared error of the output falls
-by exactly the square of its mean; no bit is added. With `inputs=full_precision` a layer sees the inputs of the original
-network (its own error is repaired); with `inputs=quantized` those of the network as quantized and repaired so far,
-layer after layer, so that means which drift with depth are repaired, too, as in Liu et al.'s search.
+by exactly the square of its mean. A layer without a bias gets one, which the ledger does not count. With
+`inputs=full_precision` a layer sees the inputs of the original network (its own error is repaired); with
+`inputs=quantized` those of the network as quantized and repaired so far, layer after layer, so that means which drift
+with depth are repaired, too, as in Liu et al.'s search.
 
-Left out: their repetition after each round of a search of ranges.
+Left out: their repetition after each round of a search of ranges; a bias for each group of timesteps.
 """
 
 from collections.abc import Mapping, Sequence
