@@ -141,19 +141,25 @@ class DensityCalibration(TrajectoryCalibration):
     def features(
         self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int
     ) -> Float[Tensor, "steps values"]:
-        """The output of the middle block at each step of the probes, one behind the other, on the CPU."""
+        """The output of the middle block at each step of the probes, one behind the other, on the CPU in float32.
+
+        Of a block that puts out image and text it is the image's, told by the tokens of its queries.
+        """
         blocks = list(dict.fromkeys(site.path for site in model.sites() if site.path is not None))
+        middle = blocks[len(blocks) // 2]
+        tokens = {site.tokens for site in model.sites() if site.path == middle and site.role == "qkv"}
         seen: list[Tensor] = []
         found: dict[int, list[Tensor]] = {}
 
         def see(module: Any, args: Any, output: Any) -> None:
-            seen[:] = [next(x for x in tree_leaves(output) if isinstance(x, Tensor))]
+            streams = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+            seen[:] = [next((x for x in streams if x.ndim == 3 and x.shape[1] in tokens), streams[0])]
 
         def record(step: int, timestep: Time, x: Tensor, output: Tensor | None) -> None:
             found.setdefault(step, []).append(seen[0].float().flatten().cpu())
 
         indices = [CALIBRATION + i for i in range(self.probes)]
-        handle = model.denoiser.get_submodule(blocks[len(blocks) // 2]).register_forward_hook(see)
+        handle = model.denoiser.get_submodule(middle).register_forward_hook(see)
         try:
             for first in range(0, self.probes, self.batch_size):
                 some = indices[first : first + self.batch_size]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import text_models
 
 from qdit.calibration import DensityCalibration
 from qdit.calibration.density import WeightedCalibration, compared, shared_out, step_weights
@@ -69,3 +70,24 @@ def test_collected_points_lie_on_trajectories_and_every_step_has_one(tiny_model)
 def test_wrong_values_are_named():
     with pytest.raises(UserError, match="radius=0"):
         DensityCalibration(**COMMON, radius=0)
+
+
+class OneStep:
+    """A sampler that calls the network once."""
+
+    def sample(self, model, indices, labels, seed, callback):
+        data = text_models.points(model, len(indices))
+        callback(0, 0, data.x, model.denoise(data.x, data.t, data.y))
+
+
+class NoLabels:
+    def labels(self, indices, seed):
+        return torch.zeros(len(indices))
+
+
+def test_of_image_and_text_the_image_is_compared(tmp_path):
+    model = text_models.load("sd3", tmp_path)
+    about = {"num_samples": 4, "per_trajectory": 2, "null_share": 0.0, "batch_size": 3, "seed": 0, "probes": 3}
+    found = DensityCalibration(**about).features(model, OneStep(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
+    site = next(site for site in model.sites() if site.role == "qkv")
+    assert found.shape == (1, 3 * site.tokens * site.in_features)
