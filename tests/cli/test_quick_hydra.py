@@ -51,7 +51,7 @@ def test_configs_are_those_of_hydra(words):
 
 
 def test_defaults_are_named_by_choices(folder):
-    assert composed(folder) == slowly(folder)
+    assert OmegaConf.to_yaml(composed(folder)) == OmegaConf.to_yaml(slowly(folder))  # unresolved: `now` would differ
     assert [composed(folder, f"model={name}").steps for name in "ab"] == [3, 4]
 
 
