@@ -25,7 +25,8 @@ def read_pipeline(config: Mapping[str, Any]) -> Any:
         UserError: there is none, or the run's network is not the one that diffusers makes of its files.
     """
     import torch
-    from diffusers import AutoencoderKL, DiffusionPipeline
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     model = config["model"]
     changed = {"timestep_frequencies": "diffusers", "layer_norm_eps": None}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from qdit.calibration import CalibrationData
 from qdit.checkpoint import checkpoint
@@ -129,7 +128,7 @@ class Bar:
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total = label, total
-        self.bar: tqdm | None = None
+        self.bar: Any = None  # a tqdm
 
     def stepping(self, indices: list[int], steps: int) -> Callable[..., None]:
         """A sampler callback that moves the bar by one step of a batch."""
