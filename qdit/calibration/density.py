@@ -147,13 +147,13 @@ class DensityCalibration(TrajectoryCalibration):
         """
         blocks = list(dict.fromkeys(site.path for site in model.sites() if site.path is not None))
         middle = blocks[len(blocks) // 2]
-        tokens = {site.tokens for site in model.sites() if site.path == middle and site.role == "qkv"}
+        tokens = {site.tokens for site in model.sites() if site.role == "qkv"}
         seen: list[Tensor] = []
         found: dict[int, list[Tensor]] = {}
 
         def see(module: Any, args: Any, output: Any) -> None:
             streams = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
-            seen[:] = [next((x for x in streams if x.ndim == 3 and x.shape[1] in tokens), streams[0])]
+            seen[:] = [next((x for x in reversed(streams) if x.ndim == 3 and x.shape[1] in tokens), streams[0])]
 
         def record(step: int, timestep: Time, x: Tensor, output: Tensor | None) -> None:
             found.setdefault(step, []).append(seen[0].float().flatten().cpu())

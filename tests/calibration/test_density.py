@@ -85,8 +85,9 @@ class NoLabels:
         return torch.zeros(len(indices))
 
 
-def test_of_image_and_text_the_image_is_compared(tmp_path):
-    model = text_models.load("sd3", tmp_path)
+@pytest.mark.parametrize("family", ["sd3", "sd35", "flux_dev"])
+def test_of_image_and_text_the_image_is_compared(family, tmp_path):
+    model = text_models.load(family, tmp_path)
     about = {"num_samples": 4, "per_trajectory": 2, "null_share": 0.0, "batch_size": 3, "seed": 0, "probes": 3}
     found = DensityCalibration(**about).features(model, OneStep(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
     site = next(site for site in model.sites() if site.role == "qkv")
