@@ -81,8 +81,8 @@ class SidedInputs(Checked):
         if values.amin() < -2 * self.negative:
             raise UserError(
                 f"an input with two regions goes down to {values.amin().item():.3g}, its activation function to "
-                f"{-self.negative:.3g}: a transform changes it, or a role in activation.regions.roles has another function before it; use "
-                "activation.regions.negative=null, which calibrates both sides"
+                f"{-self.negative:.3g}: a transform changes it, or a role in activation.regions.roles has another "
+                "function before it; use activation.regions.negative=null, which calibrates both sides"
             )
         return torch.stack([torch.full_like(positive, self.negative / half), positive])
 
