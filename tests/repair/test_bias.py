@@ -122,7 +122,10 @@ def test_every_recipe_takes_it_and_a_checkpoint_keeps_it(tiny_model, words, inpu
     small += ["rounding.iterations=2"] if words == ["quantizer=ptq4dit"] else []
     made_of = build_recipe(config(*words, *small, "repair=bias", f"repair.inputs={inputs}", "bits=w4a8"))
     assert made_of is not None
-    assert made_of.problems(tiny_model.sites()) == []
+    refused = inputs == "quantized" and words == ["quantizer=viditq_v1"]  # its ranges of timesteps are fitted apart
+    assert bool(made_of.problems(tiny_model.sites())) == refused
+    if refused:
+        return
     made = quantize(tiny_model, made_of, points)
     found = output(tiny_model, made)
     save(made, tmp_path, provenance(tiny_model))
