@@ -74,8 +74,6 @@ def input_values(
 ) -> dict[str, list[Tensor]]:
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
-    Where channels are told apart, these are the extremes of all channels together.
-
     Args:
         model: the network in full precision.
         sites: the layers whose inputs are observed.
@@ -100,7 +98,7 @@ def input_values(
         for x, t, y in data.batches(model):
             shown[:] = [y, t]
             model.denoise(x, t, y)
-    return {name: reservoir.values(together=widths[name] > 1) for name, reservoir in reservoirs.items()}
+    return {name: reservoir.values() for name, reservoir in reservoirs.items()}
 
 
 @torch.no_grad()

@@ -63,19 +63,10 @@ class ValueReservoir:
             self.kept, self.places = [kept[:, stay]], [places[stay]]
         self.level = level
 
-    def values(self, together: bool = False) -> Tensor:
-        """The sample [n], or [rows, n] of several rows; its least and greatest values are the exact extremes.
-
-        Args:
-            together: whether that is so of the whole sample only, and not of each row. In a row of few values its
-                extremes would weigh much more than they do among all values.
-        """
+    def values(self) -> Tensor:
+        """The sample [n], or [rows, n] of several rows; its least and greatest values are the exact extremes."""
         values = torch.cat(self.kept, 1)
-        if self.level and together:
-            low, high = self.extremes[:, 0].argmin(), self.extremes[:, 1].argmax()
-            values[low, values[low].argmin()] = self.extremes[low, 0]
-            values[high, values[high].argmax()] = self.extremes[high, 1]
-        elif self.level:
+        if self.level:
             row, top = torch.arange(self.rows), values.argmax(1)
             low = values.argmin(1)
             low = torch.where(low == top, (top + 1) % values.shape[1], low)
@@ -131,9 +122,9 @@ class GroupedReservoirs:
         for number in numbers.unique().tolist():
             self.parts[number].add(self._by_rows(x[numbers == number]))
 
-    def values(self, together: bool = False) -> list[Tensor]:
-        """The sample of each group; see `ValueReservoir.values`."""
-        return [part.values(together) for part in self.parts]
+    def values(self) -> list[Tensor]:
+        """The sample of each group."""
+        return [part.values() for part in self.parts]
 
     def _by_rows(self, x: Tensor) -> Tensor:
         return x if self.rows == 1 else x.transpose(0, 1)

@@ -12,7 +12,6 @@ from qdit.activation import ChannelShift, EqualGroups, SidedInputs
 from qdit.activation.channels import channel_shifts
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
-from qdit.calibration.reservoir import ValueReservoir
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.ledger import activation_storage_bits, ledger
@@ -165,21 +164,6 @@ def test_rows_behind_a_prompts_end_are_left_out_and_channels_stay_channels(tmp_p
     assert apart.shape[0] == site.in_features
     assert apart.shape[1] == sum(text_models.LENGTHS[prompt] for prompt in data.y.tolist())
     assert torch.equal(apart.flatten().sort().values, flat.sort().values)
-
-
-def test_few_values_of_a_channel_choose_as_all_do():
-    """In a sample of 200 the two extremes of each channel would weigh a hundred times as much as they do."""
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(40_000, 128, generator=random) * torch.logspace(-1, 1, 128)
-    reservoir = ValueReservoir(size=200 * 128, rows=128)
-    reservoir.add(values.T)
-    spec = QuantSpec(bits=4, granularity="tensor", grid="asymmetric")
-    grid = affine(values.min().view(1, 1).double(), values.max().view(1, 1).double(), spec)
-    wanted = channel_shifts(values.T, grid, 3)[1]
-    near, biased = (channel_shifts(reservoir.values(together), grid, 3)[1] for together in (True, False))
-    assert (biased != wanted).sum() > 2.5 * (near != wanted).sum()
-    assert (near.double() - wanted).mean().abs() < 0.05 < (biased.double() - wanted).mean()
-    assert reservoir.values(True).aminmax() == values.aminmax()
 
 
 @pytest.mark.parametrize(
