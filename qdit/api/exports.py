@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 
 from qdit.api.adapters import embedded, network_of
-from qdit.api.compose import composed, composed_recipe
+from qdit.api.compose import composed_recipe
 from qdit.api.measures import cost
 from qdit.api.models import load
 from qdit.assets import CONF
 from qdit.checkpoint.installed import needed
+from qdit.cli import recall
 from qdit.cli.design import NO_METHOD
-from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.exports import history
 from qdit.exports.card import About, card
@@ -79,7 +79,7 @@ def export(model: Any, folder: str | Path, to: str = "torchao", *, near: bool = 
         base=_base(config),
         config=recipe,
         record=record,
-        command=None if config is None else history.command_of(config, lambda *words: resolved(composed(*words))),
+        command=None if record is None else recall.command([record["config"]]) or None,
         task=_task(needed(network).adapter),
     )
     card(about).save(place / "README.md")

@@ -10,8 +10,6 @@ from typing import Any
 
 from qdit.ledger import Ledger
 
-ONE_COMMAND = "qdit quantizer={quantizer} bits={bits}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class About:

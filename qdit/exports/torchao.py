@@ -66,8 +66,14 @@ def stock(model: Any, near: bool = False) -> Any:
         )
     weights, configs = _weights(state)
     made = _empty(model)
+    wanted = made.state_dict().keys()
     values = {name: tensor for name, tensor in model.state_dict().items() if name not in weights}
-    made.load_state_dict({name: (values | weights)[name] for name in made.state_dict()}, assign=True)
+    if added := [name for name in values if name.endswith(".bias") and name not in wanted]:
+        raise UserError(
+            f"this model cannot be exported to torchao: a repair or a transform made {added[0]} (one of {len(added)}), "
+            "and the original has none. Export it to diffusers, which holds every recipe (--to diffusers)"
+        )
+    made.load_state_dict({name: (values | weights)[name] for name in wanted}, assign=True)
     _mark(made, configs)
     return made.eval().requires_grad_(False)
 

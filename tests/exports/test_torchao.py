@@ -9,6 +9,7 @@ from helpers.stock import read_by_stock_diffusers
 from safetensors.torch import load_file
 
 import qdit
+from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.execution import executing
 from qdit.exports import torchao
@@ -163,3 +164,16 @@ def test_without_torchao_the_message_says_what_to_install(pipe, monkeypatch, tmp
     monkeypatch.setattr(torchao, "version", lambda name: "0.9.0")
     with pytest.raises(UserError, match="too old"):
         torchao.stock(pipe.transformer)
+
+
+def test_a_bias_that_the_original_has_not_is_not_lost_in_silence(tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    about = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "sample_size": 8}
+    network = DiTTransformer2DModel(**about, in_channels=4, attention_bias=False, num_embeds_ada_norm=10).eval()
+    words = ("weight.grid=symmetric", "repair=bias", "scope=blocks")
+    given = torch.randn(4, 4, 8, 8), torch.tensor([1, 50, 400, 999]), torch.arange(4)
+    data = CalibrationData(*given, batch_size=4)
+    qdit.quantize(network, "rtn", *words, bits="w8a8", data=data)
+    with pytest.raises(UserError, match=r"transform made .*to_q.bias .*and the original has none"):
+        qdit.export(network, tmp_path / "none")
