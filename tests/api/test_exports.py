@@ -1,5 +1,7 @@
 """Models that leave: a run's folder becomes one that diffusers reads, with a card; and which recipe goes where."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import qdit
 from qdit.api import exports
 from qdit.api.compose import composed_recipe
 from qdit.checkpoint.installed import needed, replacements
+from qdit.cli import recall
 from qdit.errors import UserError
 from qdit.exports.forms import form_of, forms_of
 from qdit.exports.targets import TARGETS
@@ -48,7 +51,9 @@ def test_a_run_is_exported_with_its_metrics_and_reloaded(target, run, tmp_path):
     assert {file.suffix for file in (tmp_path / "mine").rglob("*.*")} <= {".json", ".safetensors", ".md"}
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert {result.metric_type for result in card.data.eval_results} >= {"sqnr", "psnr"}
-    assert "qdit model=" in card.text
+    record = json.loads((folder / "result.json").read_text())
+    assert f"$ {recall.command([record['config']])}\n" in card.text  # which tests/cli/test_recall.py composes again
+    assert "$ qdit quantizer=rtn" in card.text
     assert 'DiTPipeline.from_pretrained("mine", torch_dtype=torch.float32)' in card.text
     found = DiTPipeline.from_pretrained(tmp_path / "mine", torch_dtype=torch.float32)
     if target == "diffusers":
