@@ -12,9 +12,10 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from qdit.assets import ASSETS
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor
-from qdit.eval.extractor.common import channels_last, check_images, outputs_of
+from qdit.eval.extractor.common import channels_last, check_images
 from qdit.eval.extractor.inception import FILE, ADMInception, Inception, MissingWeights
 from qdit.eval.extractor.lite0 import Lite0, load_in_order
+from qdit.nn.outputs import outputs_of
 
 
 def pictures(n: int, side: int = 32, seed: int = 0) -> torch.Tensor:
@@ -102,7 +103,7 @@ def test_channels_last_index():
 def test_spatial_features_are_the_hooked_layer(name, layer, side, request):
     extractor = request.getfixturevalue(name)
     network = extractor.network.network
-    with outputs_of(network, layer) as seen:
+    with outputs_of({layer: network.get_submodule(layer)}) as seen:
         spatial = extractor(pictures(2))["spatial"].view(2, side, side, 7)
     assert torch.equal(spatial, seen[layer][:, :7].permute(0, 2, 3, 1))
     assert not torch.equal(spatial.flatten(1), seen[layer][:, :7].flatten(1))

@@ -6,7 +6,7 @@ here, around every pass, and not left to the caller.
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -41,20 +41,6 @@ def check_images(images: Tensor) -> None:
 def channels_last(activation: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch spatial"]:
     """ADM's spatial features: the first 7 channels, index (h * width + w) * 7 + c."""
     return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-
-
-@contextmanager
-def outputs_of(network: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of named submodules during a forward pass."""
-    seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        return lambda _module, _inputs, output: seen.update({name: output})
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(network.get_submodule(name).register_forward_hook(keeper(name)).remove)
-        yield seen
 
 
 @contextmanager

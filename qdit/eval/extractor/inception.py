@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file
+from qdit.nn.outputs import outputs_of
 from qdit.storage.digest import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -52,7 +53,7 @@ class ADMInception(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[b, 3, H, W] uint8 to pooled [b, 2048], spatial [b, 2023], logits without bias [b, 1008]."""
-        with outputs_of(self.network, "Mixed_6d.branch1x1") as seen:
+        with outputs_of({"Mixed_6d.branch1x1": self.network.get_submodule("Mixed_6d.branch1x1")}) as seen:
             pooled, logits = self.network(images)
         return {"pooled": pooled, "spatial": channels_last(seen["Mixed_6d.branch1x1"]), "logits": logits}
 

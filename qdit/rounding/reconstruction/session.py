@@ -99,7 +99,7 @@ class Session:
             learner.harden()
             after = error(task, self.how.batch_size, importance)
         log.debug("%s: error %.4g, nearest %.4g", unit.name, after, before)
-        self.report(unit, before, after, nearest[0], learner.result()[0])
+        self.report(unit, before, after, nearest[0], learner)
         better = after <= before
         if not better:
             log.warning(
@@ -111,12 +111,11 @@ class Session:
         self.save(unit, *result)
         self.keep(unit, *result)
 
-    def report(
-        self, unit: Unit, before: float, after: float, nearest: Mapping[str, Rounded], learned: Mapping[str, Rounded]
-    ) -> None:
+    def report(self, unit: Unit, before: float, after: float, nearest: Mapping[str, Rounded], learner: Learner) -> None:
         """Tell the tracker what a unit's output is wrong by, to nearest and learned, and how many codes moved."""
 
         def values() -> dict[str, float]:
+            learned = learner.result()[0]
             moved = [(learned[name].codes != weight.codes).float().flatten() for name, weight in nearest.items()]
             share = {"moved_codes": torch.cat(moved).mean().item()} if moved else {}
             return {"error": after, "error_nearest": before, **share}
