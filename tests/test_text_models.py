@@ -23,8 +23,9 @@ from experiments.emoji_pixart.networks import (
     warm_latte,
     warm_pixart,
 )
+from experiments.emoji_pixart.reading import teach
 from experiments.emoji_pixart.train import save
-from experiments.emoji_pixart.words import make_tokenizer
+from experiments.emoji_pixart.words import make_text_encoder, make_tokenizer
 from qdit.dataset.captions import base_emoji
 
 PROMPTS = ["Rocket", "rocket moves up", "woman, man: a-b c d e f g h i j k", "zzz"]
@@ -129,6 +130,14 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert load_ema(torch.nn.Linear(4, 4), tmp_path / "b" / "m.pt")[1] == 8
 
 
+def test_the_text_encoder_learns_which_picture_a_caption_is(tokenizer):
+    torch.manual_seed(0)
+    ids, latents = tokens(tokenizer, base_emoji()[1][::100]), torch.randn(20, 4, 8, 8)
+    shares, text = torch.full((20,), 0.05), make_text_encoder(len(tokenizer))
+    assert teach(text, ids, latents, shares, 2) < 0.05
+    assert teach(text, ids, latents, shares, 60) > 0.5
+
+
 def test_muon_is_torchs_up_to_its_rounding():
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in ((48, 64), (64, 48), (48, 64))] for _ in "ab")
@@ -141,5 +150,10 @@ def test_muon_is_torchs_up_to_its_rounding():
             optimizer.step()
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine - other).norm() / other.norm() < 0.02  # torch's works in bfloat16
+    same = torch.nn.Parameter(torch.zeros(48, 64)), torch.nn.Parameter(torch.zeros(48, 64))
+    for each, dtype in zip(same, (torch.float32, torch.bfloat16), strict=True):
+        each.grad = ours[0].grad
+        Muon([each], 1e-2, dtype=dtype).step()
+    assert 0 < (same[0] - same[1]).norm() / same[0].norm() < 0.02
     values = torch.linalg.svdvals(orthogonal(torch.randn(2, 48, 64)))
     assert 0.6 < values.min() < values.max() < 1.3

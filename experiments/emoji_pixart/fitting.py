@@ -23,7 +23,7 @@ def arguments(description: str, stages: Iterable[str]) -> argparse.ArgumentParse
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which this slice stops")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--lr", type=float, help="of AdamW")
-    parser.add_argument("--muon-lr", type=float, default=1e-3, help="of the matrices of transformer blocks")
+    parser.add_argument("--muon-lr", type=float, default=2e-3, help="of the matrices of transformer blocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=25)
     parser.add_argument("--save-every", type=int, default=250)
@@ -35,8 +35,7 @@ def arguments(description: str, stages: Iterable[str]) -> argparse.ArgumentParse
 def fit(model: nn.Module, loss_of: Loss, args: argparse.Namespace, name: str, prepare=lambda step: None) -> nn.Module:
     """Take steps until `args.steps` or `args.minutes`; write `NAME.pt` on the way; return the model of EMA weights.
 
-    `prepare(step)` is called before every step. The rate is constant after a warm-up, then falls linearly over the last
-    quarter of all steps.
+    `prepare(step)` is called before every step.
     """
     model.to(args.device).train()
     ema = AveragedModel(model, multi_avg_fn=_average)
@@ -50,7 +49,7 @@ def fit(model: nn.Module, loss_of: Loss, args: argparse.Namespace, name: str, pr
     losses: list[float] = []
     while step < args.steps and time.monotonic() - started < 60 * args.minutes:
         prepare(step)
-        rate = min((step + 1) / 50, 1.0, 4 * (args.steps - step) / args.steps)
+        rate = rate_at(step, args.steps)
         with torch.autocast(kind, torch.bfloat16, enabled=halved):
             loss = loss_of(model, torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + step))
         model.zero_grad()
@@ -71,6 +70,11 @@ def fit(model: nn.Module, loss_of: Loss, args: argparse.Namespace, name: str, pr
             saved = time.monotonic()
     _save(path, step, spent + time.monotonic() - started, model, ema, used)
     return ema.module.eval()
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The share of the peak rate: full after a warm-up, then falling linearly over the last quarter of all steps."""
+    return min((step + 1) / 50, 1.0, 4 * (steps - step) / steps)
 
 
 def fast_bfloat16(kind: str) -> bool:
@@ -101,7 +105,8 @@ def _optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.
         torch.optim.AdamW(others, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     ]
     if inside:  # its updates are scaled to the size of AdamW's
-        made.append(Muon(inside, args.muon_lr))
+        halved = fast_bfloat16(args.device.split(":")[0])
+        made.append(Muon(inside, args.muon_lr, dtype=torch.bfloat16 if halved else torch.float32))
     return made
 
 

@@ -32,6 +32,7 @@ from experiments.emoji_pixart.networks import (
     tokens,
     warm_pixart,
 )
+from experiments.emoji_pixart.reading import teach
 from experiments.emoji_pixart.words import make_tokenizer
 from qdit.dataset.captions import base_emoji, base_shares
 
@@ -43,9 +44,11 @@ SUBJECTS = [
 """Of the contact sheet; each is the name of one emoji."""
 
 
-def fresh(vocabulary: int, earlier: Path | None) -> TextModel:
-    """The model before its first step: the DiT without classes, or what an earlier training exported."""
-    model = TextModel(make_pixart(), vocabulary)
+def fresh(model: TextModel, latents: Tensor, earlier: Path | None, steps: int) -> TextModel:
+    """The model before its first step: the DiT without classes, or what an earlier training exported.
+
+    `latents` are those of `base_emoji`, `steps` those of the text encoder on its own.
+    """
     if earlier is not None:
         kept = {"torch_dtype": torch.float32}
         model.transformer.load_state_dict(
@@ -55,10 +58,10 @@ def fresh(vocabulary: int, earlier: Path | None) -> TextModel:
         return model
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
-    size = loud_captions(model, tokens(make_tokenizer(), base_emoji()[1][::8]))
-    print(
-        f"the warm start takes over {explained:.3f} of the modulation's variance; captions were {size:.2f}", flush=True
-    )
+    ids = tokens(make_tokenizer(), base_emoji()[1])
+    read = teach(model.text, ids, latents, base_shares(), steps)
+    size = loud_captions(model, ids[::8])
+    print(f"shares of variance: modulation {explained:.3f}, pictures {read:.3f}; captions were {size:.2f}", flush=True)
     return model
 
 
@@ -67,14 +70,17 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = make_tokenizer()
     images, names = base_emoji()
     vae = pretrained().eval()
-    latents = encode(vae, 2 * images - 1).to(args.device)
-    shares = base_shares().to(args.device)
+    latents = encode(vae, 2 * images - 1)
+    model = TextModel(make_pixart(), len(tokenizer))
+    if not (args.work / "pixart.pt").exists():
+        fresh(model, latents, args.earlier, args.teach)
+    latents, shares = latents.to(args.device), base_shares().to(args.device)
 
     def loss_of(model, generator: torch.Generator) -> Tensor:
         index = torch.multinomial(shares, args.batch, replacement=True, generator=generator)
         return noise_loss(model, latents[index], [names[i] for i in index.tolist()], tokenizer, generator)
 
-    fit(fresh(len(tokenizer), args.earlier), loss_of, args, "pixart")
+    fit(model, loss_of, args, "pixart")
 
 
 def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
@@ -128,8 +134,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--earlier", type=Path, help="a folder of `export` to begin with; a checkpoint in WORK wins")
     parser.add_argument("--to", type=Path, default=ASSETS / "pixart")
+    parser.add_argument("--teach", type=int, default=2000, help="steps of the text encoder alone, before all others")
     args = parser.parse_args()
-    args.steps, args.batch, args.lr = args.steps or 7000, args.batch or 64, args.lr or 7e-4
+    args.steps, args.batch, args.lr = args.steps or 6000, args.batch or 64, args.lr or 1e-3
     {"train": train, "measure": measure, "export": export}[args.stage](args)
 
 
