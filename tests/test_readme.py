@@ -25,7 +25,7 @@ from hydra.core.plugins import Plugins
 
 from qdit.api import exports
 from qdit.assets import CONF
-from qdit.cli import design, export, refs, report, score, table, vbench
+from qdit.cli import design, export, ls, pick, refs, report, score, table, vbench
 from qdit.cli.main import main as cli
 from qdit.errors import UserError
 from qdit.model import files
@@ -299,6 +299,9 @@ def test_command(line, reader, monkeypatch):
         assert design.main(arguments) == 0
     elif program == "qdit-report":
         run_report(arguments, reader)
+    elif program in ("qdit-ls", "qdit-pick"):
+        pretended_study(reader, "mine")
+        assert {"qdit-ls": ls, "qdit-pick": pick}[program].main(arguments) == 0
     elif program == "qdit-refs":
         refs._parser().parse_args(arguments)
     elif program == "qdit-score":

@@ -10,9 +10,10 @@ from qdit.plots.charts import against_cost, by_bits, over_time
 from qdit.plots.pictures import side_by_side
 from qdit.plots.study import Study, study_of
 from qdit.storage.names import fitting
+from qdit.tables.pareto import CHARGED
 from qdit.tables.quantity import plain, rank, stem
 
-COSTS = {"weight_bits": "bits", "model_mb": "bytes", "gbops": "bitops"}  # column of the ledger → name of the file
+COSTS = {column: name for name, column in CHARGED.items()}  # column of the ledger → name of the file
 _DRAWN = ("sqnr", "fid")  # stems of the metrics that are drawn when none are named
 
 __all__ = ["draw", "study_of"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qdit.plots.study import Study, curve
 from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of, save
+from qdit.tables.pareto import front
 from qdit.tables.quantity import Quantity, cost_quantity, stem
 
 CURVE = "sqnr_per_timestep"
@@ -117,16 +118,6 @@ def over_time(study: Study, bits: str, path: Path) -> Path | None:
     legend(panels[0], family_handles([row["family"] for row in rows.values()]))
     label_ends(panels[1], ends)
     return save(figure, path)
-
-
-def front(points: NDArray[np.float64], higher: bool) -> list[int]:
-    """Return which points [m, 2] no other beats in both cost and quality, by rising cost."""
-    kept: list[int] = []
-    sign = 1 if higher else -1
-    for number in sorted(range(len(points)), key=lambda n: (points[n, 0], -sign * points[n, 1])):
-        if not kept or sign * points[number, 1] > sign * points[kept[-1], 1]:
-            kept.append(number)
-    return kept
 
 
 def _between(corners: NDArray[np.float64], count: int = 40) -> NDArray[np.float64]:

@@ -17,9 +17,7 @@ from qdit.storage.run_folder import IMAGES
 from qdit.storage.seal import Broken, check_tensors
 from qdit.tables import families, select
 from qdit.tables.records import read_record
-from qdit.tables.summary import Summary, summarise
-
-KEYS = ("quantizer", "bits")
+from qdit.tables.summary import ROWS, Summary, names_of, summarise
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def study_of(frame: pd.DataFrame) -> Study:
     Raises:
         UserError: the runs were made under several protocols, or none is finished.
     """
-    summary = summarise(frame, KEYS)
+    summary = summarise(frame, ROWS)
     rows = [row for row in summary.rows if row["runs"]]
     quantized = [row for row in rows if row["quantizer"] != select.FULL_PRECISION]
     if not quantized:
@@ -76,17 +74,6 @@ def study_of(frame: pd.DataFrame) -> Study:
     quantized.sort(key=lambda row: families.rank(row["family"]))
     full = next((row for row in rows if row["quantizer"] == select.FULL_PRECISION), None)
     return Study(summary, quantized, full, names_of(summary, quantized))
-
-
-def names_of(summary: Summary, rows: Sequence[select.Row]) -> dict[int, str]:
-    """What the methods of rows are called, by `id` of the row: the quantizer, and what tells it from its namesakes."""
-    extra = [key for key in summary.keys if key not in KEYS and key.split(".")[0] not in KEYS]
-    return {
-        id(row): " ".join(
-            [select.shown(row["quantizer"]), *(select.shown(row[key]) for key in extra if row[key] is not None)]
-        )
-        for row in rows
-    }
 
 
 def curve(row: select.Row, name: str) -> dict[str, Any] | None:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from math import isfinite, log
 from typing import Any
 
-import numpy as np
-
-from qdit.plots import COSTS as CHARGED
-from qdit.plots.charts import LOGARITHMIC, bar, front
+from qdit.plots.charts import LOGARITHMIC, bar
 from qdit.tables import families, select
 from qdit.tables.marks import Mark, judge
+from qdit.tables.pareto import CHARGED, front_rows
 from qdit.tables.quantity import Quantity, cost_quantity, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import Summary
@@ -113,21 +111,11 @@ def ordered(summary: Summary) -> list[select.Row]:
 
 def fronts(rows: Sequence[select.Row], shown: Sequence[Column]) -> dict[str, dict[str, list[int]]]:
     """The numbers of the rows on the Pareto front, by cost and metric, from cheap to dear."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for cost in (name for name in CHARGED if any(each.quantity.column == name for each in shown)):
-        found[cost] = {}
-        for each in (each for each in shown if each.is_metric):
-            name, better = each.quantity.column, each.quantity.higher_is_better
-            drawn = [
-                (number, row[cost], row[name])
-                for number, row in enumerate(rows)
-                if None not in (row[cost], row[name])
-                and isfinite(row[name])
-                and row["quantizer"] != select.FULL_PRECISION
-            ]
-            points = np.array([point for _, *point in drawn], dtype=float).reshape(-1, 2)
-            found[cost][name] = [drawn[place][0] for place in front(points, better is not False)]
-    return found
+    return {
+        cost: {each.quantity.column: front_rows(rows, cost, each.quantity) for each in shown if each.is_metric}
+        for cost in CHARGED.values()
+        if any(each.quantity.column == cost for each in shown)
+    }
 
 
 def failures(summary: Summary) -> list[select.Row]:

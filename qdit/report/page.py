@@ -13,13 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qdit.environment import now, versions
 from qdit.errors import visible
-from qdit.plots.study import KEYS, first_run, names_of
+from qdit.plots.study import first_run
 from qdit.report import maps, numbers, pictures
 from qdit.tables import families, select
 from qdit.tables.marks import judge
 from qdit.tables.notes import lines_below
 from qdit.tables.records import read_record
-from qdit.tables.summary import Summary, summarise
+from qdit.tables.summary import ROWS, Summary, names_of, summarise
 from qdit.tables.table import FULL
 
 FOLDER = Path(__file__).parent
@@ -40,7 +40,7 @@ def page(frame: pd.DataFrame, title: str, command: Command, budget: int = pictur
     Raises:
         UserError: the runs are of several protocols.
     """
-    summary = summarise(frame, KEYS)
+    summary = summarise(frame, ROWS)
     rows = numbers.ordered(summary)
     records = {
         number: found

@@ -22,6 +22,7 @@ from qdit.tables.quantity import Quantity, delta_quantity, metric_quantity
 from qdit.tables.records import COSTS, metric_names, settings_apart
 
 Seeds = Literal["mean", "all"]
+ROWS = ("quantizer", "bits")  # the keys of a study's rows, in figures, pages and lists
 PROTOCOL = "protocol difference"  # the key column of a table that mixes protocols
 
 
@@ -85,6 +86,17 @@ def summarise(
     said = {name: next((run[key] for run in runs if run.get(key)), None) for name in names if (key := f"{name}_shown")}
     shown = {name: found for name, found in said.items() if found}
     return Summary(keys=keys, rows=rows, runs=runs, metrics=metrics, shown=shown)
+
+
+def names_of(summary: Summary, rows: Sequence[select.Row]) -> dict[int, str]:
+    """What the methods of rows are called, by `id` of the row: the quantizer, and what tells it from its namesakes."""
+    extra = [key for key in summary.keys if key not in ROWS and key.split(".")[0] not in ROWS]
+    return {
+        id(row): " ".join(
+            [select.shown(row["quantizer"]), *(select.shown(row[key]) for key in extra if row[key] is not None)]
+        )
+        for row in rows
+    }
 
 
 def _tell_protocols_apart(runs: list[select.Row], keys: Sequence[str]) -> bool:

@@ -1,0 +1,41 @@
+"""qdit-pick: the smallest model, how sure that is, its command; one message where there is none."""
+
+import pytest
+from helpers.commands import complaint
+
+from qdit.cli.pick import main
+
+
+def test_the_answer_has_the_numbers_the_command_and_the_front(runs, capsys):
+    assert main(["--runs-dir", str(runs), "--study", "s", "--min", "sqnr=20", "--by", "bits"]) == 0
+    first, certainty, command, folder, _, heads, _, *front = capsys.readouterr().out.splitlines()
+    assert first == "q_dit w4a8: W bits (model) 4.50, SQNR (dB) ↑ 24.0 ± 0.4"
+    assert certainty == "  sqnr ≥ 20: reached by 4.0, more than two standard errors"
+    assert command.startswith("  qdit quantizer=q_dit bits=w4a8 ")
+    assert folder.startswith(f"  {runs}/s/q_dit-w4a8-")
+    assert "sqnr ≥ 20" in heads
+    assert [line.split("|")[1].strip() for line in front] == ["q_dit w4a8", "q_dit w8a8"]
+
+
+def test_several_bars_and_what_is_not_certain(runs, capsys):
+    words = ["--runs-dir", str(runs), "--min", "sqnr=20.5", "--max", "fid_lite0=62", "--by", "weight_bits_quantized"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("q_dit w8a8: ")
+    assert "fid_lite0 ≤ 62: reached by 1.80, less than two standard errors" in out
+    assert "no row of these reaches that by two standard errors" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--min", "sqnr=60"], "none of the 5 quantized rows has sqnr ≥ 60; the best SQNR (dB) ↑ is 40.5 ± 0.4"),
+        (["--max", "sqnr=20"], "write --min instead"),
+        (["--min", "sqnr"], "write METRIC=NUMBER"),
+        (["--min", "sqrn=20"], "did you mean sqnr"),
+        ([], "no quality is asked for"),
+        (["--min", "sqnr=20", "--by", "peak_memory_mb"], "none is the smallest by it"),
+    ],
+)
+def test_mistakes_are_one_message(words, said, runs, capsys):
+    assert said in complaint(capsys, main, "--runs-dir", runs, *words)
