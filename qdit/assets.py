@@ -10,11 +10,21 @@ CONF = next(p for p in (_here / "conf", _here.parent / "conf") if p.is_dir())
 ASSETS = Path(__file__).resolve().parent / "assets"
 EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 """The embedded DiT, which is meant where a path is null."""
+MODELS = ASSETS / "models"
+"""The other embedded pipelines, each in a folder of its name."""
+PREFIX = "embedded:"
 
 
 def folder_of(path: str | None) -> Path:
-    """The folder that a model's path means: the embedded DiT for null, else the user's own."""
-    return EMBEDDED if path is None else Path(path).expanduser()
+    """The folder that a model's path means: a shipped one (null, the DiT, or `embedded:NAME`), else the user's own.
+
+    Raises:
+        UserError: the name is none of a folder.
+    """
+    if path is None:
+        return EMBEDDED
+    name = path.removeprefix(PREFIX)
+    return Path(path).expanduser() if name == path else MODELS / component(name, "model.path")
 
 
 def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
+
 from qdit import compat as compat
 from qdit.api.compose import composed
-from qdit.assets import EMBEDDED
+from qdit.assets import EMBEDDED, PREFIX
 from qdit.checkpoint import installed
 from qdit.config import build, check, resolved
 from qdit.dataset.base import Dataset, Source
@@ -16,7 +18,7 @@ from qdit.errors import UserError
 from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
 from qdit.model.conditions import encoded
-from qdit.model.files import read_config
+from qdit.model.files import locate, read_config
 from qdit.model.loaded_text import LoadedText
 from qdit.nn.clock import Clock
 
@@ -124,11 +126,16 @@ def reading(model: LoadedText, pipe: Any, dataset: Source) -> LoadedText:
     return model.having(encoded(dataset.texts, model.encoder_of(pipe, model.text_length)))
 
 
-def embedded() -> Any:
-    """The embedded model as a stock `DiTPipeline`, ready to be called: 32×32 emoji of 99 classes.
+def embedded(name: str = "emoji_dit") -> Any:
+    """A model that comes with qdit as a stock pipeline, ready to be called.
 
-    Its folder leaves `out_channels` open, which `DiTPipeline` cannot read, and has 99 classes, where `DiTPipeline` says
-    1000 for none; both are put right here.
+    `emoji_dit` is a `DiTPipeline`: 32×32 emoji of 99 classes. Its folder leaves `out_channels` open, which the
+    pipeline cannot read, and has 99 classes, where the pipeline says 1000 for none; both are put right here.
+    `emoji_pixart` is a `PixArtAlphaPipeline`: 32×32 emoji by their names, which needs `qdit[text]`; call it with
+    `max_sequence_length=12, use_resolution_binning=False, clean_caption=False, guidance_scale=3.0`.
+
+    Raises:
+        UserError: there is no such model.
 
     >>> import qdit
     >>> pipe = qdit.embedded()
@@ -137,9 +144,15 @@ def embedded() -> Any:
     (32, 32)
     """
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    if name != "emoji_dit":
+        folder = locate(PREFIX + name, None, "name", [])
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipe.transformer.eval().requires_grad_(False)
+        return pipe
     names = {int(label): name for label, name in read_config(EMBEDDED, "model_index.json")["id2label"].items()}
-    pipe: Any = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
+    pipe = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
     network = pipe.transformer.eval().requires_grad_(False)
     network.register_to_config(out_channels=network.config.in_channels)
     Listener(Clock(), network.config.num_embeds_ada_norm).listen(network)

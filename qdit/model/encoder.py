@@ -43,7 +43,7 @@ def encoder_digest(path: str, revision: str | None, cache_dir: Path) -> str | No
     """Eight hex digits of a pipeline's encoder; None if it is not there and no prompt was encoded by it.
 
     Args:
-        path: the pipeline's folder, or a hub id, which is known by its commit.
+        path: the pipeline's folder, embedded or not, or a hub id, which is known by its commit.
         revision: of a hub id.
         cache_dir: remembers the digest for when the folder is gone.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qdit import compat as compat  # before diffusers
-from qdit.assets import folder_of
+from qdit.assets import MODELS, PREFIX, folder_of
 from qdit.errors import UserError
 from qdit.model.checks import check_autoencoder
 from qdit.model.hub import is_id
@@ -28,7 +28,7 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
     """Return the folder of a checkpoint: the embedded one (None), a local folder, or the hub's copy in the cache.
 
     Args:
-        path: None, a folder, or `owner/name` on the hub.
+        path: None, `embedded:NAME`, a folder, or `owner/name` on the hub.
         revision: branch, tag or commit on the hub; None is its main branch.
         key: the config key, for messages.
         patterns: the files to fetch from the hub.
@@ -37,11 +37,13 @@ def locate(path: str | None, revision: str | None, key: str, patterns: list[str]
         UserError: nothing is there, or the hub cannot be reached.
     """
     folder = folder_of(path)
-    if path is None:
+    if path is None or path.startswith(PREFIX):
         if not (folder / "model_index.json").is_file():
+            known = ", ".join(sorted(f"{PREFIX}{each.parent.name}" for each in MODELS.glob("*/model_index.json")))
             raise UserError(
-                f"the embedded model is not installed: {folder} has no model_index.json. Reinstall qdit, train it "
-                f"with experiments/emoji_dit/train.py, or set {key} to a diffusers folder or a hub id"
+                f"{key}={path or 'null'}: this embedded model is not installed ({folder} has no model_index.json); "
+                f"allowed: null (the DiT), {known + ',' if known else ''} a folder in diffusers' format, or a hub id. "
+                "Reinstall qdit, or train it as experiments/ does"
             )
         return folder
     if folder.is_dir():

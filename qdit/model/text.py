@@ -36,7 +36,7 @@ class TextModel(Checked, ABC):
 
     Args:
         name: in tables.
-        path: a folder in diffusers' format, or a hub id.
+        path: a folder in diffusers' format, a hub id, or `embedded:NAME` of a model that comes with qdit.
         revision: of a hub id.
         vae_path, vae_revision: None, or another autoencoder than the pipeline's own.
         text_length: tokens of a prompt.

@@ -247,7 +247,7 @@ def test_missing_paths_say_where_they_were_sought(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such folder"):
         load("./also/not/there")
     monkeypatch.setattr(assets, "EMBEDDED", tmp_path)
-    with pytest.raises(UserError, match="embedded model is not installed"):
+    with pytest.raises(UserError, match="this embedded model is not installed"):
         DiT(name="emoji").load("cpu", torch.float32)
 
 
