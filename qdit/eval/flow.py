@@ -1,4 +1,4 @@
-"""Motion of clips by optical flow (RAFT): VBench's dynamic degree, and EvalCrafter's flow score."""
+"""Motion of clips by optical flow (RAFT): VBench's dynamic degree, EvalCrafter's flow score and warping error."""
 
 from dataclasses import dataclass
 
@@ -85,3 +85,19 @@ class FlowScore(FlowMetric):
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """The mean of each clip."""
         return samples.features(self.extractor)["mean"].double().mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpingError(FlowMetric):
+    """How badly each frame is explained by the next one, moved back by the flow: mean squared error where both see it.
+
+    After EvalCrafter's warping error (arXiv 2310.11440), and not its numbers: its released file halves the frames,
+    gives RAFT pixels of [0, 1] where it reads [0, 255], and lacks an import. Here frames are whole, on RAFT's scale.
+    """
+
+    higher_is_better = False
+    shown = Shown(None, "·10³", 2, 1e3)
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """The mean over the steps of each clip."""
+        return samples.features(self.extractor)["error"].double().mean(1)

@@ -79,6 +79,12 @@ WEIGHTS = {
         "https://github.com/chaofengc/IQA-PyTorch/releases",
         "358bb6af",
     ),
+    "lpips_alex": WeightFile(
+        "alexnet-owt-7be5be79.pth", "244 MB", "BSD-3-Clause", "https://download.pytorch.org/models", "7be5be79"
+    ),
+    "lpips_vgg": WeightFile(
+        "vgg16-397923af.pth", "553 MB", "BSD-3-Clause", "https://download.pytorch.org/models", "397923af"
+    ),
     "i3d": WeightFile(
         "i3d_torchscript.pt", "about 50 MB", "Apache-2.0", "https://github.com/universome/stylegan-v (its FVD)"
     ),
@@ -98,5 +104,6 @@ def brought_digest(path: Path) -> str:
 
 
 def weight_file(extractor: str) -> WeightFile | None:
-    """The file that an extractor needs of the user; None where it has its own way."""
-    return WEIGHTS.get(extractor.removesuffix("_vbench").removesuffix("_evalcrafter"))
+    """The file that an extractor needs of the user, in whatever flavour; None where it has its own way."""
+    flavours = ("_vbench", "_evalcrafter", "_warp")
+    return WEIGHTS.get(next((extractor.removesuffix(each) for each in flavours if extractor.endswith(each)), extractor))

@@ -12,7 +12,7 @@ from qdit.eval.extractor import EXTRACTORS, dino, make_extractor, raft
 from qdit.eval.extractor.i3d import I3D
 from qdit.eval.extractor.musiq import Quality
 from qdit.eval.extractor.resizing import for_clip, for_clip_in_vbench, for_dino
-from qdit.eval.flow import DynamicDegree, FlowScore, dynamic
+from qdit.eval.flow import DynamicDegree, FlowScore, WarpingError, dynamic
 from qdit.eval.preflight import prepare
 from qdit.eval.samples import Drawn
 from qdit.eval.text import Aesthetic, FrameSimilarity, ImagingQuality, TextAlignment
@@ -208,6 +208,37 @@ def test_raft_loads_strictly_and_runs(weights, published):
     with pytest.raises(UserError, match="frames of 128 px or more a side, these have 64"):
         FlowScore(extractor="raft").compute(s := samples(frames[..., :64, :]), s)
     assert DynamicDegree(extractor="raft").preflight(4, None, 64) == [raft.too_small(64)]
+
+
+def test_frames_that_move_as_the_flow_says_have_no_warping_error(weights, published, monkeypatch):
+    torch.save(published, weights / WEIGHTS["raft"].name)
+    generator = torch.Generator().manual_seed(0)
+    still = torch.randint(0, 256, (3, 128, 136), dtype=torch.uint8, generator=generator)
+    clip = torch.stack([still, still.roll(3, 2), still.roll(5, 2)])[None]  # moves right by 3, then by 2
+
+    def flow(self, first, second):
+        there = next(step for step in (3, 2, -3, -2) if torch.equal(first[0].roll(step, 2), second[0]))
+        return torch.tensor([float(there), 0.0]).view(1, 2, 1, 1).expand(1, 2, *first.shape[-2:]).clone()
+
+    monkeypatch.setattr(
+        raft.Flow,
+        "flow",
+        lambda self, a, b: torch.cat([flow(self, x[None], y[None]) for x, y in zip(a, b, strict=True)]),
+    )
+    wrong = raft.warped(clip[0, 1:2].float(), torch.zeros(1, 2, 128, 136)) - clip[0, 0].float()
+    errors = samples(clip).features("raft_warp")["error"][0]
+    assert errors.shape == (2,)
+    assert float(errors.max()) < 0.05 * float((wrong / 255).square().mean())  # of the columns that left the frame alone
+    own = samples(clip)
+    assert WarpingError(extractor="raft_warp").compute(own, own).value == pytest.approx(float(errors.mean()))
+
+
+def test_points_that_only_one_frame_shows_are_not_counted():
+    there, back = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+    there[:, 0, 2:4], back[:, 0, 2:4] = 1.0, -1.0
+    assert bool(raft.visible(there, back).all())
+    back[:, 0, 2] = 1.0  # returns nowhere near
+    assert raft.visible(there, back)[0, 0].min(1)[0].tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
 
 
 def test_golden_values_of_flow():

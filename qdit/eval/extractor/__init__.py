@@ -7,12 +7,13 @@ from qdit.eval.extractor.dino import DINO
 from qdit.eval.extractor.i3d import I3D
 from qdit.eval.extractor.inception import Inception
 from qdit.eval.extractor.lite0 import Lite0
+from qdit.eval.extractor.lpips import LPIPSVGG, LPIPSAlex
 from qdit.eval.extractor.musiq import MUSIQ
-from qdit.eval.extractor.raft import RAFT
+from qdit.eval.extractor.raft import RAFT, RAFTWarp
 
 OF_CLIP = (clip.CLIPB32, clip.CLIPL14, clip.CLIPB32InVBench, clip.CLIPL14InVBench, clip.CLIPB32InEvalCrafter)
 EXTRACTORS: dict[str, type[FeatureExtractor]] = {"lite0": Lite0, "inception": Inception}
-EXTRACTORS |= {each.name: each for each in (DINO, *OF_CLIP, RAFT, MUSIQ, I3D)}
+EXTRACTORS |= {each.name: each for each in (DINO, *OF_CLIP, RAFT, RAFTWarp, MUSIQ, I3D, LPIPSAlex, LPIPSVGG)}
 
 
 def make_extractor(name: str, weights: str | None = None, allow_download: bool = False) -> FeatureExtractor:

@@ -85,6 +85,7 @@ class RAFT(UserFile):
     name = "raft"
     sizes = {"mean": 1, "top5": 1, "top2": 1, "side": 1}  # noqa: RUF012
     window = 2
+    kind: type[Flow] = Flow
 
     def build(self) -> nn.Module:
         """The network with its weights.
@@ -96,7 +97,7 @@ class RAFT(UserFile):
 
         path = self.path()
         state = {torchvision_name(name): value for name, value in read_state(path).items()}
-        return Flow(load_strictly(raft_large(weights=None), state, path))
+        return self.kind(load_strictly(raft_large(weights=None), state, path))
 
     def check(self, images: Tensor) -> None:
         """Refuse frames that are too small.
@@ -111,3 +112,39 @@ class RAFT(UserFile):
 def too_small(side: int) -> str:
     """The sentence about small frames."""
     return f"optical flow by RAFT needs frames of {LEAST} px or more a side, these have {side}; leave such metrics out"
+
+
+def warped(images: Float[Tensor, "b 3 h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Fetch from `images` what each point has become, where the flow says it has gone; bilinear, borders repeated."""
+    height, width = flow.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height).to(flow), torch.arange(width).to(flow), indexing="ij")
+    x, y = (columns + flow[:, 0]) * 2 / (width - 1) - 1, (rows + flow[:, 1]) * 2 / (height - 1) - 1
+    return F.grid_sample(images, torch.stack([x, y], 3), padding_mode="border", align_corners=True)
+
+
+def visible(there: Float[Tensor, "b 2 h w"], back: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """1 where a point is seen in both frames: the flow back undoes the flow there (Ruder et al., arXiv 1604.08610)."""
+    returned = warped(back, there)
+    gone = (there + returned).square().sum(1) > 0.01 * (there.square() + returned.square()).sum(1) + 0.5
+    return (~gone)[:, None].to(there)
+
+
+class Warp(Flow):
+    """How well each frame is explained by the next one, moved back by the flow."""
+
+    def forward(self, clips: UInt8[Tensor, "b k 3 H W"]) -> dict[str, Float[Tensor, "b k-1"]]:
+        """Mean squared difference of each step over the points that both frames show, of pixels in [0, 1]."""
+        first, second = clips[:, :-1].flatten(0, 1), clips[:, 1:].flatten(0, 1)
+        there, back = self.flow(first, second), self.flow(second, first)
+        one, other = (padded(frames.float() / 255) for frames in (first, second))
+        seen = visible(there, back)
+        error = (one - warped(other, there)).square().mean(1, keepdim=True) * seen
+        return {"error": (error.sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)).view(len(clips), -1)}
+
+
+class RAFTWarp(RAFT):
+    """Errors of frames that are moved by the flow of each step."""
+
+    name = "raft_warp"
+    sizes = {"error": 1}  # noqa: RUF012
+    kind = Warp
