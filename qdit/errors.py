@@ -1,6 +1,8 @@
 """`UserError`, for mistakes that the user can correct: shown as a message without a traceback, with exit code 2."""
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (direction of text, too), surrogates, separators of lines
 
@@ -23,6 +25,12 @@ def from_problems(problems: list[str], what: str) -> UserError:
     if len(problems) == 1:
         return UserError(problems[0])
     return UserError(f"{len(problems)} problems in {what}:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean a, b?)` for the nearest known names, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 def visible(text: str) -> str:

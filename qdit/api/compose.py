@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
 from qdit.cli.design import listed
+from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
 from qdit.cli.words import as_text
 from qdit.config import COMPONENTS, RECIPE_KEYS, check, resolved
@@ -31,6 +32,7 @@ def composed(*words: str) -> DictConfig:
     if wrong := [word for word in words if not isinstance(word, str) or "=" not in word.lstrip("~")[:-1] + " "]:
         raise UserError(f"{wrong[0]!r} is no word of the command line, which are such as 'weight.group_size=64'")
     quicken()
+    explain()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="qdit"):
             return compose("config", [as_text(word) for word in words])

@@ -17,12 +17,14 @@ from omegaconf import DictConfig
 from qdit.assets import CONF
 from qdit.cli.cells import tell
 from qdit.cli.interrupts import leave_to_controller
+from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
 from qdit.errors import UserError
 from qdit.storage.names import fits
 
 log = logging.getLogger("qdit")
 quicken()
+explain()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -15,7 +15,7 @@ from textwrap import shorten
 from tabulate import tabulate
 
 from qdit.cli.entry import carried_out
-from qdit.errors import UserError
+from qdit.errors import UserError, did_you_mean
 from qdit.storage.names import one_line
 from qdit.tables import select
 from qdit.tables.quantity import metric_quantity, rank, show
@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--runs-dir {folder} is no folder; run `qdit` first, or name the folder that holds studies")
     names = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if options.study is not None and options.study not in names:
-        hint = select.did_you_mean(options.study, names)
+        hint = did_you_mean(options.study, names)
         raise UserError(f"--study {options.study}: no such study{hint}; {folder} has {', '.join(names) or 'none'}")
     wanted = names if options.study is None else [options.study]
     studies = {name: runs for name in wanted if (runs := runs_of(folder, name))}

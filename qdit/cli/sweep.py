@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from qdit.cli.cells import begin
+from qdit.cli.mistyped import unknown_options
 from qdit.config import build
 from qdit.errors import UserError, from_problems
 from qdit.storage.atomic import writable
@@ -115,12 +116,15 @@ def _study(cell: list[str], default: object) -> object:
 
 
 def _refuse_sweep(config: DictConfig, cells: list[list[str]]) -> None:
-    """Raise one error if all cells are wrong in the same way, as far as that is seen without a model."""
+    """Raise one error if an option is not there, or all cells are wrong in the same way that shows without a model."""
     from qdit.runs.settled import complaints
 
+    loader = GlobalHydra.instance().config_loader()
+    if unknown := unknown_options(loader, (word for cell in cells for word in cell)):
+        raise from_problems(unknown, "this sweep")
     common: list[str] | None = None
     for cell in cells if len(cells) > 1 else []:
-        composed = GlobalHydra.instance().config_loader().load_sweep_config(config, cell)
+        composed = loader.load_sweep_config(config, cell)
         with open_dict(composed):
             del composed["hydra"]
         found = complaints(composed)

@@ -1,6 +1,5 @@
 """Select the runs of a table, and find what distinguishes its rows: conditions, protocols, differing config keys."""
 
-import difflib
 import math
 import re
 from collections import defaultdict
@@ -11,17 +10,11 @@ from typing import Any
 import pandas as pd
 
 from qdit.config import RECIPE_KEYS
-from qdit.errors import UserError
+from qdit.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 FULL_PRECISION = "fp"
 _BASELINE = "rtn"  # round to nearest comes before the methods that are measured against it
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean a, b?)` for the nearest known names, or nothing."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 def resolve(name: str, columns: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from qdit.errors import UserError
+from qdit.errors import UserError, did_you_mean
 from qdit.tables import families, select
 from qdit.tables.floor import LABEL, floor
 from qdit.tables.marks import Mark, judge
@@ -153,7 +153,7 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
         elif name in costs:
             chosen.append(cost_quantity(name))
         else:
-            hint = select.did_you_mean(name, {*known, *costs})
+            hint = did_you_mean(name, {*known, *costs})
             raise UserError(
                 f"no run has the metric {name!r}{hint}: these runs have {', '.join(known) or 'none'}; "
                 f"the cost ledger has {', '.join(sorted(costs))}"

@@ -1,0 +1,81 @@
+"""What is said of groups, options and keys that are not there, on a folder of three groups; and that Hydra may tell."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from qdit.api.compose import composed
+from qdit.cli.mistyped import Mistyped, explain, unknown_options
+from qdit.errors import UserError
+
+TEXTS = {
+    "config": "defaults: [model: base, data: tiny, parts: [one], _self_]\nsize: 1\nsampler: {steps: 20, cfg: 2.0}\n",
+    **{"data/tiny": "name: tiny\n", "data/large": "name: large\n", "data/inner/deep": "name: deep\n"},
+    **{"model/base": "width: 8\nhead: {count: 2}\n", "parts/one": "a: 1\n", "parts/two": "b: 2\n"},
+}
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Composes words."""
+    for name, text in TEXTS.items():
+        (tmp_path / f"{name}.yaml").parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+
+    def made(*given):
+        explain()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            return compose("config", list(given))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["data=tinny"],
+            r"data=tinny: there is no such option \(did you mean tiny\?\); data has large, tiny\. .*--config-dir",
+        ),
+        (["parts=[one,tow]"], r"parts=tow: there is no such option \(did you mean two"),
+        (["data=inner/dep"], r"data/inner=dep: there is no such option \(did you mean deep"),
+        (["modle=base"], r"modle=base: there is no key modle \(did you mean model"),
+        (["sampler.step=3", "size=2"], r"did you mean sampler\.steps.*\); sampler has steps, cfg\."),
+        (["steps=3"], r"did you mean sampler\.steps\?"),
+        (["model.heads.count=3"], r"did you mean model\.head\.count"),
+        (["data/inner=deep"], r"data/inner=deep: this config has no data/inner to replace; \+data/inner=deep adds it"),
+    ],
+)
+def test_the_message_has_the_nearest_names(given, said, words):
+    with pytest.raises(Mistyped, match=said):
+        words(*given)
+
+
+def test_what_is_right_composes_as_before(words):
+    assert words("data=large", "+size2=3", "~model").data.name == "large"
+
+
+def test_other_mistakes_are_hydras(words, monkeypatch):
+    with pytest.raises(ConfigCompositionException, match="already at 'size'") as caught:
+        words("+size=3")
+    assert not isinstance(caught.value, Mistyped)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(MissingConfigException, match="Could not find 'data/tinny'"):
+        words("data=tinny")
+
+
+def test_the_options_of_a_sweep_are_looked_up_together(words, tmp_path):
+    words()
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        right = ["data=tiny", "parts=[one,two]", "data=inner/deep", "size=3", "+data@here=large", "~model", "data=null"]
+        assert unknown_options(loader, right) == []
+        found = unknown_options(loader, [*right, "data=x", "data=x", "parts=[two,three]"])
+    assert [text.split(":")[0] for text in found] == ["data=x", "parts=three"]
+
+
+def test_the_python_api_says_the_same():
+    with pytest.raises(UserError, match=r"^transform\.alpha=0\.3: .* these have: .*transform=smooth"):
+        composed("quantizer=rtn", "transform.alpha=0.3")
