@@ -39,7 +39,7 @@ def imports(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in plain + named} - set(sys.stdlib_module_names) - {"qdit"}
 
 
-OF_EXTRAS = {"transformers": "text", "av": "video", "torchao": "export"}
+OF_EXTRAS = {"transformers": "text", "av": "video", "torchao": "export", "peft": "lora"}
 """What is imported where it is used, with a message that names the extra."""
 
 

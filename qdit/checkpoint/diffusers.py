@@ -20,8 +20,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor
 
 from qdit.checkpoint import whole
-from qdit.checkpoint.folder import AGAIN, FORMAT, KEYS, KINDS, below, described, packed, read_folder
-from qdit.checkpoint.installed import install
+from qdit.checkpoint.folder import AGAIN, FOLDED, FORMAT, KEYS, KINDS, below, described, folds_of, packed, read_folder
+from qdit.checkpoint.installed import check_without_adapter, install
 from qdit.checkpoint.on_import import METHOD
 from qdit.checkpoint.serialize import Reader
 from qdit.errors import UserError
@@ -74,7 +74,7 @@ class QditQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: QditConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.config = quantization_config
-        self.modules: list[list[Any]] = []
+        self.tree: dict[str, Any] = {}
         self.own: list[str] = []
         self.tensors: dict[str, Tensor] = {}
         self.found: list[str] = []
@@ -96,10 +96,11 @@ class QditQuantizer(DiffusersQuantizer):
         """What is saved, and the digests of it.
 
         Raises:
-            UserError: a pickle is asked for.
+            UserError: a pickle is asked for, or an adapter is in place.
         """
         if not safe_serialization:
             raise UserError("qdit writes no pickle; leave safe_serialization=True")
+        check_without_adapter(self.config.model)
         tree, tensors, own = packed(self.config.model)
         state = {name: tensor for name, tensor in state_dict.items() if not below(name, own)} | tensors
         about = {"config": digest(described(self.config.model)), "tensors": tensors_digest(state), "model": tree}
@@ -140,8 +141,8 @@ class QditQuantizer(DiffusersQuantizer):
         Raises:
             UserError: the folder is damaged or contradicts itself.
         """
-        self.modules, tensors = read_folder([Path(file) for file in checkpoint_files], self.config.content)
-        own = [name for name, *_ in self.modules]
+        self.tree, tensors = read_folder([Path(file) for file in checkpoint_files], self.config.content)
+        own = [*(name for name, *_ in self.tree["modules"]), FOLDED]
         self.tensors = {name: tensor for name, tensor in tensors.items() if below(name, own)}
         self.own, self.found = own, [key for key in loaded_keys if not below(key, own)]
         return self.found
@@ -166,10 +167,13 @@ class QditQuantizer(DiffusersQuantizer):
         adapter = adapt(model, **sizes)
         try:
             reader = Reader(self.tensors, torch.device("cpu"), {Clock: adapter.clock})
-            made = whole.read(reader, {name: node for name, _, node in self.modules})
-            kinds = {kind: {n: made[n] for n, k, _ in self.modules if k == kind} for kind in KINDS}
+            modules = self.tree["modules"]
+            made = whole.read(reader, {name: node for name, _, node in modules})
+            kinds = {kind: {n: made[n] for n, k, _ in modules if k == kind} for kind in KINDS}
+            folded = folds_of(self.tree.get(FOLDED), self.tensors, torch.device("cpu"))
             policy = Policy.of(self.config.content["policy"])
-            quantized = Quantized(policy, kinds["layers"], kinds["attention"], rewrite=Rewrite(kinds["rewritten"]))
+            rewrite = Rewrite(kinds["rewritten"], folded=folded)
+            quantized = Quantized(policy, kinds["layers"], kinds["attention"], rewrite=rewrite)
             put(model, made)
         except Reader.WRONG as error:
             raise UserError(
@@ -179,7 +183,7 @@ class QditQuantizer(DiffusersQuantizer):
         missing = [key for key in model.state_dict() if key not in self.found and not below(key, self.own)]
         if missing:
             raise UserError(f"this folder has no {', '.join(sorted(missing)[:3])}, which the network needs; {AGAIN}")
-        self.tensors, self.modules, self.made = {}, [], (adapter, quantized)
+        self.tensors, self.tree, self.made = {}, {}, (adapter, quantized)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         """Note what is in the network, and let it hear of the time."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -15,13 +16,19 @@ from qdit.checkpoint import whole
 from qdit.checkpoint.claims import contradictions
 from qdit.checkpoint.installed import needed, replacements
 from qdit.checkpoint.on_import import METHOD
+from qdit.checkpoint.serialize import Reader, Writer
 from qdit.errors import UserError
+from qdit.model.base import Fold, Source
+from qdit.nn.basis import Rotation, Scale, Shift
 from qdit.storage.digest import digest
 from qdit.storage.tensors import tensors_digest
+from qdit.transform.base import Folded
 
 FORMAT = 1
 KEYS = {"format", "base", "policy", "run_time", "parameters", "provenance"}
 KINDS = ("rewritten", "layers", "attention")
+FOLDED = "folded"
+"""What was folded, in the header, and the beginning of its tensors' names."""
 AGAIN = "save it again with save_pretrained, or copy the folder again"
 
 
@@ -51,11 +58,37 @@ def packed(model: Any) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     nodes, tensors = whole.write(own, model.dtype)
     kinds = {"layers": quantized.layers, "attention": quantized.attention}
     kind_of = {name: kind for kind, names in kinds.items() for name in names}
-    return (
-        {"modules": [[name, kind_of.get(name, "rewritten"), node] for name, node in nodes.items()]},
-        tensors,
-        list(own),
-    )
+    tree: dict[str, Any] = {"modules": [[name, kind_of.get(name, "rewritten"), node] for name, node in nodes.items()]}
+    if (folded := quantized.rewrite.folded) is not None:
+        writer = Writer()
+        tree[FOLDED] = [
+            {
+                "sources": [[s.layer, list(s.linear), list(s.one_plus)] for s in each.fold.sources],
+                "readers": list(each.fold.readers),
+                "steps": writer.value(each.steps, f"{FOLDED}.{number}"),
+            }
+            for number, each in enumerate(folded)
+        ]
+        tensors |= writer.tensors
+    return tree, tensors, [*own, FOLDED]
+
+
+def folds_of(nodes: list[dict[str, Any]] | None, tensors: dict[str, Tensor], device: torch.device) -> Any:
+    """What was folded, as `packed` wrote it; None where a folder does not say.
+
+    Raises:
+        ValueError, or another of `Reader.WRONG`: the nodes do not say what they should.
+    """
+    if nodes is None:
+        return None
+    reader, found = Reader(tensors, device), []
+    for node in nodes:
+        sources = tuple(Source(layer, tuple(linear), tuple(plus)) for layer, linear, plus in node["sources"])
+        steps = reader.value(node["steps"])
+        if not all(type(step) in (Scale, Shift, Rotation) for step in steps):
+            raise ValueError("something else than a scale, a shift or a rotation is folded")
+        found.append(Folded(Fold(sources, tuple(node["readers"])), steps))
+    return tuple(found)
 
 
 def below(name: str, places: Iterable[str]) -> bool:
@@ -63,8 +96,8 @@ def below(name: str, places: Iterable[str]) -> bool:
     return any(name.startswith(f"{place}.") for place in places)
 
 
-def read_folder(files: list[Path], content: dict[str, Any]) -> tuple[list[list[Any]], dict[str, Tensor]]:
-    """The modules and tensors of a folder's files, after they were compared with each other and with its config.
+def read_folder(files: list[Path], content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `packed` made of the model, and the tensors of a folder's files, after they were compared with its config.
 
     Raises:
         UserError: they are damaged, of different saves, or say different things.
@@ -83,7 +116,8 @@ def read_folder(files: list[Path], content: dict[str, Any]) -> tuple[list[list[A
             raise ValueError("config.json is of another save, or was changed")
         if about["tensors"] != tensors_digest(tensors):
             raise ValueError("its tensors were changed, or some are missing")
-        modules = about["model"]["modules"]
+        tree = about["model"]
+        modules = tree["modules"]
         if {kind for _, kind, _ in modules} - set(KINDS) or not all(isinstance(name, str) for name, *_ in modules):
             raise ValueError("it has modules of an unknown kind")
         problems = contradictions({**content, "model": _claims(modules)})
@@ -92,7 +126,7 @@ def read_folder(files: list[Path], content: dict[str, Any]) -> tuple[list[list[A
         raise UserError(f"{files[0]} is damaged, or not of qdit ({reason}); {AGAIN}") from error
     if problems:
         raise UserError(f"{files[0]} contradicts its config.json: {'; '.join(problems[:3])}. Quantize anew")
-    return modules, tensors
+    return tree, tensors
 
 
 def _claims(modules: list[list[Any]]) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from qdit.nn.replace import put
 from qdit.quantized import Quantized
 
 STATE = "_qdit"
+NO_FUSING = (
+    "an adapter (LoRA) cannot be fused into a quantized weight, whose codes would have to be rounded anew: leave it "
+    "beside the model, or load and fuse it in full precision, and quantize that"
+)
 
 
 @dataclass
@@ -89,8 +93,28 @@ def install(
     mark(model, quantizer)
 
 
+def check_without_adapter(model: Any) -> None:
+    """Refuse a network in which an adapter is in place.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            raise UserError(
+                f"{name} has an adapter (LoRA) in place, which is not part of the quantized model: unload it first "
+                "(pipe.unload_lora_weights(), or what your peft model calls unload())"
+            )
+
+
+def _refuse_fusing(*_: Any, **__: Any) -> None:
+    raise UserError(NO_FUSING)
+
+
 def mark(model: Any, quantizer: Any) -> None:
     """Let diffusers see a quantized model."""
+    if hasattr(type(model), "fuse_lora"):
+        vars(model)["fuse_lora"] = _refuse_fusing  # before the first layer is touched
     model.hf_quantizer, model.is_quantized = quantizer, True
     model.quantization_method = quantizer.quantization_config.quant_method
     model.register_to_config(quantization_config=quantizer.quantization_config)
@@ -101,6 +125,7 @@ def unmark(model: Any) -> Any:
     from diffusers.configuration_utils import FrozenDict
 
     quantizer = model.hf_quantizer
+    vars(model).pop("fuse_lora", None)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         delattr(model, name)
     model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "quantization_config"})
@@ -111,8 +136,9 @@ def _originals(model: Any) -> dict[str, Any]:
     """What was replaced in a quantized network, brought to where the network is.
 
     Raises:
-        UserError: the network is not quantized, or has no originals.
+        UserError: the network is not quantized, has no originals, or has an adapter in place.
     """
+    check_without_adapter(model)
     if (originals := needed(model).originals) is None:
         raise UserError(
             "this model was read from a folder that qdit saved, which holds no full-precision weights: load the "

@@ -66,6 +66,13 @@ class TimedLinear(nn.Module):
         """The patches that a patch embedding multiplies (see `qdit.nn.linear.patch_size`)."""
         return patch_size(self.variants[0])
 
+    @property
+    def weight(self) -> Tensor:
+        """The first variant's weight [out, in]: all have its shape, dtype and device."""
+        weight = self.variants[0].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
         """The output of the variant for the current timestep; samples of a batch may be at different timesteps."""
         group = self.now.group()

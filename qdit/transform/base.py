@@ -21,12 +21,26 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
 from qdit.ledger import RunTime
-from qdit.model.base import DiffusionModel, Site
+from qdit.model.base import DiffusionModel, Fold, Site
 from qdit.nn.replace import replaced
 from qdit.storage.shelf import Place, Shelf
 from qdit.transform.trial import Trial
 
 MEASURED = "transform"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A change of an input's channels that is in its sources: its readers know no others.
+
+    What is added beside a layer, an adapter (LoRA), is in the original's channels, and has to be changed as the layer
+    was: where it reads the input as the readers, and where it makes the input as the sources.
+    """
+
+    fold: Fold
+    steps: tuple[nn.Module, ...]
+    """In their order. A `Scale` or `Rotation` is what was done to each row of the readers' weights; the sources' output
+    rows are rotated alike, and divided by the scale. A `Shift` was added to the input."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Rewrite:
     """What is done to a site's input at run time, before it is rounded; its layer in `layers` does it too."""
     origin: "Origin | None" = None
     """What it was made of."""
+    folded: tuple[Folded, ...] | None = ()
+    """What is in the sources of inputs; None where that is not known."""
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:

@@ -32,9 +32,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.model.base import DiffusionModel, Fold, Site, Source
-from qdit.nn.basis import Branch
+from qdit.nn.basis import Branch, Rotation, Scale, Shift
 from qdit.nn.linear import QuantLinear, matrix
-from qdit.transform.base import Rewrite, Transform
+from qdit.transform.base import Folded, Rewrite, Transform
 from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
 
 
@@ -48,6 +48,8 @@ class Draft:
         self.inputs: dict[str, nn.Module] = {}
         self.branches: dict[str, tuple[Tensor, Tensor]] = {}
         """L₁ [out, rank] and L₂ [rank, channels] of the layers that were split; `weight` has the rest."""
+        self.folded: dict[tuple[str, ...], Folded] = {}
+        """What sources make of inputs, by the inputs' readers."""
 
     def weight(self, name: str) -> Float[Tensor, "out channels"]:
         """The copy of a layer's weight, made when first asked for."""
@@ -92,8 +94,9 @@ class Draft:
             up, down = self.branches[name]
             self.branches[name] = up, change(down)
 
-    def rotate_output(self, fold: Fold, width: int, rotate: Callable[[Tensor], Tensor]) -> None:
+    def rotate_output(self, fold: Fold, width: int, rotate: Rotation) -> None:
         """Fold a rotation into sources of `width` channels: they give x R instead of x; all rows must be plain."""
+        self._note(fold, rotate)
         for source in fold.sources:
             assert not source.one_plus, f"{source.layer} modulates; it cannot mix channels"
             weight, bias = self.weight(source.layer), self.biases[source.layer]
@@ -111,8 +114,14 @@ class Draft:
 
     def scale_output(self, fold: Fold, by: Float[Tensor, " channels"]) -> None:
         """Fold a factor `by` of the input's channels into its sources."""
+        self._note(fold, Scale(1 / by, by.dtype))
         for source in fold.sources:
             self._scale_rows(source, by)
+
+    def _note(self, fold: Fold, step: nn.Module) -> None:
+        """Note what is folded, for what is added beside the layers later."""
+        before = self.folded.get(fold.readers, Folded(fold, ()))
+        self.folded[fold.readers] = Folded(fold, (*before.steps, step))
 
     def _scale_rows(self, source: Source, by: Float[Tensor, " channels"]) -> None:
         weight, bias = self.weight(source.layer), self._bias(source.layer)
@@ -126,6 +135,7 @@ class Draft:
 
     def shift_output(self, fold: Fold, by: Float[Tensor, " channels"]) -> None:
         """Fold a shift into sources: they give x + by instead of x; one range of rows of each must be plain."""
+        self._note(fold, Shift(by, by.dtype))
         for source in fold.sources:
             start = source.linear[0]
             self._bias(source.layer)[start : start + len(by)] += by
@@ -145,7 +155,7 @@ class Draft:
     def rewrite(self) -> Rewrite:
         """The edited layers, in the model's dtypes; a draft can be used once, as it frees its copies one by one."""
         layers = {name: self._layer(name) for name in list(self.weights)}
-        return Rewrite(layers, dict(self.inputs))
+        return Rewrite(layers, dict(self.inputs), folded=tuple(self.folded.values()))
 
     def _layer(self, name: str) -> nn.Module:
         layer = deepcopy(self.model.denoiser.get_submodule(name))

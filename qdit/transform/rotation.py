@@ -104,10 +104,10 @@ class Hadamard(Drafted):
             fold, turn = _mixing(model, each), self.turn(model, each)
             for site in each.readers if fold else each.quantized:
                 draft.rotate_columns(site.name, turn)
+            rotation = Rotation(**turn.keywords)
             if fold is not None:
-                draft.rotate_output(fold, each.channels, turn)
+                draft.rotate_output(fold, each.channels, rotation)
                 continue
-            rotation = Rotation(turn.keywords["signs"], self.block)
             for site in each.quantized:
                 draft.at_run_time(site.name, rotation)
 

@@ -1,7 +1,6 @@
 """Folds of text models, image and video, and of a joint attention: exact, and only with all of their layers."""
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from helpers.text_models import FAMILIES, JOINT, load, points
 
 from qdit.model.derive import derive
 from qdit.model.loaded import value_folds
-from qdit.quant.hadamard import rotate
+from qdit.nn.basis import Rotation
 from qdit.runs.plan import transform_text
 from qdit.transform import Hadamard
 from qdit.transform.folding import Draft
@@ -78,7 +77,7 @@ def shifted(draft, fold):
 
 def rotated(draft, fold):
     width = draft.model.denoiser.get_submodule(fold.readers[0]).in_features
-    turn = partial(rotate, signs=random_signs(0, "a fold", width), block=fold.mixing)
+    turn = Rotation(random_signs(0, "a fold", width), fold.mixing)
     draft.rotate_output(fold, width, turn)
     for reader in fold.readers:
         draft.rotate_columns(reader, turn)
