@@ -119,6 +119,8 @@ def _refuse_sweep(config: DictConfig, cells: list[list[str]]) -> None:
     """Raise one error if an option is not there, or all cells are wrong in the same way that shows without a model."""
     from qdit.runs.settled import complaints
 
+    if not cells:
+        return
     loader = GlobalHydra.instance().config_loader()
     if unknown := unknown_options(loader, (word for cell in cells for word in cell)):
         raise from_problems(unknown, "this sweep")

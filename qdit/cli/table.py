@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pandas as pd
 
 from qdit.cli.documents import filled
 from qdit.cli.entry import carried_out
+from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
 from qdit.tables.compare import compare, is_comparison
 from qdit.tables.expect import differences
 from qdit.tables.records import load_results
-from qdit.tables.render import FORMATS, render, to_csv
+from qdit.tables.render import FORMATS, render, to_csv, to_parquet
 from qdit.tables.select import at_bits, where
 from qdit.tables.summary import Summary, summarise
 from qdit.tables.table import Table, build_table
@@ -46,11 +48,12 @@ def _run(options: argparse.Namespace) -> int:
             atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
         return 0
     frame = _frame(options)
-    text = _text(frame, options)
-    if options.out is None:
-        print(text, end="")
+    if options.format == "parquet":
+        _write_parquet(frame, options)
+    elif options.out is None:
+        print(_text(frame, options), end="")
     else:
-        atomic_write(options.out, text)
+        atomic_write(options.out, _text(frame, options))
     if options.figures is not None:
         _draw(frame, options)
     if options.expect is None:
@@ -64,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
 def _part(words: str) -> str:
     """The table that a document asks for in the words of the command line."""
     options = _parser().parse_args(shlex.split(words))
+    if options.format == "parquet":
+        raise UserError(f"<!-- qdit-table: {words} -->: a document holds no Parquet; ask for another --format")
     return _text(_frame(options), options)
 
 
@@ -80,7 +85,13 @@ def _summary(frame: pd.DataFrame, options: argparse.Namespace) -> Summary:
 def _text(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     if options.format == "csv":
         return to_csv(_summary(frame, options))
-    return render(_table(frame, options), options.format)
+    return render(replace(_table(frame, options), title=options.study or ""), options.format)
+
+
+def _write_parquet(frame: pd.DataFrame, options: argparse.Namespace) -> None:
+    if options.out is None:
+        raise UserError("--format parquet makes bytes for a file: name it with --out, as in --out table.parquet")
+    atomic_write(options.out, to_parquet(_summary(frame, options)))
 
 
 def _table(frame: pd.DataFrame, options: argparse.Namespace) -> Table:
@@ -116,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--at-bits", metavar="LOW:HIGH", help="keep what costs alike: effective bits of quantized weights"
     )
     parser.add_argument("--seeds", choices=("mean", "all"), default="mean", help="average the seeds, or a row each")
-    parser.add_argument("--format", choices=[*FORMATS, "csv"], default="markdown")
+    parser.add_argument("--format", choices=[*FORMATS, "csv", "parquet"], default="markdown")
     parser.add_argument("--mix-protocols", action="store_true", help="show several protocols, each labelled")
     parser.add_argument("--expect", metavar="FILE_OR_N", help="exit 1 unless it agrees with this CSV or number of runs")
     parser.add_argument("--tolerance", type=float, metavar="SHARE", help="for --expect: relative, instead of 2 SE")

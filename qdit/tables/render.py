@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX (booktabs) or HTML; a summary as CSV, which is always long and made of plain numbers."""
+"""A table as Markdown, LaTeX (booktabs) or HTML; a summary as CSV or Parquet, always long and of plain numbers."""
 
 import csv
 import html
@@ -6,8 +6,10 @@ import io
 import re
 from collections.abc import Callable
 
+import pandas as pd
 from tabulate import tabulate
 
+from qdit.errors import UserError
 from qdit.storage.names import one_line
 from qdit.tables.latex import latex
 from qdit.tables.layout import notes, spans
@@ -22,6 +24,11 @@ _HARMFUL = re.compile(r"[|<*\\]|&(?=#?\w+;)|(?<=\])\(")
 NARROW = 9  # columns of numbers that still read well side by side; a wider Markdown table is one table a quantity
 
 
+_CELL = "white-space:nowrap;padding:0.2em 0.7em"  # styles of their own, for mails and issues keep no style sheet
+_SECTION = "padding:0.7em 0.7em 0.2em;font-style:italic"
+_RULES = "border-collapse:collapse;border-top:2px solid;border-bottom:2px solid;font-variant-numeric:tabular-nums"
+
+
 def render(table: Table, format: str) -> str:
     """Return the table as "markdown", "latex" or "html", with its footnotes and lines below."""
     return FORMATS[format](table)
@@ -33,17 +40,42 @@ def to_csv(summary: Summary) -> str:
     Numbers are plain and complete, a missing one is an empty field. With several seeds `X` is the mean, `X_stderr` the
     standard error of that mean and `X_std` the standard deviation over seeds.
     """
-    columns = [*summary.keys, "status", "seeds", "protocol_id", "protocol"]
-    columns += [name for key in ("quantizer", "bits", "seed") if (name := key) not in columns]
-    for name in summary.metrics:
-        columns += [name + suffix for suffix in METRIC_FIELDS.values()] + [f"{name}_std"]
-    columns += [*COSTS, "seconds", "executed"]
+    columns = [*_texts(summary), *_numbers(summary), "executed"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(in_csv, columns))
     for row in summary.rows:
         writer.writerow("" if row.get(column) is None else _plain(row[column]) for column in columns)
     return text.getvalue()
+
+
+def to_parquet(summary: Summary) -> bytes:
+    """Return the rows and columns of `to_csv` as a Parquet file: numbers as numbers, the rest as text, gaps as null.
+
+    Raises:
+        UserError: pandas finds nothing that writes Parquet.
+    """
+    texts = {
+        name: [None if row.get(name) is None else shown(row[name]) for row in summary.rows]
+        for name in (*_texts(summary), "executed")
+    }
+    numbers = {name: pd.Series([row.get(name) for row in summary.rows], dtype=float) for name in _numbers(summary)}
+    try:
+        return pd.DataFrame(texts | numbers).to_parquet(index=False)
+    except ImportError as error:
+        raise UserError("Parquet is written by pyarrow, which is not installed: pip install 'qdit[parquet]'") from error
+
+
+def _texts(summary: Summary) -> list[str]:
+    """The columns of a summary that say what a row is."""
+    keys = [*summary.keys, "status", "seeds", "protocol_id", "protocol"]
+    return [*keys, *(key for key in ("quantizer", "bits", "seed") if key not in keys)]
+
+
+def _numbers(summary: Summary) -> list[str]:
+    """The columns of a summary that are measured."""
+    suffixes = [*METRIC_FIELDS.values(), "_std"]
+    return [*(name + suffix for name in summary.metrics for suffix in suffixes), *COSTS, "seconds"]
 
 
 def _plain(value: object) -> str:
@@ -110,29 +142,35 @@ def _html(table: Table) -> str:
 
     def line(cells: list[str], tag: str) -> str:
         align = ["left" if i < table.n_keys else "right" for i in range(len(cells))]
-        inner = (
-            f'<{tag} style="text-align:{a};white-space:nowrap">{c}</{tag}>' for a, c in zip(align, cells, strict=True)
-        )
+        inner = (f'<{tag} style="text-align:{a};{_CELL}">{c}</{tag}>' for a, c in zip(align, cells, strict=True))
         return f"<tr>{''.join(inner)}</tr>"
 
     body = []
     for number, row in enumerate(table.rows):
         if number in table.sections:
             title = _escaped(table.sections[number])
-            body.append(f'<tr><th colspan="{len(table.header)}" style="text-align:left">{title}</th></tr>')
+            body.append(f'<tr><th colspan="{len(table.header)}" style="text-align:left;{_SECTION}">{title}</th></tr>')
         body.append(line([text(cell) for cell in row], "td"))
     below = "".join(f"\n<p>{_escaped(note)}</p>" for note in notes(table))
     inner = "\n".join(body)
-    return f"<table>\n<thead>{_html_head(table, line)}</thead>\n<tbody>\n{inner}\n</tbody>\n</table>{below}\n"
+    head = f'<thead style="border-bottom:1px solid">{_html_head(table, line)}</thead>'
+    return f'<table style="{_RULES}">\n{head}\n<tbody>\n{inner}\n</tbody>\n</table>{below}\n'
 
 
 def _html_head(table: Table, line: Callable[[list[str], str], str]) -> str:
     """Return one row of titles, or two: what is shown, and for which value of the column key."""
     if not table.spans:
         return line([_escaped(name) for name in table.header], "th")
-    keys = "".join(f'<th rowspan="2" style="text-align:left">{_escaped(k)}</th>' for k in table.header[: table.n_keys])
-    over = "".join(f'<th colspan="{len(v)}" style="text-align:center">{_escaped(k)}</th>' for k, v in table.spans)
-    under = "".join(f'<th style="text-align:right">{_escaped(v)}</th>' for _, values in table.spans for v in values)
+    keys = "".join(
+        f'<th rowspan="2" style="text-align:left;vertical-align:bottom;{_CELL}">{_escaped(k)}</th>'
+        for k in table.header[: table.n_keys]
+    )
+    over = "".join(
+        f'<th colspan="{len(v)}" style="text-align:center;{_CELL}">{_escaped(k)}</th>' for k, v in table.spans
+    )
+    under = "".join(
+        f'<th style="text-align:right;{_CELL}">{_escaped(v)}</th>' for _, values in table.spans for v in values
+    )
     return f"<tr>{keys}{over}</tr>\n<tr>{under}</tr>"
 
 

@@ -48,6 +48,8 @@ class Table:
     """Titles by the number of the row that they stand above."""
     spans: list[tuple[str, list[str]]] = field(default_factory=list)
     """Of a spread table: what is shown, and the values of the column key under it."""
+    title: str = ""
+    """The name of the study, for the caption and label of an article's table."""
 
 
 Column = tuple[Quantity, str | None]  # what is shown, and for which value of the column key

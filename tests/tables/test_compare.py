@@ -93,22 +93,10 @@ def test_a_wide_markdown_table_is_one_table_a_quantity(study):
     assert "SQNR (dB) ↑ w8a8" in narrow
 
 
-def test_latex_has_quantities_over_bits_and_parts_that_fit_a_page(study):
-    text = render(compare(load_results(study)), "latex")
-    assert text.count(r"\begin{tabular}{lrrrrrrrr}") == 4
-    assert r" & \multicolumn{4}{c}{SQNR (dB) $\uparrow$} & \multicolumn{4}{c}{SSIM $\uparrow$} \\" in text
-    assert r"\cmidrule(lr){2-5}\cmidrule(lr){6-9}" in text
-    assert r"\multicolumn{9}{l}{\emph{DiT methods}} \\" in text
-    assert text.isascii()
-    for line in text.splitlines():  # every row of numbers has nine cells
-        if line.startswith(("rtn &", "q\\_dit &")):
-            assert line.count("&") == 8
-
-
 def test_html_has_quantities_over_bits(study):
     text = render(compare(load_results(study)), "html")
     assert text.count('<th colspan="4"') == 8
-    assert text.count('text-align:left">Baselines</th>') == 1
+    assert text.count(">Baselines</th>") == 1
     assert text.count("<tr>") == 2 + 8 + 3
 
 

@@ -3,11 +3,13 @@
 import csv
 import io
 
+import pandas as pd
 import pytest
+from helpers.commands import complaint
 from helpers.fake_records import failed, metric, record, write
 
 from qdit.cli.table import main
-from qdit.tables import build_table, load_results, render
+from qdit.tables import build_table, compare, load_results, render
 
 
 def test_markdown(runs):
@@ -19,20 +21,12 @@ def test_markdown(runs):
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
-def test_latex_is_escaped(runs):
-    text = render(build_table(load_results(runs), metrics=["sqnr", "fid_lite0"]), "latex")
-    assert r"q\_dit & w8a8 & \textbf{40.5 $\pm$ 0.4}" in text
-    assert r"FID\_lite0 $\downarrow$" in text
-    assert r"40.0 $\pm$ 0.4 $\approx$" in text
-    assert text.isascii()
-    assert text.count(r"\\") == 8
-
-
 def test_html_is_escaped(tmp_path):
     write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}), failed("q_dit", "w8a8", "a <b> & c"))
     text = render(build_table(load_results(tmp_path)), "html")
     assert "a &lt;b&gt; &amp; c" in text
     assert text.count("<tr>") == 3
+    assert text.count("padding:0.2em 0.7em") == text.count("<td") + text.count("<th ")  # no cell touches the next
 
 
 def test_csv_is_long_and_plain(runs, capsys):
@@ -45,6 +39,50 @@ def test_csv_is_long_and_plain(runs, capsys):
     assert (best["weight_bits"], best["peak_memory_mb"], best["executed"]) == ("4.5", "", "simulated")
     lost = next(row for row in rows if row["status"] == "failed")
     assert (lost["sqnr"], lost["weight_bits"]) == ("", "")
+
+
+def test_parquet_has_numbers_as_numbers(runs, tmp_path):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "table.parquet"
+    words = ["--runs-dir", str(runs), "--format", "parquet", "--cols", "bits", "--metrics", "sqnr"]
+    assert main([*words, "--out", str(out)]) == 0
+    found = pd.read_parquet(out).set_index(["quantizer", "bits"])
+    assert found.loc[("q_dit", "w4a8"), ["fid_lite0", "fid_lite0_stderr", "weight_bits"]].tolist() == [66, 1, 4.5]
+    assert found.loc[("ptq4dit", "w4a8"), "status"] == "failed"
+    assert found.sqnr.isna().sum() == 2  # of full precision, and of the run that failed
+
+
+def test_parquet_needs_a_file_and_its_package(runs, tmp_path, monkeypatch, capsys):
+    words = ["--runs-dir", runs, "--format", "parquet"]
+    assert "name it with --out" in complaint(capsys, main, *words)
+
+    def missing(*_, **__):
+        raise ImportError("no engine")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", missing)
+    assert "pip install 'qdit[parquet]'" in complaint(capsys, main, *words, "--out", tmp_path / "x.parquet")
+    document = tmp_path / "README.md"
+    document.write_text(f"<!-- qdit-table: --runs-dir {runs} --format parquet -->\n<!-- /qdit-table -->\n")
+    assert "a document holds no Parquet" in complaint(capsys, main, "--write", document)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "runs"]
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "latex"])
+@pytest.mark.parametrize("lay_out", [build_table, compare])
+def test_a_study_whose_runs_all_failed_has_their_messages_below(lay_out, form, tmp_path):
+    families = {"rtn": "baseline", "q_dit": "dit"}
+    write(
+        tmp_path,
+        *(
+            failed(name, bits, f"{name} has no room at {bits}", config={"quantizer.family": family})
+            for name, family in families.items()
+            for bits in ("w8a8", "w4a8")
+        ),
+    )
+    text = render(lay_out(load_results(tmp_path), mix_protocols=True), form)
+    for name in families:
+        for bits in ("w8a8", "w4a8"):
+            assert f"{name} has no room at {bits}" in text.replace("\\_", "_")
 
 
 HARMFUL = "</td><script>x</script>|a\\|b<!-- /qdit-table --> [c](javascript:d)\x1b[2J\nnew\u202e"
