@@ -11,13 +11,14 @@ b + K bits; the ledger counts them so.
 
 In the paper the grid is that of a LayerNorm's own input, the residual stream, which no DiT paper rounds; here it is
 that of the inputs that LayerNorms make. The released code chooses α on the last calibration batch alone, and its
-integer LayerNorm never clamps. Exponents are chosen on a sample of each channel's values, in which its two extremes
-weigh more than among all: at width 1152 they come out too large rather than too small.
+integer LayerNorm never clamps. Exponents are chosen on a sample of each channel's values whose errors count as
+those of all values would (`qdit.calibration.reservoir.Sampled`): few values lie at the ends of a range, and just these
+are what a smaller step cuts off.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 from annotated_types import Ge, Le
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.activation.static import StaticActivation
+from qdit.calibration.reservoir import Sampled
 from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.roles import ROLES, is_role, meant
@@ -36,20 +38,41 @@ from qdit.quant.time_groups import Groups
 
 
 def channel_shifts(
-    values: Float[Tensor, "channels n"], widest: Affine, most: int
-) -> tuple[Float[Tensor, ""], Int[Tensor, " channels"]]:
+    values: Float[Tensor, "*many channels n"], widest: Affine, most: int, weights: Float[Tensor, " n"] | None = None
+) -> tuple[Float[Tensor, "*many"], Int[Tensor, "*many channels"]]:
     """(s, α): the base step, and the exponent of least squared error of each channel; the smallest of equal ones.
 
     Args:
-        values: of each channel.
-        widest: the grid of the whole tensor.
+        values: of each channel of a tensor, or of several.
+        widest: the grid of each whole tensor, a row.
+        most: K.
+        weights: how many values of a channel each stands for; None: all are given.
+    """
+    many = values.shape[:-2]
+    base, zero_point = (part.float().view(*many, 1, 1) for part in (widest.scale, widest.zero_point))
+    ends = zero_point, widest.low, widest.high
+    count = torch.ones(values.shape[-1], device=values.device) if weights is None else weights.to(values.device)
+    steps = [base / 2 ** (most - k) for k in range(most + 1)]
+    errors = [(nearest(values, step, *ends) - values).double().square() @ count.double() for step in steps]
+    return base.view(many) / 2**most, torch.stack(errors).argmin(0)
+
+
+def rounded_by_channel(
+    x: Float[Tensor, "*many rows channels"], spec: QuantSpec, most: int
+) -> Float[Tensor, "*many rows channels"]:
+    """Matrices rounded as static inputs with exponents are that have just these values.
+
+    Args:
+        x: one or several matrices.
+        spec: of a whole one.
         most: K.
     """
-    base = widest.scale.squeeze().float() / 2**most
-    steps = [base * 2**k for k in range(most + 1)]
-    ends = widest.zero_point.squeeze().float(), widest.low, widest.high
-    errors = [(nearest(values, step, *ends) - values).double().square().sum(1) for step in steps]
-    return base, torch.stack(errors).argmin(0)
+    flat = x.float().flatten(-2)
+    widest = affine(*(end.double().view(-1, 1) for end in flat.aminmax(dim=-1)), spec)
+    base, alpha = channel_shifts(x.float().mT, widest, most)
+    steps = base[..., None, None] * torch.exp2(alpha.float()).unsqueeze(-2)
+    zero_point = widest.zero_point.float().view(*base.shape, 1, 1)
+    return nearest(x.float(), steps, zero_point, widest.low, widest.high).to(x.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -85,20 +108,23 @@ class ChannelShift(StaticActivation, Checked):
         own = super().at(role, spec)
         if own is None or own is not spec or not self.shifts or not meant(role, self.shifted):
             return own
-        return replace(own, grid="channel_shift", shifts=self.shifts)
+        base = None if own.grid == "asymmetric" else own.grid
+        return replace(own, grid="channel_shift", shifts=self.shifts, base=base)
 
-    def quantizer(self, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock) -> nn.Module:
-        """See `StaticActivation`; `values` are [channels, n] for each group of timesteps where channels have exponents.
+    def quantizer(self, spec: QuantSpec, values: Sequence[Any] | None, groups: Groups, clock: Clock) -> nn.Module:
+        """See `StaticActivation`; `values` are a `Sampled` for each group of timesteps where channels have exponents.
 
         Raises:
             UserError: there are no values.
         """
         if spec.grid != "channel_shift" or values is None:
             return super().quantizer(spec, values, groups, clock)
+        samples: Sequence[Sampled] = values
         whole = replace(self.spec(spec.bits), time_groups=spec.time_groups)
-        ends = [self.range(sample.reshape(1, -1), whole) for sample in values]
+        ends = [self.range(sample.flat.view(1, -1), whole) for sample in samples]
         grids = [affine(lo.double(), hi.double(), whole) for lo, hi in ends]  # where -lo / top is a half, it is exactly
-        found = [channel_shifts(sample, grid, self.shifts) for sample, grid in zip(values, grids, strict=True)]
+        pairs = zip(samples, grids, strict=True)
+        found = [channel_shifts(each.values, grid, self.shifts, each.weights) for each, grid in pairs]
         numbers = torch.stack(
             [torch.stack([s, g.zero_point.squeeze()]) for (s, _), g in zip(found, grids, strict=True)]
         )

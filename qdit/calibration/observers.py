@@ -71,7 +71,7 @@ def input_values(
     first: Mapping[str, nn.Module] | None = None,
     groups: Groups = ALL,
     by_channel: Container[str] = (),
-) -> dict[str, list[Tensor]]:
+) -> dict[str, list[Any]]:
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
     Args:
@@ -80,7 +80,8 @@ def input_values(
         data: the calibration points.
         first: what a site does to its input before it is quantized, if anything.
         groups: of timesteps; each must have points.
-        by_channel: sites whose channels are told apart, [channels, n].
+        by_channel: sites whose channels are told apart; they have a `qdit.calibration.reservoir.Sampled`
+            whose rows are channels.
     """
     widths = {site.name: site.in_features if site.name in by_channel else 1 for site in sites}
     reservoirs = {name: GroupedReservoirs(groups, channels) for name, channels in widths.items()}
@@ -98,7 +99,7 @@ def input_values(
         for x, t, y in data.batches(model):
             shown[:] = [y, t]
             model.denoise(x, t, y)
-    return {name: reservoir.values() for name, reservoir in reservoirs.items()}
+    return {name: [*(found.sampled() if name in by_channel else found.values())] for name, found in reservoirs.items()}
 
 
 @torch.no_grad()
@@ -195,7 +196,10 @@ def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
             return output
         plain = output[0] if isinstance(output, tuple) else output
         if isinstance(output, tuple) and any(isinstance(other, Tensor) for other in output[1:]):
-            raise UserError(f"rounding.weighting=fisher: {path} has several outputs; use rounding.weighting=uniform")
+            raise UserError(
+                f"{path} has several outputs, which no gradient weighs here; use rounding.weighting=uniform and "
+                "range.unit=layer"
+            )
         seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
         return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
 

@@ -3,14 +3,31 @@
 So memory does not grow with the amount of calibration data.
 """
 
+from math import log
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.quant.time_groups import Groups
 
 RESERVOIR = 2**18  # values kept of one site
 LEAST_RESERVOIR = 2**15  # values kept of one group of timesteps, at least
+
+
+TAIL_POINTS = 8  # that stand for what lies between a sample and an extreme
+
+
+class Sampled(NamedTuple):
+    """What is known of the values of several rows: a sample of each, and the extremes of all."""
+
+    values: Float[Tensor, "rows n"]
+    """Of each row; the least and the greatest are its exact extremes."""
+    weights: Float[Tensor, " n"]
+    """How many values of a row each of these stands for; their sum is how many there were."""
+    flat: Float[Tensor, " all"]
+    """The sample of the rows together, in which only the extremes of all of them stand for others."""
 
 
 class ValueReservoir:
@@ -66,12 +83,37 @@ class ValueReservoir:
     def values(self) -> Tensor:
         """The sample [n], or [rows, n] of several rows; its least and greatest values are the exact extremes."""
         values = torch.cat(self.kept, 1)
-        if self.level:
-            row, top = torch.arange(self.rows), values.argmax(1)
-            low = values.argmin(1)
-            low = torch.where(low == top, (top + 1) % values.shape[1], low)
-            values[row, low], values[row, top] = self.extremes.unbind(1)
+        values = _with_ends(values, self.extremes) if self.level else values
         return values[0] if self.rows == 1 else values
+
+    def sampled(self) -> Sampled:
+        """The sample of each row, as one that errors may be summed over, and that of all rows together.
+
+        A row's extremes stand for themselves alone, as each is one value of very many. Of n values of a fair sample of
+        N, about N / (n + 1) lie beyond either end of it, where no sample says how far: an exponential tail that ends at
+        the extreme stands for them, in a few points.
+        """
+        fair, (low, high) = torch.cat(self.kept, 1), self.extremes.unbind(1)
+        flat = _with_ends(fair.view(1, -1), torch.stack([low.amin(), high.amax()]).view(1, 2))[0]
+        n = fair.shape[1]
+        if not self.level:
+            return Sampled(fair, torch.ones(n), flat)
+        hidden = max(self.seen / (n + 1), 1 + 1e-6)
+        ranks = hidden * (torch.arange(TAIL_POINTS) + 0.5) / TAIL_POINTS
+        way = 1 - ranks.clamp(min=1).log() / log(hidden)
+        pairs = zip(fair.aminmax(dim=1), (low, high), strict=True)
+        tails = [own.unsqueeze(1) + (end - own).unsqueeze(1) * way for own, end in pairs]
+        counts = [(self.seen - 2 * hidden) / n] * n + [(hidden - 1) / TAIL_POINTS] * (2 * TAIL_POINTS) + [1.0, 1.0]
+        return Sampled(torch.cat([fair, *tails, self.extremes], 1), torch.tensor(counts), flat)
+
+
+def _with_ends(values: Float[Tensor, "rows n"], ends: Float[Tensor, "rows 2"]) -> Float[Tensor, "rows n"]:
+    """Values with the ends of each row in the place of its least and its greatest one."""
+    row, top, low = torch.arange(len(values)), values.argmax(1), values.argmin(1)
+    low = torch.where(low == top, (top + 1) % values.shape[1], low)
+    made = values.clone()
+    made[row, low], made[row, top] = ends.unbind(1)
+    return made
 
 
 def chosen(blocks: Int[Tensor, " n"], level: int, seed: int) -> Int[Tensor, " n"]:
@@ -125,6 +167,10 @@ class GroupedReservoirs:
     def values(self) -> list[Tensor]:
         """The sample of each group."""
         return [part.values() for part in self.parts]
+
+    def sampled(self) -> list[Sampled]:
+        """The sample of each row, of each group."""
+        return [part.sampled() for part in self.parts]
 
     def _by_rows(self, x: Tensor) -> Tensor:
         return x if self.rows == 1 else x.transpose(0, 1)

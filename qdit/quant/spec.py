@@ -59,6 +59,7 @@ class QuantSpec(Newer):
         scale: how the scales of a format with levels are kept, each with blocks of its own: `e8m0` (MX, 32 values),
             `e4m3` (NVFP4, 16 values), `e4m3_46` (the same, four over six); None for 16 bits.
         shifts: of `channel_shift`, by how many bits at most a channel's codes are shifted (`qdit.activation.channels`).
+        base: of `channel_shift`, the grid whose codes are shifted, if it is another than `asymmetric`.
 
     Raises:
         UserError: a value is out of range.
@@ -72,6 +73,7 @@ class QuantSpec(Newer):
     time_groups: int | None = None
     scale: Scale | None = field(default=None, metadata=NEWER)
     shifts: int | None = field(default=None, metadata=NEWER)
+    base: Grid | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -100,6 +102,11 @@ class QuantSpec(Newer):
         if (self.grid == "channel_shift") != (isinstance(self.shifts, int) and not isinstance(self.shifts, bool)):
             raise UserError(
                 f"grid={self.grid!r} with shifts={self.shifts!r}: a number goes with grid 'channel_shift' alone"
+            )
+        if self.base is not None and (self.grid != "channel_shift" or self.base not in get_args(Grid)):
+            raise UserError(
+                f"grid={self.grid!r} with base={self.base!r}: one of {', '.join(get_args(Grid))} goes with grid "
+                "'channel_shift' alone"
             )
         if not self.is_identity:
             self._check_format()
@@ -148,7 +155,8 @@ class QuantSpec(Newer):
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
-        return self.grid.startswith(("symmetric", "unsigned")) or not (self.is_integer or self.shifts)
+        grid = self.base or self.grid
+        return grid.startswith(("symmetric", "unsigned")) or not (self.is_integer or self.shifts)
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

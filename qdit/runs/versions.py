@@ -95,6 +95,21 @@ def _like_a_named_role(config: Tree) -> bool:
     return bool(config["weight"].get("by_role")) and config.get("model", {}).get("_target_") != _DIT
 
 
+def _has_exponents(config: Tree) -> bool:
+    """Whether channels of inputs have exponents."""
+    return any(node.get("shifts") for node in nodes(config["activation"]))
+
+
+def _counts_layers(config: Tree) -> bool:
+    """Whether the errors of layers inside blocks count in a reconstruction."""
+    return bool(config["rounding"].get("inner"))
+
+
+def _compares_features(config: Tree) -> bool:
+    """Whether calibration points follow the network's features."""
+    return "DensityCalibration" in _targets(config["calibration"])
+
+
 _DIT = "qdit.model.dit.DiT"
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
@@ -103,6 +118,9 @@ VERSIONS: tuple[Version, ...] = (
     Version(
         "lloyd_max", 2, "the code-book of a whole tensor is a Gaussian's, whatever the batch", _code_book_of_a_batch
     ),
+    Version("channel_shift", 2, "exponents are chosen as on all values; extremes weighed too much", _has_exponents),
+    Version("inner", 2, "a block's last layer is left out, not the last quantized one", _counts_layers),
+    Version("density", 2, "features are compared by their products in float64, probe by probe", _compares_features),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 
@@ -110,6 +128,9 @@ NEUTRAL: Mapping[str, Any] = {
     "model.vae_revision": None,
     "repair": {"name": "none"},
     **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
+    "rounding.units": "blocks",
+    **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
+    **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
     **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise"), False),
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }

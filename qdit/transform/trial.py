@@ -2,7 +2,8 @@
 
 Transforms that choose their factors by the error of a layer's output (AWQ, SVDQuant, the grid search of α) quantize
 each candidate roughly as the recipe will: weights to nearest with its grid and range rule, inputs with dynamic ranges,
-or with the minimum and maximum of the sample where the recipe's ranges are static.
+or with the minimum and maximum of the sample where the recipe's ranges are static (and powers of two a channel, chosen
+on the sample, where it has these).
 
 It is simpler than the fit that follows, on purpose: weights are rounded to nearest whatever the recipe's rounding;
 ranges that the fit would search, or have for each group of timesteps, are the minimum and maximum of the sample; inputs
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qdit.activation.channels import rounded_by_channel
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
@@ -59,7 +61,7 @@ class Trial:
         return _dividing(spec, site)
 
     def input_spec(self, site: Site) -> QuantSpec:
-        """How a site's input is rounded."""
+        """How a site's input is rounded, but for the exponents of its channels."""
         part = self.recipe.activation
         spec = part.regions.at(site.role, part.spec(self.recipe.activation_bits), part.time)
         assert spec is not None
@@ -73,7 +75,10 @@ class Trial:
 
     def input(self, site: Site, x: Float[Tensor, "*many rows channels"]) -> Float[Tensor, "*many rows channels"]:
         """Rows of an input, or several in a batch, rounded; unchanged at 16 bits. A grid per tensor spans all rows."""
-        return _rounded(x, self.input_spec(site), MinMax())
+        spec, part = self.input_spec(site), self.recipe.activation
+        if not spec.is_identity and (own := part.at(site.role, spec)) is not None and own.shifts:
+            return rounded_by_channel(x, spec, own.shifts)
+        return _rounded(x, spec, MinMax())
 
     def ways(self, site: Site) -> tuple[Way, ...]:
         """What may happen to a site's rows later."""

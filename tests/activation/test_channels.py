@@ -9,21 +9,23 @@ from helpers.configs import config
 from helpers.timed import DOWN, UP, error, output, points, recipe, static
 
 from qdit.activation import ChannelShift, EqualGroups, SidedInputs
-from qdit.activation.channels import channel_shifts
+from qdit.activation.channels import channel_shifts, rounded_by_channel
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
+from qdit.calibration.reservoir import Sampled, ValueReservoir
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.ledger import activation_storage_bits, ledger
 from qdit.method import quantize
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import ChannelQuantizer, StaticQuantizer
-from qdit.quant.affine import affine
-from qdit.quant.ranges import MinMax
+from qdit.quant.affine import affine, nearest
+from qdit.quant.ranges import MinMax, Percentile
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL
 from qdit.rounding import GPTQ, AdaRound
 from qdit.runs.setup import build_recipe
+from qdit.transform import Trial
 
 X = torch.tensor([[-0.1, -0.5, -2, -4], [0.05, 0.25, 0.9, 3], [0.1, 0.6, 2.5, 4], [-0.02, -0.3, -1.1, 1]])
 
@@ -35,7 +37,8 @@ def shifted(**changes):
 def rounder(bits, shifts=3, values=X):
     part = shifted(shifts=shifts)
     spec = part.at("qkv", part.spec(bits))
-    return part.quantizer(spec, [values.T if shifts else values.flatten()], ALL, Clock())
+    known = Sampled(values.T, torch.ones(len(values)), values.flatten()) if shifts else values.flatten()
+    return part.quantizer(spec, [known], ALL, Clock())
 
 
 @pytest.mark.parametrize(("bits", "s", "z"), [(8, 0.00392157, 128), (4, 0.0666667, 8)])
@@ -66,6 +69,61 @@ def test_more_exponents_are_never_worse_and_none_are_the_tensors_grid():
     assert len(same.unique()) == 1
 
 
+@pytest.mark.parametrize("tails", ["short", "long"])
+def test_exponents_of_a_sample_do_nearly_as_well_as_those_of_all_values(tails):
+    """A hundred values of each channel, and its extremes: neither do these rule, nor is all beyond the sample cut."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(64, 16384, generator=random)
+    if tails == "long":
+        values *= torch.rand(64, 16384, generator=random).clamp(min=1e-6).log().neg().sqrt()  # Laplace's
+    values *= 2 ** (4 * torch.rand(64, 1, generator=random))
+    reservoir = ValueReservoir(size=64 * 128, rows=64)
+    reservoir.add(values)
+    known = reservoir.sampled()
+    assert known.values.shape[1] < 150
+    assert known.weights.sum().item() == pytest.approx(16384)
+    fair = torch.cat(reservoir.kept, 1)
+    worst = {}
+    for bits in (4, 6, 8):
+        widest = affine(*(end.view(1, 1) for end in values.aminmax()), shifted().spec(bits))
+
+        def error(*given, widest=widest):
+            base, alpha = channel_shifts(given[0], widest, 3, *given[1:])
+            steps = (base * 2.0**alpha).unsqueeze(1)
+            made = nearest(values, steps, widest.zero_point, widest.low, widest.high)
+            return (made - values).square().sum().item()
+
+        every = error(values)
+        found = {"weighed": error(*known[:2]), "extremes": error(reservoir.values()), "fair": error(fair)}
+        worst = {key: max(worst.get(key, 0.0), value / every) for key, value in found.items()}
+    assert worst["weighed"] < 1.3
+    assert worst["extremes"] > 1.4  # as if a value of the sample stood for no more of them than an extreme does
+    assert worst["fair"] > 1.2  # as if nothing lay beyond the sample
+
+
+def test_ranges_of_rules_see_extremes_of_the_whole_input_alone():
+    """Of a thousand channels with few values each, the extremes would be a share that a quantile does not cut."""
+    reservoir = ValueReservoir(size=4 * 1000, rows=1000)
+    reservoir.add(torch.randn(1000, 2048, generator=torch.Generator().manual_seed(0)))
+    known = reservoir.sampled()
+    part = shifted(range=Percentile(p=0.99))
+    module = part.quantizer(part.at("qkv", part.spec(4)), [known], ALL, Clock())
+    span = module.numbers[0, 0].item() * 8 * 15
+    assert span == pytest.approx(2 * 2.326, rel=0.1)
+    assert known.flat.aminmax() == known.values.aminmax()
+
+
+def test_matrices_are_rounded_as_inputs_with_just_their_values_are(tiny_model):
+    x = torch.randn(3, 50, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 32)
+    spec = shifted().spec(4)
+    for one, made in zip(x, rounded_by_channel(x, spec, 3), strict=True):
+        assert torch.equal(made, rounder(4, 3, one)(one))
+    trial = Trial(recipe(shifted(), bits=(8, 4)))
+    sites = {site.role: site for site in tiny_model.sites()}
+    assert torch.equal(trial.input(sites["ffn_up"], x), rounded_by_channel(x, spec, 3))
+    assert torch.equal(trial.input(sites["attn_out"], x[0]), rounder(4, 0, x[0])(x[0]))
+
+
 def test_inputs_behind_layer_norms_have_exponents_and_no_shift_is_static_bit_for_bit(tiny_model):
     made = quantize(tiny_model, recipe(shifted(), bits=(8, 6)), points)
     kinds = {s.role: type(_of(made, s.name)) for s in tiny_model.sites() if s.name in made.layers}
@@ -93,8 +151,8 @@ def test_it_is_better_than_one_scale_where_channels_differ(tiny_model):
     errors = []
     for part in (static(), shifted()):
         module = _of(quantize(tiny_model, recipe(part, bits=(16, 4)), points), site.name)
-        (values,) = input_values(tiny_model, [site], points(), by_channel=[site.name])[site.name]
-        errors.append((module(values.T) - values.T).square().mean())
+        (known,) = input_values(tiny_model, [site], points(), by_channel=[site.name])[site.name]
+        errors.append((module(known.values.T) - known.values.T).square().mean())
     assert errors[1] < 0.7 * errors[0]
 
 
@@ -125,6 +183,8 @@ def test_the_ledger_counts_shifted_operands_and_exponents(tiny_model):
     spec = QuantSpec(bits=4, granularity="tensor", grid="channel_shift", dynamic=False, shifts=3)
     assert activation_storage_bits(spec, channels=32) == 16 + 4 + 2 * 32
     assert activation_storage_bits(replace(spec, time_groups=2), channels=32) == 2 * (16 + 4 + 2 * 32)
+    symmetric = shifted(grid="symmetric").at("qkv", shifted(grid="symmetric").spec(4))
+    assert activation_storage_bits(symmetric, channels=32) == 16 + 2 * 32
     sites = tiny_model.sites()
     own, plain = (
         ledger(1_000_000, sites, quantize(tiny_model, recipe(part, bits=(8, 4)), points).policy)
@@ -143,6 +203,8 @@ def test_mistakes_are_named(tiny_model):
             shifted(**changes)
     with pytest.raises(UserError, match="goes with grid 'channel_shift' alone"):
         QuantSpec(bits=4, shifts=2)
+    with pytest.raises(UserError, match="base='symmetric': one of asymmetric,"):
+        QuantSpec(bits=4, base="symmetric")
     made = build_recipe(config("quantizer=fq_vit", "calibration=none"))
     assert made is not None
     assert "activation and attention needs data" in made.problems(tiny_model.sites())[0]
@@ -159,11 +221,12 @@ def test_rows_behind_a_prompts_end_are_left_out_and_channels_stay_channels(tmp_p
     model = text_models.load("pixart_sigma", tmp_path)
     data = text_models.points(model, 6)
     site = next(site for site in model.sites() if site.role == "cross_kv")
-    [apart] = input_values(model, [site], data, by_channel={site.name})[site.name]
+    [(apart, weights, together)] = input_values(model, [site], data, by_channel={site.name})[site.name]
     [flat] = input_values(model, [site], data)[site.name]
     assert apart.shape[0] == site.in_features
-    assert apart.shape[1] == sum(text_models.LENGTHS[prompt] for prompt in data.y.tolist())
+    assert apart.shape[1] == weights.sum() == sum(text_models.LENGTHS[prompt] for prompt in data.y.tolist())
     assert torch.equal(apart.flatten().sort().values, flat.sort().values)
+    assert torch.equal(together.sort().values, flat.sort().values)
 
 
 @pytest.mark.parametrize(

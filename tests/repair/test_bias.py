@@ -165,6 +165,14 @@ def test_the_same_fit_gives_the_same_bytes(tiny_model, tmp_path):
             assert torch.equal(layer.bias, resumed.layers[name].bias)
 
 
+def test_in_order_it_is_refused_beside_a_search_that_puts_layers_into_other_networks(tiny_model):
+    words = ["quantizer=q_dit", "search=evolution_small", "repair=bias", "weight.group_size=16", "bits=w4a8"]
+    for inputs, refused in (("quantized", True), ("full_precision", False)):
+        made = build_recipe(config(*words, f"repair.inputs={inputs}"))
+        assert made is not None
+        assert ("a search puts them into others" in " ".join(made.problems(tiny_model.sites()))) == refused
+
+
 def test_it_asks_for_data(tiny_model):
     made = build_recipe(config("quantizer=rtn", "repair=bias", "calibration=none"))
     assert made is not None

@@ -145,6 +145,19 @@ def test_which_formats_have_other_numbers_than_before(words, changed):
     assert versions.versions(composed(*words.split())).keys() == changed
 
 
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("quantizer=fq_vit", {"channel_shift"}),
+        ("quantizer=fq_vit activation.shifts=0", set()),
+        ("quantizer=eda_dm", {"adaround", "inner", "density"}),
+        ("quantizer=eda_dm calibration=uniform rounding.inner=0", {"adaround"}),
+    ],
+)
+def test_which_parts_after_the_seeds_have_other_numbers_than_before(words, changed):
+    assert versions.versions(composed(*words.split())).keys() == changed
+
+
 def test_versions_and_new_keys_are_told_by_the_config_alone(monkeypatch):
     config = composed("quantizer=rtn")
     monkeypatch.setattr(versions, "NEUTRAL", {"weight.new": 1, "group": {"name": "none"}})
