@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -41,19 +40,34 @@ def step_weights(
     """w of each step, from the mean squared differences of their features and the cosines between these.
 
     >>> f = torch.tensor([[1.0, 0], [1, 1], [4, 0]])
-    >>> step_weights(*compared(f), radius=3.0, variety=1.2)
+    >>> step_weights(*compared(f @ f.T, values=2), radius=3.0, variety=1.2)
     tensor([1.0000, 2.2000, 0.0000])
     """
     near = (differences <= radius).sum(1) - 1.0
     return _scaled(near) + variety * _scaled((1 - cosines).sum(1))
 
 
-def compared(features: Float[Tensor, "steps values"]) -> tuple[Tensor, Tensor]:
-    """The mean squared differences and the cosines of all pairs of rows, [steps, steps]; a row is like itself."""
-    rows = features.double()
-    squares = torch.stack([(rows - row).square().mean(1) for row in rows])
-    units = F.normalize(rows, dim=1)
-    return squares.float(), (units @ units.T).fill_diagonal_(1).float()
+def compared(products: Float[Tensor, "steps steps"], values: int) -> tuple[Tensor, Tensor]:
+    """The mean squared differences and the cosines of all pairs of features, [steps, steps]; each is like itself.
+
+    Args:
+        products: F Fᵀ of the features F [steps, values].
+        values: how many a step has.
+    """
+    both = products.double()
+    own = both.diagonal()
+    squares = (own.unsqueeze(1) + own - 2 * both).clamp(min=0).fill_diagonal_(0) / values
+    lengths = own.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return squares.float(), (both / lengths / lengths.unsqueeze(1)).fill_diagonal_(1).float()
+
+
+def _products(features: Sequence[Float[Tensor, " values"]]) -> Float[Tensor, "steps steps"]:
+    """F Fᵀ in float64, of which two steps are held at a time."""
+    made = torch.zeros(len(features), len(features), dtype=torch.float64)
+    for n, feature in enumerate(features):
+        own = feature.double()
+        made[n, : n + 1] = torch.stack([own @ other.double() for other in features[: n + 1]])
+    return made + made.tril(-1).T
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -131,39 +145,42 @@ class DensityCalibration(TrajectoryCalibration):
 
     def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int) -> CalibrationData:
         """See `TrajectoryCalibration`; the probes are sampled first."""
-        squares, cosines = compared(self.features(model, sampler, dataset, seed))
+        squares, cosines = compared(*self.products(model, sampler, dataset, seed))
         steps = len(squares)
         mean = float(squares.sum() / max(steps * (steps - 1), 1))
         weights = step_weights(squares, cosines, self.radius * mean, self.variety)
         return self.weighted(weights.tolist()).collect(model, sampler, dataset, seed)
 
     @torch.no_grad()
-    def features(
+    def products(
         self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int
-    ) -> Float[Tensor, "steps values"]:
-        """The output of the middle block at each step of the probes, one behind the other, on the CPU in float32.
+    ) -> tuple[Float[Tensor, "steps steps"], int]:
+        """F Fᵀ of the features F [steps, values] of the probes together, in float64, and how many values a step has.
 
-        Of a block that puts out image and text it is the image's, told by the tokens of its queries.
+        Features are the outputs of the middle block; of one that puts out image and text the image's, told by the
+        tokens of its queries. Probes are sampled one by one, so that the features of one are held at a time.
         """
         blocks = list(dict.fromkeys(site.path for site in model.sites() if site.path is not None))
         middle = blocks[len(blocks) // 2]
         tokens = {site.tokens for site in model.sites() if site.role == "qkv"}
         seen: list[Tensor] = []
-        found: dict[int, list[Tensor]] = {}
+        found: dict[int, Tensor] = {}
 
         def see(module: Any, args: Any, output: Any) -> None:
             streams = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
             seen[:] = [next((x for x in reversed(streams) if x.ndim == 3 and x.shape[1] in tokens), streams[0])]
 
         def record(step: int, timestep: Time, x: Tensor, output: Tensor | None) -> None:
-            found.setdefault(step, []).append(seen[0].float().flatten().cpu())
+            found[step] = seen[0].float().flatten().cpu()
 
-        indices = [CALIBRATION + i for i in range(self.probes)]
+        total, values = torch.zeros(1, 1, dtype=torch.float64), 0
         handle = model.denoiser.get_submodule(middle).register_forward_hook(see)
         try:
-            for first in range(0, self.probes, self.batch_size):
-                some = indices[first : first + self.batch_size]
-                sampler.sample(model, some, dataset.labels(some, seed + self.seed), seed + self.seed, callback=record)
+            for index in range(CALIBRATION, CALIBRATION + self.probes):
+                labels = dataset.labels([index], seed + self.seed)
+                sampler.sample(model, [index], labels, seed + self.seed, callback=record)
+                features = [found[step] for step in sorted(found)]
+                total, values = total + _products(features), values + len(features[0])
         finally:
             handle.remove()
-        return torch.stack([torch.cat(found[step]) for step in sorted(found)])
+        return total, values

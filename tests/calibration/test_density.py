@@ -5,7 +5,7 @@ import torch
 from helpers import text_models
 
 from qdit.calibration import DensityCalibration
-from qdit.calibration.density import WeightedCalibration, compared, shared_out, step_weights
+from qdit.calibration.density import WeightedCalibration, _products, compared, shared_out, step_weights
 from qdit.dataset.base import Dataset
 from qdit.dataset.labels import RandomLabels
 from qdit.errors import UserError
@@ -17,15 +17,27 @@ SAMPLER = DDIM(name="test", steps=6, guidance=1.5, guided_channels=3, eta=0.0, s
 COMMON = {"num_samples": 16, "per_trajectory": 2, "null_share": 0.5, "batch_size": 3}
 
 
+def of(features):
+    f = torch.tensor(features)
+    return compared(f @ f.T, f.shape[1])
+
+
+def test_products_say_what_features_do():
+    f = torch.randn(6, 5000, generator=torch.Generator().manual_seed(0)) * 0.01 + 3  # nearly alike
+    squares, cosines = compared(_products(list(f)), 5000)
+    torch.testing.assert_close(squares, torch.stack([(f - row).double().square().mean(1) for row in f]).float())
+    torch.testing.assert_close(cosines, torch.nn.functional.cosine_similarity(f[:, None], f[None], dim=2))
+
+
 def test_golden_weights_and_shares():
-    weights = step_weights(*compared(torch.tensor([[1.0, 0], [1, 1], [4, 0]])), radius=3.0, variety=1.2)
+    weights = step_weights(*of([[1.0, 0], [1, 1], [4, 0]]), radius=3.0, variety=1.2)
     torch.testing.assert_close(weights, torch.tensor([1.0, 2.2, 0.0]))
     assert shared_out(weights.tolist(), 16) == [5, 11, 0]
     assert shared_out(weights.tolist(), 16, least=1)[2] == 1
 
 
 def test_equal_steps_get_equal_shares_and_all_points_are_given_out():
-    weights = step_weights(*compared(torch.ones(5, 3)), 1.0, 1.2).tolist()
+    weights = step_weights(*of([[1.0] * 3] * 5), 1.0, 1.2).tolist()
     assert weights == [0.0] * 5
     assert shared_out(weights, 15) == [3] * 5
     for count in range(5, 40):
@@ -51,9 +63,10 @@ def test_collected_points_lie_on_trajectories_and_every_step_has_one(tiny_model)
     assert torch.equal(data.x, again.x)
     assert len(data.x) == 16
     assert sorted(set(data.t.tolist())) == sorted(SAMPLER.timesteps(tiny_model))
-    features = made.features(tiny_model, SAMPLER, DATASET, 3)
-    assert len(features) == 6
-    squares, cosines = compared(features)
+    products, values = made.products(tiny_model, SAMPLER, DATASET, 3)
+    assert products.shape == (6, 6)
+    assert values == made.probes * 2 * 16 * 32  # the null condition's, too
+    squares, cosines = compared(products, values)
     weights = step_weights(squares, cosines, 0.5 * float(squares.sum() / 30), 1.2)
     counts = torch.tensor([int((data.origin[:, 1] == n).sum()) for n in range(6)])
     assert counts.tolist() == shared_out(weights.tolist(), 16, least=1)
@@ -89,6 +102,8 @@ class NoLabels:
 def test_of_image_and_text_the_image_is_compared(family, tmp_path):
     model = text_models.load(family, tmp_path)
     about = {"num_samples": 4, "per_trajectory": 2, "null_share": 0.0, "batch_size": 3, "seed": 0, "probes": 3}
-    found = DensityCalibration(**about).features(model, OneStep(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
+    made = DensityCalibration(**about)
+    products, values = made.products(model, OneStep(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
     site = next(site for site in model.sites() if site.role == "qkv")
-    assert found.shape == (1, 3 * site.tokens * site.in_features)
+    assert products.shape == (1, 1)
+    assert values == 3 * site.tokens * site.in_features
