@@ -6,29 +6,30 @@ probabilities. Left out: what it subtracts from queries and keys, and its two le
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
-from qdit.checked import Checked
+from qdit.checked import NEWER, Checked, Newer
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
-from qdit.nn.quantizers import OperandQuantizer
+from qdit.nn.quantizers import OperandQuantizer, SummingToOne
 from qdit.quant.named import at_bits, owned
 from qdit.quant.spec import IDENTITY_BITS, Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class DynamicAttention(Checked):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DynamicAttention(Newer, Checked):
     """Dynamic quantization of an attention's operands, all at the inputs' bits.
 
     Args:
         operands: which are quantized: q, k, v, probs.
         granularity, group_size, scale: see `QuantSpec`; a row is a token of a head, or a channel of its values.
         grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
+        renormalise: whether each query's rounded probabilities are divided by their sum (in none of the papers).
 
     Raises:
         UserError: an operand is unknown.
@@ -39,6 +40,7 @@ class DynamicAttention(Checked):
     grid: GridName
     group_size: int | None = None
     scale: Scale | None = None
+    renormalise: bool = field(default=False, metadata=NEWER)
     needs_calibration = False
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
@@ -55,4 +57,5 @@ class DynamicAttention(Checked):
         self, operand: str, spec: QuantSpec, values: Sequence[Tensor] | None, groups: Groups, clock: Clock
     ) -> nn.Module:
         """See `AttentionPart`; no values are needed."""
-        return OperandQuantizer(spec, along_tokens=operand == "v")
+        own = OperandQuantizer(spec, along_tokens=operand == "v")
+        return SummingToOne(own) if self.renormalise and operand == "probs" else own

@@ -27,6 +27,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
     "qdit.nn.basis.Regular": ("block",),
     "qdit.nn.quantizers.ChannelQuantizer": ("spec", "low", "high", "clock", "numbers", "shifts", "edges"),
     "qdit.nn.quantizers.OperandQuantizer": ("spec", "along_tokens"),
+    "qdit.nn.quantizers.SummingToOne": ("quantizer",),
     "qdit.transform.branch.Branch": ("up", "down", "change"),
     "qdit.transform.draft.Scale": ("by",),
     "qdit.transform.draft.Shift": ("by",),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
 from qdit.quant.affine import Affine, affine, nearest
-from qdit.quant.books import Book, Scaled, Uniform
+from qdit.quant.books import Book, Scaled, Uniform, renormalised
 from qdit.quant.grid import RowGrid, fake_quantize
 from qdit.quant.integers import Codes, encoded
 from qdit.quant.scales import SCALES
@@ -104,6 +104,23 @@ class OperandQuantizer(DynamicQuantizer):
     def has_codes(self) -> bool:
         """Products of attentions are not those of linear layers."""
         return False
+
+
+class SummingToOne(nn.Module):
+    """A quantizer of probabilities whose rows, the last dimension, are divided by their sums (`Renormalised`)."""
+
+    def __init__(self, quantizer: DynamicQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as `x`."""
+        return renormalised(self.quantizer(x))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the quantizer does the same to some rows as to them among all."""
+        return self.quantizer.by_rows
 
 
 class BookQuantizer(nn.Module):

@@ -135,6 +135,10 @@ class Renormalised:
         >>> Renormalised(Uniform(0, 3))(torch.tensor([0.7, 0.2, 0.1]), torch.tensor(1 / 3), torch.tensor(0.0))
         tensor([0.6667, 0.3333, 0.0000])
         """
-        rounded = self.book(x, *numbers)
-        total = rounded.sum(-1, keepdim=True)
-        return rounded.div_(torch.where(total > 0, total, 1.0))
+        return renormalised(self.book(x, *numbers))
+
+
+def renormalised(rounded: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Rows, the last dimension, divided by their sums; one of zeros stays."""
+    total = rounded.sum(-1, keepdim=True)
+    return rounded / torch.where(total > 0, total, 1.0)
