@@ -8,7 +8,8 @@ output comes close to the full-precision network's. Sources: Nagel et al., AdaRo
 What differs from the release: time is linear in depth; the loss does not depend on the number of tokens; data is
 shuffled over the whole set; finished units are saved; a learned step size stays positive; a unit that ends further from
 its target than nearest rounding (after too few iterations) stays at nearest, with a warning; and the network never
-leaves evaluation mode. `drop` is of QDrop (arXiv 2203.05740), `inner` of EDA-DM (arXiv 2401.04585).
+leaves evaluation mode. `drop` is of QDrop (arXiv 2203.05740), `inner` of EDA-DM (arXiv 2401.04585), the
+temporal unit of TFMQ-DM (arXiv 2311.16503).
 """
 
 from dataclasses import dataclass

@@ -8,11 +8,14 @@ from helpers import text_models
 from helpers.adaround_parts import BLOCKS, QUICK, codes, points, recipe, steps
 from torch import nn
 
+from qdit.calibration.blocks import segments
 from qdit.errors import UserError
 from qdit.method import quantize
 from qdit.rounding import AdaRound
 from qdit.rounding.reconstruction import loop
 from qdit.rounding.reconstruction.ste import Dropped, dropping
+from qdit.rounding.reconstruction.targets import Targets
+from qdit.rounding.reconstruction.units import list_units
 from qdit.scope import Scope
 
 
@@ -62,11 +65,15 @@ def same(one, other):
     )
 
 
-def test_0_is_without_them_and_more_is_not(tiny_model, data):
-    plain = fitted(tiny_model, data)
-    assert same(plain, fitted(tiny_model, data, drop=0.0, inner=0.0))
-    for keys in ({"drop": 0.5}, {"inner": 0.8}):
-        assert not same(plain, fitted(tiny_model, data, **keys))
+@pytest.mark.parametrize(("key", "little", "much"), [("drop", 1e-30, 0.5), ("inner", 1e-30, 0.8)])
+def test_0_is_what_next_to_nothing_is_and_more_is_not(tiny_model, data, key, little, much):
+    """What 0 leaves out is done with so little that no bit can change."""
+    plain, barely, fully = (fitted(tiny_model, data, **{key: value}) for value in (0.0, little, much))
+    assert same(plain, barely)
+    assert not same(plain, fully)
+
+
+def test_keys_of_0_are_not_told():
     assert repr(AdaRound()) == repr(AdaRound(drop=0.0, inner=0.0))
     assert "drop" not in repr(AdaRound())
 
@@ -77,6 +84,20 @@ def test_a_killed_fit_goes_on_and_ends_with_the_same_bytes(tiny_model, data, key
     (tmp_path / "block_001.safetensors").unlink()
     assert same(whole, fitted(tiny_model, data, tmp_path, **keys))
     assert same(whole, fitted(tiny_model, data, **keys))
+
+
+def test_the_last_layer_of_a_block_is_left_out_and_no_other_and_one_pass_shows_all(tiny_model, data, monkeypatch):
+    """A scope without feed-forwards ends with a layer whose errors the block's output does not show."""
+    passes = []
+    monkeypatch.setattr("qdit.rounding.reconstruction.targets.observed", lambda *a, **k: passes.append(a[2]) or {})
+    sites = tiny_model.sites()
+    for roles, left in ((BLOCKS[:2], []), (BLOCKS, ["transformer_blocks.0.ff.net.2"])):
+        chosen = [site.name for site in sites if site.role in roles]
+        parts = segments(sites, chosen)
+        targets, unit = Targets(tiny_model, data, parts), list_units(parts, lambda one, other: False)[1][-1]
+        targets.inner(unit, names := [site.name for site in unit.sites])
+        assert [name for name in names if name not in passes[-1]] == left
+    assert len(passes) == 2
 
 
 def test_inner_targets_are_full_precision_s_of_all_layers_but_the_last(tiny_model, data, monkeypatch):

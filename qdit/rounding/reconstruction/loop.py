@@ -32,6 +32,7 @@ from qdit.rounding.reconstruction.ste import LearnedStep
 from qdit.rounding.reconstruction.targets import Task
 
 StepUnit = Literal["relative", "absolute"]
+Units = Literal["blocks", "temporal"]
 Rate = Annotated[float, Ge(0)]
 Exponent = Annotated[float, Ge(1)]  # below 1 the regularizer's slope has no bound
 TOKENS = 256  # the number of tokens at which the loss equals the release's
@@ -62,6 +63,8 @@ class Learning(Newer, Checked):
         drop: probability with which each element of a rounded activation passes unrounded while a unit learns (QDrop:
             0.5). Left out: QDrop also mixes a unit's inputs with full precision's.
         inner: weight of the errors of a block's layers beside that of its output (EDA-DM: 0.8).
+        units: `blocks`, each with its embedders and modulation, or these apart and first, together, as a `temporal`
+            unit (TFMQ-DM; `qdit.rounding.reconstruction.temporal`).
 
     Raises:
         UserError: a value is out of range.
@@ -79,6 +82,7 @@ class Learning(Newer, Checked):
     beta_end: Exponent = 2.0
     drop: Annotated[float, Ge(0), Lt(1)] = field(default=0.0, metadata=NEWER)
     inner: Rate = field(default=0.0, metadata=NEWER)
+    units: Units = field(default="blocks", metadata=NEWER)
 
     def scaled(self, bits: Iterable[int]) -> "Learning":
         """How a unit learns whose weights have these bits.

@@ -32,6 +32,7 @@ from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstr
 from qdit.rounding.reconstruction.soft import SoftWeight
 from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, learnable, quantizers
 from qdit.rounding.reconstruction.targets import Targets
+from qdit.rounding.reconstruction.temporal import temporal, temporal_task
 from qdit.rounding.reconstruction.units import Unit, list_units
 from qdit.rounding.resume import load_named, save_named
 from qdit.seeding import generator, key
@@ -54,7 +55,8 @@ class Session:
     def __init__(self, fit: Fit, how: Learning, *, lagging: bool, fisher: bool) -> None:
         self.fit, self.how, self.lagging, self.fisher = fit, how, lagging, fisher
         self.parts = segments(fit.model.sites(), fit.policy)
-        self.units = list_units(self.parts, self.alike)
+        chosen = [site for part in self.parts for site in part.sites] if how.units == "temporal" else []
+        self.units = list_units(self.parts, self.alike, temporal(chosen))
         self.weights: dict[str, Rounded] = {}
         self.done: set[str] = set()
         branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
@@ -81,15 +83,17 @@ class Session:
     def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
         """Reconstruct a unit, save it and keep it."""
         layers, passed = self.layers(unit), self.passed(unit.segment)
-        inner = {n: t for n, t in targets.inner(unit).items() if n in self.rounding(unit)} if self.how.inner else {}
+        inner = targets.inner(unit, self.rounding(unit)) if self.how.inner else {}
         shares = {name: share for name in inner if (share := self.share(name)) is not None}
-        task, importance = replace(targets.task(unit, passed), inner=inner, shares=shares), self.weighting(unit)
+        made = temporal_task(self.fit.model, self.fit.data) if unit.temporal else targets.task(unit, passed)
+        task, importance = replace(made, inner=inner, shares=shares), self.weighting(unit)
         learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
         installed = self.dropped(unit, learning) if self.how.drop else learning
-        with targets.installed({**passed, **layers}), replaced(self.fit.model.denoiser, installed):
+        copies = {twin: layers[original] for twin, original in unit.twins.items()}
+        with targets.installed({**passed, **layers, **copies}), replaced(self.fit.model.denoiser, installed):
             learner.harden()
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):
@@ -224,12 +228,12 @@ class Session:
         static = self.static(self.layers(unit))
         for path, step in steps.items():
             static[path].scale.copy_(step)
-        for twin in unit.twins:
-            assert unit.layer is not None
-            self.weights |= dict.fromkeys([twin], rounded[unit.layer]) if rounded else {}
+        for twin, original in unit.twins.items():
+            self.weights |= {twin: rounded[original]} if original in rounded else {}
             static = self.static(self.layers(unit, like=twin))
             for path, step in steps.items():
-                static[twin + path.removeprefix(unit.layer)].scale.copy_(step)
+                if path.startswith(f"{original}."):
+                    static[twin + path.removeprefix(original)].scale.copy_(step)
         self.done |= {site.name for site in unit.sites} | set(unit.twins)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.hooks import RemovableHandle
 
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
@@ -66,12 +67,16 @@ class Targets:
             return self._layer_task(unit.segment, unit.layer, layers)
         return self._tail_task(unit.segment) if unit.segment.block is None else self._block_task(unit.segment)
 
-    def inner(self, unit: Unit) -> dict[str, Tensor]:
-        """The full-precision outputs [points, …] of a block's layers but the last, by site; `task` comes afterwards."""
+    def inner(self, unit: Unit, names: Sequence[str]) -> dict[str, Tensor]:
+        """The full-precision outputs [points, …] of some of a block's layers, by site; `task` comes afterwards.
+
+        The block's last layer is left out, quantized or not: what it puts out is what the block puts out.
+        """
         if unit.layer is not None or unit.segment.block is None:
             return {}
-        names = [site.name for site in unit.sites[:-1]]
-        return {name: by_point(observed(self.full, unit.segment, name, {})[1], len(self.data.t)) for name in names}
+        last = [site.name for site in self.model.sites() if site.path == unit.segment.block][-1]
+        found = observed(self.full, unit.segment, [name for name in names if name != last], {}, inputs=False)
+        return {name: by_point(outputs, len(self.data.t)) for name, (outputs,) in found.items()}
 
     @contextmanager
     def installed(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -90,8 +95,8 @@ class Targets:
             self.ahead = segment
 
     def _layer_task(self, segment: Segment, name: str, layers: Mapping[str, nn.Module]) -> Task:
-        inputs, _ = observed(self.rounded, segment, name, layers)
-        _, target = observed(self.full, segment, name, {})
+        inputs, _ = observed(self.rounded, segment, [name], layers)[name]
+        _, target = observed(self.full, segment, [name], {})[name]
         device, total = self.model.device, len(self.data.t)
 
         def predict(points: Tensor) -> Tensor:
@@ -161,26 +166,34 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def observed(walk: Walk, segment: Segment, name: str, layers: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
-    """A layer's inputs and outputs over all points, on the CPU, while `walk` runs its segment with `layers`."""
-    kept: list[Tensor] = []
-    batches = iter(walk.batches())
+def observed(
+    walk: Walk, segment: Segment, names: Sequence[str], layers: Mapping[str, nn.Module], inputs: bool = True
+) -> dict[str, list[Tensor]]:
+    """Layers' inputs (unless they are not wanted) and outputs over all points, on the CPU, by name.
 
-    def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        points, both = next(batches), (args[0], output)
-        if not kept:
-            kept.extend(_room(walk, x, len(x) // count(points)) for x in both)
-        for own, x in zip(kept, both, strict=True):
+    `walk` runs its segment once with `layers` in place.
+    """
+    kept: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, found: Sequence[Tensor]) -> None:
+        points = walk.now
+        if name not in kept:
+            kept[name] = [_room(walk, x, len(x) // count(points)) for x in found]
+        for own, x in zip(kept[name], found, strict=True):
             own[rows(points, len(x) // count(points))].copy_(x)
 
-    layer = layers[name] if name in layers else walk.model.denoiser.get_submodule(name)
-    handle = layer.register_forward_hook(see)
+    def watch(name: str) -> RemovableHandle:
+        layer = layers[name] if name in layers else walk.model.denoiser.get_submodule(name)
+        return layer.register_forward_hook(lambda _, args, out: keep(name, [args[0], out] if inputs else [out]))
+
+    handles = [watch(name) for name in names]
     try:
-        walk.observe(segment, layers)
+        if names:
+            walk.observe(segment, layers)
     finally:
-        handle.remove()
-    inputs, outputs = kept
-    return inputs, outputs
+        for handle in handles:
+            handle.remove()
+    return kept
 
 
 def _room(walk: Walk, x: Tensor, per_point: int) -> Tensor:
