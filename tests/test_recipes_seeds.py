@@ -45,6 +45,26 @@ def test_reconstructions_have_their_papers_keys(tiny_model, name, drop, inner):
     assert (recipe.rounding.drop, recipe.rounding.inner) == (drop, inner)
 
 
+def test_tfmq_dm_learns_what_depends_on_time_first_and_has_ranges_for_each_step(tiny_model):
+    recipe, policy = completed(tiny_model, "quantizer=tfmq_dm", "bits=w4a8", "sampler.steps=10")
+    assert recipe.rounding.units == "temporal"
+    assert {layer.activation.time_groups for layer in policy.values()} == {10}
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize("name", ["tfmq_dm", "ptq_vit", "apq_vit"])
+def test_later_recipes_go_with_usual_bits(tiny_model, name, bits):
+    recipe, policy = completed(tiny_model, f"quantizer={name}", f"bits={bits}")
+    assert {layer.weight.bits for layer in policy.values() if layer.weight} == {recipe.weight_bits}
+
+
+def test_apq_vit_weighs_blocks_and_leaves_out_the_smaller_half(tiny_model):
+    recipe, policy = completed(tiny_model, "quantizer=apq_vit", "bits=w4a4")
+    assert recipe.weight.range == recipe.activation.range
+    assert (recipe.weight.range.unit, recipe.weight.range.eliminate) == ("block", 0.5)
+    assert policy["transformer_blocks.0.attn1.probs"].activation.grid == "unsigned"
+
+
 def test_ditas_searches_its_exponent_and_keeps_a_branch(tiny_model):
     recipe, policy = completed(tiny_model, "quantizer=ditas", "bits=w4a8")
     assert list(recipe.transform.steps) == ["smooth", "lowrank"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qdit.fit import Fit
 from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched
+from qdit.hessian.pearson import Pearson, alike_weights, judge_of
 from qdit.hessian.products import Moving, Other, best, reached, shortlist, summed
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer, moments, search_weight
@@ -114,7 +115,10 @@ class Alternation:
         moved = False
         for weight in self.weights.values():
             known = moments(weight.layer, inputs, rounded)
-            ranked = search_weight(weight.layer, known, weight.start, weight.spec, weight.tried, weight.factors)
+            if isinstance(self.weight_rule, Pearson):
+                ranked = alike_weights(weight.layer, known, (inputs, rounded), weight.start, weight.tried)
+            else:
+                ranked = search_weight(weight.layer, known, weight.start, weight.spec, weight.tried, weight.factors)
             found = ranked[0].unsqueeze(1)
             moved |= not torch.equal(found, weight.factors)
             weight.factors = found
@@ -129,11 +133,12 @@ class Alternation:
             reader(layer, self.weights[site.name].rounded() if site.name in self.weights else layer.weight)
             for site, layer in named
         ]
+        judge, squared = judge_of(rule), not isinstance(rule, Pearson)  # only squares may be those of other columns
         if self.tried is None:
             table = multiples(self.numbers, STEP[type(self.moving.book)], rule.factors())
-            ranking = [summed(other, rule.seed + n) for n, other in enumerate(others)]
-            self.tried = shortlist(self.moving, ranking, table)
-        return best(self.moving, [reached(other) for other in others], self.tried)
+            ranking = [summed(other, rule.seed + n) for n, other in enumerate(others)] if squared else others
+            self.tried = shortlist(self.moving, ranking, table, judge)
+        return best(self.moving, [reached(o) for o in others] if squared else others, self.tried, judge)
 
     def rounded_inputs(self) -> Float[Tensor, "n channels"]:
         """The input on its current grid."""

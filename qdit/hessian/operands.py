@@ -27,7 +27,8 @@ from qdit.fit import Fit
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
 from qdit.hessian.importance import Importance
-from qdit.hessian.products import Moving, Other, best, shortlist
+from qdit.hessian.pearson import judge_of
+from qdit.hessian.products import Judge, Moving, Other, best, errors, shortlist
 from qdit.hessian.rule import Hessian
 from qdit.model.base import OPERANDS, Attention
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
@@ -88,6 +89,8 @@ class Side:
     cells: Int[Tensor, " items"]
     tried: Float[Tensor, "candidates cells numbers"] | None
     """None if it is not searched; from the first time on, the best ones."""
+    judge: Judge = errors
+    """Says how bad a candidate is."""
     numbers: Float[Tensor, "cells numbers"] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,8 +112,8 @@ class Side:
         if self.tried is None:
             return False
         before, others = self.numbers, [other.other(weights)]
-        self.tried = shortlist(self.moving, others, self.tried)
-        self.numbers = best(self.moving, others, self.tried)
+        self.tried = shortlist(self.moving, others, self.tried, self.judge)
+        self.numbers = best(self.moving, others, self.tried, self.judge)
         return not torch.equal(self.numbers, before)
 
 
@@ -163,10 +166,11 @@ class OperandSearch:
         heads = torch.arange(values.shape[1], device=values.device)
         if module is None:
             return Side(values.flatten(0, 1).contiguous(), None, heads.repeat(len(values)), None)
+        judge = judge_of(self.rule, operand, self.attention.head_dim)
         groups = groups_of(module, self.times.to(values.device))
         cells = groups.unsqueeze(1) * heads_of(module) + (heads if heads_of(module) > 1 else 0 * heads)
         table = self.table(operand, module, values, groups)
-        return Side(values.flatten(0, 1).contiguous(), module, cells.flatten(), table)
+        return Side(values.flatten(0, 1).contiguous(), module, cells.flatten(), table, judge)
 
     def table(
         self, operand: str, module: StaticQuantizer | BookQuantizer, values: Tensor, groups: Tensor

@@ -17,7 +17,7 @@ are then compared by the score itself on all items. With few items, all candidat
 Candidates run in chunks that stay in a processor's cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -115,6 +115,39 @@ def summed(other: Other, seed: int) -> Other:
     return other.onto(signs.to(other.rounded) / SUMS**0.5)
 
 
+Judge = Callable[[Moving, Sequence[Other], Tensor], Float[Tensor, "candidates cells"]]
+"""What of (operand, others, candidates) finds how bad each candidate is, for each cell; float64."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the items, for which some candidates at a time fit into memory."""
+
+    moving: Moving
+    others: Sequence[Other]
+    member: Float[Tensor, "items cells"]
+    """1 where an item's grid is the cell's, float64."""
+    some: list[slice]
+    """Of the candidates."""
+
+
+def pieces(
+    moving: Moving, others: Sequence[Other], tried: Float[Tensor, "candidates cells numbers"]
+) -> Iterator[Piece]:
+    """The items in pieces whose products stay in a processor's cache; arguments as `errors`."""
+    items, rows, inner = moving.values.shape
+    width = rows * max(inner, *(other.rounded.shape[-1] for other in others))
+    limit = chunk_values(tried.device)
+    count = max(1, limit // width)
+    for first in range(0, items, count):
+        part = slice(first, first + count)
+        here = moving.piece(part)
+        some = max(1, limit // (len(here.values) * width))
+        member = F.one_hot(here.cells, tried.shape[1]).double()
+        slices = [slice(low, low + some) for low in range(0, len(tried), some)]
+        yield Piece(here, [other.piece(part) for other in others], member, slices)
+
+
 def errors(
     moving: Moving, others: Sequence[Other], tried: Float[Tensor, "candidates cells numbers"]
 ) -> Float[Tensor, "candidates cells"]:
@@ -126,25 +159,21 @@ def errors(
         tried: numbers of the code-book.
     """
     totals = torch.zeros(tried.shape[:2], dtype=torch.float64, device=tried.device)
-    items, rows, inner = moving.values.shape
-    width = rows * max(inner, *(other.rounded.shape[-1] for other in others))
-    limit = chunk_values(tried.device)
-    count = max(1, limit // width)
-    for first in range(0, items, count):
-        part = slice(first, first + count)
-        here, there = moving.piece(part), [other.piece(part) for other in others]
-        bases = [here.values @ other.change for other in there]
-        member = F.one_hot(here.cells, tried.shape[1]).double()
-        some = max(1, limit // (len(here.values) * width))
-        for low in range(0, len(tried), some):
-            moved = here.rounded(tried[low : low + some]).sub_(here.values.unsqueeze(1))
-            scores = [other.score(moved, base).double() for other, base in zip(there, bases, strict=True)]
-            totals[low : low + some] += torch.stack(scores).sum(0).T @ member
+    for piece in pieces(moving, others, tried):
+        here = piece.moving
+        bases = [here.values @ other.change for other in piece.others]
+        for some in piece.some:
+            moved = here.rounded(tried[some]).sub_(here.values.unsqueeze(1))
+            scores = [other.score(moved, base).double() for other, base in zip(piece.others, bases, strict=True)]
+            totals[some] += torch.stack(scores).sum(0).T @ piece.member
     return totals
 
 
 def shortlist(
-    moving: Moving, others: Sequence[Other], table: Float[Tensor, "candidates cells numbers"]
+    moving: Moving,
+    others: Sequence[Other],
+    table: Float[Tensor, "candidates cells numbers"],
+    judge: Judge = errors,
 ) -> Float[Tensor, "fewer cells numbers"]:
     """The first candidate and the best ones on a sample, for each cell by itself; with few items, all.
 
@@ -152,6 +181,7 @@ def shortlist(
         moving: the operand.
         others: of the products that it enters, or cheaper stand-ins.
         table: the candidates.
+        judge: says how bad a candidate is.
     """
     items, rows, _ = moving.values.shape
     cells = table.shape[1]
@@ -159,14 +189,17 @@ def shortlist(
     if len(table) <= SHORTLIST + 1 or 2 * sample > items:
         return table
     few = slice(sample)
-    scores = errors(moving.piece(few), [other.piece(few) for other in others], table)
+    scores = judge(moving.piece(few), [other.piece(few) for other in others], table)
     ranked = scores.argsort(stable=True, dim=0)[:SHORTLIST].unsqueeze(-1)
     return torch.cat([table[:1], table.gather(0, ranked.expand(-1, -1, table.shape[-1]))])
 
 
 def best(
-    moving: Moving, others: Sequence[Other], tried: Float[Tensor, "candidates cells numbers"]
+    moving: Moving,
+    others: Sequence[Other],
+    tried: Float[Tensor, "candidates cells numbers"],
+    judge: Judge = errors,
 ) -> Float[Tensor, "cells numbers"]:
-    """The candidate of least score, for each cell by itself; the first of equal ones."""
-    found = errors(moving, others, tried).argmin(0)
+    """The candidate that `judge` finds least bad, for each cell by itself; the first of equal ones."""
+    found = judge(moving, others, tried).argmin(0)
     return tried[found, torch.arange(len(found), device=found.device)]

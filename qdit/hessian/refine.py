@@ -19,6 +19,7 @@ from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import site_input, watching
 from qdit.errors import UserError
 from qdit.fit import Fit
+from qdit.hessian.blockwise import BlockSearch, block_sites
 from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
 from qdit.hessian.importance import Importance
@@ -75,6 +76,10 @@ class Refinement:
         """Search the segment that `walk` has come to."""
         found: Found = {}
         readings = [readers for readers in self.fit.by_input(part.sites) if self.shapes(readers)]
+        if self.rule.unit == "block" and part.block is not None:
+            for readers in readings:
+                found |= self.search_block(walk, part, readers)
+            readings = []
         for some in self.batches(readings):
             inputs = self.inputs(walk, part, [readers[0] for readers in some])
             for readers in some:
@@ -82,6 +87,25 @@ class Refinement:
         for attention in self.attentions(part):
             found |= self.search_operands(walk, part, attention)
         return found
+
+    def search_block(self, walk: Walk, part: Segment, readers: Sequence[Site]) -> Found:
+        """Search the grids of one input and of the weights of its readers by the output of their block."""
+        assert part.block is not None
+        importance = self.importance[part.block]
+        if importance.rows.mean() == 0:
+            return self.kept(part.block, readers)
+        tokens = importance.rows.numel() // len(self.fit.data.t)
+        count = max(1, self.rule.tokens // tokens)
+        points = chosen_points(self.fit.data.t, self.fit.time, count, self.rule.seed)
+        return BlockSearch(self.fit, walk, part, readers, self.rounder(readers[0]), importance, points).run()
+
+    def kept(self, name: str, readers: Sequence[Site]) -> Found:
+        """The ranges as they are, of readers behind whose output nothing reaches the prediction."""
+        log.warning("range hessian: nothing reaches the prediction from %s, which keeps its range", name)
+        kept = {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
+        if (key := f"{readers[0].name}.input") in kept and (module := searched(self.rounder(readers[0]))):
+            kept[key] = numbers_of(module)
+        return kept
 
     def batches(self, readings: Sequence[list[Site]]) -> list[list[list[Site]]]:
         """Batches of inputs (with their readers) that are collected in one pass."""
@@ -134,20 +158,20 @@ class Refinement:
         chosen = self.chosen(readers[0])
         layers = self.layers(readers, chosen)
         if layers is None:
-            log.warning("range hessian: nothing reaches the prediction from %s, which keeps its range", readers[0].name)
-            kept = {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
-            if (key := f"{readers[0].name}.input") in kept and (module := searched(self.rounder(readers[0]))):
-                kept[key] = numbers_of(module)
-            return kept
+            return self.kept(readers[0].name, readers)
         points = chosen // (self.importance[readers[0].name].rows.numel() // len(self.fit.data.t))
         reading = Reading(readers, layers, inputs, self.fit.data.t[points].to(inputs.device))
         return Alternation(self.fit, reading, self.rounder(readers[0]), self.rule.rounds).run()
 
     @cached_property
     def importance(self) -> dict[str, Importance]:
-        """How sensitive the prediction is to errors in the outputs of sites and attentions, by name."""
+        """How sensitive the prediction is to errors in the outputs of sites, or blocks, and attentions, by name."""
         weight, inputs, operands = rules(self.fit.recipe)
         sites = self.fit.sites if weight is not None or inputs is not None else []
+        if self.rule.unit == "block":
+            blocks = block_sites(self.fit.model)
+            inner = dict.fromkeys(site.path for site in sites if site.path is not None)
+            sites = [site for site in sites if site.path is None] + [blocks[path] for path in inner]
         attentions = self.fit.model.attentions() if operands is not None else []
         chosen = [a for a in attentions if searched_operands(self.fit, a)]
         return self.rule.target.importances(self.fit.model, self.fit.data, sites, self.rule.seed, chosen)

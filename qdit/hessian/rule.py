@@ -6,26 +6,27 @@ the Hessian of a loss with respect to that output. Other range rules need only t
 layer's inputs and gradients, so the search, layer by layer, is in `qdit.hessian.refine`.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.checked import Checked, Count, Positive
+from qdit.checked import NEWER, Checked, Count, Newer, Positive
 from qdit.errors import UserError
 from qdit.hessian.target import Target
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import IDENTITY_BITS, QuantSpec
 from qdit.scheme import Scheme
 
-SHARED = ("target", "rounds", "tokens", "seed")
+SHARED = ("target", "rounds", "tokens", "seed", "unit", "eliminate")
 """What the rules of weights, inputs and operands must agree on: they are searched under one objective."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hessian(Checked):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Hessian(Newer, Checked):
     """The range of least weighted output error among the multiples `alpha` … `beta` of the min-max range, and itself.
 
     If candidates are equal, the min-max range stays. Called on rows alone, it gives the range where the search starts.
@@ -39,6 +40,9 @@ class Hessian(Checked):
         tokens: how many rows of a layer's input are used, chosen at random from all calibration points, or queries of
             an attention, of whole points. The default is the release's: 32 samples of 256.
         seed: of that choice and of the target.
+        unit: whose output's error is weighed: the `layer`'s, or, for layers in blocks, the `block`'s (APQ-ViT,
+            `qdit.hessian.blockwise`), which costs a forward pass of the block for each candidate.
+        eliminate: of `unit=block`, the share of the output's smallest errors that does not count.
 
     Raises:
         UserError: a value is out of range.
@@ -51,10 +55,17 @@ class Hessian(Checked):
     rounds: Count = 3
     tokens: Count = 8192
     seed: int = 0
+    unit: Literal["layer", "block"] = field(default="layer", metadata=NEWER)
+    eliminate: Annotated[float, Ge(0), Lt(1)] = field(default=0.0, metadata=NEWER)
     of_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eliminate and self.unit == "layer":
+            raise UserError(
+                f"range hessian: eliminate={self.eliminate} leaves out errors of a block's output, and unit=layer "
+                "weighs those of layers; use unit=block"
+            )
         if self.alpha >= self.beta:
             raise UserError(
                 f"range hessian: alpha={self.alpha} is the smallest multiple; beta={self.beta} must be above"
@@ -63,6 +74,10 @@ class Hessian(Checked):
     def __call__(self, rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """(lo, hi), both [rows, 1]: the minimum and the maximum, from which the search starts."""
         return MinMax()(rows, spec)
+
+    def misfits(self, scheme: Scheme) -> list[str]:
+        """What the rule cannot do of a scheme that has it, one sentence each."""
+        return []
 
     def factors(self) -> Float[Tensor, " candidates"]:
         """What the range is multiplied by; 1 comes first, so that it wins a tie."""
@@ -91,6 +106,11 @@ def problems(scheme: Scheme) -> list[str]:
         ]
     named = zip(("weight", "activation", "attention"), rules(scheme), strict=True)
     present = [(group, rule) for group, rule in named if rule is not None]
+    if misfits := [problem for _, rule in present for problem in rule.misfits(scheme)]:
+        return list(dict.fromkeys(misfits))
+    if len({type(rule) for _, rule in present}) > 1:
+        kinds = " and ".join(f"{group}.range={type(rule).__name__.lower()}" for group, rule in present)
+        return [f"ranges of weights, inputs and operands are searched under one objective, and {kinds} have others"]
     different = [key for key in SHARED if any(getattr(r, key) != getattr(present[0][1], key) for _, r in present)]
     if not different:
         return []

@@ -1,0 +1,181 @@
+"""The search of ranges by the error of a block's output (APQ-ViT, arXiv 2303.14341, as its abstract and readers say).
+
+The score of a candidate is taken where the block ends, not where the layer does:
+
+    Σ g² Δy² [|Δy| ≥ τ],     Δy the change of the block's output, g² its importance (`qdit.hessian.importance`)
+
+"Bottom elimination" drops the small errors, which cannot be avoided, so that large ones decide: τ is the `eliminate`
+quantile of |Δy| of each candidate; what the paper takes could not be read. There is no closed form: each candidate
+costs a forward pass of the block. All readers of an input are quantized while one of their grids is searched; all rows
+of a weight have one multiple. Operands of attentions are searched by their products, as ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from qdit.calibration.blocks import Segment, Walk
+from qdit.calibration.replay import by_point
+from qdit.errors import UserError
+from qdit.fit import Fit
+from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched, set_numbers
+from qdit.hessian.importance import Importance
+from qdit.hessian.rule import Hessian, rules
+from qdit.model.base import DiffusionModel, Site
+from qdit.nn.linear import QuantLinear
+from qdit.nn.replace import replaced
+from qdit.quant.grid import Rounded
+
+
+def block_sites(model: DiffusionModel) -> dict[str, Site]:
+    """For each block's path what its output is like, as a site: rows and channels of its first layer of all tokens."""
+    found: dict[str, Site] = {}
+    for site in model.sites():
+        if site.path is not None and site.path not in found and site.tokens > 1:
+            found[site.path] = replace(site, name=site.path, out_features=site.in_features)
+    return found
+
+
+def kept_error(
+    change: Float[Tensor, "*shape"], weights: Float[Tensor, "*shape"], eliminate: float
+) -> Float[Tensor, ""]:
+    """Σ w Δ² without the share of the smallest |Δ|; of equal ones at the border, the mean stays; float64.
+
+    >>> even, one = torch.full((4,), 0.6), torch.tensor([0, 0, 0, 1.15])
+    >>> [round(kept_error(change, torch.ones(4), 0.5).item(), 4) for change in (even, one)]
+    [0.72, 1.3225]
+    """
+    sizes, errors = change.abs().flatten(), (weights * change.square()).flatten()
+    drop = int(eliminate * len(sizes))
+    if not drop:
+        return errors.sum(dtype=torch.float64)
+    border = sizes.kthvalue(drop).values
+    above, at = sizes > border, sizes == border
+    left = len(sizes) - drop - above.sum()
+    return errors[above].sum(dtype=torch.float64) + left * errors[at].mean(dtype=torch.float64)
+
+
+class BlockSearch:
+    """The search of one input and of the weights that read it.
+
+    Args:
+        fit: whose ranges; the numbers of the input's quantizer are set in place.
+        walk: of full precision, at the segment.
+        part: the segment, a block.
+        readers: of the input.
+        module: rounds the input, None if nothing with a range does.
+        importance: of the block's output.
+        points: that are used.
+
+    Raises:
+        UserError: the block has several outputs.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        walk: Walk,
+        part: Segment,
+        readers: Sequence[Site],
+        module: nn.Module | None,
+        importance: Importance,
+        points: Int[Tensor, " n"],
+    ) -> None:
+        assert part.block is not None
+        self.fit, self.walk, self.block, self.readers = fit, walk, part.block, readers
+        self.weight_rule, self.input_rule, _ = rules(fit.recipe)
+        self.module = searched(module) if self.input_rule is not None else None
+        self.batches = list(points.split(walk.data.batch_size))
+        self.given = [walk.arguments(self.block, rows) for rows in self.batches]
+        with torch.no_grad():
+            self.exact = self.output({})
+        device = self.exact.device
+        channels = (importance.channels / importance.channels.mean().clamp(min=1e-30)).to(device)
+        rows = importance.rows.reshape(len(walk.data.t), -1)[points].to(device)
+        weights = (rows / importance.rows.mean().clamp(min=1e-30)).unsqueeze(-1) * channels
+        self.weights = weights.reshape(self.exact.shape)
+        cells = torch.zeros(len(points), dtype=torch.long)
+        self.cells = groups_of(self.module, walk.data.t[points].to(device)) if self.module is not None else cells
+        self.factors = {site.name: torch.ones(()) for site in readers if fit.rounds(site)}
+        self.tried: Float[Tensor, "candidates cells numbers"] | None = None
+
+    def output(self, layers: dict[str, nn.Module]) -> Float[Tensor, "points rows channels"]:
+        """What the block returns for all points with `layers` in place."""
+        found = []
+        with replaced(self.walk.model.denoiser, {**self.walk.passed, **layers}):
+            for rows, (args, kwargs) in zip(self.batches, self.given, strict=True):
+                leaves = tree_leaves(self.walk.through(self.block, rows, args, kwargs))
+                outputs = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+                if len(outputs) != 1:
+                    raise UserError(
+                        f"range.unit=block weighs the errors of one output, and {self.block} has {len(outputs)}; use "
+                        "range.unit=layer"
+                    )
+                found.append(by_point(outputs[0].float(), len(rows)))
+        return torch.cat(found).flatten(1, -2)
+
+    def layer(self, site: Site, factor: Tensor | None) -> nn.Module:
+        """A reader with its weight on the grid of a multiple; None leaves it in full precision."""
+        full, rounded = self.fit.layer(site), None
+        if factor is not None:
+            start = self.fit.grid(site)
+            grid = start.scaled(factor.to(start.scale).expand(len(start.scale), 1))
+            rounded = Rounded.of(self.fit.weight_of(site), grid, self.fit.weight_spec(site))
+        return QuantLinear(full, rounded, self.fit.quantizers.get(site.name)).eval()
+
+    def losses(self, count: int, rule: Hessian) -> Float[Tensor, " cells"]:
+        """The score of the readers as they are, for each group of timesteps."""
+        layers = {site.name: self.layer(site, self.factors.get(site.name)) for site in self.readers}
+        change = self.output(layers) - self.exact
+        parts = [self.cells == cell for cell in range(count)]
+        return torch.stack([kept_error(change[own], self.weights[own], rule.eliminate) for own in parts])
+
+    @torch.no_grad()
+    def run(self) -> dict[str, Tensor]:
+        """What `qdit.hessian.linears.Alternation` returns."""
+        rule = self.weight_rule or self.input_rule
+        assert rule is not None
+        for _ in range(rule.rounds):
+            moved = self.search_weights(self.weight_rule) if self.weight_rule is not None else False
+            moved |= self.search_input(self.input_rule) if self.input_rule is not None else False
+            if not moved:
+                break
+        found: dict[str, Tensor] = {}
+        if self.weight_rule is not None:
+            sizes = {site.name: len(self.fit.grid(site).scale) for site in self.readers if site.name in self.factors}
+            found |= {f"{name}.weight": self.factors[name].expand(size, 1).clone() for name, size in sizes.items()}
+        if self.module is not None:
+            found[f"{self.readers[0].name}.input"] = numbers_of(self.module)
+        return found
+
+    def search_weights(self, rule: Hessian) -> bool:
+        """The best multiple of each weight, one after the other; whether one changed."""
+        moved, count = False, int(self.cells.max()) + 1
+        for name, before in list(self.factors.items()):
+            scores, tried = [], torch.cat([before.view(1), rule.factors()])
+            for factor in tried:
+                self.factors[name] = factor
+                scores.append(self.losses(count, rule).sum())
+            self.factors[name] = tried[int(torch.stack(scores).argmin())]
+            moved |= bool(self.factors[name] != before)
+        return moved
+
+    def search_input(self, rule: Hessian) -> bool:
+        """The best numbers of the input for each group of timesteps; whether they changed."""
+        if self.module is None:
+            return False
+        before = numbers_of(self.module)
+        if self.tried is None:
+            self.tried = multiples(before, STEP[type(book_of(self.module))], rule.factors())
+        table, scores = torch.cat([before.unsqueeze(0), self.tried]), []
+        for numbers in table:
+            set_numbers(self.module, numbers)
+            scores.append(self.losses(len(numbers), rule))
+        cells = torch.arange(table.shape[1], device=table.device)
+        best = table[torch.stack(scores).argmin(0).to(table.device), cells]
+        set_numbers(self.module, best)
+        return not torch.equal(best, before)
