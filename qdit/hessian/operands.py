@@ -28,7 +28,7 @@ from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
 from qdit.hessian.importance import Importance
 from qdit.hessian.pearson import judge_of
-from qdit.hessian.products import Judge, Moving, Other, best, errors, shortlist
+from qdit.hessian.products import Judge, Moving, Other, best, shortlist
 from qdit.hessian.rule import Hessian
 from qdit.model.base import OPERANDS, Attention
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
@@ -89,8 +89,8 @@ class Side:
     cells: Int[Tensor, " items"]
     tried: Float[Tensor, "candidates cells numbers"] | None
     """None if it is not searched; from the first time on, the best ones."""
-    judge: Judge = errors
-    """Says how bad a candidate is."""
+    judge: Judge | None = None
+    """Says how bad a candidate is; None: `errors`."""
     numbers: Float[Tensor, "cells numbers"] = field(init=False)
 
     def __post_init__(self) -> None:

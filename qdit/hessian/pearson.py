@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.checked import Count, Positive
-from qdit.hessian.products import Judge, Moving, Other, errors, pieces
+from qdit.hessian.products import Judge, Moving, Other, pieces
 from qdit.hessian.rule import Hessian
 from qdit.hessian.scores import Layer, Moments, of_candidates
 from qdit.hessian.target import Target, Unweighted
@@ -94,10 +94,16 @@ class Order:
         return self.root * (after - before).sum(-1, dtype=torch.float64), pairs * both[0].shape[-2]
 
 
-def judge_of(rule: Hessian, operand: str | None = None, width: int = 1) -> Judge:
-    """How a rule judges candidates; of queries and keys, of so many channels a head, the order of scores counts too."""
+def judge_of(rule: Hessian, operand: str | None = None, width: int = 1) -> Judge | None:
+    """How a rule judges candidates (None: by `errors`); of queries and keys by the order of scores, too.
+
+    Args:
+        rule: which one.
+        operand: of an attention.
+        width: its channels in a head.
+    """
     if not isinstance(rule, Pearson):
-        return errors
+        return None
     ordered = operand in ("q", "k") and rule.ranking > 0
     return partial(unlike, order=Order(rule.ranking, rule.margin, width**0.5, operand == "k") if ordered else None)
 

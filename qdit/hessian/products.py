@@ -173,7 +173,7 @@ def shortlist(
     moving: Moving,
     others: Sequence[Other],
     table: Float[Tensor, "candidates cells numbers"],
-    judge: Judge = errors,
+    judge: Judge | None = None,
 ) -> Float[Tensor, "fewer cells numbers"]:
     """The first candidate and the best ones on a sample, for each cell by itself; with few items, all.
 
@@ -181,7 +181,7 @@ def shortlist(
         moving: the operand.
         others: of the products that it enters, or cheaper stand-ins.
         table: the candidates.
-        judge: says how bad a candidate is.
+        judge: says how bad a candidate is; None: `errors`.
     """
     items, rows, _ = moving.values.shape
     cells = table.shape[1]
@@ -189,7 +189,7 @@ def shortlist(
     if len(table) <= SHORTLIST + 1 or 2 * sample > items:
         return table
     few = slice(sample)
-    scores = judge(moving.piece(few), [other.piece(few) for other in others], table)
+    scores = (judge or errors)(moving.piece(few), [other.piece(few) for other in others], table)
     ranked = scores.argsort(stable=True, dim=0)[:SHORTLIST].unsqueeze(-1)
     return torch.cat([table[:1], table.gather(0, ranked.expand(-1, -1, table.shape[-1]))])
 
@@ -198,8 +198,8 @@ def best(
     moving: Moving,
     others: Sequence[Other],
     tried: Float[Tensor, "candidates cells numbers"],
-    judge: Judge = errors,
+    judge: Judge | None = None,
 ) -> Float[Tensor, "cells numbers"]:
-    """The candidate that `judge` finds least bad, for each cell by itself; the first of equal ones."""
-    found = judge(moving, others, tried).argmin(0)
+    """The candidate that `judge` (None: `errors`) finds least bad, for each cell by itself; the first of equal ones."""
+    found = (judge or errors)(moving, others, tried).argmin(0)
     return tried[found, torch.arange(len(found), device=found.device)]

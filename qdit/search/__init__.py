@@ -6,6 +6,7 @@ from qdit.search.fixed import Fixed
 from qdit.search.hessian import Hessian
 from qdit.search.ilp import ILP
 from qdit.search.mixed_precision import MixedPrecision
+from qdit.search.nuclear import Nuclear
 from qdit.search.random import RandomSearch
 
-__all__ = ["ILP", "Evolution", "Fixed", "Hessian", "MixedPrecision", "RandomSearch", "Search"]
+__all__ = ["ILP", "Evolution", "Fixed", "Hessian", "MixedPrecision", "Nuclear", "RandomSearch", "Search"]

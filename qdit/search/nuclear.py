@@ -1,0 +1,255 @@
+"""Bits of attentions and feed-forwards by nuclear norms (Liu et al., NeurIPS 2021, arXiv 2106.14156).
+
+All layers of a module, a block's attention or its feed-forward, have one bit-width. Of all choices within the budget
+the one is taken that has the least
+
+    Ω = Σ_modules ‖Y‖_* ‖Ŷ - Y‖²
+
+where Y are the attention's probabilities, or the feed-forward's output, of a module that alone is quantized: a map of
+high rank, which says more, may be changed less. No sampling is needed.
+
+What differs from the paper: norm and error are relative, ‖Y‖_* / (√rank ‖Y‖) and ‖Ŷ - Y‖² / ‖Y‖², as the two kinds of
+Y live on different scales, and attentions would get all the low bits; bits of weights are chosen, and inputs keep those
+of the recipe; layers outside of both kinds of module keep the recipe's bits.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Annotated
+
+import torch
+from annotated_types import MinLen
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qdit.calibration import CalibrationData
+from qdit.calibration.blocks import Segment, Walk, segments
+from qdit.calibration.observers import watching_operands
+from qdit.checked import Bits, Checked, Count
+from qdit.errors import UserError, from_problems
+from qdit.hessian.operands import inside
+from qdit.model.base import DiffusionModel, Site
+from qdit.model.roles import meant
+from qdit.policies import Policy
+from qdit.quantized import Allocation, Quantized
+from qdit.recipes import Recipe
+from qdit.search.allocate import Allocator, Menu
+from qdit.search.base import Search
+from qdit.search.bit_budget import BitBudget, Rest
+from qdit.search.bit_space import BitSpace, Plan, Ranges
+from qdit.search.budget import Costs
+from qdit.search.variants import BitVariants
+from qdit.setting import Setting
+from qdit.storage.shelf import Place
+
+log = logging.getLogger("qdit")
+KINDS: Mapping[str, list[str]] = {"attention": ["qkv", "attn_out"], "feed_forward": ["ffn_up", "ffn_down"]}
+"""The roles of a module's layers."""
+
+
+def nuclear(matrices: Float[Tensor, "*many rows columns"]) -> Float[Tensor, "*many"]:
+    """The nuclear norms: sums of singular values.
+
+    >>> nuclear(torch.stack([torch.eye(4), torch.full((4, 4), 0.25)]))
+    tensor([4., 1.])
+    """
+    return torch.linalg.svdvals(matrices).sum(-1)
+
+
+def relative_norm(matrices: Float[Tensor, "*many rows columns"]) -> float:
+    """The mean of ‖Y‖_* / (√rank ‖Y‖), from 1 / √rank to 1; zeros count as 0."""
+    flat = matrices.float().flatten(0, -3)
+    sizes = flat.square().sum((-1, -2)).sqrt() * min(flat.shape[-2:]) ** 0.5
+    return float((nuclear(flat) / sizes.clamp(min=torch.finfo(torch.float32).tiny)).mean())
+
+
+@dataclass(frozen=True)
+class Module:
+    """Genes that have one bit-width."""
+
+    block: str
+    kind: str
+    genes: tuple[int, ...]
+    """Their numbers in the space."""
+
+
+def modules_of(space: BitSpace) -> list[Module]:
+    """The attentions and feed-forwards of all blocks, in forward order."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for number, gene in enumerate(space.genes):
+        site = gene.sites[0]
+        for kind, roles in KINDS.items():
+            if site.path is not None and meant(site.role, roles):
+                found.setdefault((site.path, kind), []).append(number)
+    return [Module(block, kind, tuple(genes)) for (block, kind), genes in found.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nuclear(Search, Checked):
+    """Chooses one bit-width for the weights of each attention and each feed-forward.
+
+    Args:
+        widths: bits among which a module chooses.
+        budget: what the plan may cost.
+        allocator: finds the choice.
+        points: calibration points at which outputs are compared, spread evenly over all.
+
+    Raises:
+        UserError: no bit-widths or impossible ones, or no point.
+    """
+
+    widths: Annotated[list[Bits], MinLen(1)]
+    budget: BitBudget
+    allocator: Allocator
+    points: Count = 16
+    needs_calibration = True
+
+    def space(self, recipe: Recipe, sites: Sequence[Site], steps: int = 1) -> BitSpace:
+        """What there is to choose."""
+        space = BitSpace.of(recipe, sites, [*self.widths, recipe.weight_bits], (steps,))
+        chosen = {number for module in modules_of(space) for number in module.genes}
+        own = {n: self.widths if n in chosen else [recipe.weight_bits] for n in range(len(space.genes))}
+        return space.offering(own)
+
+    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
+        """See `Search`."""
+        try:
+            space = self.space(recipe, sites)
+        except UserError as error:  # widths that the recipe's format does not have
+            return list(error.problems)
+        if not modules_of(space):
+            return [
+                "search=nuclear chooses bits of attentions and feed-forwards, and none is in scope; use scope=blocks"
+            ]
+        return self.budget.problems(space, Rest.least(sites, recipe))
+
+    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
+        """The cheapest policy: the fewest bits everywhere."""
+        space = self.space(recipe, sites)
+        return space.policy(space.cheapest)
+
+    def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
+        """See `Search`."""
+        space, rest = self.space(recipe, sites), Rest.least(sites, recipe)
+        return (
+            f"the bits of {len(modules_of(space))} attentions and feed-forwards are chosen among "
+            f"{', '.join(map(str, self.widths))}, by nuclear norms, with a budget of "
+            f"{self.budget.text(space, self.budget.limit(space, rest), rest)}; shown is the cheapest choice"
+        )
+
+    def quantize(
+        self,
+        model: DiffusionModel,
+        recipe: Recipe,
+        collect: Callable[[], CalibrationData],
+        folder: Place | None,
+        setting: Setting,
+    ) -> Quantized:
+        """See `Search`."""
+        ranges = Ranges.of(setting.sampler.timesteps(model), 1)
+        space, rest = self.space(recipe, model.sites(), ranges.steps[0]), Rest.of(model, recipe)
+        if found := self.budget.problems(space, rest):
+            raise from_problems(found, "this search")
+        variants, modules = BitVariants(model, recipe, cache(collect), folder), modules_of(space)
+        data = variants.collect()  # here, where the network is the original one
+        for bits in space.layers:
+            variants.at(bits)
+        with variants.rewrite.installed(model):
+            norms, errors = self.compare(space, modules, variants, data)
+        losses = [{b: norm * e for b, e in own.items()} for norm, own in zip(norms, errors, strict=True)]
+        plan = self.choose(space, modules, losses, rest)
+        spent = self.budget.text(space, self.budget.spent(space, plan), rest)
+        log.info("search: %s", spent)
+        details = {
+            "budget": self.budget.text(space, self.budget.limit(space, rest), rest),
+            "spent": spent,
+            "mean_bits": space.mean_bits(plan),
+            "steps": list(space.steps),
+            "bits": self.recorded(space, modules, losses, plan),
+        }
+        quantized = variants.assembled(space, plan, ranges)
+        return replace(quantized, allocation=Allocation(choice=(), details=details))
+
+    @torch.no_grad()
+    def compare(
+        self, space: BitSpace, modules: Sequence[Module], variants: BitVariants, data: CalibrationData
+    ) -> tuple[list[float], list[dict[int, float]]]:
+        """The relative norm of each module's Y, and its relative squared error by bits."""
+        model, rows = variants.model, torch.linspace(0, len(data.t) - 1, min(self.points, len(data.t))).long()
+        some = CalibrationData(data.x[rows], data.t[rows], data.y[rows], data.batch_size)
+        parts = segments(model.sites(), {site.name for gene in space.genes for site in gene.sites})
+        walk, norms, errors = Walk(model, some, parts), dict[Module, float](), dict[Module, dict[int, float]]()
+        for part in parts[:-1]:
+            for module in (m for m in modules if m.block == part.block):
+                names = [site.name for number in module.genes for site in space.genes[number].sites]
+                exact = outputs_of_module(walk, part, module.kind, {})
+                norms[module] = sum(map(relative_norm, exact)) / len(exact)
+                errors[module] = {}
+                for bits in self.widths:
+                    made = {name: variants.at(bits).layers[name] for name in names}
+                    rounded = outputs_of_module(walk, part, module.kind, made)
+                    pairs = zip(rounded, exact, strict=True)
+                    lost = sum(float((one - y).square().sum(dtype=torch.float64)) for one, y in pairs)
+                    errors[module][bits] = lost / sum(float(y.square().sum(dtype=torch.float64)) for y in exact)
+            walk.advance(part, {})
+        return [norms[module] for module in modules], [errors[module] for module in modules]
+
+    def choose(
+        self, space: BitSpace, modules: Sequence[Module], losses: Sequence[dict[int, float]], rest: Rest
+    ) -> Plan:
+        """The plan of least Ω.
+
+        Raises:
+            UserError: no plan is within the budget.
+        """
+        plan = [pattern[0] for pattern in space.cheapest]  # what no module holds has no choice
+        held = {number for module in modules for number in module.genes}
+
+        def cost(numbers: Sequence[int], bits: int | None = None) -> float:
+            return sum(self.budget.cost(space, space.genes[n], (bits or plan[n],)) for n in numbers)
+
+        left = self.budget.limit(space, rest) - cost([n for n in range(len(plan)) if n not in held])
+        costs = [{bits: cost(module.genes, bits) for bits in sorted(self.widths)} for module in modules]
+        menu = Menu([(n, None) for n in range(len(modules))], list(losses), Costs(costs, left))
+        for module, bits in zip(modules, self.allocator.choose(menu), strict=True):
+            for number in module.genes:
+                plan[number] = bits
+        return tuple((bits,) for bits in plan)
+
+    def recorded(
+        self, space: BitSpace, modules: Sequence[Module], losses: Sequence[dict[int, float]], plan: Plan
+    ) -> list[dict]:
+        """For each gene its bits, and the share of Ω that its module would have by bits."""
+        of_gene = {n: (module.kind, own) for module, own in zip(modules, losses, strict=True) for n in module.genes}
+        found = []
+        for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
+            kind, own = of_gene.get(number, ("others", {pattern[0]: 0.0}))
+            loss = {str(bits): [value] for bits, value in own.items()}
+            found.append(gene.place | {"group": kind, "bits": list(pattern), "loss": loss})
+        return found
+
+
+def outputs_of_module(walk: Walk, part: Segment, kind: str, layers: Mapping[str, nn.Module]) -> list[Tensor]:
+    """Y of a module [points, …, rows, columns] while a walk is at its block, for each attention, or last layer."""
+    kept: dict[str, list[Tensor]] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        kept.setdefault(name, []).append(x.float().cpu())
+
+    model = walk.model
+    with ExitStack() as stack:
+        if kind == "attention":
+            own = inside(model.attentions(), part)
+            maps = {attention.sites["probs"] for attention in own}
+            stack.enter_context(watching_operands(model, own, lambda site, x: see(site, x) if site in maps else None))
+        else:
+            last = [s for s in model.sites() if s.path == part.block and meant(s.role, ["ffn_down"])]
+            for site in last:
+                layer = layers.get(site.name) or model.denoiser.get_submodule(site.name)
+                hook = layer.register_forward_hook(lambda m, a, out, name=site.name: see(name, out))
+                stack.callback(hook.remove)
+        walk.observe(part, layers)
+    return [torch.cat(values) for values in kept.values()]
