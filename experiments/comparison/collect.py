@@ -1,6 +1,7 @@
 """Keep what tables, figures and notebooks read of a study: records, values of single samples and thumbnails.
 
     python experiments/comparison/collect.py [--runs-dir runs] [--study methods]
+    python experiments/comparison/collect.py --study methods --to methods_again --add      # beside what is there, elsewhere
     python experiments/comparison/collect.py --digests          # of what is there, after a change by hand
 
 Copies the finished runs of the study into `results/<study>/` beside this file, in the layout of a runs folder, so that
@@ -25,19 +26,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--study", default="methods")
+    parser.add_argument("--to", help="name of the folder in results/ (default: the study's)")
+    parser.add_argument("--add", action="store_true", help="keep the other runs that are there, and full precision")
     parser.add_argument("--digests", action="store_true", help="only write the digests of what is there again")
     arguments = parser.parse_args()
-    kept = Path(__file__).with_name("results") / arguments.study
+    kept = Path(__file__).with_name("results") / (arguments.to or arguments.study)
     if not arguments.digests:
-        collect(arguments.runs_dir, arguments.study, kept)
+        collect(arguments.runs_dir, arguments.study, kept, arguments.add)
     write_json(kept / DIGESTS, digests(kept))
 
 
-def collect(runs_dir: str, study: str, kept: Path) -> None:
-    """Copy the finished runs of a study into `kept`, in the place of what is there."""
+def collect(runs_dir: str, study: str, kept: Path, add: bool) -> None:
+    """Copy the finished runs of a study into `kept`, in the place of what is there, or beside it."""
     runs = load_results(runs_dir, study)
-    shutil.rmtree(kept, ignore_errors=True)
+    if not add:
+        shutil.rmtree(kept, ignore_errors=True)
     for folder in map(Path, runs[runs.status == "done"].folder):
+        if add and folder.name.startswith("fp-") and (kept / folder.name).exists():
+            continue
         for file in ("result.json", VALUES, IMAGES):
             if (folder / file).is_file():
                 (kept / folder.name / file).parent.mkdir(parents=True, exist_ok=True)
