@@ -143,6 +143,33 @@ def test_offline_run_holds_config_metrics_media_and_artifacts(tmp_path, no_accou
     assert {"policy", "result"} <= {record.artifact.type for record in records}
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 8, 6), (3, 2, 3, 8, 6)], ids=["images", "clips"])
+def test_samples_are_a_table_with_prompts_and_values(shape, tmp_path, no_account):
+    import torch
+
+    from qdit.storage.run_folder import IMAGES, VALUES
+    from qdit.storage.tensors import save_tensors
+    from qdit.tracking.samples import samples_table
+
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    captions = ["a rocket", "a key", "fire"]
+    metrics = {"sqnr": {"settings": "aa"}, "fid_lite0": {"settings": "bb"}, "psnr": {"settings": "newer"}}
+    assert samples_table(tmp_path, metrics) is None
+    save_tensors(tmp_path / IMAGES, {"images": images}, {"captions": json.dumps(captions)})
+    save_tensors(tmp_path / VALUES, {"sqnr@aa": torch.tensor([1.0, 2.0, 3.0, 4.0]), "psnr@cc": torch.zeros(4)})
+    table = samples_table(tmp_path, metrics)
+    assert table is not None
+    assert table.columns == ["sample", "prompt", "image", "sqnr"]
+    assert [(row[0], row[1], row[3]) for row in table.data] == [
+        (0, "a rocket", 1.0),
+        (1, "a key", 2.0),
+        (2, "fire", 3.0),
+    ]
+    assert table.data[0][2].image.size == ((12, 8) if len(shape) == 5 else (6, 8))
+    (tmp_path / IMAGES).write_bytes(b"half")
+    assert samples_table(tmp_path, metrics) is None
+
+
 def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_account):
     import wandb
 

@@ -148,7 +148,7 @@ def embedded(name: str = "emoji_dit") -> Any:
 
     if name != "emoji_dit":
         folder = locate(PREFIX + name, None, "name", [])
-        pipe: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
         pipe.transformer.eval().requires_grad_(False)
         return pipe
     names = {int(label): name for label, name in read_config(EMBEDDED, "model_index.json")["id2label"].items()}

@@ -80,10 +80,14 @@ def keep(shelf: Shelf, key: str, values: Tensor, prompts: Sequence[str] | None) 
 
 def frames_picture(metrics: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
     """`frames.png`: paired metrics of clips over their frames, where there are any."""
-    found = {name: metric for name, metric in metrics.items() if metric.get("by_frame")}
-    shown = {name: quantity.metric_quantity(name, None, metric.get("shown")) for name, metric in found.items()}
-    if found:
-        figures.frame_chart({shown[name].label: metric["by_frame"] for name, metric in found.items()}, path, title)
+    curves = {}
+    for name, metric in metrics.items():
+        if metric.get("by_frame"):
+            whole = name.removesuffix("_worst_frame")  # whose curve is that of the mean
+            shown = quantity.metric_quantity(whole, None, metric.get("shown") if whole == name else None)
+            curves[shown.label] = metric["by_frame"]
+    if curves:
+        figures.frame_chart(curves, path, title)
 
 
 def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference: SampleSet, path: Path) -> None:

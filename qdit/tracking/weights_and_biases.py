@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from qdit.config import flatten
 from qdit.storage.names import fitting
 from qdit.tracking.base import Values
+from qdit.tracking.samples import samples_table
 
 if TYPE_CHECKING:
     import wandb
@@ -122,6 +123,8 @@ class WandbRun:
             media[f"curves/{name}"] = wandb.plot.line(points, *axes, title=name)
         if (clips := video(run_dir)) is not None:
             media["clips"] = clips
+        if (table := samples_table(run_dir, record.get("metrics") or {})) is not None:
+            media["samples_table"] = table
         if media:
             self.run.log(media)
         for kind, file in _ARTIFACTS.items():
