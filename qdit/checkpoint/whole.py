@@ -46,7 +46,7 @@ def _node(writer: Writer, name: str, layer: nn.Module, dtype: torch.dtype) -> Tr
         "quantizer": writer.value(layer.quantizer, f"{name}.quantizer"),
         "branch": writer.value(layer.branch, f"{name}.branch"),
         "patch": layer.patch,
-        "dtype": writer.value(layer.weight.dtype, name),
+        "dtype": writer.value(layer.dtype, name),
     }
 
 

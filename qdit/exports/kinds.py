@@ -147,7 +147,7 @@ def int8_tensor(layer: QuantLinear, form: Form, dimensions: int) -> Tensor:
             about["act_quant_kwargs"].granularity = PerTensor()
             about["act_quant_scale"] = own.scale.float().reshape(shape)
             about["act_quant_zero_point"] = (own.zero_point - shift).to(torch.int8).reshape(shape)
-    return Int8Tensor(codes, scale, block, layer.weight.dtype, **about)
+    return Int8Tensor(codes, scale, block, layer.dtype, **about)
 
 
 def intx_tensor(layer: QuantLinear, form: Form, dimensions: int) -> Tensor:
@@ -157,7 +157,7 @@ def intx_tensor(layer: QuantLinear, form: Form, dimensions: int) -> Tensor:
     assert form.weight is not None
     codes, scale, zero, block = centred(layer)
     rounding = PER_TOKEN if form.inputs is not None else None
-    return IntxUnpackedToInt8Tensor(codes, scale, zero, _target(form), tuple(block), layer.weight.dtype, rounding)
+    return IntxUnpackedToInt8Tensor(codes, scale, zero, _target(form), tuple(block), layer.dtype, rounding)
 
 
 def _target(form: Form) -> torch.dtype:

@@ -2,10 +2,12 @@
 
 A `QuantLinear` holds a weight on its grid, with the codes that it stands for, and a module that rounds the input to its
 grid. The product runs on integers where both are codes and `qdit.execution` allows it, else in floating point.
+
+A weight is held once: as codes, and their values beside them once a product in floating point has needed them; and from
+the first product of integers on in that product's own form, from which codes and values are made again when asked for.
 """
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 
 from qdit.execution import int8
 from qdit.quant.affine import Affine
-from qdit.quant.grid import Rounded
-from qdit.quant.integers import Codes, multiplies, product, weight_codes
+from qdit.quant.grid import Rounded, tensors_of
+from qdit.quant.integers import Codes, multiplies
+from qdit.quant.operands import Operand
 
 
 class Shared(nn.Module):
@@ -98,18 +101,50 @@ class QuantLinear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    like: Tensor
 
     def __init__(self, layer: nn.Module, rounded: Rounded | None, quantizer: nn.Module | None) -> None:
         super().__init__()
         own = matrix(layer)
-        self.rounded = rounded
-        self.register_buffer("weight", own if rounded is None else rounded.weight.to(own.dtype))
+        self._rounded: Rounded | None = rounded
+        self._operand: Operand | None = None
+        self.shape = tuple(own.shape if rounded is None else rounded.codes.shape)
+        self.register_buffer("weight", own if rounded is None else None)
+        self.register_buffer("like", own.new_empty(0), persistent=False)  # where and of what dtype the weight is
         bias = layer.bias
         assert bias is None or isinstance(bias, Tensor)
         self.register_buffer("bias", bias)
         self.quantizer = quantizer
         self.patch = patch_size(layer)
         self.branch: nn.Module | None = getattr(layer, "branch", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """As of any module; the values of a rounded weight are made when they are first asked for."""
+        found = super().__getattr__(name)
+        if name != "weight" or found is not None:
+            return found
+        with torch.inference_mode(False):
+            assert self.rounded is not None
+            found = self._buffers["weight"] = self.rounded.weight.to(
+                self.like
+            )  # `self.weight =` would ask for it again
+        return found
+
+    @property
+    def rounded(self) -> Rounded | None:
+        """The weight as codes on its grid; None if it is the layer's own."""
+        return self._rounded if self._operand is None else self._operand.rounded()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight's values."""
+        return self.like.dtype
+
+    @property
+    def groups(self) -> int:
+        """Of channels in which each output of a weight of integers has a scale."""
+        known = self._rounded or self._operand
+        return max(1, len(known.grid.scale) // self.shape[0]) if known is not None else 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; for a patch embedding [B, C, *places] -> [B, out, *places / patch]."""
@@ -127,22 +162,38 @@ class QuantLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         learning = torch.is_grad_enabled() and x.requires_grad
-        if int8() and not learning and has_codes(self.quantizer) and self.integers is not None:
-            codes = codes_of(self.quantizer, x)
-            if codes is not None and multiplies(len(codes.integers), self.integers, codes.groups):
-                return product(codes, self.integers, self.bias).to(x.dtype).view(*x.shape[:-1], -1)
+        if int8() and not learning and self.has_integers:
+            codes, (out, channels) = codes_of(self.quantizer, x), self.shape
+            if codes is not None and multiplies(codes, out, channels, self.groups):
+                return self.operand(codes.groups).product(codes, self.bias).to(x.dtype).view(*x.shape[:-1], -1)
         return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
 
-    @cached_property
-    def integers(self) -> Codes | None:
-        """The weight as an operand of integer products; None if it is none."""
-        whole = self.rounded is not None and isinstance(self.rounded.grid, Affine)
-        return weight_codes(self.rounded) if whole else None  # pyright: ignore[reportArgumentType]
+    def operand(self, groups: int) -> Operand:
+        """The weight as an operand of integer products, which takes the place of its codes and values.
+
+        Args:
+            groups: of channels in which the input has a scale each.
+        """
+        if self._operand is None or self._operand.groups != groups:
+            assert self.rounded is not None
+            self._operand = Operand(self.rounded, groups)
+            self._rounded = self._buffers["weight"] = None
+        return self._operand
+
+    @property
+    def bytes(self) -> int:
+        """Of what is held for the weight: values, codes, scales."""
+        held = [each for each in (self._buffers["weight"],) if each is not None]
+        if self._rounded is not None:
+            held += [self._rounded.codes, *tensors_of(self._rounded.grid).values()]
+        count = 0 if self._operand is None else self._operand.bytes
+        return count + sum(each.numel() * each.element_size() for each in held)
 
     @property
     def has_integers(self) -> bool:
         """Whether weight and input are both integers times scales."""
-        return has_codes(self.quantizer) and self.integers is not None
+        known = self._rounded or self._operand
+        return known is not None and isinstance(known.grid, Affine) and has_codes(self.quantizer)
 
 
 Patch = int | tuple[int, ...]

@@ -9,13 +9,15 @@ to an output; Σ b is known beforehand. The products Σ a b run in the machine's
 exactly up to 2²⁴, which 1,024 channels of 8 bits never exceed. So the result differs only in the last bits from that of
 simulated quantization, which multiplies dequantized values in floating point.
 
-Source: Jacob et al., arXiv 1712.05877, §2.3. Left out: packed 4-bit products, which torch has no kernel for; codes of
-fewer than 8 bits are multiplied as int8.
+Source: Jacob et al., arXiv 1712.05877, §2.3. Left out: products of 4-bit codes, which torch has no kernel for; codes of
+fewer than 8 bits are multiplied as int8. `product` is the plain way; `qdit.quant.operands` has the faster ones.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int8
@@ -52,6 +54,10 @@ class Codes:
         """The integers of one of so many equal parts of the channels."""
         part = self.integers.shape[1] // of
         return self.integers[:, number * part : (number + 1) * part]
+
+    def part_sums(self, number: int, of: int) -> Float[Tensor, " rows"]:
+        """Σ a over one of so many equal parts of the channels."""
+        return self.sums[:, number] if self.groups == of else _summed(self.group(number, of))
 
 
 def encoded(
@@ -90,42 +96,80 @@ def weight_codes(rounded: Rounded) -> Codes:
     return Codes((codes - SIDE).flatten(1).to(torch.int8), scale, zero_point - SIDE)
 
 
-def multiplies(rows: int, weight: Codes, groups: int) -> bool:
-    """Whether the device has an integer matrix product for these shapes."""
-    out, channels = weight.integers.shape
-    if weight.integers.device.type == "cpu":
+def multiplies(x: Codes, out: int, channels: int, groups: int) -> bool:
+    """Whether the device has a product of `x` and a weight [out, channels] with so many groups in a row."""
+    if x.integers.device.type == "cpu":
         return True
-    part = channels // lcm(groups, weight.groups)
-    return rows >= CUDA_ROWS and part % CUDA_MULTIPLE == 0 and out % CUDA_MULTIPLE == 0
+    part = channels // lcm(x.groups, groups)
+    return len(x.integers) >= CUDA_ROWS and part % CUDA_MULTIPLE == 0 and out % CUDA_MULTIPLE == 0
+
+
+class Weight(Protocol):
+    """What `rescaled` asks of a weight besides its products: the fields of `Codes`, and `part_sums`."""
+
+    @property
+    def scale(self) -> Float[Tensor, "out groups"]:
+        """See `Codes`."""
+        ...
+
+    @property
+    def offset(self) -> Float[Tensor, "out groups"] | None:
+        """See `Codes`."""
+        ...
+
+    @property
+    def groups(self) -> int:
+        """See `Codes`."""
+        ...
+
+    def part_sums(self, number: int, of: int) -> Float[Tensor, " out"]:
+        """Σ b over one of so many equal parts of the channels."""
+        ...
 
 
 def product(x: Codes, weight: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-    """x̂ Ŵᵀ + bias in float32; the loop runs over parts of the channels within which both sides have one scale."""
-    groups = lcm(x.groups, weight.groups)
-    part = weight.integers.shape[1] // groups
+    """x̂ Ŵᵀ + bias in float32, by torch's own product of integers."""
+    parts = lcm(x.groups, weight.groups)
+
+    def sums(number: int) -> Tensor:
+        operands = x.group(number, parts), weight.group(number, parts).t()
+        return torch._int_mm(*operands).float()  # pyright: ignore[reportPrivateImportUsage]
+
+    return rescaled(x, weight, bias, parts, sums)
+
+
+def rescaled(
+    x: Codes,
+    weight: Weight,
+    bias: Float[Tensor, " out"] | None,
+    parts: int,
+    sums: Callable[[int], Float[Tensor, "rows out"]],
+) -> Float[Tensor, "rows out"]:
+    """x̂ Ŵᵀ + bias in float32, of the products of integers.
+
+    Args:
+        x: the input.
+        weight: the other operand.
+        bias: of the layer.
+        parts: equal parts of the channels within which both sides have one scale; the loop runs over them.
+        sums: of a part, Σ a b in a new tensor.
+    """
+    part = x.integers.shape[1] // parts
     start, y = bias.float() if bias is not None else x.scale.new_zeros(()), None
-    for number in range(groups):
-        mine, its = number * x.groups // groups, number * weight.groups // groups
-        operands = x.group(number, groups), weight.group(number, groups).t()
-        sums = torch._int_mm(*operands).float()  # pyright: ignore[reportPrivateImportUsage]
+    for number in range(parts):
+        mine, its = number * x.groups // parts, number * weight.groups // parts
+        found = sums(number)
         if x.offset is not None:
-            sums.addcmul_(x.offset[:, mine, None], _sums(weight, number, groups), value=-1)
+            found.addcmul_(x.offset[:, mine, None], weight.part_sums(number, parts), value=-1)
         if weight.offset is not None:
-            theirs = _sums(x, number, groups).unsqueeze(1)
+            theirs = x.part_sums(number, parts).unsqueeze(1)
             if x.offset is not None:
                 theirs = theirs - part * x.offset[:, mine, None]
-            sums.addcmul_(theirs, weight.offset[:, its], value=-1)
-        sums.mul_(x.scale[:, mine, None])
-        y = torch.addcmul(start, sums, weight.scale[:, its]) if y is None else y.addcmul_(sums, weight.scale[:, its])
+            found.addcmul_(theirs, weight.offset[:, its], value=-1)
+        found.mul_(x.scale[:, mine, None])
+        y = torch.addcmul(start, found, weight.scale[:, its]) if y is None else y.addcmul_(found, weight.scale[:, its])
     assert y is not None
     return y
-
-
-def _sums(codes: Codes, number: int, groups: int) -> Float[Tensor, " rows"]:
-    """Σ a over one of `groups` equal parts of the channels."""
-    if codes.groups == groups:
-        return codes.sums[:, number]
-    return _summed(codes.group(number, groups))
 
 
 def _summed(integers: Int8[Tensor, "*rows part"]) -> Float[Tensor, "*rows"]:

@@ -1,0 +1,232 @@
+// Products of int8 codes with scales by row and group of channels on x86, by AMX or by AVX-512 VNNI: see qdit/quant/native.py.
+//
+// qdit/quant/integers.py has the formula. Every element sees the same operations in the same order as there (sums of
+// integers are exact, and torch's addcmul is a fused multiply-add), so that the bits are the same whatever made them.
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#ifndef __AVX512VNNI__
+#error "this processor has no AVX-512 VNNI"
+#endif
+
+namespace {
+
+constexpr long COLUMNS = 32;  // of a tile of the output
+constexpr long CHUNK = 96;    // rows whose codes stay in the second cache while all columns pass
+constexpr uint32_t SHIFT = 0x80808080u;
+
+struct Product {
+    long rows, out, channels, groups, wide;    // wide: `out` rounded up to whole tiles
+    const int8_t* x;                           // [rows, channels]
+    const float *x_scale, *x_offset;           // [rows, groups]; no offsets: null
+    const int8_t* weight;                      // [wide / 32, channels / 4, 32, 4]
+    const float *w_scale, *w_offset, *w_sums;  // [groups, wide]; no offsets: null
+    const float* bias;                         // [wide]
+    float* y;                                  // [rows, out]
+    long part() const { return channels / groups; }
+};
+
+int32_t summed(const int8_t* codes, long count) {
+    int32_t sum = 0;
+    for (long i = 0; i < count; i++) sum += codes[i];
+    return sum;
+}
+
+// total += scales (sums - corrections) of one group, for `count` rows from `row` on and the columns of a tile. `x_sums`
+// [count, groups] are those of the rows' codes, null where the weight has no offsets.
+void add_group(const Product& p, const int32_t* sums, const float* x_sums, long row, long count, long column,
+               long group, float* total) {
+    const long at = group * p.wide + column;
+    for (long r = 0; r < count; r++) {
+        const long mine = (row + r) * p.groups + group;
+        const __m512 scale = _mm512_set1_ps(p.x_scale[mine]);
+        const float offset = p.x_offset ? p.x_offset[mine] : 0.0f;
+        float theirs = x_sums ? x_sums[r * p.groups + group] : 0.0f;
+        if (x_sums && p.x_offset) theirs -= p.part() * offset;
+        for (long v = 0; v < COLUMNS; v += 16) {
+            __m512 s = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + r * COLUMNS + v));
+            if (p.x_offset) s = _mm512_fnmadd_ps(_mm512_set1_ps(offset), _mm512_loadu_ps(p.w_sums + at + v), s);
+            if (x_sums) s = _mm512_fnmadd_ps(_mm512_set1_ps(theirs), _mm512_loadu_ps(p.w_offset + at + v), s);
+            float* here = total + r * COLUMNS + v;
+            s = _mm512_mul_ps(s, scale);
+            _mm512_storeu_ps(here, _mm512_fmadd_ps(s, _mm512_loadu_ps(p.w_scale + at + v), _mm512_loadu_ps(here)));
+        }
+    }
+}
+
+void begin(const Product& p, long column, long count, float* total) {
+    for (long r = 0; r < count; r++) std::memcpy(total + r * COLUMNS, p.bias + column, COLUMNS * sizeof(float));
+}
+
+void finish(const Product& p, const float* total, long row, long count, long column) {
+    const long left = std::min(COLUMNS, p.out - column);
+    for (long r = 0; r < count; r++)
+        std::memcpy(p.y + (row + r) * p.out + column, total + r * COLUMNS, left * sizeof(float));
+}
+
+// AVX-512 VNNI multiplies unsigned by signed codes: those of the input are shifted by 128.
+struct Vnni {
+    static constexpr long ROWS = 12;
+    const Product& p;
+    std::vector<uint32_t> codes;  // of a chunk: [tiles, channels / 4, rows of the tile, 4]
+
+    explicit Vnni(const Product& p) : p(p), codes(CHUNK * p.channels / 4) {}
+
+    void read(long first, long count) {
+        const long fours = p.channels / 4;
+        for (long row = 0; row < count; row += ROWS) {
+            const long tall = std::min(ROWS, count - row);
+            for (long r = 0; r < tall; r++) {
+                const int8_t* from = p.x + (first + row + r) * p.channels;
+                uint32_t* to = codes.data() + row * fours + r;
+                for (long k = 0; k < fours; k++) {
+                    uint32_t four;
+                    std::memcpy(&four, from + 4 * k, 4);
+                    to[k * tall] = four ^ SHIFT;
+                }
+            }
+        }
+    }
+
+    // What the shift adds to each product is 128 times the sum of the weight's codes: it is taken off beforehand.
+    static __m512i start(const float* w_sums) {
+        return _mm512_mullo_epi32(_mm512_cvtps_epi32(_mm512_loadu_ps(w_sums)), _mm512_set1_epi32(-128));
+    }
+
+    template <int R>
+    static void sums(const uint32_t* a, const int8_t* b, long part, const float* w_sums, int32_t* out) {
+        __m512i low[R], high[R];
+        low[0] = start(w_sums), high[0] = start(w_sums + 16);
+#pragma GCC unroll 12
+        for (int r = 1; r < R; r++) low[r] = low[0], high[r] = high[0];
+#pragma GCC unroll 1
+        for (long k = 0; k < part; k += 4, a += R, b += 4 * COLUMNS) {
+            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                const __m512i four = _mm512_set1_epi32(a[r]);
+                low[r] = _mm512_dpbusd_epi32(low[r], four, b0);
+                high[r] = _mm512_dpbusd_epi32(high[r], four, b1);
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            _mm512_storeu_si512(out + r * COLUMNS, low[r]);
+            _mm512_storeu_si512(out + r * COLUMNS + 16, high[r]);
+        }
+    }
+
+    void tile(const float* x_sums, long first, long row, long count, long column) {
+        static constexpr decltype(&sums<1>) SUMS[] = {sums<1>, sums<2>, sums<3>, sums<4>,  sums<5>,  sums<6>,
+                                                     sums<7>, sums<8>, sums<9>, sums<10>, sums<11>, sums<12>};
+        alignas(64) float total[ROWS * COLUMNS];
+        alignas(64) int32_t found[ROWS * COLUMNS];
+        const long part = p.part();
+        begin(p, column, count, total);
+        for (long g = 0; g < p.groups; g++) {
+            const uint32_t* a = codes.data() + row * (p.channels / 4) + g * (part / 4) * count;
+            const int8_t* b = p.weight + column * p.channels + g * part * COLUMNS;
+            SUMS[count - 1](a, b, part, p.w_sums + g * p.wide + column, found);
+            add_group(p, found, x_sums, first + row, count, column, g, total);
+        }
+        finish(p, total, first + row, count, column);
+    }
+};
+
+#ifdef __AMX_INT8__
+// AMX multiplies signed codes, 64 channels at once.
+struct Amx {
+    static constexpr long ROWS = 32, DEEP = 64;
+    const Product& p;
+    std::vector<int8_t> codes;  // of a chunk, with rows of zeros behind it
+
+    static bool fits(const Product& p) {
+        constexpr long REQUEST = 0x1023, TILES = 18;  // ARCH_REQ_XCOMP_PERM, of the system's arch_prctl
+        static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
+        return allowed && p.part() % DEEP == 0;
+    }
+
+    explicit Amx(const Product& p) : p(p), codes((CHUNK + ROWS) * p.channels) {
+        alignas(64) uint8_t config[64] = {1};
+        for (int tile = 0; tile < 8; tile++) config[16 + 2 * tile] = 64, config[48 + tile] = 16;
+        _tile_loadconfig(config);
+    }
+    ~Amx() { _tile_release(); }
+
+    void read(long first, long count) {
+        std::memcpy(codes.data(), p.x + first * p.channels, count * p.channels);
+        std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not know that loads of tiles read it
+    }
+
+    void tile(const float* x_sums, long first, long row, long count, long column) {
+        alignas(64) float total[ROWS * COLUMNS];
+        alignas(64) int32_t found[ROWS * COLUMNS];
+        const int8_t *a = codes.data() + row * p.channels, *b = p.weight + column * p.channels;
+        const long line = 4 * COLUMNS, row_bytes = COLUMNS * sizeof(int32_t);
+        begin(p, column, count, total);
+        for (long g = 0; g < p.groups; g++) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (long k = 0; k < p.part(); k += DEEP, a += DEEP, b += DEEP * COLUMNS) {
+                _tile_loadd(4, a, p.channels);
+                _tile_loadd(5, a + 16 * p.channels, p.channels);
+                _tile_loadd(6, b, line);
+                _tile_loadd(7, b + 64, line);
+                _tile_dpbssd(0, 4, 6);
+                _tile_dpbssd(1, 4, 7);
+                _tile_dpbssd(2, 5, 6);
+                _tile_dpbssd(3, 5, 7);
+            }
+            _tile_stored(0, found, row_bytes);
+            _tile_stored(1, found + 16, row_bytes);
+            _tile_stored(2, found + 16 * COLUMNS, row_bytes);
+            _tile_stored(3, found + 16 * COLUMNS + 16, row_bytes);
+            add_group(p, found, x_sums, first + row, count, column, g, total);
+        }
+        finish(p, total, first + row, count, column);
+    }
+};
+#endif
+
+template <class Kernel> void multiply(const Product& p, long threads) {
+    const long chunk = std::clamp((p.rows + threads - 1) / threads, 1L, CHUNK);
+    const long chunks = (p.rows + chunk - 1) / chunk, each = (chunks + threads - 1) / threads;
+    auto work = [&p, chunk](long from, long to) {
+        Kernel kernel(p);
+        std::vector<float> sums(p.w_offset ? chunk * p.groups : 0);
+        for (long first = from * chunk; first < std::min(to * chunk, p.rows); first += chunk) {
+            const long count = std::min(chunk, p.rows - first);
+            kernel.read(first, count);
+            for (long i = 0; !sums.empty() && i < count * p.groups; i++)
+                sums[i] = summed(p.x + first * p.channels + i * p.part(), p.part());
+            for (long column = 0; column < p.wide; column += COLUMNS)
+                for (long row = 0; row < count; row += Kernel::ROWS) {
+                    const float* mine = sums.empty() ? nullptr : sums.data() + row * p.groups;
+                    kernel.tile(mine, first, row, std::min(Kernel::ROWS, count - row), column);
+                }
+        }
+    };
+    std::vector<std::thread> others;
+    for (long start = each; start < chunks; start += each) others.emplace_back(work, start, start + each);
+    work(0, each);
+    for (auto& other : others) other.join();
+}
+
+}  // namespace
+
+extern "C" void qdit_product(const Product* p, long threads) {
+#ifdef __AMX_INT8__
+    if (Amx::fits(*p)) return multiply<Amx>(*p, threads);
+#endif
+    multiply<Vnni>(*p, threads);
+}
