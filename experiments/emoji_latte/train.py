@@ -16,18 +16,23 @@ from qdit import compat as compat  # before diffusers and transformers, which im
 import torch
 from diffusers import AutoencoderKL, LattePipeline
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from experiments.emoji_dit.train import ASSETS, scheduler
+from experiments.emoji_dit.train import ASSETS, encode, scheduler
+from experiments.emoji_pixart.autoencoder import pretrained
 from experiments.emoji_pixart.fitting import arguments, fit, load_ema
 from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
-from experiments.emoji_pixart.networks import TextModel, make_latte, make_pixart, noise_loss, sample, warm_latte
+from experiments.emoji_pixart.networks import TextModel, make_latte, make_pixart, noise_loss, sample, tokens, warm_latte
+from experiments.emoji_pixart.reading import teach
 from experiments.emoji_pixart.train import SUBJECTS, save
 from experiments.emoji_pixart.words import make_tokenizer
-from qdit.dataset.captions import base_emoji, caption, held_out
+from qdit.dataset.captions import base_emoji, base_shares, caption, held_out
 from qdit.dataset.motion import FRAMES, PHRASES, POSES, read_motion, render, subject
 
 TEMPORAL_ONLY = 1000
 """Steps in which what the image model knows is held."""
+LOUDNESS = 4.0
+"""Of a motion's mark beside a picture's latent of 256 values, in what the text encoder learns first."""
 
 
 def trained_pairs() -> Tensor:
@@ -35,6 +40,24 @@ def trained_pairs() -> Tensor:
     names = base_emoji()[1]
     kept = [(i, m) for i, name in enumerate(names) for m, phrase in enumerate(PHRASES) if not held_out(name, phrase)]
     return torch.tensor(kept)
+
+
+@torch.no_grad()
+def fresh(model: TextModel, args: argparse.Namespace) -> None:
+    """The model before its first step: the image model, whose text encoder learns what the phrases mean."""
+    images, names = base_emoji()
+    tokenizer = make_tokenizer()
+    source, step = load_ema(TextModel(make_pixart(), len(tokenizer)), args.work / "pixart.pt")
+    warm_latte(model, source)  # type: ignore[arg-type]
+    pairs = trained_pairs()
+    which, motion = pairs.unbind(1)
+    meanings = [encode(pretrained(), 2 * images - 1).flatten(1)[which], LOUDNESS * one_hot(motion, len(PHRASES))]
+    shares = base_shares()[which]
+    captions = tokens(tokenizer, [caption(names[i], PHRASES[m]) for i, m in pairs.tolist()])
+    with torch.enable_grad():
+        given = captions, torch.cat(meanings, 1), shares / shares.sum(), args.teach, tokens(tokenizer, names)
+        read = teach(model.text, *given)
+    print(f"starts from the image model of step {step}; pictures and motions are read to {read:.3f}", flush=True)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -45,9 +68,7 @@ def train(args: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval().to(args.device)
     model = TextModel(make_latte(), len(tokenizer))
     if not (args.work / "latte.pt").exists():
-        source, step = load_ema(TextModel(make_pixart(), len(tokenizer)), args.work / "pixart.pt")
-        warm_latte(model, source)  # type: ignore[arg-type]
-        print(f"starts from the image model of step {step}", flush=True)
+        fresh(model, args)
 
     def prepare(step: int) -> None:
         for name, parameter in model.named_parameters():
@@ -135,6 +156,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=240, help="clips of the scores; half as many of held-out pairs")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--to", type=Path, default=ASSETS / "latte")
+    parser.add_argument("--teach", type=int, default=1500, help="steps of the text encoder alone, before all others")
     args = parser.parse_args()
     args.steps, args.batch, args.lr = args.steps or 6000, args.batch or 12, args.lr or 5e-4
     {"train": train, "measure": measure, "export": export}[args.stage](args)

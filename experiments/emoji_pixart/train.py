@@ -59,7 +59,7 @@ def fresh(model: TextModel, latents: Tensor, earlier: Path | None, steps: int) -
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
     ids = tokens(make_tokenizer(), base_emoji()[1])
-    read = teach(model.text, ids, latents, base_shares(), steps)
+    read = teach(model.text, ids, latents.flatten(1), base_shares(), steps)
     size = loud_captions(model, ids[::8])
     print(f"shares of variance: modulation {explained:.3f}, pictures {read:.3f}; captions were {size:.2f}", flush=True)
     return model
