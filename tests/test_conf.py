@@ -35,6 +35,9 @@ def overrides_of(option: str) -> list[str]:
     hosts |= {f"search/{part}": ["search=mixed_precision"] for part in ("bit_budget", "allocator", "split", "groups")}
     if group.startswith("experiment/"):
         return [f"experiment={group.removeprefix('experiment/')}/{name}"]
+    if group == "experiment":  # files of captions are the user's
+        wanted = OmegaConf.missing_keys(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        return [option, *(f"{key}=plain" for key in sorted(wanted))]
     if option == "quantizer=load":
         return [option, "quantizer.path=run"]
     if option == "search=fixed":

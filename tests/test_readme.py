@@ -115,7 +115,12 @@ def hub(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("hub")
     small = latent_pipeline(root / "xl256", heads=16, head_dim=72, classes=1000, sample_size=32)
     large = resized(small, root / "xl512", sample_size=64)
-    return {"facebook/DiT-XL-2-256": small, "facebook/DiT-XL-2-512": large, "stabilityai/sd-vae-ft-mse": small / "vae"}
+    families = {"pixart_alpha": "PixArt-alpha/PixArt-XL-2-1024-MS", "latte": "maxin-cn/Latte-1"}
+    families["pixart_sigma"] = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
+    heads = {"pixart_alpha": 24}  # of three parts of the channels
+    text = {name: write_text_pipeline(root / f, f, heads=heads.get(f, 16)) for f, name in families.items()}
+    dits = {"facebook/DiT-XL-2-256": small, "facebook/DiT-XL-2-512": large, "stabilityai/sd-vae-ft-mse": small / "vae"}
+    return dits | text
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,9 @@ def workshop(tmp_path_factory, hub) -> Path:
     write_text_pipeline(root / "my_pixart", "pixart_sigma", heads=16)
     write_text_pipeline(root / "my_latte", "latte", heads=16)
     write_suite(root)
+    for name in ("coco_1024.txt", "coco_128.txt", "calib.txt", "ucf_101.txt"):
+        shutil.copyfile(root / "captions.txt", root / name)
+    (root / "mjhq_5000.jsonl").write_text('{"id": "a", "prompt": "a red cat"}\n')
     write_hunyuan_pipeline(root / "my_hunyuan")
     (root / "DiT-XL-2-256").symlink_to(hub["facebook/DiT-XL-2-256"])
     with pytest.MonkeyPatch.context() as patch:
