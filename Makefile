@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint newest notebooks clean
+.PHONY: demo test lint newest notebooks docs clean
 
 demo: .venv/.installed
 	$(BIN)/qdit study=demo num_samples=64
@@ -18,6 +18,11 @@ newest: .venv/.installed
 notebooks: .venv/.installed
 	$(BIN)/python .ci/notebooks
 
+# The documentation site, in site/; a link that leads nowhere is an error.
+docs: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,4 +35,4 @@ lint: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest runs cache
+	rm -rf .venv .venv-newest runs cache site

@@ -8,9 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WRITTEN = [
     "*.md",
-    "docs/*.md",
+    "docs/**/*.md",
     "experiments/*/*.md",
     "notebooks/*.ipynb",
+    "examples/*.py",
     "conf/**/*.yaml",
     "qdit/**/*.md",
     "qdit/**/*.py",

@@ -39,7 +39,7 @@ from qdit.runs import run
 from qdit.storage.run_folder import RunDir
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INSPECTING = ("--help", "--cfg", "--info")  # what composes and stops
 PLUGINS = {"joblib": "joblib", "submitit_slurm": "slurm", "optuna": "optuna"}  # option -> extra
 TINY = [
@@ -308,7 +308,8 @@ def test_command(line, reader, monkeypatch):
     elif program == "qdit-report":
         run_report(arguments, reader)
     elif program in ("qdit-ls", "qdit-pick"):
-        pretended_study(reader, "mine")
+        if "--study" in arguments:
+            pretended_study(reader, arguments[arguments.index("--study") + 1])
         assert {"qdit-ls": ls, "qdit-pick": pick}[program].main(arguments) == 0
     elif program == "qdit-refs":
         refs._parser().parse_args(arguments)

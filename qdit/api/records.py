@@ -74,7 +74,8 @@ def difference(one: pd.DataFrame, other: pd.DataFrame, metric: str = "sqnr") -> 
     fraction of that of either mean.
 
     Args:
-        one, other: the rows of `results` of each: one, or several seeds of noise or of calibration.
+        one: the rows of `results` of a method: one, or several seeds of noise or of calibration.
+        other: those of the method that it is compared with.
         metric: that was measured sample by sample.
 
     Returns:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra._internal import utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -75,7 +76,7 @@ def told(run_and_report: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def unknown_options(loader: ConfigLoaderImpl, words: Iterable[str]) -> list[str]:
+def unknown_options(loader: ConfigLoader, words: Iterable[str]) -> list[str]:
     """What is wrong with the options that words name, without composing them: of a sweep, before its first cell."""
     groups, found = _groups(loader), []
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(dict.fromkeys(words))):
@@ -129,7 +130,7 @@ def _no_key(loader: Any, key: str, word: str, known: dict[str, Any]) -> str:
         return (
             f"{word}: this config has no {key} to replace; +{word.lstrip('+~')} adds it, where what it picks uses one"
         )
-    names = dict.fromkeys([*known, *(groups if "." not in key else [])])
+    names = list(dict.fromkeys([*known, *(groups if "." not in key else [])]))
     last = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f" (did you mean {', '.join(last[:3])}?)" if last else did_you_mean(key, names)
     if having := _options_with(key):

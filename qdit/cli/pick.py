@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> None:
     frame = where(load_results(options.runs_dir, options.study), options.where)
     summary = summarise(frame, ROWS)
     bars = bars_of(summary, options.min, options.max)
-    cost = cost_quantity(CHARGED.get(options.by, options.by))
+    cost = cost_quantity(CHARGED.get(options.by) or options.by)
     bits = {id(row): select.shown(row["bits"]) for row in summary.rows}
     names = {key: f"{name} {bits[key]}" for key, name in names_of(summary, summary.rows).items()}
     picked = pick(summary, bars, cost.column)

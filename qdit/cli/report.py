@@ -49,3 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: STUDY.html)")
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

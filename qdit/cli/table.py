@@ -140,3 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, nargs="+", default=[], metavar="FILE", help="write the tables that documents ask for"
     )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
