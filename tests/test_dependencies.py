@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "qdit").rglob("*.py"))
@@ -58,6 +59,25 @@ def test_what_is_imported_is_listed_and_what_is_listed_is_used(trees, declared):
 
 def test_each_dependency_has_a_ceiling(declared):
     assert [name for name, bounds in declared.items() if "<" not in bounds and "==" not in bounds] == []
+
+
+def test_what_runs_elsewhere_is_what_the_package_says():
+    """The workflow tries each Python that the package is for, and what it calls is there; hooks have ruff's bounds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    named = {line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)}
+    assert set(workflow["tests"]["strategy"]["matrix"]["python-version"]) == named
+    commands = [step["run"] for job in workflow.values() for step in job["steps"] if "run" in step]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {command.split()[1] for command in commands if command.startswith("make ")} <= targets
+    extras = {
+        name for command in commands for found in re.findall(r"\.\[(.+?)\]", command) for name in found.split(",")
+    }
+    assert extras <= set(project["optional-dependencies"])
+    assert all((ROOT / path).is_file() for command in commands for path in re.findall(r"tests/\S+", command))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    ruff = next(line for line in project["optional-dependencies"]["dev"] if line.startswith("ruff"))
+    assert {line for hook in hooks for line in hook["additional_dependencies"]} == {ruff}
 
 
 def refused(tree: ast.Module) -> list[str]:
