@@ -130,8 +130,8 @@ def _no_key(loader: Any, key: str, word: str, known: dict[str, Any]) -> str:
         return (
             f"{word}: this config has no {key} to replace; +{word.lstrip('+~')} adds it, where what it picks uses one"
         )
-    names = list(dict.fromkeys([*known, *(groups if "." not in key else [])]))
-    last = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    names = {*known, *(groups if "." not in key else [])}
+    last = sorted(name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2])
     hint = f" (did you mean {', '.join(last[:3])}?)" if last else did_you_mean(key, names)
     if having := _options_with(key):
         return f"{word}: what this config picks has no key {key}{hint}; these have: {_listed(having)}"
