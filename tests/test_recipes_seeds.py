@@ -52,7 +52,7 @@ def test_tfmq_dm_learns_what_depends_on_time_first_and_has_ranges_for_each_step(
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
-@pytest.mark.parametrize("name", ["tfmq_dm", "ptq_vit", "apq_vit"])
+@pytest.mark.parametrize("name", ["tfmq_dm", "ptq_vit", "apq_vit", "passion_sr"])
 def test_later_recipes_go_with_usual_bits(tiny_model, name, bits):
     recipe, policy = completed(tiny_model, f"quantizer={name}", f"bits={bits}")
     assert {layer.weight.bits for layer in policy.values() if layer.weight} == {recipe.weight_bits}

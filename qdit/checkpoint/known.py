@@ -50,6 +50,7 @@ _DATACLASSES = {  # whose fields are what their instances have
     "qdit.transform.base": ("Origin",),
     "qdit.transform.blocks": ("PermutedHadamard", "RegularHadamard"),
     "qdit.transform.chain": ("Chain",),
+    "qdit.transform.learned": ("Learned",),
     "qdit.transform.lowrank": ("LowRank",),
     "qdit.transform.mean": ("Mean",),
     "qdit.transform.reparam": ("Reparameterization",),

@@ -5,6 +5,7 @@ from qdit.transform.awq import ActivationAware
 from qdit.transform.base import Rewrite, Transform, rewritten
 from qdit.transform.blocks import PermutedHadamard, RegularHadamard
 from qdit.transform.chain import Chain
+from qdit.transform.learned import Learned
 from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard, SelectiveHadamard
@@ -19,6 +20,7 @@ __all__ = [
     "FixedAlpha",
     "GridAlpha",
     "Hadamard",
+    "Learned",
     "LowRank",
     "PermutedHadamard",
     "RegularHadamard",

@@ -11,6 +11,7 @@ parameters; adaLN computes them for each sample, and scale and shift are folded 
 β). The grid is calibrated after the rewrite as any other; RepQ-ViT takes over (s̃, z̃), whose z̃ can be a fraction.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,7 +56,42 @@ def aligned(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reparameterization(Drafted):
+class ChannelMap(Drafted):
+    """Base of transforms that scale and shift the channels of inputs: x' = (x + d) / r.
+
+    Args:
+        name, roles: see `qdit.transform.folding.Drafted`.
+    """
+
+    @abstractmethod
+    def factors(self, measured: Float[Tensor, "2 channels"]) -> tuple[Tensor, Tensor]:
+        """(r, d) of an input, both [channels], from what was measured of it."""
+
+    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
+        """See `Transform`: two 16-bit numbers, an addition and a multiplication for each channel."""
+        left = [each for each in self.inputs(model, sites) if fold_of(model, each) is None]
+        return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
+
+    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
+        """See `Step`. What is folded reaches all readers of the input, quantized or not."""
+        model = draft.model
+        for each in self.inputs(model, sites):
+            r, d = (part.to(model.device) for part in self.factors(measured[each.name]))
+            fold = fold_of(model, each)
+            for site in each.readers if fold else each.quantized:
+                draft.shift_columns(site.name, d)
+                draft.scale_columns(site.name, r)
+            if fold is not None:
+                draft.shift_output(fold, d)
+                draft.scale_output(fold, 1 / r)
+                continue
+            changes = torch.nn.Sequential(Shift(d, model.dtype), Scale(1 / r, model.dtype))
+            for site in each.quantized:
+                draft.at_run_time(site.name, changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reparameterization(ChannelMap):
     """Give all channels of inputs one range.
 
     Args:
@@ -68,10 +104,9 @@ class Reparameterization(Drafted):
     bits: int
     needs_calibration = True
 
-    def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
-        """See `Transform`: two 16-bit numbers, an addition and a multiplication for each channel."""
-        left = [each for each in self.inputs(model, sites) if fold_of(model, each) is None]
-        return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
+    def factors(self, measured: Float[Tensor, "2 channels"]) -> tuple[Tensor, Tensor]:
+        """See `ChannelMap`."""
+        return aligned(*measured)
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
@@ -82,20 +117,3 @@ class Reparameterization(Drafted):
         seen = {each.name: ValueReservoir(VALUES, rows=each.channels) for each in inputs}
         watch_rows(model, inputs, data, lambda read, x: seen[read.name].add(x.T))
         return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}
-
-    def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
-        """See `Step`. What is folded reaches all readers of the input, quantized or not."""
-        model = draft.model
-        for each in self.inputs(model, sites):
-            r, d = (part.to(model.device) for part in aligned(*measured[each.name]))
-            fold = fold_of(model, each)
-            for site in each.readers if fold else each.quantized:
-                draft.shift_columns(site.name, d)
-                draft.scale_columns(site.name, r)
-            if fold is not None:
-                draft.shift_output(fold, d)
-                draft.scale_output(fold, 1 / r)
-                continue
-            changes = torch.nn.Sequential(Shift(d, model.dtype), Scale(1 / r, model.dtype))
-            for site in each.quantized:
-                draft.at_run_time(site.name, changes)

@@ -112,8 +112,8 @@ class Learner:
         return [self.layers[name].weight for name in self.weights]
 
     def result(self) -> tuple[dict[str, Rounded], dict[str, Tensor]]:
-        """The rounded weights and the activation steps as they stand."""
-        steps = {path: step.scale.detach().clone() for path, step in self.steps.items()}
+        """The rounded weights, and what the activation quantizers learned, as they stand."""
+        steps = {path: step.numbers.detach().clone() for path, step in self.steps.items()}
         return {name: weight.hard() for name, weight in self.weights.items()}, steps
 
     def harden(self) -> None:

@@ -87,7 +87,7 @@ class Session:
         shares = {name: share for name in inner if (share := self.share(name)) is not None}
         made = temporal_task(self.fit.model, self.fit.data) if unit.temporal else targets.task(unit, passed)
         task, importance = replace(made, inner=inner, shares=shares), self.weighting(unit)
-        learning = learnable(layers, self.exact, relative=self.how.step_unit == "relative")
+        learning = self.learning(layers)
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()
         random = generator(self.seed, f"reconstruction {unit.name}", 0)
@@ -125,6 +125,10 @@ class Session:
             return {"error": after, "error_nearest": before, **share}
 
         self.fit.tracker.log(values, [each.name for group in self.units for each in group].index(unit.name), "rounding")
+
+    def learning(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """What takes the place of the quantizers of installed layers while these learn, by path."""
+        return learnable(layers, self.exact, relative=self.how.step_unit == "relative")
 
     def rounding(self, unit: Unit) -> list[str]:
         """The sites of a unit whose weights are rounded."""
@@ -212,11 +216,15 @@ class Session:
         if not sites and not steps:
             self.keep(unit, {}, {})
             return True
-        found = load_named(self.fit, unit.name, sites, {key: tuple(m.scale.shape) for key, m in steps.items()})
+        found = load_named(self.fit, unit.name, sites, {key: self.shape(m) for key, m in steps.items()})
         if found is None:
             return False
         self.keep(unit, found[0], {key.removesuffix(".step"): step for key, step in found[1].items()})
         return True
+
+    def shape(self, module: StaticQuantizer) -> tuple[int, ...]:
+        """Of what a static quantizer learns (`LearnedStep.numbers`)."""
+        return tuple(module.scale.shape)
 
     def save(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
         """Save a finished unit, whole or not at all."""
@@ -227,14 +235,21 @@ class Session:
         self.weights.update(rounded)
         static = self.static(self.layers(unit))
         for path, step in steps.items():
-            static[path].scale.copy_(step)
+            _put(static[path], step)
         for twin, original in unit.twins.items():
             self.weights |= {twin: rounded[original]} if original in rounded else {}
             static = self.static(self.layers(unit, like=twin))
             for path, step in steps.items():
                 if path.startswith(f"{original}."):
-                    static[twin + path.removeprefix(original)].scale.copy_(step)
+                    _put(static[twin + path.removeprefix(original)], step)
         self.done |= {site.name for site in unit.sites} | set(unit.twins)
+
+
+def _put(module: StaticQuantizer, numbers: Tensor) -> None:
+    """Give a static quantizer what it learned: its scale, or scale and zero point."""
+    module.scale.copy_(numbers[:, :1])
+    if numbers.shape[1] > 1:
+        module.zero_point.copy_(numbers[:, 1:])
 
 
 @contextmanager

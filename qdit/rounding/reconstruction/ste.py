@@ -98,6 +98,11 @@ class LearnedStep(nn.Module):
         """The current step size, in the shape of the quantizer's scale."""
         return self.value * self.unit
 
+    @property
+    def numbers(self) -> Tensor:
+        """What was learned."""
+        return self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`; bit for bit what the quantizer would give with this scale."""
         rows = as_rows(x, self.quantizer.spec).float()
