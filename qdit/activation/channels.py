@@ -67,8 +67,8 @@ def rounded_by_channel(
         spec: of a whole one.
         most: K.
     """
-    flat = x.float().flatten(-2)
-    widest = affine(*(end.double().view(-1, 1) for end in flat.aminmax(dim=-1)), spec)
+    lo, hi = (end.double().view(-1, 1) for end in x.float().flatten(-2).aminmax(dim=-1))
+    widest = affine(lo, hi, spec)
     base, alpha = channel_shifts(x.float().mT, widest, most)
     steps = base[..., None, None] * torch.exp2(alpha.float()).unsqueeze(-2)
     zero_point = widest.zero_point.float().view(*base.shape, 1, 1)

@@ -102,7 +102,7 @@ def _has_exponents(config: Tree) -> bool:
 
 def _counts_layers(config: Tree) -> bool:
     """Whether the errors of layers inside blocks count in a reconstruction."""
-    return bool(config["rounding"].get("inner"))
+    return any(node.get("inner") for node in nodes(config["rounding"]))
 
 
 def _compares_features(config: Tree) -> bool:

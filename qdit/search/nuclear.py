@@ -17,8 +17,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Annotated
+from functools import cache, partial
+from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
@@ -239,6 +239,9 @@ def outputs_of_module(walk: Walk, part: Segment, kind: str, layers: Mapping[str,
     def see(name: str, x: Tensor) -> None:
         kept.setdefault(name, []).append(x.float().cpu())
 
+    def put_out(name: str, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        see(name, output)
+
     model = walk.model
     with ExitStack() as stack:
         if kind == "attention":
@@ -249,7 +252,6 @@ def outputs_of_module(walk: Walk, part: Segment, kind: str, layers: Mapping[str,
             last = [s for s in model.sites() if s.path == part.block and meant(s.role, ["ffn_down"])]
             for site in last:
                 layer = layers.get(site.name) or model.denoiser.get_submodule(site.name)
-                hook = layer.register_forward_hook(lambda m, a, out, name=site.name: see(name, out))
-                stack.callback(hook.remove)
+                stack.callback(layer.register_forward_hook(partial(put_out, site.name)).remove)
         walk.observe(part, layers)
     return [torch.cat(values) for values in kept.values()]

@@ -70,16 +70,18 @@ class Mapped(nn.Module):
 
     def __init__(self, layer: nn.Module, channels: Channels, weight: QuantSpec, x: QuantSpec) -> None:
         super().__init__()
-        vars(self)["layer"] = layer  # no child: it is the network's
+        self.layer = (layer,)  # in a tuple, as it is the network's, and no child
         self.channels, self.specs = channels, (weight, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        layer, s, shift = self.layer, self.channels.s, self.channels.shift
+        (layer,), s, shift = self.layer, self.channels.s, self.channels.shift
         changed = layer.quantizer(x) if isinstance(layer, QuantLinear) and layer.quantizer is not None else x
         weight = matrix(layer).to(s.dtype)
         inputs = rounded_straight((changed.to(s.dtype) - shift) / s, self.specs[1])
-        bias = weight @ shift if layer.bias is None else weight @ shift + layer.bias
+        moved, bias = weight @ shift, layer.bias
+        assert bias is None or isinstance(bias, Tensor)
+        bias = moved if bias is None else moved + bias
         made = F.linear(inputs, rounded_straight(weight * s, self.specs[0]), bias).to(x.dtype)
         branch = getattr(layer, "branch", None)
         return made if branch is None else made + branch(x)

@@ -85,8 +85,8 @@ class SoftEnds:
         torch.maximum(self.alpha[:, 1:], self.alpha[:, :1] + 1, out=self.alpha[:, 1:])  # a step between them
         return self.grid.round(self.rows).view(self.shape).to(self.dtype).requires_grad_()
 
-    def learn(self, gradient: Float[Tensor, "out channels"], _weight: float, _beta: float) -> None:
-        """Set the ends' gradient, by the chain rule from the last rounded weight's."""
+    def learn(self, gradient: Float[Tensor, "out channels"], weight: float, beta: float) -> None:
+        """Set the ends' gradient, by the chain rule from the last rounded weight's; there is no penalty."""
         rows = as_rows(gradient, self.spec).float()
         lower, upper, _ = slopes(self.rows, self.grid)
         self.alpha.grad = torch.stack([(rows * lower).sum(1), (rows * upper).sum(1)], 1) * self.start.scale

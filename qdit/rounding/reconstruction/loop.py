@@ -27,7 +27,7 @@ from qdit.checked import NEWER, Checked, Count, Newer, Samples, Whole
 from qdit.nn.linear import QuantLinear
 from qdit.nn.outputs import outputs_of
 from qdit.quant.grid import Rounded
-from qdit.rounding.reconstruction.soft import SoftWeight, beta_at
+from qdit.rounding.reconstruction.soft import LearnedWeight, beta_at
 from qdit.rounding.reconstruction.ste import LearnedStep
 from qdit.rounding.reconstruction.targets import Task
 
@@ -100,7 +100,7 @@ class Learner:
 
     layers: Mapping[str, QuantLinear]
     """Those whose weight is rounded, by site; their weight is set before every call of the unit."""
-    weights: Mapping[str, SoftWeight]
+    weights: Mapping[str, LearnedWeight]
     """For each of the layers."""
     steps: Mapping[str, LearnedStep]
     """By the path of the quantizer."""

@@ -29,7 +29,7 @@ from qdit.nn.replace import replaced
 from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
-from qdit.rounding.reconstruction.soft import SoftWeight
+from qdit.rounding.reconstruction.soft import LearnedWeight, SoftWeight
 from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, learnable, quantizers
 from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.temporal import temporal, temporal_task
@@ -167,7 +167,7 @@ class Session:
         attended = self.fit.model.attended(site, self.fit.data.y)
         return None if attended is None else (attended / attended.float().mean()).unsqueeze(-1)
 
-    def soft(self, site: Site) -> SoftWeight:
+    def soft(self, site: Site) -> LearnedWeight:
         """A site's weight, ready to learn."""
         return SoftWeight(self.fit.weight_of(site), self.fit.grid(site), self.fit.weight_spec(site))
 

@@ -12,6 +12,8 @@ next code, and h is the share of the way from one to the other. Everything is el
 cost as much as the layer itself.
 """
 
+from typing import Protocol
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,6 +47,26 @@ def beta_at(step: int, steps: int, warmup: float, start: float, end: float) -> f
     """
     left = (steps - step) / (steps * (1 - warmup))
     return end + (start - end) * min(1.0, left)
+
+
+class LearnedWeight(Protocol):
+    """A weight [out, channels] while it learns what it is rounded to."""
+
+    alpha: Tensor
+    """What `Adam` moves."""
+    dtype: torch.dtype
+
+    def soft(self) -> Float[Tensor, "out channels"]:
+        """What the layer multiplies, in the weight's dtype: a leaf tensor whose gradient is given to `learn`."""
+        ...
+
+    def learn(self, gradient: Float[Tensor, "out channels"], weight: float, beta: float) -> None:
+        """Set α's gradient, given the loss's for what `soft` gave, with `weight` times a penalty of exponent `beta`."""
+        ...
+
+    def hard(self) -> Rounded:
+        """The rounded weight."""
+        ...
 
 
 class SoftWeight:

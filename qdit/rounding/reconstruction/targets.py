@@ -184,7 +184,11 @@ def observed(
 
     def watch(name: str) -> RemovableHandle:
         layer = layers[name] if name in layers else walk.model.denoiser.get_submodule(name)
-        return layer.register_forward_hook(lambda _, args, out: keep(name, [args[0], out] if inputs else [out]))
+
+        def see(_layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            keep(name, [args[0], output] if inputs else [output])
+
+        return layer.register_forward_hook(see)
 
     handles = [watch(name) for name in names]
     try:
