@@ -118,7 +118,7 @@ def check(config: dict[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, dict):
             problems += type_problems(value, key)
-    problems += _bit_problems(config["bits"])
+    problems += _bit_problems(config["bits"]) if "bits" in config else []
     if problems:
         raise from_problems(problems, "this config")
 

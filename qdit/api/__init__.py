@@ -7,6 +7,7 @@ from qdit.api.adapters import embedded
 from qdit.api.compose import design, recipe
 from qdit.api.data import calibrate
 from qdit.api.exports import export, targets
+from qdit.api.judging import judge
 from qdit.api.measures import cost, fidelity, policy, summary
 from qdit.api.models import dequantize, full_precision, load, quantize, save
 from qdit.api.records import difference, results, run, table
@@ -21,6 +22,7 @@ __all__ = [
     "export",
     "fidelity",
     "full_precision",
+    "judge",
     "load",
     "policy",
     "quantize",

@@ -86,16 +86,23 @@ def protocol_of(
     else:
         config = resolved(composed(*words))
         check(config)
-        if any(word.lstrip("+").startswith("dataset") for word in words):
-            dataset = build(config["dataset"])
-        else:
-            about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
-            dataset = Dataset(**about, reference="none", strategy=RandomLabels())
+        dataset = build(config["dataset"]) if names_data(words) else classes_of(model)
     sampler = build(config["sampler"])
     if problems := sampler.check(model) + dataset.check(model):
         raise UserError(*problems)
     sampler.inform(model)
     return model, sampler, dataset, config
+
+
+def names_data(words: Sequence[str]) -> bool:
+    """Whether words say which data set."""
+    return any(word.lstrip("+").startswith("dataset") for word in words)
+
+
+def classes_of(model: Any) -> Dataset:
+    """A model's own classes, all alike."""
+    about = {"name": "classes", "num_classes": model.num_classes, "image_size": model.image_size}
+    return Dataset(**about, reference="none", strategy=RandomLabels())
 
 
 def _defaults(pipe: Any, model: LoadedText, words: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a quantized model is, costs, and is worth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -133,11 +133,7 @@ def fidelity(
     (['sqnr'], True)
     """
     model, sampler, dataset, config = protocol_of(pipe, (*overrides, f"eval=[{','.join(metrics)}]"))
-    measures = {name: build(node) for name, node in config["eval"].items()}
-    if wrong := [name for name, metric in measures.items() if not isinstance(metric, PairedMetric)]:
-        raise UserError(f"{', '.join(wrong)} compares with a data set, not with full precision: use qdit.run")
-    if n < 1:
-        raise UserError(f"n={n}; at least 1 is needed")
+    measures = paired_metrics(config, n)
 
     def draw(of: DiffusionModel) -> Drawn:
         batches = dataset.batches(0, n, config["batch_size"], seed)
@@ -151,6 +147,25 @@ def fidelity(
         other = pipeline_adapter(reference)
         full = draw(other.having(model.table) if isinstance(other, LoadedText) else other)
     quantized = draw(model)
+    return compared(measures, quantized, full)
+
+
+def paired_metrics(config: dict[str, Any], n: int) -> dict[str, PairedMetric]:
+    """The metrics of a config, which compare samples.
+
+    Raises:
+        UserError: one compares with a data set, or there are no samples.
+    """
+    measures = {name: build(node) for name, node in config["eval"].items()}
+    if wrong := [name for name, metric in measures.items() if not isinstance(metric, PairedMetric)]:
+        raise UserError(f"{', '.join(wrong)} compares with a data set, not with full precision: use qdit.run")
+    if n < 1:
+        raise UserError(f"n={n}; at least 1 is needed")
+    return measures
+
+
+def compared(measures: Mapping[str, PairedMetric], quantized: Drawn, full: Drawn) -> pd.DataFrame:
+    """A row a metric, as `fidelity` says."""
     survey(measures.values(), quantized, full)
     found = {name: metric.compute(quantized, full) for name, metric in measures.items()}
     columns = ("value", "stderr", "n", "higher_is_better")

@@ -13,6 +13,7 @@ from typing import Any
 from qdit.assets import folder_of, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
 from qdit.config import RECIPE_KEYS
+from qdit.errors import UserError
 from qdit.model.encoder import encoder_digest, encodes, reads_text
 from qdit.model.hub import named, pinned
 from qdit.runs.versions import versioned, without_neutral
@@ -41,7 +42,7 @@ WITHOUT_REFERENCE = (
 def science(config: dict) -> dict:
     """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
     protocol = without_neutral({k: config[k] for k in PROTOCOL_KEYS})
-    if is_full_precision(config):
+    if is_full_precision(config) or is_external(config):  # what others did is in the weights
         return protocol
     if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
         return protocol | {"checkpoint": checkpoint}
@@ -55,8 +56,15 @@ def science(config: dict) -> dict:
 
 def is_full_precision(config: dict) -> bool:
     """Whether the scope selects nothing, so that the run is the reference of its protocol."""
-    scope = config["scope"]
+    scope = config.get("scope")
+    if scope is None:  # nothing here says what is quantized: others did it
+        return False
     return scope["roles"] == [] and scope["include"] == []
+
+
+def is_external(config: dict[str, Any]) -> bool:
+    """Whether a run judges what others quantized (`model=pipeline`)."""
+    return config["model"].get("against") is not None
 
 
 def weights(config: dict[str, Any]) -> str:
@@ -68,6 +76,8 @@ def weights(config: dict[str, Any]) -> str:
     found = [_weights_digest(model["path"], model.get("revision"))]
     if model.get("vae_path"):
         found.append(_weights_digest(model["vae_path"], model.get("vae_revision")))
+    if "against" in model:
+        return "-".join(_whole_digest(model[key]) for key in ("path", "against") if model[key] is not None)
     if reads_text(model):
         found.append(encoder_digest(model["path"], model.get("revision"), Path(config["cache_dir"])) or "no-encoder")
     return "-".join(found)
@@ -82,6 +92,12 @@ def _weights_digest(path: str | None, revision: str | None) -> str:
         if file.name.endswith((".safetensors", ".json")) and not encodes(file.relative_to(folder).parts[0])
     ]
     return content_digest(files, folder) if files else digest(named(path, revision))
+
+
+def _whole_digest(path: str) -> str:
+    """Of all files of a pipeline, its text encoders among them."""
+    folder = Path(path).expanduser()
+    return content_digest(files_below(folder), folder) if folder.is_dir() else digest(path)
 
 
 def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
@@ -118,14 +134,37 @@ def canonical(config: dict[str, Any]) -> dict[str, Any]:
     id has the commit of its revision.
     """
     config = pinned(config)
+    if "against" in config["model"]:
+        return _judged(config)
     if is_loaded(config):
         return with_recipe(config)
     return full_precision(config) if is_full_precision(config) else config
 
 
+def _judged(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of `model=pipeline` under the name of the folder that is judged.
+
+    Raises:
+        UserError: a recipe is given, too, or nothing to compare with.
+    """
+    if not is_external(config):
+        raise UserError("model.against=null; give the folder of the same pipeline in full precision")
+    if config["quantizer"]["name"] != "external":
+        raise UserError(
+            f"model=pipeline judges what others quantized, and quantizer={config['quantizer']['name']} is a recipe of "
+            "qdit's: leave it out, or choose the model's own option"
+        )
+    called = Path(config["model"]["path"]).expanduser().resolve().name
+    name = called if config["name"] == "external-external" else config["name"]
+    return config | {"quantizer": {"name": called, "paper": None}, "name": name}
+
+
 def full_precision(config: dict[str, Any]) -> dict[str, Any]:
     """The config of the reference run under the same protocol."""
     reference = deepcopy(config)
+    if is_external(config):
+        reference["model"] |= {"path": config["model"]["against"], "against": None}
+        reference["scope"] = {}
     reference["scope"] |= {"roles": [], "include": []}
     reference["bits"] = {"name": "w16a16", "weight": 16, "activation": 16}
     reference["quantizer"] = {"name": "fp", "paper": None}

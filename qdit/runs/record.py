@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from qdit.config import flatten
 from qdit.environment import git_state, now, peak_memory_bytes, versions
-from qdit.ledger import Ledger
 from qdit.storage.run_folder import SCHEMA
 
 
@@ -52,9 +51,11 @@ def footer(started: str) -> dict[str, Any]:
     }
 
 
-def cost(ledger: Ledger, executed: str, stopwatch: Stopwatch, samples_per_second: float | None) -> dict[str, Any]:
-    """The cost block: the ledger, seconds a stage, memory, and what really ran."""
-    return asdict(ledger) | {
+def cost(
+    ledger: dict[str, Any], executed: str, stopwatch: Stopwatch, samples_per_second: float | None
+) -> dict[str, Any]:
+    """The cost block: the ledger's fields that are known, seconds a stage, memory, and what really ran."""
+    return ledger | {
         "seconds": {k: round(v, 3) for k, v in stopwatch.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         "samples_per_second": samples_per_second,

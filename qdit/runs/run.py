@@ -7,6 +7,7 @@ samples are read from disk, and metrics that a record holds already are not comp
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from qdit.checkpoint.manifest import is_loaded
 from qdit.config import build, resolved
 from qdit.environment import now, reset_peak_memory
-from qdit.runs.identity import canonical, full_precision, identity, is_full_precision, run_dir, run_id, wanted_metrics
+from qdit.runs.identity import (
+    canonical,
+    full_precision,
+    identity,
+    is_external,
+    is_full_precision,
+    run_dir,
+    run_id,
+    wanted_metrics,
+)
 from qdit.runs.settled import finished, settled, unsaved
 from qdit.storage.atomic import atomic_write, remove, writable
 from qdit.storage.run_folder import RunDir
@@ -40,19 +50,19 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     """
     config = canonical(resolved(cfg))
     if config["dry"]:
-        from qdit.runs.plan import describe
+        from qdit.runs import external, plan
 
-        return describe(config)
+        return (external if is_external(config) else plan).describe(config)
     # The reference is made again only when it is itself the run that is asked for.
     configs = [config] if is_full_precision(config) else [full_precision(config) | {"overwrite": False}, config]
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
     from qdit.execution import attending, executing, tune_cpu
-    from qdit.runs.setup import assemble
+    from qdit.runs import external, setup
 
     tune_cpu()
-    parts = assemble(config)
+    parts = (external if is_external(config) else setup).assemble(config)
     for key in ("runs_dir", "cache_dir"):
         writable(Path(config[key]), key)
     try:
@@ -125,7 +135,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     """Quantize, sample and evaluate one config; its record."""
     from qdit.ledger import ledger
     from qdit.policies import Policy
-    from qdit.runs import evaluation, record, stages
+    from qdit.runs import evaluation, external, record, stages
 
     reset_peak_memory()
     started, watch, reference_config = now(), record.Stopwatch(), full_precision(config)
@@ -133,12 +143,16 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     samples = reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
     fit: Callable[[], Quantized] | None = None
-    if not is_full_precision(config):
+    policy, executed, diagnosis = Policy(), "full precision", {}
+    if is_external(config):
+        place = shelf_of(config, parts) / "samples"
+        samples = stages.sample_set(config, external.judged(parts), place, None, tracker)
+        executed = "external"
+    elif not is_full_precision(config):
         place = shelf_of(config, parts)
         fit = cache(partial(stages.fit, config, parts, place, tracker))
         samples = stages.sample_set(config, parts, place / "samples", fit, tracker)
     known, kept = taken(config, known, where, samples, reference)
-    policy, executed, diagnosis = Policy(), "full precision", {}
     if fit is not None and kept:
         policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
         diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
@@ -163,11 +177,14 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     evaluation.picture(config, parts, samples, reference, where.path / "samples.png")
     evaluation.frames_picture(metrics, where.path / "frames.png", config["name"])
     rate = samples.generated / watch.seconds["sample"] if samples.generated else None
-    left = parts.run_time() if policy else []
-    spent = ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left)
+    if parts.external is not None:
+        spent = external.cost(parts, config)
+    else:
+        left = parts.run_time() if policy else []
+        spent = asdict(ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left))
     costs = record.cost(spent, executed, watch, rate)
     return record.header(config, run_id(config)) | {
-        "protocol": stages.protocol(config, parts),
+        "protocol": stages.protocol(reference_config, parts),
         "protocol_id": run_id(reference_config),
         "metrics": metrics,
         "inapplicable": known.get("inapplicable", {}) | inapplicable,

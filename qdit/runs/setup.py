@@ -21,7 +21,7 @@ from qdit.model.base import DiffusionModel, Site
 from qdit.model.text import TextModel
 from qdit.policies import Policy
 from qdit.quant import named
-from qdit.runs.identity import is_full_precision
+from qdit.runs.identity import is_external, is_full_precision
 from qdit.sampler.sampler import Sampler
 from qdit.scheme import in_formats
 from qdit.setting import Setting
@@ -46,6 +46,8 @@ class Setup:
     """Extractors and references of a search's objective."""
     loaded: Manifest | None = None
     """The checkpoint of `quantizer=load`."""
+    external: DiffusionModel | None = None
+    """What others quantized, where that is judged; `model` is the same in full precision."""
 
     def policy(self) -> Policy:
         """What is quantized, and how; with a search, a policy that it might find."""
@@ -104,7 +106,7 @@ def build_recipe(config: dict[str, Any]) -> Method | None:
     Raises:
         UserError: with every part that refuses its values.
     """
-    if is_full_precision(config) or is_loaded(config):
+    if is_full_precision(config) or is_loaded(config) or is_external(config):
         return None
     parts: dict[str, Any] = {}
     problems: list[str] = []
@@ -152,7 +154,8 @@ def plan(config: dict[str, Any]) -> Plan:
         UserError: with all problems that were found at the first stage that found any.
     """
     # Of a recipe that was saved only the bits matter, for the tables.
-    check({k: v for k, v in config.items() if not is_loaded(config) or k not in RECIPE_KEYS or k == "bits"})
+    left = RECIPE_KEYS if is_external(config) else () if not is_loaded(config) else set(RECIPE_KEYS) - {"bits"}
+    check({k: v for k, v in config.items() if k not in left})
     loaded = Manifest.read(config["quantizer"]["path"]) if is_loaded(config) else None
     device = pick_device(config["device"])
     recipe = build_recipe(config)
@@ -205,6 +208,8 @@ def assemble(config: dict[str, Any]) -> Setup:
     Raises:
         UserError: with all problems that were found at the first stage that found any.
     """
+    if "against" in config["model"]:
+        raise UserError("model=pipeline has its own two pipelines (qdit.runs.external); nothing else is made of them")
     made = plan(config)
     dataset, sampler, recipe, loaded, loader = made.dataset, made.sampler, made.recipe, made.loaded, made.loader
     search = recipe.search if recipe else None
@@ -218,12 +223,7 @@ def assemble(config: dict[str, Any]) -> Setup:
     measures = {f"eval={name}": metric for name, metric in made.metrics.items()}
     if search is not None and search.measured is not None:
         measures["search.objective"] = search.measured.metric
-    problems += [
-        f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
-        f"{config['model']['name']} makes {model.modality}s"
-        for name, m in measures.items()
-        if model.modality not in m.modalities
-    ]
+    problems += unfit(measures, config, model)
     if recipe is not None:
         problems += recipe.problems(model.sites())
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
@@ -231,3 +231,13 @@ def assemble(config: dict[str, Any]) -> Setup:
         raise from_problems(problems, "this run")
     about = made.metrics, made.prepared, made.objective, loaded
     return Setup(model, loader.protocol(), dataset, sampler, recipe, *about)
+
+
+def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionModel) -> list[str]:
+    """Metrics that are not of what a model makes, one sentence each."""
+    return [
+        f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
+        f"{config['model']['name']} makes {model.modality}s"
+        for name, m in measures.items()
+        if model.modality not in m.modalities
+    ]
