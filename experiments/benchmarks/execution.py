@@ -1,15 +1,16 @@
-"""Ways to multiply: full precision, simulated quantization, integers by torch's own product, integers as they run now.
+"""Ways to multiply: full precision, simulated quantization, integers by torch's own operations, integers as they run.
 
     python experiments/benchmarks/execution.py [--batch 4] [--blocks 2] [--repeats 5] [--tables layers networks memory]
 
 Widths of DiT-XL/2 at 256 tokens, random weights, one thread. Runs alternate in one process; times are of the processor
 (`time.thread_time`), so that other work costs caches and not turns; each is the median. Only ratios mean anything.
-The integer products of `layers` take codes; `networks` are whole calls of a network, quantizing included.
+The integer products of `layers` take codes; `networks` are whole calls of a network, quantizing included. `torch` is
+qdit before it had forms of weights and a kernel: `torch._int_mm`, group by group, and its own passes around it.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from statistics import median
 from time import thread_time
@@ -22,7 +23,7 @@ import qdit
 from qdit import compat as compat  # before diffusers
 from qdit.execution import attending, executing, tune_cpu
 from qdit.nn.linear import QuantLinear
-from qdit.quant import operands
+from qdit.quant import native, operands
 from qdit.quant.integers import Codes
 
 CPU, WIDTH, TOKENS = torch.device("cpu"), 1152, 256
@@ -66,65 +67,65 @@ def layers(args: argparse.Namespace) -> str:
             ways: Ways = {
                 "float32": lambda floats=floats: floats[0] @ floats[1],
                 "bfloat16": lambda halves=halves: halves[0] @ halves[1],
-                "plain": partial(plain.product, x, None),
+                "torch": partial(plain.product, x, None),
                 "now": partial(form.product, x, None),
             }
             found = medians(ways, args.repeats)
             times = [f"{each * 1e3:.1f}" for each in found.values()]
-            ratios = [f"{found[name] / found['now']:.2f}" for name in ("plain", "bfloat16", "float32")]
+            ratios = [f"{found[name] / found['now']:.2f}" for name in ("torch", "bfloat16", "float32")]
             rows.append([f"{channels} → {out}", groups, type(form).__name__, *times, *ratios])
-    heads = ["layer", "groups", "form", "float32 (ms)", "bfloat16 (ms)", "plain int8 (ms)", "int8 now (ms)"]
-    return tabulate(rows, [*heads, "× plain", "× bfloat16", "× float32"], "github", disable_numparse=True)
+    heads = ["layer", "groups", "form", "float32 (ms)", "bfloat16 (ms)", "int8, torch (ms)", "int8, now (ms)"]
+    return tabulate(rows, [*heads, "× torch", "× bfloat16", "× float32"], "github", disable_numparse=True)
 
 
 def network(blocks: int, dtype: torch.dtype, recipe: tuple[str, str, str] | None) -> nn.Module:
     from diffusers import DiTTransformer2DModel
+    from diffusers.utils.logging import set_verbosity_error
 
+    set_verbosity_error()
     torch.manual_seed(0)
-    model = (
-        DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=blocks).to(dtype=dtype).eval()
-    )
+    model = DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=blocks).to(dtype).eval()
     if recipe is not None:
         name, bits, more = recipe
         qdit.quantize(model, name, *more.split(), bits=bits)
     return model
 
 
-def call(model: nn.Module, execution: str, form: object, inputs: tuple[Tensor, ...]) -> Tensor:
-    """One call of a network; `form` makes a weight's form of its codes when its layer first multiplies integers."""
-    before, operands.formed = operands.formed, form  # type: ignore[assignment]
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Meanwhile layers that multiply integers for the first time do so by torch's own operations."""
+    before, native.library = native.library, lambda: None  # type: ignore[assignment]
+    formed, operands.formed = operands.formed, lambda weight, _: operands.Plain(weight)
     try:
-        running = executing(execution, CPU) if execution != "float" else nullcontext()  # type: ignore[arg-type]
-        with torch.no_grad(), running, attending(CPU, TOKENS):
-            x, t, y = inputs
-            return model(x.to(model.dtype), timestep=t, class_labels=y).sample  # type: ignore[operator]
+        yield
     finally:
-        operands.formed = before
+        native.library, operands.formed = before, formed
+
+
+def call(model: nn.Module, way: str, inputs: tuple[Tensor, ...]) -> Tensor:
+    """One call of a network: in `full` precision, `simulated`, on integers by `torch`, or on them as they run `now`."""
+    execution = executing("simulated" if way in ("full", "simulated") else "int8", CPU)
+    with torch.no_grad(), execution, attending(CPU, TOKENS), by_torch() if way == "torch" else nullcontext():
+        x, t, y = inputs
+        return model(x.to(model.dtype), timestep=t, class_labels=y).sample  # type: ignore[operator]
 
 
 def networks(args: argparse.Namespace) -> str:
     """Whole networks, against the same in full precision."""
     inputs = torch.randn(args.batch, 4, 32, 32), torch.full((args.batch,), 500), torch.arange(args.batch)
-    plain = lambda weight, _: operands.Plain(weight)  # noqa: E731
     rows = []
-    full = {dtype: network(args.blocks, dtype, None) for dtype in (torch.float32, torch.bfloat16)}
-    for name, recipe in RECIPES.items():
-        for dtype, model in full.items():
-            made = [network(args.blocks, dtype, recipe) for _ in range(3)]
-            steps = [("simulated", operands.formed), ("int8", plain), ("int8", operands.formed)]
-            ways: dict[str, Callable[[], object]] = {
-                "full precision": partial(call, model, "float", operands.formed, inputs)
-            }
-            for each, (execution, form) in zip(made, steps, strict=True):
-                label = "plain" if form is plain else execution
-                ways[label] = partial(call, each, execution, form, inputs)
-            assert torch.equal(ways["plain"](), ways["int8"]())  # type: ignore[arg-type]
+    for dtype in (torch.float32, torch.bfloat16):
+        full = network(args.blocks, dtype, None)
+        for name, recipe in RECIPES.items():
+            made = {way: network(args.blocks, dtype, recipe) for way in ("simulated", "torch", "now")} | {"full": full}
+            ways = {way: partial(call, made[way], way, inputs) for way in ("full", "simulated", "torch", "now")}
+            assert torch.equal(ways["torch"](), ways["now"]())
             found = medians(ways, args.repeats)
-            ratios = [f"{found[way] / found['int8']:.2f}" for way in ("full precision", "simulated", "plain")]
-            times = [f"{each * 1e3:.0f}" for each in found.values()]
+            times = [f"{found[way] * 1e3:.0f}" for way in ways]
+            ratios = [f"{found[way] / found['now']:.2f}" for way in ("full", "simulated", "torch")]
             rows.append([name, str(dtype).removeprefix("torch."), *times, *ratios])
-    heads = ["recipe", "network", "full (ms)", "simulated (ms)", "plain int8 (ms)", "int8 now (ms)"]
-    return tabulate(rows, [*heads, "× full", "× simulated", "× plain"], "github", disable_numparse=True)
+    heads = ["recipe", "network", "full (ms)", "simulated (ms)", "int8, torch (ms)", "int8, now (ms)"]
+    return tabulate(rows, [*heads, "× full", "× simulated", "× torch"], "github", disable_numparse=True)
 
 
 def memory(args: argparse.Namespace) -> str:
@@ -137,7 +138,7 @@ def memory(args: argparse.Namespace) -> str:
         count = sum(m.shape[0] * m.shape[1] for m in found)
         row: list[str] = [name]
         for execution in ("simulated", "int8"):
-            call(model, execution, operands.formed, inputs)
+            call(model, "now" if execution == "int8" else execution, inputs)
             row.append(f"{sum(m.bytes for m in found) / count:.2f}")
         rows.append(row)
     return tabulate(rows, ["recipe", "simulated", "int8"], "github", disable_numparse=True)

@@ -16,6 +16,7 @@ from qdit.quant.affine import Affine, affine, nearest
 from qdit.quant.books import Book, Scaled, Uniform, renormalised
 from qdit.quant.grid import RowGrid, fake_quantize
 from qdit.quant.integers import Codes, encoded
+from qdit.quant.native import extremes
 from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups, group_of
@@ -74,7 +75,7 @@ class DynamicQuantizer(nn.Module):
     def codes(self, x: Tensor) -> Codes:
         """`x` as integer codes, in rows [tokens, channels]."""
         rows = as_rows(x, self.spec).float()
-        grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), self.spec)
+        grid = affine(*extremes(rows), self.spec)
         integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)
         tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
         offset = offset.view(tokens, -1) if offset is not None else None

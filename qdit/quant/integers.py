@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from qdit.quant import native
 from qdit.quant.affine import Affine
 from qdit.quant.grid import Rounded
 
@@ -72,12 +73,14 @@ def encoded(
     >>> a, d
     (tensor([[-3,  2, 12]], dtype=torch.int8), None)
     """
-    y = x / scale
-    y.round_().add_(zero_point).clamp_(low, high)
-    if low < 0 or (high < SIDE and grid != "asymmetric_free"):  # of signed codes the zero point is 0
-        return y.sub_(zero_point).to(torch.int8), None
-    shift = SIDE if high >= SIDE else 0
-    return y.sub_(shift).to(torch.int8), zero_point - shift
+    # Of signed codes the zero point is 0.
+    shift = None if low < 0 or (high < SIDE and grid != "asymmetric_free") else SIDE if high >= SIDE else 0
+    integers = native.encoded(x, scale, zero_point, low, high, shift)
+    if integers is None:
+        y = x / scale
+        y.round_().add_(zero_point).clamp_(low, high)
+        integers = y.sub_(zero_point if shift is None else shift).to(torch.int8)
+    return integers, None if shift is None else zero_point - shift
 
 
 def weight_codes(rounded: Rounded) -> Codes:

@@ -1,4 +1,4 @@
-// Products of int8 codes with scales by row and group of channels on x86, by AMX or by AVX-512 VNNI: see qdit/quant/native.py.
+// Products of int8 codes with scales by row and group of channels, by AMX or by AVX-512 VNNI: see qdit/quant/native.py.
 //
 // qdit/quant/integers.py has the formula. Every element sees the same operations in the same order as there (sums of
 // integers are exact, and torch's addcmul is a fused multiply-add), so that the bits are the same whatever made them.
@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -198,10 +200,20 @@ struct Amx {
 };
 #endif
 
+// Let threads do parts of `count` pieces of work; each calls work(from, to).
+template <class Work> void spread(long count, long threads, const Work& work) {
+    const long each = std::max(1L, (count + threads - 1) / threads);
+    std::vector<std::thread> others;
+    for (long start = each; start < count; start += each)
+        others.emplace_back(std::cref(work), start, std::min(start + each, count));
+    work(0, std::min(each, count));
+    for (auto& other : others) other.join();
+}
+
 template <class Kernel> void multiply(const Product& p, long threads) {
     const long chunk = std::clamp((p.rows + threads - 1) / threads, 1L, CHUNK);
-    const long chunks = (p.rows + chunk - 1) / chunk, each = (chunks + threads - 1) / threads;
-    auto work = [&p, chunk](long from, long to) {
+    const long chunks = (p.rows + chunk - 1) / chunk;
+    spread(chunks, threads, [&p, chunk](long from, long to) {
         Kernel kernel(p);
         std::vector<float> sums(p.w_offset ? chunk * p.groups : 0);
         for (long first = from * chunk; first < std::min(to * chunk, p.rows); first += chunk) {
@@ -215,12 +227,10 @@ template <class Kernel> void multiply(const Product& p, long threads) {
                     kernel.tile(mine, first, row, std::min(Kernel::ROWS, count - row), column);
                 }
         }
-    };
-    std::vector<std::thread> others;
-    for (long start = each; start < chunks; start += each) others.emplace_back(work, start, start + each);
-    work(0, each);
-    for (auto& other : others) other.join();
+    });
 }
+
+inline __mmask16 mask(long left) { return left >= 16 ? 0xffff : (1u << left) - 1; }
 
 }  // namespace
 
@@ -229,4 +239,50 @@ extern "C" void qdit_product(const Product* p, long threads) {
     if (Amx::fits(*p)) return multiply<Amx>(*p, threads);
 #endif
     multiply<Vnni>(*p, threads);
+}
+
+// The least and the greatest value of each row [rows, length]; of a row with a NaN, NaN.
+extern "C" void qdit_extremes(const float* x, float* low, float* high, long rows, long length, long threads) {
+    spread(rows, threads, [=](long from, long to) {
+        for (long row = from; row < to; row++) {
+            __m512 least = _mm512_set1_ps(INFINITY), greatest = _mm512_set1_ps(-INFINITY);
+            __mmask16 unknown = 0;
+            for (long k = 0; k < length; k += 16) {
+                const __mmask16 here = mask(length - k);
+                const __m512 some = _mm512_maskz_loadu_ps(here, x + row * length + k);
+                least = _mm512_mask_min_ps(least, here, least, some);
+                greatest = _mm512_mask_max_ps(greatest, here, greatest, some);
+                unknown |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+            }
+            low[row] = unknown ? NAN : _mm512_reduce_min_ps(least);
+            high[row] = unknown ? NAN : _mm512_reduce_max_ps(greatest);
+        }
+    });
+}
+
+struct Codes {
+    long rows, length;
+    long each;  // 1 if every row has a scale and a zero point of its own, 0 if all have the first
+    long lowest, highest, shift;
+    const float *x, *scale, *zero_point;
+    int8_t* codes;  // [rows, length]: clamp(round(x / scale) + zero point), less `shift`; if that is -1, the zero point
+};
+
+extern "C" void qdit_encode(const Codes* c, long threads) {
+    const __m512 lowest = _mm512_set1_ps(c->lowest), highest = _mm512_set1_ps(c->highest);
+    spread(c->rows, threads, [=](long from, long to) {
+        for (long row = from; row < to; row++) {
+            const __m512 scale = _mm512_set1_ps(c->scale[row * c->each]);
+            const __m512 zero = _mm512_set1_ps(c->zero_point[row * c->each]);
+            const __m512 less = c->shift < 0 ? zero : _mm512_set1_ps(c->shift);
+            for (long k = 0; k < c->length; k += 16) {
+                const __mmask16 here = mask(c->length - k);
+                const long at = row * c->length + k;
+                __m512 y = _mm512_div_ps(_mm512_maskz_loadu_ps(here, c->x + at), scale);
+                y = _mm512_add_ps(_mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), zero);
+                y = _mm512_sub_ps(_mm512_min_ps(_mm512_max_ps(y, lowest), highest), less);
+                _mm512_mask_cvtepi32_storeu_epi8(c->codes + at, here, _mm512_cvtps_epi32(y));
+            }
+        }
+    });
 }

@@ -1,4 +1,4 @@
-"""Integer products by a compiled kernel, `native.cpp`, beside this file.
+"""Integer products, and codes of inputs, by a compiled kernel: `native.cpp`, beside this file.
 
 No product of torch has a scale for each row of the input, or for each group of channels: its sums are scaled in passes
 of their own, which take more time than the sums if groups are small. The kernel scales them where they arise. It is
@@ -27,7 +27,6 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.quant.integers import Codes
 from qdit.storage.atomic import atomic_write
 
 log = logging.getLogger("qdit")
@@ -35,16 +34,20 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vnni")
 AMX = ("-mamx-tile", "-mamx-int8")
 COMPILERS = ("c++", "g++", "clang++")
-COLUMNS, FOUR = 32, 4  # a tile's outputs, and the channels that one instruction adds up
-POINTERS = ("x", "x_scale", "x_offset", "weight", "w_scale", "w_offset", "w_sums", "bias", "y")
 
 
-class _Product(ctypes.Structure):
+def _fields(numbers: str, pointers: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_long) for name in numbers.split()] + [(name, ctypes.c_void_p) for name in pointers.split()]
+
+
+class Product(ctypes.Structure):
     """The struct of this name in the source."""
 
-    _fields_ = [(name, ctypes.c_long) for name in ("rows", "out", "channels", "groups", "wide")] + [
-        (name, ctypes.c_void_p) for name in POINTERS
-    ]
+    _fields_ = _fields("rows out channels groups wide", "x x_scale x_offset weight w_scale w_offset w_sums bias y")
+
+
+class _Codes(ctypes.Structure):
+    _fields_ = _fields("rows length each lowest highest shift", "x scale zero_point codes")
 
 
 @cache
@@ -80,66 +83,41 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     return built
 
 
-class Tiled:
-    """A weight whose product the kernel computes, one byte a code.
+def place(tensor: Tensor | None) -> int | None:
+    """Where a contiguous tensor begins; the caller keeps it."""
+    return None if tensor is None else tensor.data_ptr()
 
-    Args:
-        weight: its codes.
-        parts: equal parts of the channels within which weight and input have one scale each.
+
+def _reads(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad and library() is not None
+
+
+def extremes(rows: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
+    """The least and the greatest value of each row, in one pass where that is compiled."""
+    if not _reads(rows):
+        return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    rows = rows.contiguous()
+    low, high = rows.new_empty(2, len(rows), 1)
+    sizes = map(ctypes.c_long, (*rows.shape, torch.get_num_threads()))
+    library().qdit_extremes(*(ctypes.c_void_p(place(each)) for each in (rows, low, high)), *sizes)  # pyright: ignore[reportOptionalMemberAccess]
+    return low, high
+
+
+def encoded(
+    x: Float[Tensor, "rows n"], scale: Tensor, zero_point: Tensor, low: int, high: int, shift: int | None
+) -> Int8[Tensor, "rows n"] | None:
+    """clamp(round(x / scale) + zero point), less `shift` or else the zero point; None where that is not compiled.
+
+    Scale and zero point have one number, or one a row.
     """
-
-    def __init__(self, weight: Codes, parts: int) -> None:
-        self.shape, self.parts, self.groups = weight.integers.shape, parts, weight.groups
-        out, channels = self.shape
-        integers = weight.integers.new_zeros(out + -out % COLUMNS, channels)
-        integers[:out] = weight.integers
-        tiles = integers.view(-1, COLUMNS, channels // FOUR, FOUR)
-        self.tiles = tiles.transpose(1, 2).contiguous()
-        self.sums = integers.view(len(integers), parts, -1).sum(-1, dtype=torch.int32).T.float().contiguous()
-        self.scale = self._wide(weight.scale)
-        self.offset = None if weight.offset is None else self._wide(weight.offset)
-
-    @staticmethod
-    def fits(weight: Codes, parts: int) -> bool:
-        """Whether the kernel can do these."""
-        return weight.integers.shape[1] // parts % FOUR == 0 and library() is not None
-
-    def _wide(self, numbers: Float[Tensor, "out groups"]) -> Float[Tensor, "parts wide"]:
-        wide = numbers.new_zeros(self.parts, self.sums.shape[1])
-        wide[:, : self.shape[0]] = numbers.T.repeat_interleave(self.parts // self.groups, 0)
-        return wide
-
-    def codes(self) -> Int8[Tensor, "out channels"]:
-        """The weight's integers."""
-        return self.tiles.transpose(1, 2).reshape(-1, self.shape[1])[: self.shape[0]]
-
-    def tensors(self) -> list[Tensor]:
-        """All that is held."""
-        return [each for each in (self.tiles, self.sums, self.scale, self.offset) if each is not None]
-
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        """See `qdit.quant.integers.product`."""
-        (out, channels), rows = self.shape, len(x.integers)
-        each = lambda t: t.expand(rows, -1).repeat_interleave(self.parts // x.groups, 1).contiguous()  # noqa: E731
-        starts = self.scale.new_zeros(self.scale.shape[1])
-        if bias is not None:
-            starts[:out] = bias
-        y = self.scale.new_empty(rows, out)
-        offset = None if x.offset is None else each(x.offset)
-        tensors = (
-            x.integers.contiguous(),
-            each(x.scale),
-            offset,
-            self.tiles,
-            self.scale,
-            self.offset,
-            self.sums,
-            starts,
-            y,
-        )
-        places = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        about = _Product(rows, out, channels, self.parts, len(starts), *places)
-        kernel = library()
-        assert kernel is not None
-        kernel.qdit_product(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))
-        return y
+    counts = {scale.numel(), zero_point.numel()}
+    if not (_reads(x) and x.ndim == 2 and scale.dtype == zero_point.dtype == torch.float32):
+        return None
+    if counts not in ({1}, {len(x)}):
+        return None
+    x, scale, zero_point = x.contiguous(), scale.contiguous(), zero_point.contiguous()
+    made = torch.empty(x.shape, dtype=torch.int8)
+    each, less = int(counts != {1}), -1 if shift is None else shift
+    about = _Codes(*x.shape, each, low, high, less, *map(place, (x, scale, zero_point, made)))
+    library().qdit_encode(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))  # pyright: ignore[reportOptionalMemberAccess]
+    return made

@@ -20,7 +20,7 @@ from torch import Tensor
 from qdit.quant.affine import Affine
 from qdit.quant.grid import Rounded
 from qdit.quant.integers import SIDE, Codes, product, rescaled, weight_codes
-from qdit.quant.native import Tiled
+from qdit.quant.tiled import Tiled
 
 
 class Form(Protocol):

@@ -13,10 +13,10 @@ from qdit.nn.quantizers import DynamicQuantizer
 from qdit.quant import native
 from qdit.quant.affine import affine
 from qdit.quant.grid import Rounded
-from qdit.quant.integers import Codes, product
-from qdit.quant.native import Tiled
+from qdit.quant.integers import Codes, encoded, product
 from qdit.quant.operands import Operand, Packed, formed
 from qdit.quant.spec import QuantSpec, as_rows
+from qdit.quant.tiled import Tiled
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not has_int8(CPU), reason="no int8 instructions here")
@@ -64,6 +64,29 @@ def test_without_a_compiler_groups_take_onednn(monkeypatch, caplog):
         assert "no-such-compiler does not build" in caplog.text
     monkeypatch.setattr(native, "library", lambda: None)
     assert isinstance(formed(codes(8, 32, 4, False), 4), Packed)
+
+
+@compiled
+@pytest.mark.parametrize("grid", ["asymmetric", "asymmetric_free", "symmetric", "symmetric_full"])
+def test_codes_of_inputs_are_those_of_torchs_passes(grid, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(37, 50) * torch.logspace(-3, 3, 37).unsqueeze(1) + 0.1
+    x[3], x[4, 7] = 0.0, 1e6
+    for bits, rows in ((8, x), (4, x), (8, x[:1])):
+        low, high = native.extremes(rows)
+        made = affine(low, high, QuantSpec(bits=bits, grid=grid))
+        numbers = made.scale, made.zero_point, made.low, made.high, grid
+        for some in (rows, x):  # one grid for each row, and one for all
+            if len(some) == len(rows) or len(rows) == 1:
+                found = encoded(some, *numbers)
+                with monkeypatch.context() as patch:
+                    patch.setattr(native, "library", lambda: None)
+                    assert all(map(torch.equal, (low, high), native.extremes(rows)))
+                    expected = encoded(some, *numbers)
+                assert torch.equal(found[0], expected[0])
+                assert (found[1] is None) == (expected[1] is None)
+    x[5, 49] = torch.nan
+    assert [each.isnan().nonzero()[:, 0].tolist() for each in native.extremes(x)] == [[5], [5]]
 
 
 def rounded(bits, grid, **how) -> Rounded:
