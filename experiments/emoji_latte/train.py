@@ -4,7 +4,7 @@
     python -m experiments.emoji_latte.train measure --work WORK                # motion_match, emoji_match, a film sheet
     python -m experiments.emoji_latte.train export --work WORK --to FOLDER     # fp16, loads in LattePipeline
 
-It reads `WORK/vae` and, for its first step, `WORK/pixart.pt`. Clips are rendered and encoded on the fly.
+It reads `WORK/vae` and, for its first step, the image model that is shipped. Clips are rendered and encoded on the fly.
 """
 
 import argparse
@@ -24,13 +24,15 @@ from experiments.emoji_pixart.fitting import arguments, fit, load_ema
 from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
 from experiments.emoji_pixart.networks import TextModel, make_latte, make_pixart, noise_loss, sample, tokens, warm_latte
 from experiments.emoji_pixart.reading import teach
-from experiments.emoji_pixart.train import SUBJECTS, save
+from experiments.emoji_pixart.train import SUBJECTS, load_exported, save
 from experiments.emoji_pixart.words import make_tokenizer
+from qdit.assets import folder_of
 from qdit.dataset.captions import base_emoji, base_shares, caption, held_out
 from qdit.dataset.motion import FRAMES, PHRASES, POSES, read_motion, render, subject
 
 TEMPORAL_ONLY = 1000
 """Steps in which what the image model knows is held."""
+IMAGES = "embedded:emoji_pixart"
 LOUDNESS = 4.0
 """Of a motion's mark beside a picture's latent of 256 values, in what the text encoder learns first."""
 
@@ -47,8 +49,7 @@ def fresh(model: TextModel, args: argparse.Namespace) -> None:
     """The model before its first step: the image model, whose text encoder learns what the phrases mean."""
     images, names = base_emoji()
     tokenizer = make_tokenizer()
-    source, step = load_ema(TextModel(make_pixart(), len(tokenizer)), args.work / "pixart.pt")
-    warm_latte(model, source)  # type: ignore[arg-type]
+    warm_latte(model, load_exported(TextModel(make_pixart(), len(tokenizer)), folder_of(IMAGES)))
     pairs = trained_pairs()
     which, motion = pairs.unbind(1)
     meanings = [encode(pretrained(), 2 * images - 1).flatten(1)[which], LOUDNESS * one_hot(motion, len(PHRASES))]
@@ -57,7 +58,7 @@ def fresh(model: TextModel, args: argparse.Namespace) -> None:
     with torch.enable_grad():
         given = captions, torch.cat(meanings, 1), shares / shares.sum(), args.teach, tokens(tokenizer, names)
         read = teach(model.text, *given)
-    print(f"starts from the image model of step {step}; pictures and motions are read to {read:.3f}", flush=True)
+    print(f"pictures and motions are read to {read:.3f}", flush=True)
 
 
 def train(args: argparse.Namespace) -> None:

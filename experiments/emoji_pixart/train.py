@@ -44,18 +44,22 @@ SUBJECTS = [
 """Of the contact sheet; each is the name of one emoji."""
 
 
+def load_exported(model: TextModel, folder: Path) -> TextModel:
+    """The weights of a folder of `export`, or of the model that is shipped."""
+    kept = {"torch_dtype": torch.float32}
+    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer", **kept)
+    model.transformer.load_state_dict(transformer.state_dict())
+    model.text.load_state_dict(T5EncoderModel.from_pretrained(folder / "text_encoder", **kept).state_dict())
+    return model
+
+
 def fresh(model: TextModel, latents: Tensor, earlier: Path | None, steps: int) -> TextModel:
     """The model before its first step: the DiT without classes, or what an earlier training exported.
 
     `latents` are those of `base_emoji`, `steps` those of the text encoder on its own.
     """
     if earlier is not None:
-        kept = {"torch_dtype": torch.float32}
-        model.transformer.load_state_dict(
-            PixArtTransformer2DModel.from_pretrained(earlier / "transformer", **kept).state_dict()
-        )
-        model.text.load_state_dict(T5EncoderModel.from_pretrained(earlier / "text_encoder", **kept).state_dict())
-        return model
+        return load_exported(model, earlier)
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)
     explained = warm_pixart(model.transformer, dit)  # type: ignore[arg-type]
     ids = tokens(make_tokenizer(), base_emoji()[1])
