@@ -84,6 +84,8 @@ def unknown_options(loader: ConfigLoader, words: Iterable[str]) -> list[str]:
         if override.is_delete() or override.key_or_group not in groups or value is None:
             continue
         for option in value if isinstance(value, list) else [value]:
+            if not isinstance(option, str) or "${" in option:  # known when the cell is composed
+                continue
             group, _, name = f"{override.key_or_group}/{option}".removesuffix(".yaml").rpartition("/")
             if name not in loader.get_group_options(group):
                 found.append(_no_option(loader, f"{group}/{name}"))
@@ -95,8 +97,9 @@ def _message(
 ) -> str | None:
     """What to say of Hydra's error; None where it is not about a name."""
     if isinstance(error, MissingConfigException):
-        missing = error.missing_cfg_file
-        return _no_option(loader, missing) if missing and "/" in missing else None
+        missing = error.missing_cfg_file or ""
+        own = missing.startswith("hydra/")  # of which Hydra itself lists the options, such as launchers
+        return _no_option(loader, missing) if "/" in missing and not own else None
     match = _KEY.search(str(error))
     if match is None:
         return None

@@ -13,6 +13,9 @@ from qdit.eval.extractor.lpips import too_small
 from qdit.eval.frames import PairedFrames
 from qdit.eval.reference import Reference
 
+PIXELS = 2**22
+"""Of pairs that are compared at once: VGG's first layers take half a kilobyte a pixel of each image."""
+
 
 @cache
 def _loaded(name: str, weights: str | None, device: str) -> FeatureExtractor:
@@ -50,4 +53,5 @@ class LPIPS(PairedFrames):
         """The distance of each frame."""
         pairs = torch.stack([reference[0].flatten(0, 1), frames.flatten(0, 1)], 1)
         network = _loaded(self.net, self.weights, str(frames.device))
-        return network(pairs)["distance"].double().view(frames.shape[:2])
+        parts = pairs.split(max(1, PIXELS // (pairs.shape[-2] * pairs.shape[-1])))
+        return torch.cat([network(part)["distance"] for part in parts]).double().view(frames.shape[:2])

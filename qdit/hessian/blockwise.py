@@ -45,12 +45,16 @@ def kept_error(
 ) -> Float[Tensor, ""]:
     """Σ w Δ² without the share of the smallest |Δ|; of equal ones at the border, the mean stays; float64.
 
+    Infinite where a change is not finite, as of a candidate that overflows.
+
     >>> even, one = torch.full((4,), 0.6), torch.tensor([0, 0, 0, 1.15])
     >>> [round(kept_error(change, torch.ones(4), 0.5).item(), 4) for change in (even, one)]
     [0.72, 1.3225]
     """
     sizes, errors = change.abs().flatten(), (weights * change.square()).flatten()
     drop = int(eliminate * len(sizes))
+    if not errors.isfinite().all():
+        return torch.full((), torch.inf, dtype=torch.float64, device=errors.device)
     if not drop:
         return errors.sum(dtype=torch.float64)
     border = sizes.kthvalue(drop).values
@@ -72,7 +76,7 @@ class BlockSearch:
         points: that are used.
 
     Raises:
-        UserError: the block has several outputs.
+        UserError: the block has several outputs, or one that is not finite.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class BlockSearch:
         self.given = [walk.arguments(self.block, rows) for rows in self.batches]
         with torch.no_grad():
             self.exact = self.output({})
+        if not self.exact.isfinite().all():
+            raise UserError(f"range hessian: the output of {self.block} is not finite; try dtype=float32")
         device = self.exact.device
         channels = (importance.channels / importance.channels.mean().clamp(min=1e-30)).to(device)
         rows = importance.rows.reshape(len(walk.data.t), -1)[points].to(device)

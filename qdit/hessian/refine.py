@@ -36,6 +36,9 @@ from qdit.storage.progress import progress
 from qdit.storage.shelf import Place, Shelf
 
 log = logging.getLogger("qdit")
+BLOCK_POINTS = 32
+"""Calibration points that an output of a block is compared on, at least, however many tokens each has; qdit's own, so
+that all timesteps have a say."""
 HELD_VALUES = 2**26  # of layers' inputs that are collected in one pass: 256 MiB
 
 
@@ -95,7 +98,7 @@ class Refinement:
         if importance.rows.mean() == 0:
             return self.kept(part.block, readers)
         tokens = importance.rows.numel() // len(self.fit.data.t)
-        count = max(1, self.rule.tokens // tokens)
+        count = max(BLOCK_POINTS, self.fit.time.count, self.rule.tokens // tokens)
         points = chosen_points(self.fit.data.t, self.fit.time, count, self.rule.seed)
         return BlockSearch(self.fit, walk, part, readers, self.rounder(readers[0]), importance, points).run()
 

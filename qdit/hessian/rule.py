@@ -38,7 +38,8 @@ class Hessian(Newer, Checked):
         rounds: of the alternating search: weights at the current grid of inputs, then inputs; queries, then keys;
             probabilities, then values. It stops when nothing changes any more.
         tokens: how many rows of a layer's input are used, chosen at random from all calibration points, or queries of
-            an attention, of whole points. The default is the release's: 32 samples of 256.
+            an attention, of whole points; of `unit=block` whole points, 32 or one a group of timesteps at least. The
+            default is the release's: 32 samples of 256.
         seed: of that choice and of the target.
         unit: whose output's error is weighed: the `layer`'s, or, for layers in blocks, the `block`'s (APQ-ViT,
             `qdit.hessian.blockwise`), which costs a forward pass of the block for each candidate.

@@ -61,6 +61,9 @@ def test_other_mistakes_are_hydras(words, monkeypatch):
     with pytest.raises(ConfigCompositionException, match="already at 'size'") as caught:
         words("+size=3")
     assert not isinstance(caught.value, Mistyped)
+    with pytest.raises(MissingConfigException, match=r"hydra/launcher/joblibx") as caught:
+        words("hydra/launcher=joblibx")
+    assert not isinstance(caught.value, Mistyped)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(MissingConfigException, match="Could not find 'data/tinny'"):
         words("data=tinny")
@@ -71,6 +74,7 @@ def test_the_options_of_a_sweep_are_looked_up_together(words, tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         right = ["data=tiny", "parts=[one,two]", "data=inner/deep", "size=3", "+data@here=large", "~model", "data=null"]
+        right += ["data=${model}", "data={a: 1}"]
         assert unknown_options(loader, right) == []
         found = unknown_options(loader, [*right, "data=x", "data=x", "parts=[two,three]"])
     assert [text.split(":")[0] for text in found] == ["data=x", "parts=three"]

@@ -233,6 +233,14 @@ def test_frames_that_move_as_the_flow_says_have_no_warping_error(weights, publis
     assert WarpingError(extractor="raft_warp").compute(own, own).value == pytest.approx(float(errors.mean()))
 
 
+def test_a_clip_of_which_nothing_is_seen_twice_is_not_perfect(monkeypatch):
+    nowhere = torch.full((1, 2, 128, 128), 6.0)  # there and back alike
+    monkeypatch.setattr(raft.Flow, "flow", lambda self, a, b: nowhere)
+    clip = torch.randint(0, 256, (1, 2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    error = raft.Warp(torch.nn.Identity())(clip)["error"]
+    assert 0.1 < float(error) < 0.25  # of independent pixels 1/6
+
+
 def test_points_that_only_one_frame_shows_are_not_counted():
     there, back = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     there[:, 0, 2:4], back[:, 0, 2:4] = 1.0, -1.0

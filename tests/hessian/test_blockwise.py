@@ -28,6 +28,8 @@ def test_golden_elimination_lets_the_large_error_decide():
     even, one, ones = torch.full((4,), 0.6), torch.tensor([0, 0, 0, 1.15]), torch.ones(4)
     assert [kept_error(x, ones, 0.0).item() for x in (even, one)] == pytest.approx([1.44, 1.3225])
     assert [kept_error(x, ones, 0.5).item() for x in (even, one)] == pytest.approx([0.72, 1.3225])
+    one[0] = torch.nan
+    assert all(kept_error(one, ones, share).isinf() for share in (0.0, 0.5))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

@@ -17,6 +17,8 @@ from qdit.errors import UserError
 from qdit.eval.extractor.user_files import UserFile, load_strictly, read_state
 
 LEAST = 128
+SEEN = 0.05
+"""The share of a frame that must be seen in the next one for its motion to explain anything; qdit's own."""
 _MAP = (  # pattern in the published names, what it is in torchvision's
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
@@ -133,13 +135,17 @@ class Warp(Flow):
     """How well each frame is explained by the next one, moved back by the flow."""
 
     def forward(self, clips: UInt8[Tensor, "b k 3 H W"]) -> dict[str, Float[Tensor, "b k-1"]]:
-        """Mean squared difference of each step over the points that both frames show, of pixels in [0, 1]."""
+        """Mean squared difference of each step over the points that both frames show, of pixels in [0, 1].
+
+        Where that is less than `SEEN` of a frame, nothing is explained by its motion, and all points count.
+        """
         first, second = clips[:, :-1].flatten(0, 1), clips[:, 1:].flatten(0, 1)
         there, back = self.flow(first, second), self.flow(second, first)
         one, other = (padded(frames.float() / 255) for frames in (first, second))
         seen = visible(there, back)
+        seen = torch.where(seen.mean((1, 2, 3), keepdim=True) < SEEN, 1.0, seen)
         error = (one - warped(other, there)).square().mean(1, keepdim=True) * seen
-        return {"error": (error.sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)).view(len(clips), -1)}
+        return {"error": (error.sum((1, 2, 3)) / seen.sum((1, 2, 3))).view(len(clips), -1)}
 
 
 class RAFTWarp(RAFT):
