@@ -298,3 +298,24 @@ def test_wandb_takes_every_study(study):
     found = wandb.Settings(run_id=weights_and_biases.acceptable_id(study, "1a2b3c4d")).run_id
     assert found.endswith("-1a2b3c4d")
     assert len(found) <= 128
+
+
+def test_csv_has_a_line_a_value_goes_on_when_resumed_and_begins_anew_when_overwritten(tmp_path):
+    import pandas as pd
+
+    csv, run = logger("csv"), tmp_path / "rtn-w4a8-1a2b3c4d"
+    assert not csv.knows(run)
+    for number in (1, 2):  # the second is a resumed run
+        with tracking.reporting(csv, CONFIG | {"name": "rtn-w4a8"}, "1a2b3c4d", run) as tracker:
+            tracker.log(lambda number=number: {"loss": 0.5 / number, "flipped": 0.25}, number, "rounding")
+            tracker.finish(RECORD, run)
+    assert csv.knows(run)
+    found = pd.read_csv(run / "progress.csv")
+    rounding = found[found.stage == "rounding"].pivot(index="step", columns="name", values="value")
+    assert rounding.loss.tolist() == [0.5, 0.25]
+    final = found[found.stage == "final"].set_index("name").value
+    assert final["sqnr"].tolist() == [21.5, 21.5]
+    assert final["fid_lite0_stderr"].tolist() == [1.0, 1.0]
+    with tracking.reporting(csv, CONFIG | {"name": "rtn-w4a8", "overwrite": True}, "1a2b3c4d", run):
+        pass
+    assert (run / "progress.csv").read_text() == "seconds,stage,step,name,value\n"

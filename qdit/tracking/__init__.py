@@ -1,4 +1,4 @@
-"""Where a run is reported besides its own folder: nowhere, or Weights & Biases, online or offline.
+"""Where a run is reported besides its record: nowhere, a CSV file in its folder, or Weights & Biases.
 
 A logger is a config object; `open` starts one tracker for one run. Nothing else in qdit imports wandb, and this package
 does so only when a tracker is opened. The record of a run is its result.json, and what is sent to a logger is a copy.
@@ -7,6 +7,17 @@ So a run never fails for want of a key or a network, but is recorded offline, an
 """
 
 from qdit.tracking.base import Logger, NoTracker, Tracker, Values, compared, reported, reporting
+from qdit.tracking.csv_file import CsvTracker
 from qdit.tracking.weights_and_biases import WandbTracker
 
-__all__ = ["Logger", "NoTracker", "Tracker", "Values", "WandbTracker", "compared", "reported", "reporting"]
+__all__ = [
+    "CsvTracker",
+    "Logger",
+    "NoTracker",
+    "Tracker",
+    "Values",
+    "WandbTracker",
+    "compared",
+    "reported",
+    "reporting",
+]
