@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from qdit.assets import CONF
 from qdit.runs.identity import run_id
 
-NO_METHODS = {"fp", "load"}
+NO_METHODS = {"fp", "load", "external"}
 RECIPES = sorted({path.stem for path in (CONF / "quantizer").glob("*.yaml")} - NO_METHODS)
 PUBLISHED = ["ptq4dit", "q_dit", "vidit_q", "tq_dit"]
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
-from qdit.cli.design import listed
+from qdit.cli.design import NO_METHOD, listed
 from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
 from qdit.cli.words import as_text
@@ -47,13 +47,13 @@ def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Metho
         UserError: see `recipe`.
     """
     known = sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml"))
-    if name in ("fp", "load"):
-        advice = "leave the model as it is" if name == "fp" else "use qdit.load(folder, model)"
-        raise UserError(f"{name} is no recipe that quantizes: {advice}")
+    if name in NO_METHOD:
+        advice = {"fp": "leave the model as it is", "load": "use qdit.load(folder, model)"}
+        raise UserError(f"{name} is no recipe that quantizes: {advice.get(name, 'use qdit.judge(pipe, full)')}")
     if name not in known:
         near = get_close_matches(str(name), known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"there is no recipe {name!r}; {hint}There are {', '.join(sorted({*known} - {'fp', 'load'}))}")
+        raise UserError(f"there is no recipe {name!r}; {hint}There are {', '.join(sorted({*known} - {*NO_METHOD}))}")
     config = resolved(composed(f"quantizer={name}", f"bits={bits}", *words))
     check(config)
     if (made := build_recipe(config)) is None:

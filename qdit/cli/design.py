@@ -36,7 +36,7 @@ from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
 from qdit.tables import families
 
-NO_METHOD = ("fp", "load")  # full precision, and whatever a checkpoint holds
+NO_METHOD = ("fp", "load", "external")  # full precision, whatever a checkpoint holds, and what others did
 
 LEGEND = """Behind an option stand the choices inside it, and the grid, that a recipe changes; * says that it changes
 other values too: `qdit quantizer=NAME --cfg job` shows all. Bits such as W4A4 are of linear layers: without

@@ -26,7 +26,7 @@ SMALL = {
     **{"weight.group_size": 16, "activation.group_size": 16, "rounding.iterations": 3, "correction.num_samples": 2},
     "activation.time.groups": 2,
 }
-RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load"))
+RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load", "external"))
 JOINT = ("sd35_medium", "flux_dev")
 FLOWS = (*JOINT, "wan_2_1_1b")
 FAMILIES = ("pixart_sigma", "latte", *FLOWS)

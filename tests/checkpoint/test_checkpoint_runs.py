@@ -57,7 +57,7 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("recipes")
 
 
-QUANTIZERS = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load"))
+QUANTIZERS = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load", "external"))
 OPTIONS = [
     *("quantizer=rtn weight.grid=symmetric bits=w3a8", "quantizer=rtn weight.grid=symmetric_full bits=w6a6"),
     *("quantizer=rtn weight.grid=asymmetric_free bits=w8a16", "quantizer=rtn scope=all activation=tensor"),
