@@ -80,6 +80,8 @@ class Boundaries(Checked):
 class _Session(Session):
     """A reconstruction in which ranges learn, and codes are the nearest."""
 
+    name = "boundaries"
+
     def soft(self, site: Site) -> SoftEnds:
         """See `Session`."""
         return SoftEnds(self.fit.weight_of(site), self.fit.grid(site), self.fit.weight_spec(site))

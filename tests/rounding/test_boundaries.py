@@ -102,6 +102,14 @@ def test_no_iteration_is_nearest_and_some_come_nearer_to_full_precision(tiny_mod
     assert errors[2] < 0.9 * errors[0]
 
 
+def test_a_unit_that_ends_worse_stays_and_the_message_names_the_rounding(tiny_model, caplog):
+    wild = Boundaries(iterations=2, batch_size=6, rate=100.0, step_rate=0.0)
+    data = points(6)
+    made, plain = (quantize(tiny_model, recipe(how, ["qkv"]), lambda: data) for how in (wild, Nearest()))
+    assert all(torch.equal(value, codes(made)[name]) for name, value in codes(plain).items())
+    assert "boundaries: block_000 stays at nearest" in caplog.text
+
+
 def test_a_killed_fit_goes_on_and_zero_points_are_saved(tiny_model, tmp_path, monkeypatch):
     data, learned = points(6), []
     original = Session.learn

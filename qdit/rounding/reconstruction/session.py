@@ -52,6 +52,9 @@ class Session:
         fisher: whether errors are weighted by the output's Fisher information.
     """
 
+    name = "adaround"
+    """What messages call it."""
+
     def __init__(self, fit: Fit, how: Learning, *, lagging: bool, fisher: bool) -> None:
         self.fit, self.how, self.lagging, self.fisher = fit, how, lagging, fisher
         self.parts = segments(fit.model.sites(), fit.policy)
@@ -97,7 +100,7 @@ class Session:
             learner.harden()
             before = error(task, self.how.batch_size, importance)
             if not isfinite(before):
-                raise UserError(f"adaround: the outputs of {unit.name} are not finite; try dtype=float32")
+                raise UserError(f"{self.name}: the outputs of {unit.name} are not finite; try dtype=float32")
             with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device), dropping(installed.values()):
                 reconstruct(task, learner, self.schedule(unit), random, importance, bar.update)
             learner.harden()
@@ -107,9 +110,9 @@ class Session:
         better = after <= before
         if not better:
             log.warning(
-                "adaround: %s stays at nearest, whose error is %.4g, not %.4g; more rounding.iterations, or a larger "
+                "%s: %s stays at nearest, whose error is %.4g, not %.4g; more rounding.iterations, or a larger "
                 "rounding.rate, may help",
-                *(unit.name, before, after),
+                *(self.name, unit.name, before, after),
             )
         result = learner.result() if better else nearest
         self.save(unit, *result)
