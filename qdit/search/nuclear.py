@@ -46,6 +46,8 @@ from qdit.setting import Setting
 from qdit.storage.shelf import Place
 
 log = logging.getLogger("qdit")
+MOST_TOKENS = 1024
+"""Of an attention: .2 s a map on a core, and 20 minutes for DiT-XL/2 at 512 px; the time grows as the cube."""
 KINDS: Mapping[str, list[str]] = {"attention": ["qkv", "attn_out"], "feed_forward": ["ffn_up", "ffn_down"]}
 """The roles of a module's layers."""
 
@@ -123,6 +125,12 @@ class Nuclear(Search, Checked):
         if not modules_of(space):
             return [
                 "search=nuclear chooses bits of attentions and feed-forwards, and none is in scope; use scope=blocks"
+            ]
+        tokens = max(site.tokens for gene in space.genes for site in gene.sites)
+        if tokens > MOST_TOKENS:
+            return [
+                f"search=nuclear decomposes each head's map of tokens by tokens, for each point and bit-width: of "
+                f"{tokens} tokens that takes hours to days; {MOST_TOKENS} are allowed; use another search, such as search=ilp"
             ]
         return self.budget.problems(space, Rest.least(sites, recipe))
 

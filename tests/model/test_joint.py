@@ -11,6 +11,7 @@ from qdit.calibration.observers import watching
 from qdit.errors import UserError
 from qdit.model.flux import Flux, packed, unpacked
 from qdit.model.sd3 import SD3
+from qdit.rounding.reconstruction.targets import closing
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.seeding import noise
@@ -133,3 +134,11 @@ def test_an_encoder_that_is_missing_is_named(tmp_path):
     shutil.rmtree(folder / "text_encoder_3")
     with pytest.raises(UserError, match="has no text_encoder_3/"):
         option(folder).encode(PROMPTS, tmp_path / "cache", torch.device("cpu"))
+
+
+def test_each_stream_of_a_block_has_a_closing_layer(model):
+    """Whose output is the block's, which AdaRound's inner errors leave out."""
+    sites = model.sites()
+    first = next(site.path for site in sites if site.role == "text_down")
+    own = [site for site in sites if site.path == first]
+    assert {site.role for site in own if site.name in closing(own)} == {"ffn_down", "text_down"}

@@ -1,5 +1,6 @@
 """Bits by nuclear norms: the golden examples, what is compared, the choice of a plain loop, and a run."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -121,4 +122,6 @@ def test_a_recipe_runs_and_is_saved(tiny_model, parts, tmp_path):
 
 def test_what_cannot_be_is_refused(tiny_model, recipe, parts):
     assert "none is in scope" in recipe(scope=Scope(roles=["adaln"])).problems(tiny_model.sites())[0]
+    many = [replace(site, tokens=4096) for site in tiny_model.sites()]
+    assert "of 4096 tokens that takes hours" in recipe().problems(many)[0]
     assert "cannot be met" in recipe(search=search(budget=MeanBits(at_most=2))).problems(tiny_model.sites())[0]

@@ -64,7 +64,8 @@ class Learning(Newer, Checked):
             0.5). Left out: QDrop also mixes a unit's inputs with full precision's.
         inner: weight of the errors of a block's layers beside that of its output (EDA-DM: 0.8).
         units: `blocks`, each with its embedders and modulation, or these apart and first, together, as a `temporal`
-            unit (TFMQ-DM; `qdit.rounding.reconstruction.temporal`).
+            unit (TFMQ-DM; `qdit.rounding.reconstruction.temporal`), whose errors are weighed alike under any weighting,
+            and whose weights, those of all modulations, learn at once: 36 bytes each.
 
     Raises:
         UserError: a value is out of range.

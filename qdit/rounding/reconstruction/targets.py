@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.replay import Outputs, by_point, count, rows
-from qdit.model.base import DiffusionModel
+from qdit.model.base import DiffusionModel, Site
+from qdit.model.roles import KIN
 from qdit.nn.replace import replaced
 from qdit.rounding.reconstruction.units import Unit
 from qdit.storage.scratch import Scratch
@@ -70,12 +71,12 @@ class Targets:
     def inner(self, unit: Unit, names: Sequence[str]) -> dict[str, Tensor]:
         """The full-precision outputs [points, …] of some of a block's layers, by site; `task` comes afterwards.
 
-        The block's last layer is left out, quantized or not: what it puts out is what the block puts out.
+        Those that close the block are left out, quantized or not: what they put out is what the block puts out.
         """
         if unit.layer is not None or unit.segment.block is None:
             return {}
-        last = [site.name for site in self.model.sites() if site.path == unit.segment.block][-1]
-        found = observed(self.full, unit.segment, [name for name in names if name != last], {}, inputs=False)
+        last = closing([site for site in self.model.sites() if site.path == unit.segment.block])
+        found = observed(self.full, unit.segment, [name for name in names if name not in last], {}, inputs=False)
         return {name: by_point(outputs, len(self.data.t)) for name, (outputs,) in found.items()}
 
     @contextmanager
@@ -242,3 +243,9 @@ class Arguments:
 def _grows(one: Any, two: Any) -> bool:
     """Whether a tensor has rows for each point, given that of one and of two points."""
     return isinstance(one, Tensor) and one.ndim > 0 and len(two) > len(one)
+
+
+def closing(sites: Sequence[Site]) -> set[str]:
+    """The layers of a block that put out what it puts out: the last, and its like of another stream."""
+    roles = [KIN.get(site.role, site.role) for site in sites]
+    return {site.name for site, role in zip(sites, roles, strict=True) if role == roles[-1]}
