@@ -130,7 +130,7 @@ class Nuclear(Search, Checked):
         if tokens > MOST_TOKENS:
             return [
                 f"search=nuclear decomposes each head's map of tokens by tokens, for each point and bit-width: of "
-                f"{tokens} tokens that takes hours to days; {MOST_TOKENS} are allowed; use another search, such as search=ilp"
+                f"{tokens} tokens that takes hours to days; {MOST_TOKENS} are allowed; use search=ilp or another"
             ]
         return self.budget.problems(space, Rest.least(sites, recipe))
 
