@@ -70,7 +70,7 @@ class Channels(nn.Module):
         """B for the changed output, or a bias beside it."""
         b = b.clone() if self.starts else b
         for start, steps in zip(self.starts, self.rows, strict=True):
-            for step in steps:
+            for step in steps:  # pyright: ignore[reportGeneralTypeIssues] - a list of modules
                 if isinstance(step, Scale):
                     rows = slice(start, start + len(step.by))
                     b[rows] = (b[rows].movedim(0, -1) / step.by.to(b)).movedim(-1, 0)
@@ -124,7 +124,8 @@ class Branched:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         made = self.base_layer(x)
         active = () if self.disable_adapters else [name for name in self.active_adapters if name in self.lora_A]
-        return sum((self.added(name, x) for name in active), made).to(made.dtype)
+        added = [self.added(name, x) for name in active]
+        return sum(added, start=made).to(made.dtype) if added else made
 
     def added(self: Any, name: str, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """What the branch of one adapter adds."""

@@ -60,11 +60,12 @@ class Called:
             lack = f"it has no {parts[0]}" if parts else f"its call takes no {self.reads}"
             advice = "; use another dataset (prompts, or one of classes)" if not parts and other in self.takes else ""
             raise UserError(f"a {type(pipe).__name__} cannot be judged so: {lack}{advice}")
-        self.pipe, self.texts, self.denoiser = pipe, texts, pipe.transformer
+        made: Any = pipe
+        self.pipe, self.texts, self.denoiser = made, texts, made.transformer
         self.null_class = int(getattr(self.denoiser.config, "num_embeds_ada_norm", None) or 0)
         self.modality = "video" if {"num_frames", "video_length"} & set(self.takes) else "image"
         self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
-        pipe.set_progress_bar_config(disable=True)
+        made.set_progress_bar_config(disable=True)
 
     @property
     def num_classes(self) -> int:
@@ -182,7 +183,7 @@ def opened(path: str, key: str, device: torch.device, dtype: torch.dtype, texts:
     Raises:
         UserError: there is none, a package that its quantization needs is missing, or diffusers refuses it.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = Path(path).expanduser()
     read_config(folder, "model_index.json")
