@@ -29,12 +29,36 @@ struct Product {
     long rows, out, channels, groups, wide;    // wide: `out` rounded up to whole tiles
     const int8_t* x;                           // [rows, channels]
     const float *x_scale, *x_offset;           // [rows, groups]; no offsets: null
-    const int8_t* weight;                      // [wide / 32, channels / 4, 32, 4]
+    const int8_t* weight;                      // [wide / 32, channels / 4, 32, 4], or of half the bytes: see `unpack`
+    const int8_t* lowest;                      // [groups, wide]: of packed codes; null where they are not packed
     const float *w_scale, *w_offset, *w_sums;  // [groups, wide]; no offsets: null
     const float* bias;                         // [wide]
     float* y;                                  // [rows, out]
     long part() const { return channels / groups; }
 };
+
+// The codes of the columns of a tile, [channels / 4, 32, 4], of two a byte, [channels / 4, 16, 4]: the first half of the
+// columns in the low four bits, the second half in the high ones, each less the lowest code of its group.
+void unpack(const Product& p, long column, int8_t* codes) {
+    const __m512i four = _mm512_set1_epi8(15), repeat = _mm512_set1_epi32(0x01010101), byte = _mm512_set1_epi32(255);
+    const int8_t* from = p.weight + column * p.channels / 2;
+    for (long g = 0; g < p.groups; g++) {
+        __m512i lowest[2];
+        for (int half = 0; half < 2; half++) {
+            const auto* here = reinterpret_cast<const __m128i*>(p.lowest + g * p.wide + column + 16 * half);
+            const __m512i wide = _mm512_and_si512(_mm512_cvtepi8_epi32(_mm_loadu_si128(here)), byte);
+            lowest[half] = _mm512_mullo_epi32(wide, repeat);
+        }
+        for (long k = 0; k < p.part(); k += 4, from += 64, codes += 128) {
+            const __m512i both = _mm512_loadu_si512(from);
+            const __m512i first = _mm512_and_si512(both, four);
+            const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), four);
+            _mm512_storeu_si512(codes, _mm512_add_epi8(first, lowest[0]));
+            _mm512_storeu_si512(codes + 64, _mm512_add_epi8(second, lowest[1]));
+        }
+    }
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not know that loads of tiles read it
+}
 
 int32_t summed(const int8_t* codes, long count) {
     int32_t sum = 0;
@@ -126,7 +150,7 @@ struct Vnni {
         }
     }
 
-    void tile(const float* x_sums, long first, long row, long count, long column) {
+    void tile(const int8_t* panel, const float* x_sums, long first, long row, long count, long column) {
         static constexpr decltype(&sums<1>) SUMS[] = {sums<1>, sums<2>, sums<3>, sums<4>,  sums<5>,  sums<6>,
                                                      sums<7>, sums<8>, sums<9>, sums<10>, sums<11>, sums<12>};
         alignas(64) float total[ROWS * COLUMNS];
@@ -135,7 +159,7 @@ struct Vnni {
         begin(p, column, count, total);
         for (long g = 0; g < p.groups; g++) {
             const uint32_t* a = codes.data() + row * (p.channels / 4) + g * (part / 4) * count;
-            const int8_t* b = p.weight + column * p.channels + g * part * COLUMNS;
+            const int8_t* b = panel + g * part * COLUMNS;
             SUMS[count - 1](a, b, part, p.w_sums + g * p.wide + column, found);
             add_group(p, found, x_sums, first + row, count, column, g, total);
         }
@@ -165,13 +189,13 @@ struct Amx {
 
     void read(long first, long count) {
         std::memcpy(codes.data(), p.x + first * p.channels, count * p.channels);
-        std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not know that loads of tiles read it
+        std::atomic_signal_fence(std::memory_order_seq_cst);  // as in `unpack`
     }
 
-    void tile(const float* x_sums, long first, long row, long count, long column) {
+    void tile(const int8_t* panel, const float* x_sums, long first, long row, long count, long column) {
         alignas(64) float total[ROWS * COLUMNS];
         alignas(64) int32_t found[ROWS * COLUMNS];
-        const int8_t *a = codes.data() + row * p.channels, *b = p.weight + column * p.channels;
+        const int8_t *a = codes.data() + row * p.channels, *b = panel;
         const long line = 4 * COLUMNS, row_bytes = COLUMNS * sizeof(int32_t);
         begin(p, column, count, total);
         for (long g = 0; g < p.groups; g++) {
@@ -216,16 +240,20 @@ template <class Kernel> void multiply(const Product& p, long threads) {
     spread(chunks, threads, [&p, chunk](long from, long to) {
         Kernel kernel(p);
         std::vector<float> sums(p.w_offset ? chunk * p.groups : 0);
+        std::vector<int8_t> unpacked(p.lowest ? p.channels * COLUMNS : 0);
         for (long first = from * chunk; first < std::min(to * chunk, p.rows); first += chunk) {
             const long count = std::min(chunk, p.rows - first);
             kernel.read(first, count);
             for (long i = 0; !sums.empty() && i < count * p.groups; i++)
                 sums[i] = summed(p.x + first * p.channels + i * p.part(), p.part());
-            for (long column = 0; column < p.wide; column += COLUMNS)
+            for (long column = 0; column < p.wide; column += COLUMNS) {
+                if (p.lowest) unpack(p, column, unpacked.data());
+                const int8_t* panel = p.lowest ? unpacked.data() : p.weight + column * p.channels;
                 for (long row = 0; row < count; row += Kernel::ROWS) {
                     const float* mine = sums.empty() ? nullptr : sums.data() + row * p.groups;
-                    kernel.tile(mine, first, row, std::min(Kernel::ROWS, count - row), column);
+                    kernel.tile(panel, mine, first, row, std::min(Kernel::ROWS, count - row), column);
                 }
+            }
         }
     });
 }

@@ -43,7 +43,9 @@ def _fields(numbers: str, pointers: str) -> list[tuple[str, type]]:
 class Product(ctypes.Structure):
     """The struct of this name in the source."""
 
-    _fields_ = _fields("rows out channels groups wide", "x x_scale x_offset weight w_scale w_offset w_sums bias y")
+    _fields_ = _fields(
+        "rows out channels groups wide", "x x_scale x_offset weight lowest w_scale w_offset w_sums bias y"
+    )
 
 
 class _Codes(ctypes.Structure):

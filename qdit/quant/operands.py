@@ -1,8 +1,9 @@
-"""A weight as its integer products read it: rearranged once, in one byte a code, and nothing else kept beside it.
+"""A weight as its integer products read it: rearranged once, and nothing else kept beside it.
 
 Three forms, with the same bits for the same codes:
 
-* `Tiled`: a compiled kernel (`qdit.quant.native`), which scales sums where they arise;
+* `Tiled`: a compiled kernel (`qdit.quant.native`), which scales sums where they arise and reads codes of 4 bits two a
+  byte;
 * `Packed`: oneDNN's, where there is no such kernel; of groups, one product after the other;
 * `Plain`: torch's `_int_mm`, on accelerators.
 
