@@ -36,7 +36,7 @@ def samples_table(run_dir: Path, metrics: Mapping[str, Mapping[str, Any]]) -> "w
     known = {
         name: values[key] for name, metric in metrics.items() if (key := f"{name}@{metric.get('settings')}") in values
     }
-    rows = [
+    rows: list[Any] = [
         [
             number,
             caption,

@@ -27,7 +27,7 @@ class Distance(nn.Module):
 
     def __init__(self, layers: nn.Sequential, taps: tuple[int, ...], heads: list[Float[Tensor, "1 C 1 1"]]) -> None:
         super().__init__()
-        self.layers, self.taps = layers[: taps[-1] + 1], taps
+        self.layers, self.taps = nn.ModuleList(layers)[: taps[-1] + 1], taps
         for number, head in enumerate(heads):
             self.register_buffer(f"head_{number}", head)
         for name, colours in (("shift", SHIFT), ("scale", SCALE)):
@@ -37,7 +37,7 @@ class Distance(nn.Module):
         """The distance of each pair."""
         x = (2 * (pairs.flatten(0, 1).float() / 255) - 1 - self.get_buffer("shift")) / self.get_buffer("scale")
         total = x.new_zeros(len(pairs))
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers.children()):
             x = layer(x)
             if number in self.taps:
                 unit = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)).unflatten(0, (-1, 2))
