@@ -122,10 +122,12 @@ class Branched:
         """The layer's output, and those of the active branches for the input before it is rounded."""
         if getattr(self, "channels", None) is None:  # the original's
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        made = self.base_layer(x)
-        active = () if self.disable_adapters else [name for name in self.active_adapters if name in self.lora_A]
-        added = [self.added(name, x) for name in active]
-        return sum(added, start=made).to(made.dtype) if added else made
+        made: Tensor = self.base_layer(x)
+        found = made
+        for name in () if self.disable_adapters else self.active_adapters:
+            if name in self.lora_A:
+                found = found + self.added(name, x)
+        return found.to(made.dtype)
 
     def added(self: Any, name: str, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """What the branch of one adapter adds."""

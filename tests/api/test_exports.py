@@ -105,7 +105,7 @@ def test_the_table_says_yes_with_which_words_or_no_and_why():
 
 
 def test_an_unknown_recipe_has_no_row_and_all_have_one_where_none_is_named(monkeypatch):
-    with pytest.raises(UserError, match="there is no recipe 'gptq'; there are awq"):
+    with pytest.raises(UserError, match="there is no recipe 'gptq'; there are apq_vit, awq"):
         qdit.targets("gptq")
     monkeypatch.setattr(exports, "recipes", lambda: ["rtn"])
     assert qdit.targets(bits="w4a4")["torchao"].to_dict() == {"rtn": "no: inputs of 4 bits, but of 8"}

@@ -117,7 +117,7 @@ def test_a_study_outside_is_refused_before_anything_is_written(study, tmp_path, 
 def test_help_lists_groups(tmp_path, qdit):
     result = qdit("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert "weight/range: hessian, minmax, mse, percentile" in result.stdout
+    assert "weight/range: hessian, minmax, mse, pearson, percentile" in result.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from hydra._internal import defaults_list
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from qdit.assets import CONF
@@ -71,7 +71,7 @@ def test_a_file_that_changed_is_read_again(folder):
     os.utime(file, ns=(1, 1))  # the clock of a file system may be coarse
     assert composed(folder).model.name == "x"
     file.unlink()
-    with pytest.raises(MissingConfigException):
+    with pytest.raises(ConfigCompositionException):
         composed(folder)
 
 
