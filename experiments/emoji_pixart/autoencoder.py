@@ -93,7 +93,7 @@ def export(model: AutoencoderKL, args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse the stage and its options."""
     args = arguments(__doc__ or "", ("train", "measure", "export")).parse_args()
-    args.steps, args.batch, args.lr = args.steps or 3000, args.batch or 48, args.lr or 8e-4
+    args.steps, args.batch, args.lr = args.steps or 6000, args.batch or 48, args.lr or 8e-4
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "train":
         train(args)
