@@ -125,9 +125,8 @@ class QuantLinear(nn.Module):
             return found
         with torch.inference_mode(False):
             assert self.rounded is not None
-            found = self._buffers["weight"] = self.rounded.weight.to(
-                self.like
-            )  # `self.weight =` would ask for it again
+            found = self.rounded.weight.to(self.like)
+            self._buffers["weight"] = found  # `self.weight =` would ask for it again
         return found
 
     @property

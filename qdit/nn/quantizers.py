@@ -116,7 +116,7 @@ class SummingToOne(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as `x`."""
-        return renormalised(self.quantizer(x))
+        return renormalised(self.quantizer(x).float()).to(x.dtype)  # sums of bfloat16 would not be 1
 
     @property
     def by_rows(self) -> bool:

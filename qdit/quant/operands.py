@@ -105,7 +105,7 @@ class Packed:
             "none",
             [],
             "",
-        )  # no bias; the output: scale, zero point, dtype, and after
+        )  # no bias; of the output scale, zero point, dtype, and after
         return torch.ops.onednn.qlinear_pointwise(shifted, 1.0, SIDE, packed, self.ones, self.zeros, *options)
 
 

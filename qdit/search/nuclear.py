@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
@@ -30,10 +30,11 @@ from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import watching_operands
 from qdit.checked import Bits, Checked, Count
 from qdit.errors import UserError, from_problems
-from qdit.hessian.operands import inside
+from qdit.hessian.operands import chosen_points, inside
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.roles import meant
 from qdit.policies import Policy
+from qdit.quant.time_groups import split
 from qdit.quantized import Allocation, Quantized
 from qdit.recipes import Recipe
 from qdit.search.allocate import Allocator, Menu
@@ -97,7 +98,7 @@ class Nuclear(Search, Checked):
         widths: bits among which a module chooses.
         budget: what the plan may cost.
         allocator: finds the choice.
-        points: calibration points at which outputs are compared, spread evenly over all.
+        points: calibration points at which outputs are compared, from as many parts of the timesteps.
 
     Raises:
         UserError: no bit-widths or impossible ones, or no point.
@@ -186,7 +187,7 @@ class Nuclear(Search, Checked):
         self, space: BitSpace, modules: Sequence[Module], variants: BitVariants, data: CalibrationData
     ) -> tuple[list[float], list[dict[int, float]]]:
         """The relative norm of each module's Y, and its relative squared error by bits."""
-        model, rows = variants.model, torch.linspace(0, len(data.t) - 1, min(self.points, len(data.t))).long()
+        model, rows = variants.model, points_of(data, self.points)
         some = CalibrationData(data.x[rows], data.t[rows], data.y[rows], data.batch_size)
         parts = segments(model.sites(), {site.name for gene in space.genes for site in gene.sites})
         walk, norms, errors = Walk(model, some, parts), dict[Module, float](), dict[Module, dict[int, float]]()
@@ -238,6 +239,16 @@ class Nuclear(Search, Checked):
             loss = {str(bits): [value] for bits, value in own.items()}
             found.append(gene.place | {"group": kind, "bits": list(pattern), "loss": loss})
         return found
+
+
+def points_of(data: CalibrationData, count: int) -> Int[Tensor, " count"]:
+    """Indices of some points: one of each part of the timesteps, drawn among all conditions.
+
+    Evenly spaced points would meet the null condition never, or always, where every other one has it.
+    """
+    times = sorted(set(data.t.tolist()))
+    starts = sorted({len(times) * part // count for part in range(1, count)} - {0})
+    return chosen_points(data.t, split(times, starts), count, 0)
 
 
 def outputs_of_module(walk: Walk, part: Segment, kind: str, layers: Mapping[str, nn.Module]) -> list[Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.configs import config
 
+from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import segments
 from qdit.calibration.observers import watching_operands
 from qdit.checkpoint.checkpoint import load, provenance, save
@@ -18,7 +19,7 @@ from qdit.scope import Scope
 from qdit.search import Nuclear
 from qdit.search.allocate import MILP, DynamicProgramme
 from qdit.search.bit_budget import MeanBits, Rest
-from qdit.search.nuclear import modules_of, nuclear, relative_norm
+from qdit.search.nuclear import modules_of, nuclear, points_of, relative_norm
 
 
 def search(**changes):
@@ -78,6 +79,25 @@ def test_it_is_the_choice_of_least_sum_within_the_budget(tiny_model, recipe, par
         assert all(plan[g] == (b,) for module, b in zip(modules, expected, strict=True) for g in module.genes)
 
 
+@pytest.mark.parametrize("count", [128, 512, 1600, 6400])
+@pytest.mark.parametrize("steps", [20, 25, 50])
+def test_points_are_fair_over_timesteps_and_conditions(count, steps):
+    """At real numbers of points; every other one has the null condition, as calibrations make them."""
+    numbers = torch.arange(count)
+    t, y = 980 - 980 // steps * ((numbers // 2 * 7 + numbers // steps) % steps), numbers % 2
+    shares = []
+    for first in range(0, count, 97):  # the same points in other orders
+        data = CalibrationData(torch.zeros(count, 1, 1, 1), t.roll(first), y.roll(first), 8)
+        rows = points_of(data, 16)
+        assert len(set(rows.tolist())) == 16
+        times = sorted(set(t.tolist()))
+        starts = [len(times) * part // 16 for part in range(16)]
+        parts = [sum(start <= times.index(each) for start in starts) for each in data.t[rows].tolist()]
+        assert len(set(parts)) == 16
+        shares.append(data.y[rows].float().mean())
+    assert 0.3 < torch.stack(shares).mean() < 0.7
+
+
 def test_modules_are_compared_alone_on_full_precision(tiny_model, recipe, parts):
     """Probabilities of an attention whose layers alone are rounded, by hand."""
     found = quantize(tiny_model, recipe(), parts.data, setting=parts.setting())
@@ -88,7 +108,7 @@ def test_modules_are_compared_alone_on_full_precision(tiny_model, recipe, parts)
     four = quantize(tiny_model, parts.recipe(weight_bits=4), parts.data)
     names = [s.name for s in tiny_model.sites() if s.block == 1 and s.role in ("qkv", "attn_out")]
     data, seen = parts.data(), []
-    rows = torch.linspace(0, 5, 4).long()
+    rows = points_of(data, 4)
     attention = inside(tiny_model.attentions(), segments(tiny_model.sites(), names)[2])
     for layers in ({}, {name: four.layers[name] for name in names}):
         maps = []

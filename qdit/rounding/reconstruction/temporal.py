@@ -32,6 +32,9 @@ def temporal(sites: Sequence[Site]) -> list[Site]:
 def points_over_time(data: CalibrationData) -> CalibrationData:
     """As many points as there are, or as the sampler has timesteps: each timestep in turn, with the conditions in turn.
 
+    Every other condition may be the null condition, and a timestep comes with both: an even number of timesteps would
+    meet the same half again, so that each pass over them begins one condition later.
+
     >>> t, y = torch.tensor([9, 9, 5]), torch.tensor([7, 1, 2])
     >>> data = CalibrationData(torch.zeros(3, 4, 8, 8), t, y, batch_size=2, visited=[1, 5])
     >>> points_over_time(data).t, points_over_time(data).y
@@ -39,7 +42,8 @@ def points_over_time(data: CalibrationData) -> CalibrationData:
     """
     timesteps, count = data.t.new_tensor(data.timesteps), len(data.t)
     numbers = torch.arange(max(count, len(timesteps)))
-    conditions = (numbers + numbers // len(timesteps)) % count  # every other one may be the null condition
+    late = numbers // len(timesteps) if len(timesteps) % 2 == 0 else 0
+    conditions = (numbers + late) % count
     t = timesteps[numbers % len(timesteps)]
     return CalibrationData(data.x[numbers % count], t, data.y[conditions], data.batch_size)
 

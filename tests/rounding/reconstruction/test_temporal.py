@@ -85,6 +85,21 @@ def test_all_timesteps_of_the_sampler_are_seen_with_every_condition():
     assert sorted(few.t.tolist()) == visited
 
 
+@pytest.mark.parametrize("count", [128, 256, 1600])
+@pytest.mark.parametrize("steps", [4, 20, 25, 50, 63])
+def test_timesteps_and_conditions_are_seen_alike(count, steps):
+    """At real numbers of points; conditions are told apart, and every other one is the null condition."""
+    visited, conditions = list(range(steps)), torch.arange(count)
+    data = CalibrationData(torch.zeros(count, 1, 1, 1), torch.zeros_like(conditions), conditions, 8, visited=visited)
+    own = points_over_time(data)
+    times, used = own.t.bincount(), own.y.bincount(minlength=count)
+    assert len(times) == steps
+    assert times.max() - times.min() <= 1
+    assert used.max() - used.min() <= 2
+    nulls = torch.zeros(steps).index_add_(0, own.t, (own.y % 2).float())
+    assert ((nulls - times / 2).abs() <= 1).all()
+
+
 def test_it_learns_embedders_and_modulations_together(tiny_model, data):
     """Rounded so, the modulations are nearer to full precision than to nearest; embedders have moved, too."""
     slow = {"iterations": 30, "low_bits": 1, "rate": 0.3, "batch_size": 6, "round_weight": 0.0}
