@@ -142,8 +142,10 @@ class QuantLinear(nn.Module):
     @property
     def groups(self) -> int:
         """Of channels in which each output of a weight of integers has a scale."""
-        known = self._rounded or self._operand
-        return max(1, len(known.grid.scale) // self.shape[0]) if known is not None else 1  # pyright: ignore[reportAttributeAccessIssue]
+        if self._operand is not None:
+            return self._operand.scales
+        grid = None if self._rounded is None else self._rounded.grid
+        return max(1, len(grid.scale) // self.shape[0]) if isinstance(grid, Affine) else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; for a patch embedding [B, C, *places] -> [B, out, *places / patch]."""
@@ -164,7 +166,7 @@ class QuantLinear(nn.Module):
         if int8() and not learning and self.has_integers:
             codes, (out, channels) = codes_of(self.quantizer, x), self.shape
             if codes is not None and multiplies(codes, out, channels, self.groups):
-                return self.operand(codes.groups).product(codes, self.bias).to(x.dtype).view(*x.shape[:-1], -1)
+                return self.operand(codes.groups).product(codes, self.bias, x.dtype).view(*x.shape[:-1], out)
         return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
 
     def operand(self, groups: int) -> Operand:
@@ -179,20 +181,23 @@ class QuantLinear(nn.Module):
             self._rounded = self._buffers["weight"] = None
         return self._operand
 
-    @property
-    def bytes(self) -> int:
-        """Of what is held for the weight: values, codes, scales."""
+    def tensors(self) -> list[Tensor]:
+        """All that is held for the weight: values, codes, scales."""
         held = [each for each in (self._buffers["weight"],) if each is not None]
         if self._rounded is not None:
             held += [self._rounded.codes, *tensors_of(self._rounded.grid).values()]
-        count = 0 if self._operand is None else self._operand.bytes
-        return count + sum(each.numel() * each.element_size() for each in held)
+        return held if self._operand is None else held + self._operand.tensors()
+
+    @property
+    def bytes(self) -> int:
+        """Of `tensors`."""
+        return sum(each.numel() * each.element_size() for each in self.tensors())
 
     @property
     def has_integers(self) -> bool:
         """Whether weight and input are both integers times scales."""
-        known = self._rounded or self._operand
-        return known is not None and isinstance(known.grid, Affine) and has_codes(self.quantizer)
+        integers = self._rounded is not None and isinstance(self._rounded.grid, Affine)
+        return (integers or self._operand is not None) and has_codes(self.quantizer)
 
 
 Patch = int | tuple[int, ...]

@@ -12,11 +12,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
-from qdit.quant.affine import Affine, affine, nearest
+from qdit.quant.affine import Affine, nearest
 from qdit.quant.books import Book, Scaled, Uniform, renormalised
 from qdit.quant.grid import RowGrid, fake_quantize
-from qdit.quant.integers import Codes, encoded
-from qdit.quant.native import extremes
+from qdit.quant.integers import Codes, covered, encoded
 from qdit.quant.scales import SCALES
 from qdit.quant.spec import QuantSpec, as_rows
 from qdit.quant.time_groups import Groups, group_of
@@ -46,7 +45,7 @@ class StaticQuantizer(nn.Module):
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integers, of rows [tokens, channels]."""
-        rows = x.reshape(-1, x.shape[-1]).float()
+        rows = x.reshape(-1, x.shape[-1])
         integers, offset = encoded(rows, self.scale, self.zero_point, self.low, self.high, self.spec.grid)
         return Codes(integers, self.scale, offset)
 
@@ -74,12 +73,10 @@ class DynamicQuantizer(nn.Module):
 
     def codes(self, x: Tensor) -> Codes:
         """`x` as integer codes, in rows [tokens, channels]."""
-        rows = as_rows(x, self.spec).float()
-        grid = affine(*extremes(rows), self.spec)
-        integers, offset = encoded(rows, grid.scale, grid.zero_point, grid.low, grid.high, self.spec.grid)
+        integers, scale, offset = covered(as_rows(x, self.spec), self.spec)
         tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
         offset = offset.view(tokens, -1) if offset is not None else None
-        return Codes(integers.view(-1, x.shape[-1]), grid.scale.view(tokens, -1), offset)
+        return Codes(integers.view(-1, x.shape[-1]), scale.view(tokens, -1), offset)
 
 
 class OperandQuantizer(DynamicQuantizer):
@@ -167,7 +164,7 @@ class BookQuantizer(nn.Module):
     def codes(self, x: Tensor) -> Codes:
         """`x` as integers, of rows [tokens, channels]."""
         assert isinstance(self.book, Uniform)
-        rows = x.reshape(-1, x.shape[-1]).float()
+        rows = x.reshape(-1, x.shape[-1])
         scale, zero_point = self.now(len(x))
         if len(scale) > 1:  # one grid per sample, for all its tokens
             scale, zero_point = (t.repeat_interleave(len(rows) // len(x), 0) for t in (scale, zero_point))

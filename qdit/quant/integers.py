@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from qdit.quant import native
-from qdit.quant.affine import Affine
+from qdit.quant import kernels
+from qdit.quant.affine import Affine, affine, code_range
 from qdit.quant.grid import Rounded
+from qdit.quant.spec import QuantSpec
 
 SIDE = 128  # int8 holds -128 to 127
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch's int8 product on CUDA asks of the shapes
@@ -73,14 +74,36 @@ def encoded(
     >>> a, d
     (tensor([[-3,  2, 12]], dtype=torch.int8), None)
     """
-    # Of signed codes the zero point is 0.
-    shift = None if low < 0 or (high < SIDE and grid != "asymmetric_free") else SIDE if high >= SIDE else 0
-    integers = native.encoded(x, scale, zero_point, low, high, shift)
+    shift = shift_of(low, high, grid)
+    integers = kernels.encoded(x, scale, zero_point, low, high, shift)
     if integers is None:
         y = x / scale
         y.round_().add_(zero_point).clamp_(low, high)
         integers = y.sub_(zero_point if shift is None else shift).to(torch.int8)
     return integers, None if shift is None else zero_point - shift
+
+
+def shift_of(low: int, high: int, grid: str) -> int | None:
+    """What codes are less than those of their grid, to be int8; None: by their zero point, and no offset is left."""
+    # Of signed codes the zero point is 0.
+    return None if low < 0 or (high < SIDE and grid != "asymmetric_free") else SIDE if high >= SIDE else 0
+
+
+def covered(rows: Float[Tensor, "rows n"], spec: QuantSpec) -> tuple[Int8[Tensor, "rows n"], Tensor, Tensor | None]:
+    """The integers a, scales [rows, 1] and offsets d [rows, 1] of rows on the grids of their own values.
+
+    >>> covered(torch.tensor([[-1.0, 0.0, 2.0]]), QuantSpec(bits=2))
+    (tensor([[-1,  0,  2]], dtype=torch.int8), tensor([[1.]]), None)
+    """
+    low, high = code_range(spec)
+    shift = shift_of(low, high, spec.grid)
+    if kernels.reads(rows):
+        integers, scale, zero_point = kernels.covered(rows, spec.grid, low, high, shift)
+        return integers, scale, None if shift is None else zero_point - shift
+    rows = rows.float()
+    grid = affine(rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True), spec)
+    integers, offset = encoded(rows, grid.scale, grid.zero_point, low, high, spec.grid)
+    return integers, grid.scale, offset
 
 
 def weight_codes(rounded: Rounded) -> Codes:

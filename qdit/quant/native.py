@@ -7,7 +7,8 @@ processor can do, and kept in the user's folder of caches under a digest of sour
 compiler, or the processor has no AVX-512 VNNI, `library` is None and products take torch's way (`qdit.quant.operands`),
 with the same bits.
 
-It is loaded by ctypes and not by torch's loader of extensions, whose locks outlive a process that is killed.
+`qdit.quant.kernels` has its functions as operators of torch. It is loaded by ctypes and not by torch's loader of
+extensions, whose locks outlive a process that is killed.
 """
 
 import ctypes
@@ -23,7 +24,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int8
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -32,7 +32,7 @@ from qdit.storage.atomic import atomic_write
 log = logging.getLogger("qdit")
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vnni")
-AMX = ("-mamx-tile", "-mamx-int8")
+AMX, BF16 = ("-mamx-tile", "-mamx-int8"), ("-mavx512bf16",)
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -44,12 +44,15 @@ class Product(ctypes.Structure):
     """The struct of this name in the source."""
 
     _fields_ = _fields(
-        "rows out channels groups wide", "x x_scale x_offset weight lowest w_scale w_offset w_sums bias y"
+        "rows out channels groups wide x_groups x_each half",
+        "x x_scale x_offset weight lowest w_scale w_offset w_sums bias y",
     )
 
 
-class _Codes(ctypes.Structure):
-    _fields_ = _fields("rows length each lowest highest shift", "x scale zero_point codes")
+class Codes(ctypes.Structure):
+    """The struct of this name in the source."""
+
+    _fields_ = _fields("rows length half grid each lowest highest shift", "x scale zero_point codes")
 
 
 @cache
@@ -62,7 +65,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         log.info("no C++ compiler: integer products take a slower way")
         return None
-    flags = FLAGS + AMX * torch.cpu._is_amx_tile_supported()
+    flags = FLAGS + AMX * torch.cpu._is_amx_tile_supported() + BF16 * torch.cpu._is_avx512_bf16_supported()
     try:
         return ctypes.CDLL(str(_built(compiler, flags)))
     except (OSError, subprocess.SubprocessError, UserError) as error:
@@ -90,36 +93,14 @@ def place(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _reads(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad and library() is not None
+def run(name: str, about: ctypes.Structure) -> None:
+    """Call a function of the kernel, which is there."""
+    kernel = library()
+    assert kernel is not None
+    getattr(kernel, name)(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))
 
 
-def extremes(rows: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
-    """The least and the greatest value of each row, in one pass where that is compiled."""
-    if not _reads(rows):
-        return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-    rows = rows.contiguous()
-    low, high = rows.new_empty(2, len(rows), 1)
-    sizes = map(ctypes.c_long, (*rows.shape, torch.get_num_threads()))
-    library().qdit_extremes(*(ctypes.c_void_p(place(each)) for each in (rows, low, high)), *sizes)  # pyright: ignore[reportOptionalMemberAccess]
-    return low, high
-
-
-def encoded(
-    x: Float[Tensor, "rows n"], scale: Tensor, zero_point: Tensor, low: int, high: int, shift: int | None
-) -> Int8[Tensor, "rows n"] | None:
-    """clamp(round(x / scale) + zero point), less `shift` or else the zero point; None where that is not compiled.
-
-    Scale and zero point have one number, or one a row.
-    """
-    counts = {scale.numel(), zero_point.numel()}
-    if not (_reads(x) and x.ndim == 2 and scale.dtype == zero_point.dtype == torch.float32):
-        return None
-    if counts not in ({1}, {len(x)}):
-        return None
-    x, scale, zero_point = x.contiguous(), scale.contiguous(), zero_point.contiguous()
-    made = torch.empty(x.shape, dtype=torch.int8)
-    each, less = int(counts != {1}), -1 if shift is None else shift
-    about = _Codes(*x.shape, each, low, high, less, *map(place, (x, scale, zero_point, made)))
-    library().qdit_encode(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))  # pyright: ignore[reportOptionalMemberAccess]
-    return made
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether there is a kernel; a constant of compiled graphs."""
+    return library() is not None

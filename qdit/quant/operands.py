@@ -31,12 +31,18 @@ class Form(Protocol):
         """The weight's integers."""
         ...
 
+    def scales(self) -> Float[Tensor, "out groups"]:
+        """The weight's scales, as they were given."""
+        ...
+
     def tensors(self) -> list[Tensor]:
         """All that is held."""
         ...
 
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        """See `qdit.quant.integers.product`."""
+    def product(
+        self, x: Codes, bias: Float[Tensor, " out"] | None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows out"]:
+        """See `qdit.quant.integers.product`; in a dtype, to which the sums in float32 are rounded."""
         ...
 
 
@@ -50,13 +56,19 @@ class Plain:
         """See `Form`."""
         return self.weight.integers
 
+    def scales(self) -> Float[Tensor, "out groups"]:
+        """See `Form`."""
+        return self.weight.scale
+
     def tensors(self) -> list[Tensor]:
         """See `Form`."""
         return [t for t in (self.weight.integers, self.weight.scale, self.weight.offset) if t is not None]
 
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
+    def product(
+        self, x: Codes, bias: Float[Tensor, " out"] | None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows out"]:
         """See `Form`."""
-        return product(x, self.weight, bias)
+        return product(x, self.weight, bias).to(dtype)
 
 
 class Packed:
@@ -80,6 +92,10 @@ class Packed:
         """See `Form`."""
         return torch.cat([packed.to_dense().T for packed in self.packed], 1)
 
+    def scales(self) -> Float[Tensor, "out groups"]:
+        """See `Form`."""
+        return self.scale
+
     def tensors(self) -> list[Tensor]:
         """See `Form`."""
         others = (self.scale, self.offset, self.sums, self.ones, self.zeros)
@@ -89,10 +105,13 @@ class Packed:
         """See `qdit.quant.integers.Codes`."""
         return self.sums[number]
 
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
+    def product(
+        self, x: Codes, bias: Float[Tensor, " out"] | None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows out"]:
         """See `Form`."""
         parts = len(self.packed)
-        return rescaled(x, self, bias, parts, lambda number: self._sums(x.group(number, parts), self.packed[number]))
+        sums = lambda number: self._sums(x.group(number, parts), self.packed[number])  # noqa: E731
+        return rescaled(x, self, bias, parts, sums).to(dtype)
 
     def _sums(self, integers: Int8[Tensor, "rows part"], packed: Tensor) -> Float[Tensor, "rows out"]:
         """Σ a b."""
@@ -118,33 +137,55 @@ class Operand:
     """
 
     def __init__(self, rounded: Rounded, groups: int) -> None:
-        assert isinstance(rounded.grid, Affine)
-        self.grid, self.spec, self.groups = rounded.grid, rounded.spec, groups
+        grid = rounded.grid
+        assert isinstance(grid, Affine)
+        self.spec, self.groups, self.rows = rounded.spec, groups, len(grid.scale)
+        self.low, self.high = grid.low, grid.high
         weight = weight_codes(rounded)
         self.centred = weight.offset is None
         self.form = formed(weight, lcm(groups, weight.groups))
+        # What the form has is not held twice; one number for the whole tensor stands there for every row.
+        self.scale = grid.scale if self.rows == 1 or grid.scale.dtype != torch.float32 else None
+        self.zero_point, self.whole = smallest(grid.zero_point), grid.zero_point.dtype
 
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        """See `qdit.quant.integers.product`."""
-        return self.form.product(x, bias)
+    def product(
+        self, x: Codes, bias: Float[Tensor, " out"] | None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows out"]:
+        """See `Form`."""
+        return self.form.product(x, bias, dtype)
 
     def __reduce__(self) -> tuple[type, tuple[Rounded, int]]:
         """A copy is packed anew: torch copies no tensor of oneDNN."""
         return Operand, (self.rounded(), self.groups)
 
+    @property
+    def scales(self) -> int:
+        """Of each row of the weight."""
+        return max(1, self.rows // len(self.form.scales()))
+
     def rounded(self) -> Rounded:
         """The weight as it was given."""
-        integers, grid = self.form.codes(), self.grid
-        zero_point = grid.zero_point if self.centred else grid.zero_point.new_full((1, 1), SIDE)
-        rows = integers.reshape(len(grid.scale), -1).short() + zero_point.short()
+        integers, zero_point = self.form.codes(), self.zero_point.to(self.whole)
+        scale = self.form.scales().reshape(-1, 1).contiguous() if self.scale is None else self.scale
+        grid = Affine(scale, zero_point, self.low, self.high)
+        shift = zero_point if self.centred else zero_point.new_full((1, 1), SIDE)
+        rows = integers.reshape(self.rows, -1).short() + shift.short()
         codes = rows.view(integers.shape).to(torch.int8 if grid.signed else torch.uint8)
         return Rounded(codes, grid, self.spec)
 
-    @property
-    def bytes(self) -> int:
-        """Of all tensors that are held."""
-        held = [*self.form.tensors(), self.grid.scale, self.grid.zero_point]
-        return sum(each.numel() * each.element_size() for each in held)
+    def tensors(self) -> list[Tensor]:
+        """All that are held."""
+        return [*self.form.tensors(), self.zero_point, *([] if self.scale is None else [self.scale])]
+
+
+def smallest(numbers: Float[Tensor, "rows 1"]) -> Tensor:
+    """Whole numbers in the smallest type that gives their bits back (-0.0 has none but its own)."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[numbers.element_size()]
+    for kind in (torch.uint8, torch.int8, torch.int16):
+        small = numbers.to(kind)
+        if torch.equal(small.to(numbers.dtype).view(bits), numbers.contiguous().view(bits)):
+            return small
+    return numbers
 
 
 def formed(weight: Codes, parts: int) -> Form:

@@ -3,15 +3,12 @@
 Codes of 4 bits or fewer stay two a byte, and the kernel unpacks them a tile at a time.
 """
 
-import ctypes
-
 import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from qdit.quant import native
+from qdit.quant import kernels, native
 from qdit.quant.integers import Codes
-from qdit.quant.native import Product, place
 
 COLUMNS, FOUR = 32, 4  # a tile's outputs, and the channels that one instruction adds up
 
@@ -57,36 +54,22 @@ class Tiled:
             integers = integers + self.lowest.T.unsqueeze(-1)
         return integers.view(-1, self.shape[1])[: self.shape[0]].to(torch.int8)
 
+    def scales(self) -> Float[Tensor, "out groups"]:
+        """The weight's scales, as they were given."""
+        return self.scale[:: self.parts // self.groups, : self.shape[0]].T
+
     def tensors(self) -> list[Tensor]:
         """All that is held."""
         return [each for each in (self.tiles, self.lowest, self.sums, self.scale, self.offset) if each is not None]
 
-    def product(self, x: Codes, bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        """See `qdit.quant.integers.product`."""
-        (out, channels), rows = self.shape, len(x.integers)
-        each = lambda t: t.expand(rows, -1).repeat_interleave(self.parts // x.groups, 1).contiguous()  # noqa: E731
-        starts = self.scale.new_zeros(self.scale.shape[1])
-        if bias is not None:
-            starts[:out] = bias
-        y = self.scale.new_empty(rows, out)
-        tensors = {
-            "x": x.integers.contiguous(),
-            "x_scale": each(x.scale),
-            "x_offset": None if x.offset is None else each(x.offset),
-            "weight": self.tiles,
-            "lowest": self.lowest,
-            "w_scale": self.scale,
-            "w_offset": self.offset,
-            "w_sums": self.sums,
-            "bias": starts,
-            "y": y,
-        }
-        sizes = {"rows": rows, "out": out, "channels": channels, "groups": self.parts, "wide": len(starts)}
-        about = Product(**sizes, **{name: place(tensor) for name, tensor in tensors.items()})
-        kernel = native.library()
-        assert kernel is not None
-        kernel.qdit_product(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))
-        return y
+    def product(
+        self, x: Codes, bias: Float[Tensor, " out"] | None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows out"]:
+        """See `qdit.quant.operands.Form`."""
+        made = dtype if dtype in kernels.DTYPES else torch.float32
+        mine = None if bias is None else bias.float()
+        own = self.tiles, self.lowest, self.scale, self.offset, self.sums
+        return torch.ops.qdit.product(x.integers, x.scale, x.offset, *own, mine, self.shape[0], made).to(dtype)
 
 
 def _halved(tiles: Int8[Tensor, "tiles fours columns four"]) -> UInt8[Tensor, "tiles fours half four"]:

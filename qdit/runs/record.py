@@ -10,6 +10,8 @@ from qdit.config import flatten
 from qdit.environment import git_state, now, peak_memory_bytes, versions
 from qdit.storage.run_folder import SCHEMA
 
+_SAMPLING = ("samples_per_second", "executed", "resident_bytes")  # what is known only while samples are made
+
 
 @dataclass
 class Stopwatch:
@@ -52,22 +54,28 @@ def footer(started: str) -> dict[str, Any]:
 
 
 def cost(
-    ledger: dict[str, Any], executed: str, stopwatch: Stopwatch, samples_per_second: float | None
+    ledger: dict[str, Any],
+    executed: str,
+    stopwatch: Stopwatch,
+    samples_per_second: float | None,
+    resident_bytes: int | None,
 ) -> dict[str, Any]:
     """The cost block: the ledger's fields that are known, seconds a stage, memory, and what really ran."""
     return ledger | {
         "seconds": {k: round(v, 3) for k, v in stopwatch.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
+        "resident_bytes": resident_bytes,
         "samples_per_second": samples_per_second,
         "executed": executed,
     }
 
 
 def keep_earlier(costs: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """The costs of a run that was continued: rate and execution when the samples were made, a stage's longest time."""
+    """The costs of a run that was continued: rate, execution and memory of the model when the samples were made, and
+    a stage's longest time."""
     if earlier:
         if costs["samples_per_second"] is None:
-            costs |= {key: earlier.get(key, costs[key]) for key in ("samples_per_second", "executed")}
+            costs |= {key: earlier.get(key, costs[key]) for key in _SAMPLING}
         before = earlier.get("seconds", {})
         costs["seconds"] |= {k: max(v, costs["seconds"].get(k, 0.0)) for k, v in before.items()}
     return costs

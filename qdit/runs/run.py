@@ -131,6 +131,18 @@ def taken(
     return (known if made in (None, samples.made) else {}), False
 
 
+def resident(parts: "Setup", fit: "Callable[[], Quantized] | None") -> int | None:
+    """Bytes of the network's tensors as it has just made samples; None where others quantized it."""
+    from qdit.nn.held import held
+
+    if parts.external is not None:
+        return None
+    if fit is None:
+        return held(parts.model.denoiser)
+    with fit().installed(parts.model) as model:
+        return held(model.denoiser)
+
+
 def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tracker") -> dict[str, Any]:
     """Quantize, sample and evaluate one config; its record."""
     from qdit.ledger import ledger
@@ -182,7 +194,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     else:
         left = parts.run_time() if policy else []
         spent = asdict(ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left))
-    costs = record.cost(spent, executed, watch, rate)
+    costs = record.cost(spent, executed, watch, rate, resident(parts, fit) if rate else None)
     return record.header(config, run_id(config)) | {
         "protocol": stages.protocol(reference_config, parts),
         "protocol_id": run_id(reference_config),

@@ -92,7 +92,8 @@ _COST: dict[str, Check] = {
     **dict.fromkeys(
         ("weight_bits_model", "weight_bits_quantized", "weight_bits_used", "input_bits", "model_bytes", "bops"), _number
     ),
-    **{"samples_per_second": _number, "peak_memory_bytes": _number, "executed": _text, "seconds": _mapping},
+    **dict.fromkeys(("samples_per_second", "peak_memory_bytes", "resident_bytes"), _number),
+    **{"executed": _text, "seconds": _mapping},
 }
 _CURVE: dict[str, Check] = {"x": _list, "y": _list, "xlabel": _text, "ylabel": _text}
 

@@ -31,6 +31,7 @@ _COSTS = {  # column: (label, decimals)
     "samples_per_second": ("samples/s", 1),
     "seconds_quantize": ("quantization (s)", 1),
     "peak_memory_mb": ("peak MB", 0),
+    "resident_mb": ("MB while it runs", 2),
     "executed": ("executed", 0),
 }
 STEMS = tuple(_STEMS)

@@ -30,6 +30,7 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "gbops": ("bops", 1e9),
     "samples_per_second": ("samples_per_second", 1.0),
     "peak_memory_mb": ("peak_memory_bytes", 1e6),
+    "resident_mb": ("resident_bytes", 1e6),
 }
 _DIRECTION, _SETTINGS, _SHOWN = "_higher_is_better", "_settings", "_shown"
 
@@ -42,8 +43,9 @@ def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame
     `X_n`, `X_delta`, `X_delta_stderr`, `X_higher_is_better` and `X_settings` (a digest of its config and reference);
     `weight_bits`, `weight_bits_quantized` and `weight_bits_used` (mean bits per weight: whole model, quantized layers,
     what a step uses of these), `input_bits` (mean bits of inputs, with scales and branches), `model_mb` (10⁶ bytes),
-    `gbops` (10⁹ bit operations), `samples_per_second`, `peak_memory_mb`, `seconds_<stage>`, `seconds`; every config key
-    by its dotted name. What is missing is NaN or None.
+    `gbops` (10⁹ bit operations), `samples_per_second`, `peak_memory_mb` (the process), `resident_mb` (the network's
+    tensors as it ran), `seconds_<stage>`, `seconds`; every config key by its dotted name. What is missing is NaN or
+    None.
 
     Raises:
         UserError: no record was found (says where it looked and which studies exist), or one has an unknown schema.

@@ -59,6 +59,7 @@ def test_record_and_files(finished):
     assert all(m["stderr"] > 0 and m["n"] == N for m in record["metrics"].values())
     assert record["cost"]["executed"] == ("int8" if has_int8(torch.device("cpu")) else "simulated")
     assert record["cost"]["weight_bits_quantized"] > 4
+    assert record["cost"]["resident_bytes"] > 0
     assert len(record["layers"]) == 12
     assert len(record["curves"]["sqnr_per_timestep"]["y"]) == 3
     assert not list(root.rglob("*.tmp"))
@@ -70,6 +71,8 @@ def test_full_precision_is_recorded_beside_it(finished):
     reference = json.loads(path.read_text())
     assert reference["protocol_id"] == record["protocol_id"]
     assert reference["cost"]["weight_bits_model"] == 16
+    # That counts 16 bits a weight; what positions add is a buffer.
+    assert 2 <= reference["cost"]["resident_bytes"] / reference["cost"]["model_bytes"] < 2.05
     assert "sqnr" not in reference["metrics"]
     assert reference["metrics"]["fid_lite0"]["delta"] is None
 
