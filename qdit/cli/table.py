@@ -30,6 +30,7 @@ _EXAMPLES = """examples:
   qdit-table --metrics fid_lite0 fid_lite0_delta seconds  paired difference to full precision, and time
   qdit-table --at-bits 4.4:4.6                            what costs alike: bits a weight with scales and branches
   qdit-table --study methods --figures figures --at w4a8  its figures, too
+  qdit-table --study methods --figures figures --figure-files svg pdf
   qdit-table --write README.md                            again, the tables that it asks for between lines such as
                                                           <!-- qdit-table: --study methods --> and <!-- /qdit-table -->
   qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
@@ -106,7 +107,7 @@ def _table(frame: pd.DataFrame, options: argparse.Namespace) -> Table:
 def _draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
     from qdit.plots import draw  # matplotlib takes longer to come than most tables to make
 
-    for path in draw(frame, options.figures, options.metrics, options.at):
+    for path in draw(frame, options.figures, options.metrics, options.at, options.figure_files):
         print(path, file=sys.stderr)
 
 
@@ -132,9 +133,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--expect", metavar="FILE_OR_N", help="exit 1 unless it agrees with this CSV or number of runs")
     parser.add_argument("--tolerance", type=float, metavar="SHARE", help="for --expect: relative, instead of 2 SE")
     parser.add_argument(
-        "--figures", type=Path, metavar="FOLDER", help="also draw: metrics, Pareto fronts, curves, samples"
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        help="also draw: metrics, Pareto fronts, changes over metrics, curves, samples",
     )
-    parser.add_argument("--at", metavar="BITS", help="for --figures: the bits of curves and samples, e.g. w4a8")
+    parser.add_argument(
+        "--figure-files", nargs="+", choices=("png", "svg", "pdf"), default=["png"], help="for --figures: what to write"
+    )
+    parser.add_argument(
+        "--at", metavar="BITS", help="for --figures: the bits of changes, curves and samples, e.g. w4a8"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this file")
     parser.add_argument(
         "--write", type=Path, nargs="+", default=[], metavar="FILE", help="write the tables that documents ask for"

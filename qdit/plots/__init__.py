@@ -1,14 +1,18 @@
 """Figures of a study, for `qdit-table --figures FOLDER`; those of a run are in `qdit.plots.run`. No torch here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from qdit.errors import UserError
 from qdit.plots.charts import against_cost, by_bits, over_time
+from qdit.plots.dimensions import by_dimension
 from qdit.plots.pictures import side_by_side
 from qdit.plots.study import Study, study_of
+from qdit.plots.style import save
 from qdit.storage.names import fitting
 from qdit.tables.pareto import CHARGED
 from qdit.tables.quantity import plain, rank, stem
@@ -20,15 +24,21 @@ __all__ = ["draw", "study_of"]
 
 
 def draw(
-    frame: pd.DataFrame, folder: Path, metrics: Sequence[str] | None = None, bits: str | None = None
+    frame: pd.DataFrame,
+    folder: Path,
+    metrics: Sequence[str] | None = None,
+    bits: str | None = None,
+    files: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Draw a study: each metric over bits and against cost, curves over time, samples side by side.
+    """Draw a study: metrics over bits, against cost and beside each other, curves over time, samples side by side.
 
     Args:
         frame: what `qdit.tables.load_results` returned, perhaps narrowed; of one protocol.
-        folder: where the PNG files go.
-        metrics: whose figures are wanted; None for sqnr and the FIDs. Names of no metric draw nothing.
-        bits: of the curves and samples; None for the bit-width with the most methods.
+        folder: where the files go.
+        metrics: whose figures are wanted; None for sqnr and the FIDs, and for all where they are beside each other.
+            Names of no metric draw nothing.
+        bits: of the changes over metrics, curves and samples; None for the bit-width with the most methods.
+        files: what each figure is written as, of `qdit.plots.style.FILES`.
 
     Returns:
         The files, without those for which the runs keep no data.
@@ -40,18 +50,27 @@ def draw(
     chosen = bits or study.busiest()
     if chosen not in study.bits:
         raise UserError(f"--at {chosen}: no method was run at these bits; there are {', '.join(study.bits)}")
-    drawings: list[Callable[[], Path | None]] = []
-    for metric in _metrics(study, metrics):
+    made: list[Path] = []
+    dimensions = _metrics(study, ["all"] if metrics is None else metrics)
+    for name, drawing in _drawings(study, _metrics(study, metrics), dimensions, chosen):
+        if (figure := drawing()) is not None:
+            made += [save(figure, folder / f"{name}.{kind}") for kind in files]
+    return made
+
+
+def _drawings(
+    study: Study, metrics: Sequence[str], dimensions: Sequence[str], bits: str
+) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """Every figure of a study: the name of its file without an ending, and what draws it."""
+    for metric in metrics:
         if len(study.bits) > 1:
-            drawings.append(lambda m=metric: by_bits(study, m, folder / f"{fitting(m)}.png"))
+            yield fitting(metric), partial(by_bits, study, metric)
         for cost, name in COSTS.items():
             if any(None not in (row[cost], row[metric]) for row in study.rows):
-                drawings.append(
-                    lambda m=metric, c=cost, n=name: against_cost(study, c, m, folder / f"{fitting(m)}-{n}.png")
-                )
-    drawings.append(lambda: over_time(study, chosen, folder / f"timesteps-{fitting(chosen)}.png"))
-    drawings.append(lambda: side_by_side(study, chosen, folder / f"samples-{fitting(chosen)}.png"))
-    return [path for drawing in drawings if (path := drawing()) is not None]
+                yield f"{fitting(metric)}-{name}", partial(against_cost, study, cost, metric)
+    yield f"dimensions-{fitting(bits)}", partial(by_dimension, study, bits, dimensions)
+    yield f"timesteps-{fitting(bits)}", partial(over_time, study, bits)
+    yield f"samples-{fitting(bits)}", partial(side_by_side, study, bits)
 
 
 def _metrics(study: Study, wanted: Sequence[str] | None) -> list[str]:

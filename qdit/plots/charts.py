@@ -1,17 +1,17 @@
 """Charts of a study: quality at each bit-width, quality against cost with its Pareto front, error over timesteps."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from qdit.plots.study import Study, curve
-from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of, save
+from qdit.plots.style import MARKERS, axes_of, family_handles, label_ends, label_points, legend, panels_of
 from qdit.tables.pareto import front
 from qdit.tables.quantity import Quantity, cost_quantity, stem
 
@@ -22,7 +22,7 @@ _DASHED: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 0
 _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
 
 
-def by_bits(study: Study, metric: str, path: Path) -> Path:
+def by_bits(study: Study, metric: str) -> Figure:
     """Draw a metric at each bit-width: a panel with a scale of its own, a row per method, in its family's colour.
 
     Bars are two standard errors; the dashed line is full precision.
@@ -50,10 +50,10 @@ def by_bits(study: Study, metric: str, path: Path) -> Path:
     if _full(study, quantity) is not None:
         handles.append(Line2D([], [], **_DASHED, label="full precision"))
     legend(panels[0], handles)
-    return save(figure, path)
+    return figure
 
 
-def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
+def against_cost(study: Study, cost: str, metric: str) -> Figure:
     """Draw a metric against a column of the cost ledger: a point per method and bit-width, the Pareto front as a line.
 
     Colours are families, markers bit-widths; the points of the front have their names, or all where they are few.
@@ -84,10 +84,10 @@ def against_cost(study: Study, cost: str, metric: str, path: Path) -> Path:
     covered += [_between(points[chosen])]
     named = chosen if len(rows) > FEW else range(len(rows))
     label_points(axes, [names[number] for number in named], np.concatenate(covered))
-    return save(figure, path)
+    return figure
 
 
-def over_time(study: Study, bits: str, path: Path) -> Path | None:
+def over_time(study: Study, bits: str) -> Figure | None:
     """Draw the error of every method at one bit-width over the timesteps, in the order of sampling.
 
     The curves are the records' `sqnr_per_timestep`. On the right they are relative to the median of the methods,
@@ -117,7 +117,7 @@ def over_time(study: Study, bits: str, path: Path) -> Path | None:
     panels[0].set_title(bits, fontsize=9, loc="left")
     legend(panels[0], family_handles([row["family"] for row in rows.values()]))
     label_ends(panels[1], ends)
-    return save(figure, path)
+    return figure
 
 
 def _between(corners: NDArray[np.float64], count: int = 40) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ def sample_grid(
     made = [(label, strips(np.asarray(images.cpu())), "black") for label, images in rows]
     if rows[0][1].ndim == 5:
         columns = max(1, 1536 // made[0][1].shape[-1])
-    return tiles(made, path, captions, columns)
+    return save(tiles(made, captions, columns), path)
 
 
 def layer_chart(layers: Sequence[Mapping[str, Any]], path: Path, title: str | None = None) -> Path:

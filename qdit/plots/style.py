@@ -26,6 +26,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAMILY_COLOURS = {"baseline": "#7A7A7A", "dit": "#0072B2", "hybrid": "#D55E00"}
 _OTHER_COLOUR = "#009E73"
+FILES = ("png", "svg", "pdf")
+"""What figures can be written as."""
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _DPI = 150
 _STYLE: dict[Any, Any] = {
     **{"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False},
@@ -79,11 +82,22 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: max(1, length - 1)] + "…"
 
 
-def save(figure: Figure, path: Path, dpi: int = _DPI) -> Path:
-    """Write a PNG; return its path."""
-    data = io.BytesIO()
+def save(figure: Figure, path: Path, dpi: float | Literal["figure"] = "figure") -> Path:
+    """Write a figure as the file that the ending of its name says; return its path.
+
+    Letters of an SVG are outlines, so that it looks the same everywhere; those of a PDF are embedded TrueType fonts,
+    because publishers refuse Type 3. Neither has a date in it: a figure drawn again is the same file.
+
+    Args:
+        figure: drawn.
+        path: ends in one of `FILES`.
+        dpi: pixels an inch, if they are not the figure's own.
+    """
+    data, kind = io.BytesIO(), path.suffix.removeprefix(".")
     _literal(figure)
-    figure.savefig(data, format="png", dpi=dpi)
+    apart = {"image.composite_image": False}  # else one image as coarse as the page
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "qdit", **apart}):
+        figure.savefig(data, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
     atomic_write(path, data.getvalue())
     return path
 

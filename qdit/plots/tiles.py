@@ -2,31 +2,29 @@
 
 from collections.abc import Sequence
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from qdit.plots.style import save, shorten, text_at
+from qdit.plots.style import shorten, text_at
 
 Images = NDArray[np.uint8]
 """RGB pictures, [n, 3, H, W]."""
 _GAP = 6  # pixels between tiles
+_DPI = 72  # where a pixel is a point: files of vectors place images by points
 
 
 def tiles(
     rows: Sequence[tuple[str, Images, str]],
-    path: Path,
     captions: Sequence[str] | None = None,
     columns: int = 8,
     width: int | None = None,
-) -> Path:
+) -> Figure:
     """Draw rows of images, pixel for pixel where they are not shrunk.
 
     Args:
         rows: label, images and colour of the label of each row; all rows have the same n, H and W.
-        path: PNG to write.
         captions: one for each of the n columns, printed above it.
         columns: images side by side; more of them wrap into further bands of rows.
         width: of a tile, in pixels: small images grow by whole pixels up to about it, and larger ones shrink; None for
@@ -38,20 +36,20 @@ def tiles(
     left, head = 14 + 7 * max(len(label) for label, _, _ in rows), 24 if captions else 8
     band_h = head + len(rows) * (tile_h + _GAP) + 6
     canvas_w, canvas_h = left + per_band * (tile_w + _GAP) + 8, bands * band_h + 4
-    figure = Figure(figsize=(canvas_w / 100, canvas_h / 100), dpi=100, facecolor="white")
+    figure = Figure(figsize=(canvas_w / _DPI, canvas_h / _DPI), dpi=_DPI, facecolor="white")
     for index in range(count):
         band, column = divmod(index, per_band)
         x = left + column * (tile_w + _GAP)
         top = canvas_h - band * band_h - head
         if captions:
             text = shorten(captions[index], tile_w // 6)
-            text_at(figure, x + tile_w / 2, top + 6, text, ha="center", va="bottom", color="#444444", fontsize=8)
+            text_at(figure, x + tile_w / 2, top + 6, text, ha="center", va="bottom", color="#444444", fontsize=11)
         for number, (label, _, colour) in enumerate(rows):
             y = top - number * (tile_h + _GAP)
             figure.figimage(images[number][index], x, y - tile_h, origin="upper")
             if column == 0:
-                text_at(figure, left - 8, y - tile_h / 2, label, ha="right", va="center", fontsize=9, color=colour)
-    return save(figure, path, dpi=100)
+                text_at(figure, left - 8, y - tile_h / 2, label, ha="right", va="center", fontsize=12.5, color=colour)
+    return figure
 
 
 def strips(images: Images, side: int = 128, most: int = 16) -> Images:

@@ -1,5 +1,7 @@
 """Figures of a study: which files, images pixel for pixel, what is missing."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from helpers.fake_records import PROTOCOL, comparison, metric, record, write
@@ -9,6 +11,8 @@ from PIL import Image
 from qdit.cli.table import main
 from qdit.errors import UserError
 from qdit.plots import draw, study_of
+from qdit.plots.pictures import side_by_side
+from qdit.plots.style import save
 from qdit.storage.run_folder import IMAGES
 from qdit.tables import load_results, where
 
@@ -38,6 +42,29 @@ def test_every_figure_is_drawn(study_dir, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.startswith("| SQNR (dB) ↑")  # the table comes first, as ever
     assert set(captured.err.split()) == {str(tmp_path / name) for name in files}
+
+
+def test_figures_are_also_vectors(study_dir, tmp_path, blank):
+    words = ["--metrics", "sqnr", "--figures", str(tmp_path), "--figure-files", "svg", "pdf"]
+    assert main(["--runs-dir", str(study_dir), "--at", "w4a8", *words]) == 0
+    names = ("sqnr", "sqnr-bits", "sqnr-bytes", "sqnr-bitops", "timesteps-w4a8", "samples-w4a8")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf")}
+
+
+def test_pictures_of_vectors_stand_where_those_of_the_png_do(study_dir, tmp_path):
+    study = study_of(load_results(study_dir))
+    figure = side_by_side(study, "w4a8")
+    svg = ElementTree.parse(save(figure, tmp_path / "a.svg")).getroot()
+    canvas = pixels(save(figure, tmp_path / "a.png"))
+    scale = canvas.shape[1] / float(svg.attrib["viewBox"].split()[2])
+    boxes = [element.attrib for element in svg.iter("{http://www.w3.org/2000/svg}image")]
+    assert len(boxes) == 6 * 8  # full precision and five methods
+    assert {round(float(box["width"]) * scale) for box in boxes} == {64}
+    first = save(figure, tmp_path / "a.pdf").read_bytes()
+    assert save(figure, tmp_path / "b.pdf").read_bytes() == first  # no date in it
+    assert save(figure, tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
+    assert first.startswith(b"%PDF")
+    assert b"/Type3" not in first
 
 
 def test_figures_of_chosen_metrics(study_dir, tmp_path, blank):

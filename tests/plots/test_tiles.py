@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from qdit.plots.style import save
 from qdit.plots.tiles import strips, tiles
 
 
@@ -14,10 +15,10 @@ def pixels(path) -> np.ndarray:
 def test_large_images_shrink_by_whole_pixels(tmp_path):
     images = np.zeros((2, 3, 256, 256), dtype=np.uint8)
     images[:, 0, ::2] = 200  # a mean of 100 in red
-    small = pixels(tiles([("a", images, "black")], tmp_path / "a.png", width=64))
+    small = pixels(save(tiles([("a", images, "black")], width=64), tmp_path / "a.png"))
     assert small.shape[0] < 120
     assert (small == (100, 0, 0)).all(-1).sum() >= 2 * 64 * 64
-    odd = pixels(tiles([("a", images[:, :, :255, :255], "black")], tmp_path / "b.png", width=64))
+    odd = pixels(save(tiles([("a", images[:, :, :255, :255], "black")], width=64), tmp_path / "b.png"))
     assert odd.shape[0] > 255  # what cannot be divided stays
 
 
