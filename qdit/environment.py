@@ -51,9 +51,35 @@ def peak_memory_bytes() -> int:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    return _resident("VmHWM") or _largest_resident()
+
+
+def memory_megabytes() -> dict[str, float]:
+    """Memory of this process, and of the accelerator if one is used, in MB (10⁶ bytes): now, and the most so far.
+
+    `resident` and `resident_peak` are of the process (without the first where the system has no /proc),
+    `accelerator` and `accelerator_peak` are allocated tensors.
+    """
+    import torch
+
+    found = {"resident_peak": _resident("VmHWM") or _largest_resident()}
+    if now := _resident("VmRSS"):
+        found["resident"] = now
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        found["accelerator"] = torch.cuda.memory_allocated()
+        found["accelerator_peak"] = torch.cuda.max_memory_allocated()
+    return {name: count / 1e6 for name, count in found.items()}
+
+
+def _resident(field: str) -> int | None:
+    """Bytes that Linux has of this process in a field of its status; None elsewhere."""
     with suppress(OSError, StopIteration):  # no such file, or no such line
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return None
+
+
+def _largest_resident() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

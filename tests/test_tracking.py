@@ -194,6 +194,31 @@ def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_a
     assert len(made_of.manifest.contents) == 14
 
 
+def test_memory_is_a_curve_beside_the_others_in_any_logger(tmp_path, no_account, monkeypatch):
+    import pandas as pd
+    import torch
+    import wandb
+
+    now = iter([100.0, 100.2, 100.9, 103.5, 200.0, 200.2, 200.9, 203.5])
+    monkeypatch.setattr("qdit.tracking.base.monotonic", lambda: next(now))
+    held = []
+    for option in ("wandb_offline", "csv"):
+        with tracking.reporting(logger(option), CONFIG | {"name": "n"}, "1a2b3c4d", tmp_path / option) as tracker:
+            for step in range(3):
+                tracker.log({"samples": step}, step, "sampling")
+                held.append(torch.ones(16_000_000))  # 64 MB, which the next value sees
+    wandb.teardown()
+    [file] = (tmp_path / "wandb_offline" / "wandb").glob("offline-run-*/run-*.wandb")
+    history = [{key(i): json.loads(i.value_json) for i in each.history.item} for each in wandb_records(file)]
+    curve = [(h["memory/step"], h["memory/resident"], h["memory/resident_peak"]) for h in history if "memory/step" in h]
+    assert [seconds for seconds, _, _ in curve] == [0, 3]  # not twice in a second
+    assert 120 < curve[1][1] - curve[0][1] < 400
+    assert all(peak >= resident > 50 for _, resident, peak in curve)
+    written = pd.read_csv(tmp_path / "csv" / "progress.csv").query("stage == 'memory' and name == 'resident'")
+    assert written.step.tolist() == [0, 3]
+    assert written.value.iloc[1] - written.value.iloc[0] > 120
+
+
 def test_a_study_that_cannot_be_reported_costs_nothing(tmp_path, caplog, no_account):
     tracking.compared(logger("wandb_offline"), "s", tmp_path / "none", lambda: "")
     assert "the logger failed, and the run goes on" in caplog.text

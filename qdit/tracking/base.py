@@ -4,7 +4,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol, TypeVar
+
+from qdit.environment import memory_megabytes
 
 log = logging.getLogger("qdit")
 _T = TypeVar("_T")
@@ -19,7 +22,8 @@ class Tracker(Protocol):
         """Report values of one step of a stage, which is the number on the axis of its curves.
 
         Stages: `calibration` (a timestep), `rounding` (a layer of GPTQ, a unit of AdaRound), `search` (a generation),
-        `sensitivities` (a candidate), `sampling` (samples), `evaluation` (a metric).
+        `sensitivities` (a candidate), `sampling` (samples), `evaluation` (a metric), `memory` (seconds since the start;
+        `reporting` adds it to all others).
         """
         ...
 
@@ -69,11 +73,15 @@ class NoTracker:
 
 
 class _Guarded:
-    """Calls a tracker; the first of its exceptions is told as a warning, and none costs the run."""
+    """Calls a tracker; the first of its exceptions is told as a warning, and none costs the run.
+
+    Beside what it is told, it tells how much memory is in use, whenever a second or more has passed since it last did.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
         self.told = False
+        self.begun, self.watched = monotonic(), -1
 
     def attempt(self, call: Callable[[], _T]) -> _T | None:
         """What a call returns, None if it fails."""
@@ -88,6 +96,13 @@ class _Guarded:
 
     def log(self, values: Values, step: int, stage: str) -> None:
         self.attempt(lambda: self.tracker.log(values, step, stage))
+        self.watch()
+
+    def watch(self) -> None:
+        seconds = int(monotonic() - self.begun)
+        if seconds > self.watched:
+            self.watched = seconds
+            self.attempt(lambda: self.tracker.log(memory_megabytes, seconds, "memory"))
 
     def finish(self, record: Mapping[str, Any], run_dir: Path) -> None:
         self.attempt(lambda: self.tracker.finish(record, run_dir))
