@@ -1,10 +1,12 @@
-"""Hydra composes in about half of its time: a file is parsed once a process, and no table of choices is for nobody.
+"""Hydra composes in half of its time, and tells its help in a third: nothing is read or copied that nobody changes.
 
 A command composes twice, and a sweep twice for each of its runs, from some forty files. Hydra parses all of them each
 time, and after every file makes a table of the choices so far, for defaults such as `${dataset}_${model}`, whether a
-file has some or not. What is composed stays the same. Imports no torch.
+file has some or not. For the options of each group it copies all that packages have registered, 292 times for `--help`.
+What is composed and told stays the same. Imports no torch.
 """
 
+import copy
 import os
 import pickle
 from collections.abc import Callable
@@ -25,6 +27,8 @@ def quicken() -> None:
     Plugins.instance()  # which registers the kinds of places that configs are read from
     source: Any = SourcesRegistry.instance().resolve("file")
     source.load_config = parsed_once(source.load_config)
+    structured: Any = SourcesRegistry.instance().resolve("structured")
+    structured.__deepcopy__ = lambda self, memo: copy.copy(self)  # its store gives away copies, and is not changed
     defaults_list._create_interpolation_map = where_needed(defaults_list._create_interpolation_map)
 
 

@@ -5,8 +5,11 @@ import os
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal import defaults_list
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -27,6 +30,7 @@ def slowly(folder, *words):
     source = SourcesRegistry.instance().resolve("file")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "load_config", source.load_config.__wrapped__)
+        patch.delattr(SourcesRegistry.instance().resolve("structured"), "__deepcopy__")
         patch.setattr(defaults_list, "_create_interpolation_map", defaults_list._create_interpolation_map.__wrapped__)
         return composed(folder, *words)
 
@@ -62,6 +66,20 @@ def test_each_composition_is_ones_own(folder):
     second = composed(folder)
     assert second.model.layers == [1, 2]
     assert second.hydra.job.name != "mine"
+
+
+def test_what_packages_registered_is_shared_by_lookups_and_copied_by_who_reads_it():
+    quicken()
+    path = ConfigSearchPathImpl()
+    path.append("schema", "structured://")
+    repository = ConfigRepository(path)
+    once, again = CachingConfigRepository(repository), CachingConfigRepository(repository)
+    assert once.delegate is not repository
+    assert once.get_schema_source() is not again.get_schema_source()
+    assert once.get_schema_source().store is ConfigStore.instance()
+    once.load_config("hydra/config").config.output_subdir = "mine"
+    assert again.load_config("hydra/config").config.output_subdir == ".hydra"
+    assert once.get_group_options("hydra/sweeper") == repository.get_group_options("hydra/sweeper") != []
 
 
 def test_a_file_that_changed_is_read_again(folder):
