@@ -40,7 +40,7 @@ def imports(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in plain + named} - set(sys.stdlib_module_names) - {"qdit"}
 
 
-OF_EXTRAS = {"transformers": "text", "av": "video", "torchao": "export", "peft": "lora"}
+OF_EXTRAS = {"transformers": "text", "av": "video", "torchao": "export", "peft": "lora", "open_clip": "eval"}
 """What is imported where it is used, with a message that names the extra."""
 
 
