@@ -2,6 +2,7 @@
 
     qdit-refs import VIRTUAL_imagenet256_labeled.npz --name imagenet256     ADM's file
     qdit-refs build photos/ --name photos --extractor lite0 --size 256      a folder or an npz of images
+    qdit-refs build val2014/ --captions captions_val2014.json --n 5000 --name coco --size 256      and their prompts
     qdit-refs floor photos/ --name photos --extractor lite0 --size 256      what a perfect model would score
 
 Results go to <cache-dir>/references, where runs look after the shipped files.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdit.cli.entry import carried_out, device_of
+from qdit.errors import UserError
 
 if TYPE_CHECKING:
     from qdit.eval.extractor import FeatureExtractor
@@ -43,9 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("source", type=Path, help="folder of images, or npz with arr_0 or images")
     images.add_argument("--name", required=True, help="data set, as in the run's dataset.name")
-    images.add_argument("--extractor", default="lite0", help="lite0 (default) or inception")
+    images.add_argument("--extractor", default="lite0", help="lite0 (default), inception, or clip_l14_336 for CMMD")
     images.add_argument("--size", type=int, help="side in px after ADM's centre crop; default: as they are")
     build = commands.add_parser("build", parents=[common, images], help="statistics of images")
+    build.add_argument("--captions", type=Path, metavar="JSON", help="of COCO or MJHQ-30K: also write their prompts")
+    build.add_argument("--n", type=int, help="with --captions: so many images, drawn; default: all")
+    build.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
     build.set_defaults(run=_build)
 
     floor = commands.add_parser("floor", parents=[common, images], help="real images against the same reference")
@@ -74,13 +79,26 @@ def _import(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from qdit.assets import cached
+    from qdit.eval.captioned import choose, read_captioned, write_prompts
     from qdit.eval.make_reference import Images, build
 
+    if args.captions is None and args.n is not None:
+        raise UserError("--n chooses among images with captions: give --captions, or a folder of those that you want")
+    chosen = choose(read_captioned(args.source, args.captions), args.n, args.seed) if args.captions else None
+    images = Images(args.source, args.size, [each.file for each in chosen] if chosen else None)
     extractor = _loaded(args)
-    reference = build(Images(args.source, args.size), args.name, extractor)
+    reference = build(images, args.name, extractor)
     target = args.out or cached(args.name, args.extractor, args.cache_dir)
+    prompts = target.parent / f"{args.name}.jsonl"
+    if chosen:
+        write_prompts(chosen, prompts)
+        reference.provenance["prompts"] = f"{len(chosen)} of {args.captions.name}, seed {args.seed}"
     reference.save(target)
     print(target)
+    if chosen:
+        size = f" dataset.image_size={args.size}" if args.size else ""
+        print(prompts)
+        print(f"use them with: dataset.file={prompts} dataset.reference={args.name}{size} num_samples={len(chosen)}")
 
 
 def _floor(args: argparse.Namespace) -> None:

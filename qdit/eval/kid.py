@@ -5,6 +5,8 @@ clipped. torch-fidelity averages 100 overlapping subsets instead; the estimand i
 pairs of jackknife groups are taken once, in tiles; leaving a group out is then arithmetic on a 20 x 20 matrix.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,12 +33,22 @@ def _diagonal(x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
     return (x.double().square().sum(1) / x.shape[1] + 1) ** 3
 
 
+def sums_by_group(
+    x: Float[Tensor, "n dim"], of: Callable[[Tensor, Tensor], Tensor], tile: int
+) -> Float[Tensor, "groups groups"]:
+    """Sums of a kernel over all pairs of rows, those of a row with itself among them, by the groups of the two."""
+    member = _member(x)
+    return member.T @ torch.cat([of(rows, x) @ member for rows in x.split(tile)])
+
+
+def _member(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n groups"]:
+    """1 at the group of each row."""
+    return torch.nn.functional.one_hot(groups_of(len(x)), GROUPS).double()
+
+
 def _group_sums(x: Float[Tensor, "n dim"]) -> Float[Tensor, "groups groups"]:
-    """Sums of the kernel over pairs of different rows, by the groups of the two."""
-    n = len(x)
-    member = torch.nn.functional.one_hot(groups_of(n), GROUPS).double()  # [n, groups]
-    by_group = torch.cat([kernel(rows, x) @ member for rows in x.split(TILE)])  # [n, groups]
-    return member.T @ by_group - torch.diag(member.T @ _diagonal(x))
+    """Sums of KID's kernel over pairs of different rows, by the groups of the two."""
+    return sums_by_group(x, kernel, TILE) - torch.diag(_member(x).T @ _diagonal(x))
 
 
 def kernel_distance(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], within_y: float) -> Jackknife:

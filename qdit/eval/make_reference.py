@@ -16,6 +16,7 @@ from PIL import Image
 from qdit import __version__
 from qdit.errors import UserError
 from qdit.eval.base import Features
+from qdit.eval.cmmd import cmmd
 from qdit.eval.extractor import EXTRACTORS, FeatureExtractor
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kid import kernel_distance
@@ -47,8 +48,8 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
 class Images:
     """Images of a folder (all depths, sorted by path) or of an npz (`arr_0` or `images`), as uint8 [H, W, 3]."""
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        """Find the images; with `size` each gets ADM's centre crop.
+    def __init__(self, path: Path, size: int | None = None, files: Sequence[Path] | None = None) -> None:
+        """Find the images, or take these files of the folder; with `size` each gets ADM's centre crop.
 
         Raises:
             UserError: there is nothing there, or the npz holds no uint8 RGB images, or the size is below 1 px.
@@ -56,7 +57,7 @@ class Images:
         if size is not None and size < 1:
             raise UserError(f"--size {size} is no side of an image; give the pixels of the model's images, such as 256")
         self.path, self.size = path, size
-        self.items: np.ndarray | list[Path] = _arrays(path) if path.suffix == ".npz" else _files(path)
+        self.items: np.ndarray | list[Path] = _arrays(path) if path.suffix == ".npz" else list(files or _files(path))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -131,6 +132,8 @@ def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
     n = len(images)
     if n < 2:
         raise UserError(f"{images.path} holds one image; a covariance needs at least two")
+    if "pooled" not in extractor.sizes:
+        raise UserError(f"--extractor {extractor.name} has no pooled features; give lite0, inception or clip_l14_336")
     kept = torch.zeros(n, dtype=torch.bool)
     kept[torch.linspace(0, n - 1, min(n, KEPT)).round().long()] = True
     moments: list[Moments] = []
@@ -138,20 +141,20 @@ def build(images: Images, name: str, extractor: FeatureExtractor) -> Reference:
     start = 0
     size = "{}x{}".format(*images[0].shape[:2])
     for features in extract(images, range(n), extractor):
-        batch = [Moments.of(features[kind]) for kind in ("pooled", "spatial")]
+        batch = [Moments.of(features[kind]) for kind in ("pooled", "spatial") if kind in features]
         moments = [a.merge(b) for a, b in zip(moments, batch, strict=True)] if moments else batch
         stop = start + len(features["pooled"])
         pooled.append(features["pooled"][kept[start:stop]])
         start = stop
-    whole, spatial = moments
+    whole, spatial = moments[0], moments[1] if moments[1:] else None  # a CLIP has none
     crop = f"adm {images.size}" if images.size else "none"
     return Reference(
         name=name,
         extractor=extractor.name,
         mu=whole.mean,
         sigma=whole.covariance(),
-        mu_s=spatial.mean,
-        sigma_s=spatial.covariance(),
+        mu_s=spatial.mean if spatial else None,
+        sigma_s=spatial.covariance() if spatial else None,
         pooled=torch.cat(pooled),
         n=n,
         provenance=_provenance(images.path)
@@ -252,13 +255,16 @@ def floor(
 def _scores(features: Features, reference: Reference) -> dict[str, float]:
     """Distribution metrics of a draw, under the names they have in results."""
     suffix = "" if reference.extractor == "inception" else f"_{reference.extractor}"
-    pooled, spatial = Moments.of(features["pooled"]), Moments.of(features["spatial"])
-    scores = {
-        "fid": frechet_distance(reference.mu, reference.sigma, pooled.mean, pooled.covariance()),
-        "is": inception_score(features["logits"]).full,
-    }
+    pooled = Moments.of(features["pooled"])
+    scores = {"fid": frechet_distance(reference.mu, reference.sigma, pooled.mean, pooled.covariance())}
+    if "logits" in features:
+        scores["is"] = inception_score(features["logits"]).full
     if reference.mu_s is not None and reference.sigma_s is not None:
+        spatial = Moments.of(features["spatial"])
         scores["sfid"] = frechet_distance(reference.mu_s, reference.sigma_s, spatial.mean, spatial.covariance())
     if reference.pooled is not None:
         scores["kid"] = kernel_distance(features["pooled"], reference.pooled, reference.kernel_within).full
-    return {metric + suffix: value for metric, value in scores.items()}
+    named = {metric + suffix: value for metric, value in scores.items()}
+    if reference.extractor == "clip_l14_336" and reference.pooled is not None:
+        named["cmmd"] = cmmd(features["pooled"], reference.pooled).full
+    return named

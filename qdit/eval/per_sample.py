@@ -14,7 +14,7 @@ from math import nan
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -109,9 +109,13 @@ class PerSample(Metric):
         if not values.isfinite().all():
             bad = int((~values.isfinite()).nonzero()[0])
             raise UserError(f"{type(self).__name__} of sample {bad} is not finite; its features or pixels are damaged")
+        return values.masked_fill(~self.judged(samples), nan)
+
+    def judged(self, samples: Samples) -> Bool[Tensor, " n"]:
+        """Which samples count: of VBench's suite those of the dimension's own prompts, else all."""
         if (dimension := self.judges()) is None or not samples.prompts:
-            return values
-        return values.masked_fill(~torch.tensor(own_of(dimension, samples.prompts)), nan)
+            return torch.ones(samples.n, dtype=torch.bool)
+        return torch.tensor(own_of(dimension, samples.prompts))
 
 
 @dataclass(frozen=True, kw_only=True)

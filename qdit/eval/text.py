@@ -48,6 +48,18 @@ class TextAlignment(OfFeatures, PerSample):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedAlignment(TextAlignment):
+    """The mean over frames of the cosine times the factor that the network learned: PickScore (arXiv 2305.01569)."""
+
+    shown = Shown(digits=2)
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """The score of each sample."""
+        factor = samples.features(self.extractor)["factor"].double().flatten(1).mean(1)
+        return factor * super().each(samples, full_precision)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameSimilarity(OfFeatures, PerSample):
     """CLIP-Temp: the mean cosine of successive frames."""
 

@@ -159,9 +159,9 @@ def plan(config: dict[str, Any]) -> Plan:
     loaded = Manifest.read(config["quantizer"]["path"]) if is_loaded(config) else None
     device = pick_device(config["device"])
     recipe = build_recipe(config)
-    dataset: Source = build(config["dataset"])
-    sampler: Sampler = build(config["sampler"])
     metrics = {name: build(node) for name, node in (config.get("eval") or {}).items()}
+    dataset = build_dataset(config, metrics)
+    sampler: Sampler = build(config["sampler"])
     loader = build(config["model"])
     search = recipe.search if recipe else None
     prepared = objective = Prepared({}, {})
@@ -173,6 +173,26 @@ def plan(config: dict[str, Any]) -> Plan:
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
+
+
+def build_dataset(config: dict[str, Any], metrics: dict[str, Metric]) -> Source:
+    """The data set of a config.
+
+    Raises:
+        UserError: it lacks its file, or is otherwise wrong; with what the metrics lack besides, so that all that must
+            be fetched is in one message.
+    """
+    node = config["dataset"]
+    try:
+        return build(node)
+    except UserError as error:
+        about = {"dataset": node.get("reference", ""), "image_size": node.get("image_size")}
+        judging = {name: metric for name, metric in metrics.items() if metric.suite is None}
+        try:
+            prepare(judging, n=config["num_samples"], cache_dir=Path(config["cache_dir"]), **about)
+        except UserError as more:
+            raise UserError(f"dataset: {error}", str(more)) from error
+        raise
 
 
 def load_model(made: Plan, config: dict[str, Any]) -> DiffusionModel:

@@ -68,6 +68,11 @@ WEIGHTS = {
     "clip_l14": WeightFile(
         "clip-vit-large-patch14", "about 1.7 GB", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14"
     ),
+    "clip_l14_336": WeightFile(
+        "clip-vit-large-patch14-336", "about 1.7 GB", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14-336"
+    ),
+    "hps_v21": WeightFile("HPS_v2.1_compressed.pt", "about 4 GB", "Apache-2.0", "https://huggingface.co/xswu/HPSv2"),
+    "pick_score": WeightFile("PickScore_v1", "about 4 GB", "MIT", "https://huggingface.co/yuvalkirstain/PickScore_v1"),
     "laion_head": WeightFile(
         "sa_0_4_vit_l_14_linear.pth", "4 kB", "MIT", "https://github.com/LAION-AI/aesthetic-predictor"
     ),
@@ -105,5 +110,5 @@ def brought_digest(path: Path) -> str:
 
 def weight_file(extractor: str) -> WeightFile | None:
     """The file that an extractor needs of the user, in whatever flavour; None where it has its own way."""
-    flavours = ("_vbench", "_evalcrafter", "_warp")
+    flavours = ("_vbench", "_evalcrafter", "_warp", "_static")
     return WEIGHTS.get(next((extractor.removesuffix(each) for each in flavours if extractor.endswith(each)), extractor))

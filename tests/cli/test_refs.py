@@ -11,6 +11,7 @@ from PIL import Image
 
 from qdit.assets import cached
 from qdit.cli import refs
+from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError
 from qdit.eval.distribution import FID, SFID
 from qdit.eval.extractor import EXTRACTORS, make_extractor
@@ -57,6 +58,32 @@ def test_build_streams_to_the_moments_of_all(tiny, npz, tmp_path, monkeypatch, c
     torch.testing.assert_close(reference.pooled[[0, -1]], features["pooled"][[0, -1]], rtol=0, atol=1e-3)
     assert reference.provenance["source"] == "real.npz"
     assert len(reference.provenance["source_sha256"]) == 64
+
+
+def test_captioned_folders_give_references_and_prompts_of_the_same_images(tiny, tmp_path, capsys):
+    folder = tmp_path / "mjhq30k_imgs"
+    for number in range(12):
+        file = folder / ("food" if number % 2 else "art") / f"{number:02}ab.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (number * 20, 0, 0)).save(file)
+    about = {f"{number:02}ab": {"category": "art", "prompt": f"caption\n{number}"} for number in range(11)}
+    (tmp_path / "meta_data.json").write_text(json.dumps(about))
+    words = ("build", folder, "--name", "mjhq", "--captions", tmp_path / "meta_data.json", "--cache-dir", tmp_path)
+    run(*words, "--size", 6, "--n", 5, "--seed", 1)
+    prompts = cached("mjhq", "lite0", tmp_path).parent / "mjhq.jsonl"
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == str(prompts)
+    dataset = Prompts(name="p", file=str(prompts), image_size=6, reference="mjhq")
+    assert f"dataset.file={prompts} dataset.reference=mjhq dataset.image_size=6 num_samples=5" in said[2]
+    assert dataset.ids() == sorted(dataset.ids())
+    assert [c.text for c in dataset.captions] == [f"caption {int(name[:2])}" for name in dataset.ids()]
+    reference = load(cached("mjhq", "lite0", tmp_path))
+    images = torch.tensor([[int(name[:2]) * 20, 0, 0] for name in dataset.ids()])[:, :, None, None].expand(5, 3, 6, 6)
+    torch.testing.assert_close(reference.mu, Moments.of(tiny(images.to(torch.uint8))["pooled"]).mean)
+    assert reference.provenance["prompts"] == "5 of meta_data.json, seed 1"
+    run(*words, "--size", 6)
+    assert len(prompts.read_text().splitlines()) == load(cached("mjhq", "lite0", tmp_path)).n == 11
+    assert "--n chooses among images with captions" in complaint(capsys, *words[:4], "--n", 3)
 
 
 def test_floor_falls_with_n_and_is_repeatable(tiny, npz, tmp_path, capsys):

@@ -1,18 +1,16 @@
 """Networks whose weights the user brings: loading, preprocessing and use, on random weights saved as files."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.clips import golden_clips
+from helpers.clips import golden_clips, save_small_clip
 
 from qdit.errors import UserError
 from qdit.eval.extractor import EXTRACTORS, dino, make_extractor, raft
 from qdit.eval.extractor.i3d import I3D
 from qdit.eval.extractor.musiq import Quality
 from qdit.eval.extractor.resizing import for_clip, for_clip_in_vbench, for_dino
-from qdit.eval.flow import DynamicDegree, FlowScore, WarpingError, dynamic
+from qdit.eval.flow import DynamicDegree, FlowScore, WarpingError, dynamic, threshold, wanted_steps
 from qdit.eval.preflight import prepare
 from qdit.eval.samples import Drawn
 from qdit.eval.text import Aesthetic, FrameSimilarity, ImagingQuality, TextAlignment
@@ -45,6 +43,15 @@ def test_frames_are_seen_as_vbench_sees_them(name):
     for see, golden in ((for_dino, SUBJECT), (for_clip_in_vbench, BACKGROUND)):
         pooled = F.adaptive_avg_pool2d(see(CLIPS[name][0]), 4).flatten(1)
         assert float(frame_consistency(pooled[None])[0]) == pytest.approx(golden[name], abs=2e-6)
+
+
+def test_clips_count_once_where_the_released_code_counts_frames():
+    """Golden values of eight frames of a square and three of noise: .943320 over all frames, .903139 over clips."""
+    clips = (CLIPS["square"][0], CLIPS["noise"][0, :3])
+    pooled = [F.adaptive_avg_pool2d(for_dino(clip), 4).flatten(1)[None] for clip in clips]
+    each = torch.cat([frame_consistency(features) for features in pooled])
+    assert float(each.mean()) == pytest.approx(0.903139, abs=2e-6)
+    assert float((each * torch.tensor([7, 2])).sum() / 9) == pytest.approx(0.943320, abs=2e-6)
 
 
 def test_flavours_of_clip_differ():
@@ -106,24 +113,9 @@ def test_dino(weights, monkeypatch):
 
 @pytest.fixture
 def clip(weights):
-    """A small CLIP as transformers saves it, with a tokenizer of letters."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    letters = [chr(c) for c in range(33, 127)]
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    text = {"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"patch_size": 32}, projection_dim=16))
+    """Small CLIPs as transformers saves them, with a tokenizer of letters."""
     for key in ("clip_b32", "clip_l14"):
-        folder = weights / WEIGHTS[key].name
-        model.save_pretrained(folder)
-        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
-        about = {"tokenizer_class": "CLIPTokenizer", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-        about |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "model_max_length": 77}
-        (folder / "tokenizer_config.json").write_text(json.dumps(about))
+        save_small_clip(weights / WEIGHTS[key].name)
     return weights
 
 
@@ -256,6 +248,9 @@ def test_golden_values_of_flow():
     assert float(raft.largest(magnitude, 0.05)) == pytest.approx(1.6842105)
     assert float(raft.largest(magnitude, 0.02)) == 2
     moving = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])
+    sides = {32: 0.75, 256: 6, 480: 11.25, 512: 12, 720: 16.875}
+    assert {side: threshold(side) for side in sides} == sides
+    assert [wanted_steps(frames) for frames in (2, 8, 16, 49)] == [0, 2, 4, 12]
     assert dynamic(moving, 32).tolist() == [True, False]  # of 8 frames two steps are wanted; the threshold is .75
     assert dynamic(moving, 43).tolist() == [False, False]
     with pytest.raises(UserError, match="three frames or more"):

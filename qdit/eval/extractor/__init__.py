@@ -9,11 +9,17 @@ from qdit.eval.extractor.inception import Inception
 from qdit.eval.extractor.lite0 import Lite0
 from qdit.eval.extractor.lpips import LPIPSVGG, LPIPSAlex
 from qdit.eval.extractor.musiq import MUSIQ
-from qdit.eval.extractor.raft import RAFT, RAFTWarp
+from qdit.eval.extractor.preference import HPS, Pick
+from qdit.eval.extractor.raft import RAFT, RAFTStatic, RAFTWarp
 
-OF_CLIP = (clip.CLIPB32, clip.CLIPL14, clip.CLIPB32InVBench, clip.CLIPL14InVBench, clip.CLIPB32InEvalCrafter)
+OF_CLIP = (
+    *(clip.CLIPB32, clip.CLIPL14, clip.CLIPL14At336, clip.CLIPB32InVBench, clip.CLIPL14InVBench),
+    *(clip.CLIPB32InEvalCrafter, HPS, Pick),
+)
 EXTRACTORS: dict[str, type[FeatureExtractor]] = {"lite0": Lite0, "inception": Inception}
-EXTRACTORS |= {each.name: each for each in (DINO, *OF_CLIP, RAFT, RAFTWarp, MUSIQ, I3D, LPIPSAlex, LPIPSVGG)}
+EXTRACTORS |= {
+    each.name: each for each in (DINO, *OF_CLIP, RAFT, RAFTStatic, RAFTWarp, MUSIQ, I3D, LPIPSAlex, LPIPSVGG)
+}
 
 
 def make_extractor(name: str, weights: str | None = None, allow_download: bool = False) -> FeatureExtractor:

@@ -6,6 +6,7 @@ EvalCrafter does, with its defect (`qdit.eval.extractor.resizing`). A prompt is 
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class CLIP(UserFile):
 
     library = "transformers"
     see: Callable[[Tensor], Tensor]
+    kind: type[CLIPNetwork] = CLIPNetwork
 
     def build(self) -> nn.Module:
         """The network with its weights, of a folder as transformers saves it.
@@ -66,7 +68,7 @@ class CLIP(UserFile):
             tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"{path} is no CLIP as transformers saves it ({str(error).splitlines()[0]})") from error
-        return CLIPNetwork(model, tokenizer, type(self).see)
+        return self.kind(model, tokenizer, type(self).see)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n D"]:
@@ -88,6 +90,12 @@ class CLIPL14(CLIP):
     """ViT-L/14."""
 
     name, sizes, see = "clip_l14", {"pooled": 768}, staticmethod(for_clip)
+
+
+class CLIPL14At336(CLIP):
+    """ViT-L/14 at 336 px, which CMMD uses."""
+
+    name, sizes, see = "clip_l14_336", {"pooled": 768}, staticmethod(partial(for_clip, side=336))
 
 
 class CLIPB32InVBench(CLIP):

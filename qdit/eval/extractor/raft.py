@@ -81,6 +81,19 @@ class Flow(nn.Module):
         return {name: values.view(len(clips), -1) for name, values in scores.items()}
 
 
+class Ends(Flow):
+    """Flow of whole clips: between successive frames, and between the first and the last in both directions."""
+
+    def forward(self, clips: UInt8[Tensor, "b T 3 H W"]) -> dict[str, Tensor]:
+        """Means of the largest 2 % of each step [b, T-1] and of both directions between the ends [b, 2]; the side."""
+        steps = [super(Ends, self).forward(clips[:, at : at + 9])["top2"] for at in range(0, clips.shape[1] - 1, 8)]
+        first, last = clips[:, 0], clips[:, -1]
+        pairs = ((first, last), (last, first))
+        ends = [largest(self.flow(one, other).square().sum(1).sqrt(), 0.02) for one, other in pairs]
+        side = torch.full((len(clips), 1), float(min(clips.shape[-2:])))
+        return {"top2": torch.cat(steps, 1), "ends": torch.stack(ends, 1), "side": side}
+
+
 class RAFT(UserFile):
     """Scores of the flow of each step."""
 
@@ -109,6 +122,25 @@ class RAFT(UserFile):
         """
         if min(images.shape[-2:]) < LEAST:
             raise UserError(too_small(min(images.shape[-2:])))
+
+
+class RAFTStatic(RAFT):
+    """Scores of the flow of each step, and between the ends of a clip."""
+
+    name = "raft_static"
+    sizes = {"top2": 1, "ends": 1, "side": 1}  # noqa: RUF012
+    window = None
+    kind = Ends
+
+    def check(self, images: Tensor) -> None:
+        """Refuse frames that are too small, and stills.
+
+        Raises:
+            UserError: a side is below 128 px, or there is one frame.
+        """
+        super().check(images)
+        if images.shape[1] < 2:
+            raise UserError("the static filter needs clips of two frames or more, these have one")
 
 
 def too_small(side: int) -> str:

@@ -53,10 +53,16 @@ def for_clip_in_vbench(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 2
     return normalised(centre(whole, 224) / 255, CLIP)
 
 
-def for_clip(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
+def for_clip(images: UInt8[Tensor, "b 3 H W"], side: int = 224) -> Float[Tensor, "b 3 side side"]:
     """OpenAI's: bicubic with antialiasing, rounded to 8 bits as Pillow does; the middle square."""
+    whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], side), "bicubic", antialias=True)
+    return normalised(centre(whole.round().clamp(0, 255), side) / 255, CLIP)
+
+
+def for_hps(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
+    """HPSv2's: bicubic with antialiasing on floats, whose overshoot is not clamped; the middle square."""
     whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], 224), "bicubic", antialias=True)
-    return normalised(centre(whole.round().clamp(0, 255), 224) / 255, CLIP)
+    return normalised(centre(whole, 224) / 255, CLIP)
 
 
 def for_clip_in_evalcrafter(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:

@@ -16,6 +16,8 @@ class UserFile(FeatureExtractor):
 
     library: ClassVar[str | None] = None
     """A package beside qdit's own that it needs."""
+    distribution: ClassVar[str | None] = None
+    """What pip calls it, where that is another name."""
 
     @property
     def file(self) -> WeightFile:
@@ -34,7 +36,7 @@ class UserFile(FeatureExtractor):
             from importlib.util import find_spec
 
             if find_spec(self.library) is None:
-                problems.append(f"{self.name} needs the package {self.library}: pip install {self.library}")
+                problems.append(f"{self.name} needs {self.library}: pip install {self.distribution or self.library}")
         return problems
 
     def path(self) -> Path:
