@@ -4,9 +4,10 @@ The order is always: statistics, transform, policy, ranges, rounding, layers, re
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values, operand_values
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
+from qdit.nn.columns import ColumnParts
 from qdit.nn.linear import Shared, matrix
 from qdit.policies import Policy
 from qdit.quant.grid import RowGrid
@@ -133,23 +135,32 @@ class Fit:
     @cached_property
     def quantizers(self) -> dict[str, nn.Module]:
         """Module applied to an input: the transform's run-time change, then the quantizer; shared by its readers."""
-        values: dict[str, list[Tensor]] = {}
+        values: dict[str, list[Any]] = {}
         if self.static:
             by_channel = [s.name for s in self.static if (a := self.policy[s.name].activation) is not None and a.shifts]
             first, groups = self.rewrite.inputs, self.groups("inputs")
-            values = input_values(self.model, self.static, self.data, first, groups, by_channel)
+            cuts = {s.name: a.columns for s in self.static if (a := self.policy[s.name].activation) and a.columns}
+            values = input_values(self.model, self.static, self.data, first, groups, by_channel, cuts)
         made: dict[str, nn.Module] = {}
         for readers in self.by_input(self.sites):
             name = readers[0].name
             steps = [self.rewrite.inputs[name]] if name in self.rewrite.inputs else []
             if (spec := self.policy[name].activation) is not None:
-                found = values.get(name), self.groups("inputs"), self.model.clock
-                steps.append(self.recipe.activation.quantizer(spec, *found).to(self.model.device))
+                steps.append(self._quantizer(spec, values.get(name)).to(self.model.device))
             if steps:
                 step = nn.Sequential(*steps) if len(steps) > 1 else steps[0]
                 shared = Shared(step, len(readers)) if len(readers) > 1 else step
                 made |= {reader.name: shared for reader in readers}
         return made
+
+    def _quantizer(self, spec: QuantSpec, values: list[Any] | None) -> nn.Module:
+        """The quantizer of an input, of `values` for each group of timesteps; pairs of them for two inputs in one."""
+        make, about = self.recipe.activation.quantizer, (self.groups("inputs"), self.model.clock)
+        if not spec.columns:
+            return make(spec, values, *about)
+        parts = (None, None) if values is None else [list(part) for part in zip(*values, strict=True)]
+        first, second = (make(replace(spec, columns=None), part, *about) for part in parts)
+        return ColumnParts(spec.columns, first, second)
 
 
 def processors(attentions: Sequence[Attention], quantizers: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -50,7 +50,7 @@ def activation_storage_bits(spec: QuantSpec | None, heads: int = 1, channels: in
     if spec is None or spec.dynamic:
         return 0
     steps = {"two_region": 2, "two_sided": 2, "log2": 0}.get(spec.grid, 1)
-    grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1)
+    grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1) * (2 if spec.columns else 1)
     exponents = channels * (spec.shifts or 0).bit_length()
     return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits) + exponents)
 
@@ -106,6 +106,8 @@ def input_bits(site: Site, spec: QuantSpec | None) -> float:
         return FULL_BITS
     values = site.tokens * site.in_features
     length = values if spec.granularity == "tensor" else spec.row_length(site.in_features, values)
+    if spec.columns:  # a row is two
+        length /= 2
     return spec.bits + (row_bits(spec) / length if spec.dynamic else 0)
 
 

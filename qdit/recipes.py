@@ -77,14 +77,18 @@ class Recipe(Scheme):
 
     def completed(self, policy: Policy, model: DiffusionModel) -> Policy:
         """A policy in which all layers are equal, adapted to the roles that differ, with attentions added."""
-        roles = {site.name: site.role for site in model.sites()}
-        own = Policy({name: self.particular(layer, roles[name]) for name, layer in policy.items()})
+        sites = {site.name: site for site in model.sites()}
+        own = Policy({name: self.particular(layer, sites[name]) for name, layer in policy.items()})
         return self.with_attention(own, model)
 
-    def particular(self, layer: LayerSpec, role: str) -> LayerSpec:
-        """The specs of a site with a role, where others have those of `layer`."""
+    def particular(self, layer: LayerSpec, site: Site) -> LayerSpec:
+        """The specs of a site, where others have those of `layer`."""
+        role = site.role
         bases = self.transform.bases(role) if self.transform is not None else 1
         weight, activation = self.weight.at(role, layer.weight), self.activation.at(role, layer.activation)
+        if site.second and activation is not None and getattr(self.activation, "columns", "joined") == "own":
+            whole = activation.granularity == "group" or activation.grid == "two_sided"  # groups are apart as they are
+            activation = activation if whole else replace(activation, columns=site.second)
         spans = tuple(replace(span, weight=self.weight.at(role, span.weight)) for span in layer.spans)
         return replace(layer, weight=weight, activation=activation, spans=spans, bases=bases)
 

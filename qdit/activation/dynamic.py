@@ -17,7 +17,7 @@ from qdit.nn.clock import Clock
 from qdit.nn.quantizers import DynamicQuantizer
 from qdit.quant.named import at_bits, owned
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
+from qdit.quant.spec import Columns, Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
@@ -28,6 +28,8 @@ class DynamicActivation(Newer):
     Args:
         granularity, group_size, scale: see `QuantSpec`.
         grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
+        columns: of inputs that are two side by side (`Site.second`), whether these have grids of their own: `own`, or
+            `joined`.
         regions: inputs with two regions, whose ranges are static; none by default.
     """
 
@@ -36,6 +38,7 @@ class DynamicActivation(Newer):
     group_size: int | None = None
     regions: SidedInputs = field(default_factory=SidedInputs)
     scale: Scale | None = field(default=None, metadata=NEWER)
+    columns: Columns = field(default="joined", metadata=NEWER)
     time = EqualGroups()
 
     @property

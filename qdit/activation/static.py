@@ -19,7 +19,7 @@ from qdit.nn.quantizers import quantizer_of
 from qdit.quant.grid import covering
 from qdit.quant.named import at_bits, at_run_time, owned
 from qdit.quant.ranges import Range, check_rule
-from qdit.quant.spec import Granularity, GridName, QuantSpec, Scale
+from qdit.quant.spec import Columns, Granularity, GridName, QuantSpec, Scale
 from qdit.quant.time_groups import Groups
 
 
@@ -31,6 +31,8 @@ class StaticActivation(Newer):
         granularity, grid: see `QuantSpec`; `granularity` must be `tensor`. `float` is the usual floating-point format.
         range: the rule that finds the range from the calibration values.
         group_size, scale: must be null; here because every option of the group has the same keys.
+        columns: of inputs that are two side by side (`Site.second`), whether these have grids of their own: `own`, or
+            `joined`.
         regions: inputs with two regions; none by default.
         time: groups of timesteps with ranges of their own; one by default.
 
@@ -43,6 +45,7 @@ class StaticActivation(Newer):
     range: Range
     group_size: int | None = None
     scale: Scale | None = field(default=None, metadata=NEWER)
+    columns: Columns = field(default="joined", metadata=NEWER)
     regions: SidedInputs = field(default_factory=SidedInputs)
     time: TimeGroups = field(default_factory=EqualGroups)
     needs_ranges = True

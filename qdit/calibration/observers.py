@@ -71,6 +71,7 @@ def input_values(
     first: Mapping[str, nn.Module] | None = None,
     groups: Groups = ALL,
     by_channel: Container[str] = (),
+    cuts: Mapping[str, int] | None = None,
 ) -> dict[str, list[Any]]:
     """A sample of each site's input values [n] over the calibration data, extremes included, by group of timesteps.
 
@@ -82,7 +83,10 @@ def input_values(
         groups: of timesteps; each must have points.
         by_channel: sites whose channels are told apart; they have a `qdit.calibration.reservoir.Sampled`
             whose rows are channels.
+        cuts: sites whose input is two side by side, and where the second begins; they have pairs of samples.
     """
+    cuts = cuts or {}
+    others = {name: GroupedReservoirs(groups) for name in cuts}
     widths = {site.name: site.in_features if site.name in by_channel else 1 for site in sites}
     reservoirs = {name: GroupedReservoirs(groups, channels) for name, channels in widths.items()}
     first = first or {}
@@ -93,13 +97,17 @@ def input_values(
         rows = first[site.name](rows) if site.name in first else rows
         y, t = shown
         rows, times = _with_times(model, site.name, y, t, rows)
+        if site.name in cuts:
+            others[site.name].add(rows[..., cuts[site.name] :], times)
+            rows = rows[..., : cuts[site.name]]
         reservoirs[site.name].add(rows.movedim(-1, 1) if widths[site.name] > 1 else rows, times)
 
     with watching(model, sites, see):
         for x, t, y in data.batches(model):
             shown[:] = [y, t]
             model.denoise(x, t, y)
-    return {name: [*(found.sampled() if name in by_channel else found.values())] for name, found in reservoirs.items()}
+    made = {name: [*(found.sampled() if name in by_channel else found.values())] for name, found in reservoirs.items()}
+    return made | {name: [*zip(made[name], found.values(), strict=True)] for name, found in others.items()}
 
 
 @torch.no_grad()

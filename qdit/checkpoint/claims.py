@@ -90,6 +90,8 @@ def _input(name: str, quantizer: Node, claim: dict[str, Any], made: dict[int, No
     quantizers = list(_quantizers(quantizer, made))
     specs = [_resolved(each["spec"], made)["state"] for each in quantizers]
     wanted = [] if claim["activation"] is None else [claim["activation"]]
+    if wanted and wanted[0].get("columns"):  # a quantizer for each of two inputs side by side
+        wanted = [wanted[0] | {"columns": None}] * 2
     if list(map(_text, specs)) != list(map(_text, wanted)):
         return [f"{name} rounds its input to {_bits(specs)} bits, and its policy says {_bits(wanted)}"]
     for spec, each in zip(specs, quantizers, strict=True):

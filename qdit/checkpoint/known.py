@@ -25,6 +25,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
     "qdit.layers.Shared": ("quantizer", "readers", "_input", "_made", "_left"),
     "qdit.nn.basis.Permuted": ("order", "signs"),
     "qdit.nn.basis.Regular": ("block",),
+    "qdit.nn.columns.ColumnParts": ("columns", "first", "second"),
     "qdit.nn.quantizers.ChannelQuantizer": ("spec", "low", "high", "clock", "numbers", "shifts", "edges"),
     "qdit.nn.quantizers.OperandQuantizer": ("spec", "along_tokens"),
     "qdit.nn.quantizers.SummingToOne": ("quantizer",),

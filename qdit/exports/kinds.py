@@ -74,6 +74,8 @@ def common(form: Form) -> Iterator[Lack]:
         yield Lack(f"inputs of {spec.bits} bits, but of 8")
     if spec.granularity == "group":
         yield Lack("inputs in groups", "activation=token")
+    if spec.columns:
+        yield Lack("two grids side by side in an input", "activation.columns=joined")
     if (spec.time_groups or 1) > 1:
         yield Lack("inputs whose ranges change with the timestep", "activation/time=one")
 

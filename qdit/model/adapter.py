@@ -26,6 +26,10 @@ FAMILIES = {
     "SD3Transformer2DModel": "qdit.model.sd3.LoadedSD3",
     "FluxTransformer2DModel": "qdit.model.flux.LoadedFlux",
     "WanTransformer3DModel": "qdit.model.wan.LoadedWan",
+    "SanaTransformer2DModel": "qdit.model.sana.LoadedSana",
+    "LTXVideoTransformer3DModel": "qdit.model.ltx.LoadedLTX",
+    "HunyuanVideoTransformer3DModel": "qdit.model.hunyuan_video.LoadedHunyuanVideo",
+    "CogVideoXTransformer3DModel": "qdit.model.cogvideox.LoadedCogVideoX",
 }
 """Class of the transformer -> class of its adapter."""
 
@@ -97,6 +101,8 @@ class Listener:
         timestep, samples = torch.as_tensor(given["timestep"]), len(given["hidden_states"])
         self._before.append(self.clock.timesteps)
         shown = timestep if self.time_unit == 1 else timestep.float() * self.time_unit
+        if shown.ndim == 2:  # a timestep for each token; the noise of a sample is its noisiest token's
+            shown = shown.amax(1)
         self.clock.timesteps = shown.reshape(-1).expand(samples)
         if given.get("class_labels") is not None:
             given["class_labels"] = given["class_labels"].clamp(max=self.null_class)

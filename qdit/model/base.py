@@ -40,6 +40,8 @@ class Site:
     """Module path of its block; None outside the blocks."""
     reads: str | None = field(default=None, repr=False)
     """Name of the first site that reads this very tensor, in whichever block; None: nothing is known of others."""
+    second: int | None = field(default=None, repr=False)
+    """The first channel of the second of two inputs that lie side by side; None: there is one."""
 
     @property
     def macs(self) -> int:

@@ -17,9 +17,11 @@ BETA_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepSchedule
 """Classes whose training schedule (betas) is what qdit's samplers walk on."""
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 """Classes of models that were trained to match a flow: straight lines from noise to data, times that are floats."""
-SCHEDULERS = (*BETA_SCHEDULERS, *FLOW_SCHEDULERS, "UniPCMultistepScheduler")
+COGVIDEOX_SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+"""Classes of betas whose signal-to-noise ratio is shifted, so that no other scheduler can walk on them."""
+SCHEDULERS = (*BETA_SCHEDULERS, *FLOW_SCHEDULERS, *COGVIDEOX_SCHEDULERS, "UniPCMultistepScheduler")
 FLOW = "flow_prediction"
-"""UniPC's name for a velocity."""
+"""What UniPC and DPM-Solver call a velocity."""
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 ACTIVATIONS = ("gelu", "gelu-approximate")
@@ -168,8 +170,10 @@ def check_schedule(file: Path, config: Values, allowed: tuple[str, ...] = BETA_S
     if config["_class_name"] in FLOW_SCHEDULERS:
         _check_flow(keys)
         return
-    if config["_class_name"] == "UniPCMultistepScheduler":  # of which flows alone are known here
+    multistep = config["_class_name"] == "DPMSolverMultistepScheduler" and config.get("prediction_type") == FLOW
+    if multistep or config["_class_name"] == "UniPCMultistepScheduler":  # of which flows alone are known here
         keys.one_of("prediction_type", (FLOW,))
+        keys.one_of("algorithm_type", ("dpmsolver++",), optional=True)
         keys.one_of("use_flow_sigmas", (True,))
         keys.positive("flow_shift")
         keys.whole("solver_order", most=3, optional=True)
@@ -188,6 +192,7 @@ def check_schedule(file: Path, config: Values, allowed: tuple[str, ...] = BETA_S
         for key in ("beta_start", "beta_end"):
             keys.expect(key, lambda v: number(v) and 0 < v < 1, "a number between 0 and 1")
     keys.flag("clip_sample", "rescale_betas_zero_snr", "set_alpha_to_one")
+    keys.positive("snr_shift_scale", optional=True)
     keys.one_of("thresholding", (False,), optional=True)
     keys.finish()
     if config.get("clip_sample"):

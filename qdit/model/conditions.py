@@ -29,6 +29,7 @@ from qdit.storage.seal import Broken
 from qdit.storage.tensors import load_with_about, save_tensors
 
 log = logging.getLogger("qdit")
+NEGATIVE = "\0negative\0"  # before a prompt's name in the cache; no file of captions has it
 BATCH = 8  # prompts encoded at a time; a kill loses no more
 Rows = dict[str, Tensor]
 """Tensors by the denoiser's keyword: of one prompt [L, …], of several [n, L, …]."""
@@ -52,7 +53,10 @@ class Conditions:
 
 
 class Encoder(Protocol):
-    """A loaded text encoder."""
+    """A loaded text encoder.
+
+    One that encodes negative prompts in another way has a `negative`, which is called as it is called itself.
+    """
 
     length: int
     """Tokens of a prompt that are read; longer ones are cut, and counted."""
@@ -66,17 +70,21 @@ class Encoder(Protocol):
         ...
 
 
-def conditions(prompts: Sequence[str], folder: Path, load: Callable[[], Encoder]) -> Conditions:
+def conditions(
+    prompts: Sequence[str], folder: Path, load: Callable[[], Encoder], negative_apart: bool = False
+) -> Conditions:
     """The table of some prompts, from the cache or encoded now.
 
     Args:
         prompts: in the order of their numbers, the negative prompt last.
         folder: where those of one encoder are kept, a file each.
         load: loads the encoder; called only if a prompt is missing.
+        negative_apart: whether the negative prompt is encoded in another way.
 
     Raises:
         UserError: the encoder is needed and cannot be loaded.
     """
+    prompts = _marked(prompts, negative_apart)
     wanted = list(dict.fromkeys(prompts))
     kept = {prompt: found for prompt in wanted if (found := _read(folder, prompt)) is not None}
     if missing := [prompt for prompt in wanted if prompt not in kept]:
@@ -94,11 +102,23 @@ def conditions(prompts: Sequence[str], folder: Path, load: Callable[[], Encoder]
 
 def encoded(prompts: Sequence[str], encode: Encoder) -> Conditions:
     """The table of some prompts, encoded now and not kept; the negative prompt is the last."""
+    prompts = _marked(prompts, getattr(encode, "negative", None) is not None)
     return _table(prompts, dict(_each(list(dict.fromkeys(prompts)), encode)))
+
+
+def _marked(prompts: Sequence[str], negative_apart: bool) -> list[str]:
+    """The prompts; the last with a mark where it is encoded in another way, as it may be one of the others, too."""
+    return [*prompts[:-1], NEGATIVE + prompts[-1]] if negative_apart else list(prompts)
 
 
 def _each(prompts: list[str], encode: Encoder) -> Iterator[tuple[str, Rows]]:
     """Each prompt with what it becomes, on the CPU; those that are cut are counted."""
+    if apart := [prompt for prompt in prompts if prompt.startswith(NEGATIVE)]:
+        negative: Any = getattr(encode, "negative")  # noqa: B009
+        made = negative([prompt.removeprefix(NEGATIVE) for prompt in apart])
+        for number, prompt in enumerate(apart):
+            yield prompt, {key: rows[number].cpu() for key, rows in made.items()}
+        prompts = [prompt for prompt in prompts if prompt not in apart]
     if cut := encode.too_long(prompts):
         log.warning(
             "%d of %d prompts have more than %d tokens and are cut, such as %.60s",
@@ -183,6 +203,37 @@ class T5:
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """See `Encoder`."""
         tokens = self.tokenizer([self.clean(prompt) for prompt in prompts]).input_ids
+        return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
+
+
+class StockEncoder:
+    """What the stock pipeline makes of prompts.
+
+    Args:
+        encode: prompts -> the denoiser's keywords and their rows.
+        tokenizer: of the encoder that reads the longest text.
+        length: tokens that it reads.
+        negative: as `encode`, of negative prompts where the pipeline encodes them in another way.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Rows],
+        tokenizer: Any,
+        length: int,
+        negative: Callable[[list[str]], Rows] | None = None,
+    ) -> None:
+        self.encode, self.tokenizer, self.length = encode, tokenizer, length
+        self.negative = None if negative is None else torch.no_grad()(negative)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Rows:
+        """See `Encoder`."""
+        return self.encode(list(prompts))
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """See `Encoder`."""
+        tokens = self.tokenizer(list(prompts)).input_ids
         return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
 
 

@@ -2,12 +2,12 @@
 
 Latents are packed into tokens of 2×2 inside `denoise`. Double blocks have a stream for the image and one for the text;
 single blocks join them, and end in one linear layer over attention and feed-forward side by side, which is one site
-here. dev reads the scale of guidance; schnell is not guided, and of either a negative prompt may be used in two calls
-(`true_cfg_scale` of the pipeline), which qdit does where the network reads no scale. Left out: separate grids for the
-two halves of that layer's input, and folds into them; image prompts; control networks.
+here, whose input has two parts (`Site.second`). dev reads the scale of guidance; schnell is not guided, and of either a
+negative prompt may be used in two calls (`true_cfg_scale` of the pipeline), which qdit does where the network reads no
+scale. Left out: folds into the two parts of that layer's input; image prompts; control networks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -17,9 +17,10 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.errors import UserError
+from qdit.model.base import Attention, Site
 from qdit.model.checks import Keys, number, whole
-from qdit.model.conditions import Encoder, Rows
-from qdit.model.joint import JointModel, LoadedJoint, StockEncoder, shifted
+from qdit.model.conditions import Encoder, Rows, StockEncoder
+from qdit.model.joint import JointModel, LoadedJoint, shifted
 from qdit.model.loaded import LATENT_SCALE
 
 PATCH = 2
@@ -63,6 +64,13 @@ class LoadedFlux(LoadedJoint):
         one = torch.empty(1, device="meta")
         ids = {"img_ids": torch.empty(image, 3, device="meta"), "txt_ids": torch.empty(tokens, 3, device="meta")}
         return denoiser(x, text, pooled, one, guidance=one if config.guidance_embeds else None, **ids)
+
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """See `Loaded`; what closes a single block reads the attention's output, and beside it the feed-forward's."""
+        sites, attentions = super().structure(denoiser)
+        config: Any = denoiser.config
+        width = config.num_attention_heads * config.attention_head_dim
+        return [replace(s, second=width) if s.role == "parallel_out" else s for s in sites], attentions
 
     def set_timesteps(self, scheduler: Any, steps: int) -> None:
         """See `Loaded`: evenly spaced noise levels, which the scheduler shifts once."""

@@ -5,45 +5,18 @@ Every token of the text takes part, pads too, as the encoders made them: these f
 encoded by the stock pipeline's own `encode_prompt`. Times are floats, of a flow from data (0) to noise (1000).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
+from typing import Any
 
 from qdit.model.base import Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized
-from qdit.model.conditions import Rows
 from qdit.model.loaded_text import LoadedText
 from qdit.model.text import TextModel
-from qdit.model.text_encoders import load_encoders
 
 CLIP_LENGTH = 77
 """Tokens of a prompt that a CLIP reads."""
-
-
-class StockEncoder:
-    """What the stock pipeline makes of prompts.
-
-    Args:
-        encode: prompts -> the denoiser's keywords and their rows.
-        tokenizer: of the encoder that reads the longest text.
-        length: tokens that it reads.
-    """
-
-    def __init__(self, encode: Callable[[list[str]], Rows], tokenizer: Any, length: int) -> None:
-        self.encode, self.tokenizer, self.length = encode, tokenizer, length
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Rows:
-        """See `Encoder`."""
-        return self.encode(list(prompts))
-
-    def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """See `Encoder`."""
-        tokens = self.tokenizer(list(prompts)).input_ids
-        return [prompt for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > self.length]
 
 
 class LoadedJoint(LoadedText):
@@ -100,21 +73,7 @@ def _modulation(site: Site, widths: dict[str, int]) -> tuple[str, int]:
 class JointModel(TextModel):
     """A pipeline with joint attention."""
 
-    pipeline: ClassVar[str]
-    """The name of diffusers' pipeline, whose `encode_prompt` encodes."""
     reading = "as given"
-
-    def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
-        """The stock pipeline with what encodes prompts, and nothing else.
-
-        Raises:
-            UserError: transformers is not installed, or an encoder is of another class.
-        """
-        import diffusers
-
-        others = dict.fromkeys(("transformer", "vae", "scheduler"))
-        parts = load_encoders(root, self.encoders, dtype, device)
-        return getattr(diffusers, self.pipeline)(**others, **vars(parts))
 
     def check_config(self, file: Path, config: dict[str, Any]) -> None:
         """See `TextModel`."""

@@ -16,10 +16,10 @@ from qdit.model.base import Attention, Fold, Guided, Site, Source
 from qdit.model.checks import BETA_SCHEDULERS
 from qdit.nn.clock import Clock
 
-FACTS = ("text_length", "side", "frames", "height", "width")
+FACTS = ("text_length", "side", "frames", "height", "width", "token_times")
 """Names of `Loaded.facts`."""
 LATENT_SCALE = 8
-"""Pixels a latent, along a side, where the autoencoder is not known."""
+"""Pixels a latent, along a side, of the usual autoencoder."""
 
 
 class Loaded(ABC):
@@ -28,6 +28,8 @@ class Loaded(ABC):
     modality: str = "image"
     framewise: bool = True
     """Whether frames of a clip are decoded by themselves."""
+    latent_scale: int = LATENT_SCALE
+    """Pixels a latent, along a side, where the autoencoder is not known."""
     schedulers: tuple[str, ...] = BETA_SCHEDULERS
     """Classes that its scheduler may have."""
     guided: Guided = "one_call"
@@ -49,7 +51,7 @@ class Loaded(ABC):
         self.denoiser, self.device, self.dtype = denoiser, device, dtype
         self.clock = Clock()
         self.latent_shape = self.shape_of(config)
-        self.image_size: int = min(self.latent_shape[-2:]) * LATENT_SCALE
+        self.image_size: int = min(self.latent_shape[-2:]) * self.latent_scale
         channels = config.out_channels if "out_channels" in config else denoiser.out_channels
         self.learned_variance: bool = channels == 2 * config.in_channels
         self.autoencoder: nn.Module | None = None
@@ -162,7 +164,9 @@ class Loaded(ABC):
 
     def _pixels(self, latents: Float[Tensor, "B C h w"], what: str) -> UInt8[Tensor, "B 3 H W"]:
         own = self.decoder
-        latents = latents.to(self.device, own.dtype) / own.config.scaling_factor + (own.config.shift_factor or 0.0)
+        latents = latents.to(self.device, own.dtype) / own.config.scaling_factor + (
+            own.config.get("shift_factor") or 0.0
+        )
         return self.pixels(own.decode(latents, return_dict=False)[0], what)
 
     @staticmethod

@@ -38,6 +38,8 @@ class LoadedText(Loaded):
     """The linear layer whose output the keys and values of a text read as it is, with nothing between (no norm)."""
     tokens: ClassVar[int] = 120
     """Of a prompt, where the pipeline does not say."""
+    negative_apart: ClassVar[bool] = False
+    """Whether the pipeline encodes the negative prompt in another way than prompts (`Encoder.negative`)."""
 
     def __init__(self, *parts: Any, table: Conditions | None, text_length: int) -> None:
         self.text_length = text_length

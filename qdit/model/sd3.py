@@ -15,8 +15,8 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from qdit.model.checks import Keys, whole
-from qdit.model.conditions import Encoder, Rows
-from qdit.model.joint import CLIP_LENGTH, JointModel, LoadedJoint, StockEncoder, shifted
+from qdit.model.conditions import Encoder, Rows, StockEncoder
+from qdit.model.joint import CLIP_LENGTH, JointModel, LoadedJoint, shifted
 
 CLIP = "CLIPTextModelWithProjection"
 

@@ -57,6 +57,8 @@ class TextModel(Checked, ABC):
     """The name of diffusers' class."""
     encoders: ClassVar[Kinds] = T5_ALONE
     """The folders of the text encoders, and their classes."""
+    pipeline: ClassVar[str | None] = None
+    """The name of diffusers' pipeline, where its own `encode_prompt` encodes."""
 
     name: str
     path: str
@@ -121,12 +123,18 @@ class TextModel(Checked, ABC):
         return folder
 
     def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
-        """The parts of a pipeline that encode prompts, as attributes of its names.
+        """The parts of a pipeline that encode prompts, as attributes of its names; or the pipeline with nothing else.
 
         Raises:
             UserError: transformers is not installed, or they are of other classes.
         """
-        return load_encoders(root, self.encoders, dtype, device)
+        parts = load_encoders(root, self.encoders, dtype, device)
+        if self.pipeline is None:
+            return parts
+        import diffusers
+
+        others = dict.fromkeys(("transformer", "vae", "scheduler"))
+        return getattr(diffusers, self.pipeline)(**others, **vars(parts))
 
     def encode(self, prompts: Sequence[str], cache_dir: Path, device: torch.device) -> Conditions:
         """The table of prompts, the negative one last; the encoder is loaded only if the cache lacks one, and freed.
@@ -156,7 +164,8 @@ class TextModel(Checked, ABC):
             parts = self.text_parts(root, getattr(torch, self.text_dtype), device)
             return self.loaded.encoder_of(parts, self.text_length)
 
-        table = conditions(prompts, conditions_folder(cache_dir) / digest(about), load)
+        place = conditions_folder(cache_dir) / digest(about)
+        table = conditions(prompts, place, load, self.loaded.negative_apart)
         remember(self.path, known, cache_dir)
         return table
 

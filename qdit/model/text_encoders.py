@@ -23,6 +23,8 @@ T5_ALONE: Kinds = {"text_encoder": "T5EncoderModel"}
 MODEL_TYPES = {
     "T5EncoderModel": ("T5", ("t5",)),
     "UMT5EncoderModel": ("UMT5", ("umt5",)),
+    "LlamaModel": ("Llama", ("llama",)),
+    "Gemma2Model": ("Gemma 2", ("gemma2",)),
     "CLIPTextModel": ("CLIP", ("clip_text_model", "clip")),
     "CLIPTextModelWithProjection": ("CLIP", ("clip_text_model", "clip")),
 }

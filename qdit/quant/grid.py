@@ -75,6 +75,9 @@ def fake_quantize(x: Float[Tensor, "*shape"], spec: QuantSpec, grid: RowGrid | N
     """
     if spec.is_identity or not x.numel():
         return x
+    if spec.columns and grid is None:
+        parts, one = x.tensor_split((spec.columns,), -1), replace(spec, columns=None)
+        return torch.cat([fake_quantize(part, one) for part in parts], -1)
     rows = as_rows(x, spec).float()
     if grid is None:
         lo, hi = extent(rows, spec)

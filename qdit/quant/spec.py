@@ -32,6 +32,8 @@ BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2
 """What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
 GridName = Grid | LevelGrid | Literal["float"]
 """What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""
+Columns = Literal["joined", "own"]
+"""Whether two inputs side by side have one grid, or each its own."""
 Scale = Literal["e8m0", "e4m3", "e4m3_46"]
 """How scales are kept, if not in 16 bits (`qdit.quant.scales`)."""
 MIN_BITS, MAX_BITS = 2, 8
@@ -59,6 +61,8 @@ class QuantSpec(Newer):
         scale: how the scales of a format with levels are kept, each with blocks of its own: `e8m0` (MX, 32 values),
             `e4m3` (NVFP4, 16 values), `e4m3_46` (the same, four over six); None for 16 bits.
         shifts: of `channel_shift`, by how many bits at most a channel's codes are shifted (`qdit.activation.channels`).
+        columns: of inputs, how many channels, from the first, have grids apart from those of the others; None: all are
+            alike.
         base: of `channel_shift`, the grid whose codes are shifted, if it is another than `asymmetric`.
 
     Raises:
@@ -74,6 +78,7 @@ class QuantSpec(Newer):
     scale: Scale | None = field(default=None, metadata=NEWER)
     shifts: int | None = field(default=None, metadata=NEWER)
     base: Grid | None = field(default=None, metadata=NEWER)
+    columns: int | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -107,6 +112,14 @@ class QuantSpec(Newer):
             raise UserError(
                 f"grid={self.grid!r} with base={self.base!r}: one of {', '.join(get_args(Grid))} goes with grid "
                 "'channel_shift' alone"
+            )
+        columns = self.columns
+        if columns is not None and (
+            not isinstance(columns, int) or isinstance(columns, bool) or columns < 1 or self.granularity == "head"
+        ):
+            raise UserError(
+                f"columns={columns!r} with granularity={self.granularity!r}: a whole number from 1 is possible for the "
+                "input of a layer, or none"
             )
         if not self.is_identity:
             self._check_format()

@@ -132,6 +132,7 @@ NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
     **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
     **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise"), False),
+    "activation.columns": "joined",
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }
 """New keys by their dotted path in the config, with their neutral value."""

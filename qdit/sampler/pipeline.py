@@ -16,6 +16,7 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.model.checks import SCHEDULERS
 from qdit.quant.time_groups import Time
+from qdit.sampler.remembering import Remembering
 from qdit.sampler.sampler import Sampler, train_timesteps
 
 
@@ -56,6 +57,8 @@ class PipelineSampler(Sampler):
         scheduler = getattr(diffusers, name).from_config(config)
         model.set_timesteps(scheduler, self.steps)
         told = scheduler.timesteps.tolist()
+        if "timestep_back" in inspect.signature(scheduler.step).parameters:
+            scheduler = Remembering(scheduler)
         return scheduler, told, told
 
     def step(self, scheduler: Any, output: Tensor, t: Time, x: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from qdit.checked import Checked
 from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
-from qdit.model.checks import predicts
+from qdit.model.checks import COGVIDEOX_SCHEDULERS, predicts
 from qdit.quant.time_groups import Time
 from qdit.sampler.guidance import Guidance, OneCall, OneCondition, TwoCalls
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
@@ -99,8 +99,11 @@ class Sampler(Checked, ABC):
 
     def check(self, model: DiffusionModel) -> list[str]:
         """Describe each problem of this option, alone and with this model."""
-        if predicts(model.scheduler_config()) == "velocity":
+        schedule = model.scheduler_config()
+        if predicts(schedule) == "velocity" or schedule.get("_class_name") in COGVIDEOX_SCHEDULERS:
             reason = "this model was trained to match a flow, and knows no betas"
+            if predicts(schedule) != "velocity":
+                reason = "this model was trained on betas whose signal-to-noise ratio is shifted"
             return [f"sampler={self.name}: {reason}; leave the sampler out, as the model's option brings its own"]
         problems = []
         total, channels = train_timesteps(model), model.latent_shape[0]

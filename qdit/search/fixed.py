@@ -138,7 +138,7 @@ def misfits(policy: Policy, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
     for gene in Space.of(recipe, sites, []).genes:
         layer = policy[gene.name]
         size = group_size(layer) or 1
-        expected = recipe.particular(resized(recipe.layer, size), gene.sites[0].role)
+        expected = recipe.particular(resized(recipe.layer, size), gene.sites[0])
         if layer != expected:
             found.append(f"{gene.name} has {layer}, this recipe makes {expected}; use the recipe it was made with")
         elif any(policy[site.name] != layer for site in gene.sites):
@@ -183,7 +183,7 @@ def bit_misfits(policy: Policy, recipe: Recipe, sites: Sequence[Site]) -> list[s
         return ["its sites have different ranges of timesteps"]
     space, plan, ranges = plan_of(policy, recipe, sites)
     for gene, pattern in zip(space.genes, plan, strict=True):
-        expected = recipe.particular(space.layer(pattern, ranges), gene.sites[0].role)
+        expected = recipe.particular(space.layer(pattern, ranges), gene.sites[0])
         for site in gene.sites:
             if policy[site.name] != expected:
                 return [f"{site.name} has {policy[site.name]}, this recipe makes {expected}; use its own recipe"]

@@ -46,7 +46,7 @@ class Hessian(LeastError, Checked):
             return [
                 "search=hessian weighs the errors of weights in groups, and here weights have none; use weight=group"
             ]
-        if any(recipe.particular(layer, site.role).bases > 1 for site in recipe.scope.select(list(sites))):
+        if any(recipe.particular(layer, site).bases > 1 for site in recipe.scope.select(list(sites))):
             return [
                 "search=hessian weighs the errors of one weight a site, and this transform keeps several over time; "
                 "use search=ilp or search=evolution"

@@ -48,10 +48,10 @@ def genes_of(recipe: Recipe, sites: Sequence[Site], sizes: Callable[[int], Seque
     """The genes of the quantized ones of `sites`, in forward order; `sizes` offers what fits a number of channels."""
     groups = groupby(recipe.scope.select(list(sites)), key=lambda s: (s.block, s.role, s.stage))
     found = []
-    for (_, role, _), group in groups:
+    for _, group in groups:
         readers = tuple(group)
         offered = sorted(set(sizes(readers[0].in_features)))
-        found.append(Gene(readers, tuple(offered), recipe.particular(recipe.layer, role).bases))
+        found.append(Gene(readers, tuple(offered), recipe.particular(recipe.layer, readers[0]).bases))
     return tuple(found)
 
 

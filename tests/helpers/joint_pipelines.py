@@ -41,11 +41,12 @@ def _transformer(family: str) -> Any:
 
 def _encoders(flux: bool) -> dict[str, Any]:
     if flux:
-        return {"text_encoder": _clip(24, projected=False), "text_encoder_2": _t5()}
-    return {"text_encoder": _clip(24), "text_encoder_2": _clip(16), "text_encoder_3": _t5()}
+        return {"text_encoder": make_clip(24, projected=False), "text_encoder_2": make_t5()}
+    return {"text_encoder": make_clip(24), "text_encoder_2": make_clip(16), "text_encoder_3": make_t5()}
 
 
-def _clip(width: int, projected: bool = True) -> Any:
+def make_clip(width: int, projected: bool = True) -> Any:
+    """A CLIP of some width."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -63,7 +64,8 @@ def _clip(width: int, projected: bool = True) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def _t5(umt5: bool = False) -> Any:
+def make_t5(umt5: bool = False) -> Any:
+    """A T5 or UMT5 of width 48."""
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     small = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "is_encoder_decoder": False}
@@ -71,8 +73,8 @@ def _t5(umt5: bool = False) -> Any:
     return kind(config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **small)).eval()
 
 
-def write_wan_pipeline(folder: Path) -> Path:
-    """Write a Wan 2.1: 2 blocks of width 32, latents 4×3×8×8 of clips of 9 frames of 64 px."""
+def write_wan_pipeline(folder: Path, token_times: bool = False) -> Path:
+    """Write a Wan 2.1, or 2.2 with a timestep a token: 2 blocks, latents 4×3×8×8 of clips of 9 frames of 64 px."""
     import diffusers
 
     torch.manual_seed(0)
@@ -87,10 +89,11 @@ def write_wan_pipeline(folder: Path) -> Path:
         latents_mean=[0.1, 0.0, -0.1, 0.2],
         latents_std=[1.0, 2.0, 0.5, 1.0],
     )
-    encoder = _t5(umt5=True)
+    encoder = make_t5(umt5=True)
     for seed, module in enumerate((transformer, vae, encoder)):
         liven(module, seed)
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     parts = {"transformer": transformer, "vae": vae, "scheduler": diffusers.UniPCMultistepScheduler(**flow)}
-    diffusers.WanPipeline(**parts, text_encoder=encoder, tokenizer=make_tokenizer(length=77)).save_pretrained(folder)
+    texts = {"text_encoder": encoder, "tokenizer": make_tokenizer(length=77)}
+    diffusers.WanPipeline(**parts, **texts, expand_timesteps=token_times).save_pretrained(folder)
     return folder

@@ -1,17 +1,23 @@
-"""Tiny PixArt, Latte, SD3 and FLUX with three prompts of different lengths, and points to calibrate them with."""
+"""Tiny models of all families that read text, with prompts of different lengths, and points to calibrate them with."""
 
 from pathlib import Path
 
 import torch
+from helpers.clip_pipelines import CLIPS, SIZE, write_clip_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
+from helpers.sana_pipeline import write_sana_pipeline
 
 from qdit.calibration import CalibrationData
 from qdit.model.checks import FLOW_SCHEDULERS
+from qdit.model.cogvideox import CogVideoX
 from qdit.model.conditions import Conditions
 from qdit.model.flux import Flux
+from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
+from qdit.model.ltx import LTX
 from qdit.model.pixart import PixArt
+from qdit.model.sana import Sana
 from qdit.model.sd3 import SD3
 from qdit.model.wan import Wan
 
@@ -25,16 +31,31 @@ def load(family: str, folder: Path):
     """A family's tiny model, on the CPU in float32."""
     if family in JOINT:
         return _load_joint(family, folder)
-    if family == "wan":
+    if family in ("wan", *CLIPS):
+        return _load_clips(family, folder)
+    if family == "sana":
         rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
-        about = {"name": "tiny", "path": str(write_wan_pipeline(folder / family)), "text_length": 12}
-        return Wan(**about, frames=9, height=64, width=64).load("cpu", torch.float32, Conditions(rows))
+        rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
+        option = Sana(name="tiny", path=str(write_sana_pipeline(folder / family)), text_length=12)
+        return option.load("cpu", torch.float32, Conditions(rows))
     kind = Latte if family == "latte" else PixArt
     rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}
     if kind is PixArt:
         rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
     option = kind(name="tiny", path=str(write_text_pipeline(folder / family, family)), text_length=12)
     return option.load("cpu", torch.float32, Conditions(rows))
+
+
+def _load_clips(family: str, folder: Path):
+    rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
+    kind = {"wan": Wan, "ltx": LTX, "hunyuan_video": HunyuanVideo}.get(family, CogVideoX)
+    if kind is HunyuanVideo:
+        rows["pooled_projections"] = torch.randn(3, 24, generator=torch.Generator().manual_seed(1))
+    if kind in (LTX, HunyuanVideo):
+        rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
+    at = folder / family
+    path = write_wan_pipeline(at) if kind is Wan else write_clip_pipeline(at, family)
+    return kind(name="tiny", path=str(path), text_length=12, **SIZE).load("cpu", torch.float32, Conditions(rows))
 
 
 def _load_joint(family: str, folder: Path):

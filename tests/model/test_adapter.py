@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 import qdit
 from qdit.errors import UserError
 from qdit.model.adapter import Listener, adapt, completed
+from qdit.nn.clock import Clock
 
 
 def test_a_stock_transformer_is_seen_as_a_loaded_model_is(tiny_pipe, tiny_model):
@@ -42,6 +43,20 @@ def test_the_clock_shows_nothing_behind_a_call_even_one_that_fails(tiny_pipe, ti
         hook.remove()
     with pytest.raises(IndexError):
         tiny_pipe.transformer(x, torch.tensor([7]), y)  # the null class of DiTPipeline, which nobody mends now
+
+
+def test_a_sample_whose_tokens_have_timesteps_is_as_noisy_as_its_noisiest():
+    """Wan 2.2 shows the tokens of a given first frame no noise."""
+    from diffusers import WanTransformer3DModel
+    from helpers.families import wan
+
+    _, config, _ = wan()
+    network, clock, shown = WanTransformer3DModel(**config), Clock(), []
+    Listener(clock, 0).listen(network)
+    network.proj_out.register_forward_hook(lambda *_: shown.append(clock.timesteps.tolist()))
+    times = torch.tensor([[0.0] * 16 + [500.0] * 32, [900.0] * 48])
+    network(torch.zeros(2, 4, 3, 8, 8), times, torch.zeros(2, 12, 16))
+    assert shown == [[500.0, 900.0]]
 
 
 def test_the_embedded_model_is_a_stock_pipeline():

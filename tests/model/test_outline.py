@@ -5,24 +5,47 @@ import shutil
 
 import pytest
 import torch
+from helpers.clip_pipelines import SIZE, write_clip_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_pipeline, write_text_pipeline
+from helpers.sana_pipeline import write_sana_pipeline
 from safetensors.torch import load_file, save_file
 
 from qdit.errors import UserError
+from qdit.model.cogvideox import CogVideoX
 from qdit.model.dit import DiT
 from qdit.model.flux import Flux
+from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
+from qdit.model.ltx import LTX
+from qdit.model.sana import Sana
 from qdit.model.sd3 import SD3
-from qdit.model.wan import Wan
+from qdit.model.wan import Wan, Wan22
 
 MAKERS = {
     "dit": (write_pipeline, lambda path: DiT(name="tiny", path=path)),
     "latte": (lambda f: write_text_pipeline(f, "latte"), lambda path: Latte(name="tiny", path=path, text_length=12)),
+    "sana": (write_sana_pipeline, lambda path: Sana(name="tiny", path=path, text_length=12)),
     "sd35": (lambda f: write_joint_pipeline(f, "sd35"), lambda path: SD3(name="tiny", path=path, text_length=12)),
     "wan": (
         write_wan_pipeline,
         lambda path: Wan(name="tiny", path=path, text_length=12, frames=9, height=64, width=64),
+    ),
+    "wan22": (
+        lambda f: write_wan_pipeline(f, token_times=True),
+        lambda path: Wan22(name="tiny", path=path, text_length=12, **SIZE),
+    ),
+    "cogvideox": (
+        lambda f: write_clip_pipeline(f, "cogvideox_5b"),
+        lambda path: CogVideoX(name="tiny", path=path, text_length=12, **SIZE),
+    ),
+    "ltx": (
+        lambda f: write_clip_pipeline(f, "ltx"),
+        lambda path: LTX(name="tiny", path=path, text_length=12, **SIZE),
+    ),
+    "hunyuan_video": (
+        lambda f: write_clip_pipeline(f, "hunyuan_video"),
+        lambda path: HunyuanVideo(name="tiny", path=path, text_length=12, **SIZE),
     ),
     "flux": (
         lambda f: write_joint_pipeline(f, "flux_dev"),

@@ -1,4 +1,4 @@
-"""Wan 2.1: latents and frames of the stock pipeline, folds, the patch embedding, sizes and configs that cannot be."""
+"""Wan 2.1 and 2.2: latents and frames of the stock pipeline, folds, patches of clips, what cannot be."""
 
 import json
 
@@ -10,24 +10,25 @@ from helpers.text_models import points
 from qdit.errors import UserError
 from qdit.eval.samples import Drawn
 from qdit.method import quantize
-from qdit.model.wan import LoadedWan, Wan
+from qdit.model.wan import LoadedWan, Wan, Wan22
 from qdit.nn.linear import patches
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.seeding import noise
 
 PROMPTS = ["a red  cat", "Blue dog &amp; table", ""]
+KINDS = {"2.1": Wan, "2.2": Wan22}
 SIZE = {"frames": 9, "height": 64, "width": 64}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["2.1", "2.2"])
+def folder(request, tmp_path_factory):
     """The pipeline; read only."""
-    return write_wan_pipeline(tmp_path_factory.mktemp("wan") / "wan")
+    return write_wan_pipeline(tmp_path_factory.mktemp("wan") / request.param, token_times=request.param == "2.2")
 
 
 @pytest.fixture(scope="module")
 def model(folder, tmp_path_factory):
-    option = Wan(name="tiny", path=str(folder), text_length=12, **SIZE)
+    option = KINDS[folder.name](name="tiny", path=str(folder), text_length=12, **SIZE)
     table = option.encode(PROMPTS, tmp_path_factory.mktemp("cache"), torch.device("cpu"))
     return option.load("cpu", torch.float32, table)
 
@@ -62,11 +63,12 @@ def test_prompts_are_cleaned_as_the_pipeline_does(model):
     assert rows[0, 4:].count_nonzero() == 0
 
 
-def test_the_structure_has_a_patch_embedding_of_clips_and_crossing_attentions(model):
+def test_the_structure_has_a_patch_embedding_of_clips_and_crossing_attentions(model, folder):
     sites = {site.name: site for site in model.sites()}
     assert (sites["patch_embedding"].tokens, sites["patch_embedding"].in_features) == (3 * 4 * 4, 16)
     assert sites["blocks.0.attn2.to_k"].role == "cross_kv"
     assert sites["blocks.0.attn2.to_k"].tokens == 12
+    assert sites["condition_embedder.time_proj"].tokens == {Wan: 1, Wan22: 48}[KINDS[folder.name]]
     assert {sites[reader].role for fold in model.folds() for reader in fold.readers} == {
         "attn_out",
         "cross_out",
@@ -111,6 +113,17 @@ def test_what_cannot_be_is_refused_by_name(case, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     with pytest.raises(UserError, match=message):
         Wan(**({"name": "tiny", "path": str(folder), "text_length": 12} | SIZE | option)).load("cpu", torch.float32)
+
+
+def test_timesteps_of_tokens_need_their_own_option(tmp_path):
+    folder = write_wan_pipeline(tmp_path / "2.2", token_times=True)
+    about = {"name": "tiny", "path": str(folder), "text_length": 12} | SIZE
+    with pytest.raises(UserError, match=r"has expand_timesteps=true; use model=wan_2_2_5b"):
+        Wan(**about).load("cpu", torch.float32)
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"boundary_ratio": 0.9}))
+    with pytest.raises(UserError, match="has two transformers"):
+        Wan22(**about).outline("cpu", torch.float32)
 
 
 def test_long_clips_are_judged_as_they_are_decoded_whole(model):

@@ -110,7 +110,7 @@ def test_values_of_image_and_text_fold_together(joint):
         check(joint, fold)
 
 
-@pytest.mark.parametrize("family", JOINT)
+@pytest.mark.parametrize("family", [*JOINT, "hunyuan_video"])
 def test_joint_families_fold_values_and_modulations(family, tmp_path):
     model = load(family, tmp_path)
     read = {reader for fold in model.folds() for reader in fold.readers}
@@ -122,11 +122,34 @@ def test_joint_families_fold_values_and_modulations(family, tmp_path):
         check(model, fold) if fold.mixing > 1 else check_scales(model, fold)
 
 
-def test_wan_folds_values_and_the_text_of_all_blocks(tmp_path):
-    model = load("wan", tmp_path)
+def test_sana_folds_the_values_of_both_kinds_of_attention(tmp_path):
+    model = load("sana", tmp_path)
+    assert len(model.folds()) == 4
+    for fold in model.folds():
+        check(model, fold)
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx"])
+def test_values_and_the_text_of_all_blocks_fold_where_one_projection_modulates_all(family, tmp_path):
+    model = load(family, tmp_path)
     assert len(model.folds()) == len(model.attentions()) + 1
     for fold in model.folds():
         check(model, fold)
+
+
+@pytest.mark.parametrize("family", ["cogvideox_2b", "cogvideox_5b"])
+def test_cogvideox_folds_values_and_the_modulations_of_both_streams(family, tmp_path):
+    model = load(family, tmp_path)
+    read = {reader for fold in model.folds() for reader in fold.readers}
+    inside = {site.role for site in model.sites() if site.block is not None and site.name not in read}
+    assert inside == {"adaln", "ffn_down"}
+    assert [len(fold.sources) for fold in model.folds() if fold.mixing == 1] == [2, 2, 2, 2, 1]
+    last = "transformer_blocks.1.ff.net.0.proj"  # what it makes of the text goes nowhere
+    for fold in model.folds():
+        if fold.readers == (last,):
+            assert all(difference(model, change, fold) <= 2e-6 for change in (scaled, shifted))
+            fold = replace(fold, sources=fold.sources[:1])
+        check(model, fold) if fold.mixing > 1 else check(model, fold, scaled, shifted)
 
 
 class Wild(Scaling):
