@@ -26,6 +26,7 @@ FAMILIES = {
     "SD3Transformer2DModel": "qdit.model.sd3.LoadedSD3",
     "FluxTransformer2DModel": "qdit.model.flux.LoadedFlux",
     "WanTransformer3DModel": "qdit.model.wan.LoadedWan",
+    "QwenImageTransformer2DModel": "qdit.model.qwen_image.LoadedQwenImage",
     "SanaTransformer2DModel": "qdit.model.sana.LoadedSana",
     "LTXVideoTransformer3DModel": "qdit.model.ltx.LoadedLTX",
     "HunyuanVideoTransformer3DModel": "qdit.model.hunyuan_video.LoadedHunyuanVideo",

@@ -133,8 +133,10 @@ class Fold:
         return ", ".join(source.layer for source in self.sources)
 
 
-Guided = Literal["one_call", "two_calls", "embedded"]
-"""Condition and null condition in one batch; one after the other; or one call of a network that reads the scale."""
+Guided = Literal["one_call", "two_calls", "two_calls_normed", "embedded"]
+"""Condition and null condition in one batch; one after the other, perhaps with the norms of the conditional prediction;
+or one call of a network that reads the scale.
+"""
 
 
 class DiffusionModel(Protocol):

@@ -9,7 +9,7 @@ scale. Left out: folds into the two parts of that layer's input; image prompts; 
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -27,23 +27,18 @@ PATCH = 2
 """Latents of a token, along a side."""
 
 
-class LoadedFlux(LoadedJoint):
-    """A FLUX pipeline ready to run: see `qdit.model.base.DiffusionModel`.
+class LoadedPacked(LoadedJoint):
+    """A pipeline of square images whose latents are packed into tokens of 2×2.
 
     Args:
         side: of the latents of a sample; 128 is the pipelines' 1024 pixels.
     """
 
-    tokens = 512
     time_unit = 1000
 
-    def __init__(self, denoiser: nn.Module, *parts: Any, side: int = 128, **text: Any) -> None:
-        config: Any = denoiser.config
+    def __init__(self, *parts: Any, side: int = 128, **text: Any) -> None:
         self.side = side
-        self.guided = "embedded" if config.guidance_embeds else "two_calls"
-        self.guidance_word = "guidance_scale" if config.guidance_embeds else "true_cfg_scale"
-        self.told_guidance = 3.5
-        super().__init__(denoiser, *parts, **text)
+        super().__init__(*parts, **text)
 
     def shape_of(self, config: Any) -> tuple[int, ...]:
         """See `Loaded`: unpacked."""
@@ -53,6 +48,30 @@ class LoadedFlux(LoadedJoint):
     def facts(self) -> dict[str, int]:
         """See `Loaded`."""
         return super().facts | {"side": self.side}
+
+    def set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """See `Loaded`: evenly spaced noise levels, which the scheduler shifts once."""
+        options = shifted(scheduler, (self.side // PATCH) ** 2, 1.15)
+        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), **options)
+
+    @classmethod
+    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
+        """See `LoadedText`; the size is that of the pipeline, `default_sample_size`."""
+        side = facts.get("side") or getattr(pipe, "default_sample_size", 128)
+        return super().adapt(transformer, pipe, text_length, side=side)
+
+
+class LoadedFlux(LoadedPacked):
+    """A FLUX pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
+
+    tokens = 512
+
+    def __init__(self, denoiser: nn.Module, *parts: Any, **text: Any) -> None:
+        config: Any = denoiser.config
+        self.guided = "embedded" if config.guidance_embeds else "two_calls"
+        self.guidance_word = "guidance_scale" if config.guidance_embeds else "true_cfg_scale"
+        self.told_guidance = 3.5
+        super().__init__(denoiser, *parts, **text)
 
     @staticmethod
     def one_sample(denoiser: Any, tokens: int, side: int = 128) -> Any:
@@ -72,11 +91,6 @@ class LoadedFlux(LoadedJoint):
         width = config.num_attention_heads * config.attention_head_dim
         return [replace(s, second=width) if s.role == "parallel_out" else s for s in sites], attentions
 
-    def set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """See `Loaded`: evenly spaced noise levels, which the scheduler shifts once."""
-        options = shifted(scheduler, (self.side // PATCH) ** 2, 1.15)
-        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), **options)
-
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
@@ -89,12 +103,6 @@ class LoadedFlux(LoadedJoint):
         with self.clock.showing(t):
             output = self.denoiser(packed(x.to(self.dtype)), timestep=t / 1000, **rows, **told, return_dict=False)[0]
         return unpacked(output, height)
-
-    @classmethod
-    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
-        """See `LoadedText`; the size is that of the pipeline, `default_sample_size`."""
-        side = facts.get("side") or getattr(pipe, "default_sample_size", 128)
-        return super().adapt(transformer, pipe, text_length, side=side)
 
     @classmethod
     def encoder_of(cls, pipe: Any, length: int) -> Encoder:
@@ -127,18 +135,14 @@ def places(rows: int, columns: int) -> Float[Tensor, "tokens 3"]:
 
 
 @dataclass(kw_only=True)
-class Flux(JointModel):
-    """Which checkpoint; dev reads 512 tokens of a prompt, schnell 256.
+class PackedModel(JointModel):
+    """Which checkpoint, and the size of its square images.
 
     Args:
         size: pixels of an image, along a side.
     """
 
-    transformer = "FluxTransformer2DModel"
-    pipeline = "FluxPipeline"
-    loaded = LoadedFlux
-    encoders = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}  # noqa: RUF012
-    counts = ("num_single_layers", "joint_attention_dim", "pooled_projection_dim")
+    loaded: ClassVar[type[LoadedPacked]]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     size: int
 
@@ -152,10 +156,21 @@ class Flux(JointModel):
         Raises:
             UserError: the size is not one of whole tokens.
         """
-        pixels = PATCH * (LATENT_SCALE if vae is None else LoadedFlux.latents_of(vae.config)[1])
+        pixels = PATCH * (LATENT_SCALE if vae is None else self.loaded.latents_of(vae.config)[1])
         if self.size < pixels or self.size % pixels:
             raise UserError(f"model.size={self.size}; allowed: multiples of {pixels} pixels, a token's")
         return {"side": PATCH * self.size // pixels}
+
+
+@dataclass(kw_only=True)
+class Flux(PackedModel):
+    """Which checkpoint, and the size of its images; dev reads 512 tokens of a prompt, schnell 256."""
+
+    transformer = "FluxTransformer2DModel"
+    pipeline = "FluxPipeline"
+    loaded = LoadedFlux
+    encoders = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}  # noqa: RUF012
+    counts = ("num_single_layers", "joint_attention_dim", "pooled_projection_dim")
 
     def check_more(self, keys: Keys) -> None:
         """See `JointModel`."""

@@ -1,7 +1,7 @@
-"""What families with joint attention of image and text have in common (Esser et al., arXiv 2403.03206): SD3, FLUX.
+"""What families with joint attention of image and text have in common (Esser et al., arXiv 2403.03206).
 
 The text is a stream of its own beside the image's, with its own projections, until (in FLUX) single blocks join them.
-Every token of the text takes part, pads too, as the encoders made them: these families have no mask. Prompts are
+In SD3 and FLUX every token of the text takes part, pads too, as the encoders made them: they have no mask. Prompts are
 encoded by the stock pipeline's own `encode_prompt`. Times are floats, of a flow from data (0) to noise (1000).
 """
 
@@ -54,6 +54,10 @@ def _modulation(site: Site, widths: dict[str, int]) -> tuple[str, int]:
     """The layer that modulates a site's input, and whether it is for the first, second or third time in the block."""
     if site.role == "final":
         return "norm_out.linear", 0
+    if f"{site.path}.img_mod.1" in widths:  # Qwen-Image
+        stream = "txt_mod" if site.role.startswith("text_") else "img_mod"
+        parts = {"qkv": 0, "text_qkv": 0, "ffn_up": 1, "text_up": 1}
+        return (f"{site.path}.{stream}.1", parts[site.role]) if site.role in parts else ("", 0)
     stream = f"{site.path}.norm1" if f"{site.path}.norm1.linear" in widths else f"{site.path}.norm"
     match site.role:
         case "qkv" | "ffn_up" if stream.endswith("norm"):

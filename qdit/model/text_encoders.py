@@ -24,6 +24,7 @@ MODEL_TYPES = {
     "T5EncoderModel": ("T5", ("t5",)),
     "UMT5EncoderModel": ("UMT5", ("umt5",)),
     "LlamaModel": ("Llama", ("llama",)),
+    "Qwen2_5_VLForConditionalGeneration": ("Qwen2.5-VL", ("qwen2_5_vl",)),
     "Gemma2Model": ("Gemma 2", ("gemma2",)),
     "CLIPTextModel": ("CLIP", ("clip_text_model", "clip")),
     "CLIPTextModelWithProjection": ("CLIP", ("clip_text_model", "clip")),

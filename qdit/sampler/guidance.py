@@ -4,13 +4,13 @@ Which of these a family's stock pipeline does, its adapter says (`guided` of `qd
 null condition the prediction is null + scale (cond - null), and a learned variance is the conditional one. Whether both
 halves go through the network in one call or one after the other matters to memory, and to rounding errors alone.
 
-Left out: what some pipelines do besides (a rescaled norm, a scale that changes over time), and a null condition beside
-a scale that the network reads (FLUX's `true_cfg_scale`).
+Left out: what some pipelines do besides (norms over rows of latents, a scale that changes over time), and a null
+condition beside a scale that the network reads (FLUX's `true_cfg_scale`).
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -87,3 +87,16 @@ class TwoCalls(WithNull):
     def halves(self, model: DiffusionModel, x: Tensor, t: Tensor, y: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
         """See `WithNull`."""
         return model.denoise(x, t, y).float(), model.denoise(x, t, null).float()
+
+
+class TwoCallsNormed(TwoCalls):
+    """As `TwoCalls`, and then each token is brought to the norm of the conditional prediction (Qwen-Image's pipeline).
+
+    The adapter has the tokens: `qdit.model.qwen_image.LoadedQwenImage.normed`.
+    """
+
+    def __call__(self, model: DiffusionModel, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """See `Guidance`."""
+        conditional, null = self.halves(model, x, t, y, torch.full_like(y, model.null_class))
+        adapter: Any = model
+        return adapter.normed(null + self.scale * (conditional - null), conditional)

@@ -22,7 +22,7 @@ from qdit.errors import from_problems
 from qdit.model.base import DiffusionModel
 from qdit.model.checks import COGVIDEOX_SCHEDULERS, predicts
 from qdit.quant.time_groups import Time
-from qdit.sampler.guidance import Guidance, OneCall, OneCondition, TwoCalls
+from qdit.sampler.guidance import Guidance, OneCall, OneCondition, TwoCalls, TwoCallsNormed
 from qdit.sampler.hook import Hook, Transition, absorbed, upcoming
 from qdit.sampler.spacing import SPACINGS, Spacing, respaced_betas, visited
 from qdit.seeding import generator, noise
@@ -132,8 +132,8 @@ class Sampler(Checked, ABC):
         """How predictions of this model are guided."""
         if self.guidance == 1 or model.guided == "embedded":
             return OneCondition()
-        kind = TwoCalls if model.guided == "two_calls" else OneCall
-        return kind(self.guidance, self.guided_channels, self.null_first)
+        kinds = {"one_call": OneCall, "two_calls": TwoCalls, "two_calls_normed": TwoCallsNormed}
+        return kinds[model.guided](self.guidance, self.guided_channels, self.null_first)
 
     def inform(self, model: DiffusionModel) -> None:
         """Tell a network that reads the scale of guidance what it is, for every call from now on."""

@@ -11,6 +11,7 @@ from helpers.clip_pipelines import CLIPS, write_clip_pipeline
 from helpers.configs import composed
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
+from helpers.qwen_pipeline import write_qwen_pipeline
 from helpers.sana_pipeline import write_sana_pipeline
 from omegaconf import OmegaConf
 
@@ -31,20 +32,20 @@ SMALL = {
 RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load", "external"))
 JOINT = ("sd35_medium", "flux_dev")
 WANS = ("wan_2_1_1b", "wan_2_2_5b")
-FLOWS = (*JOINT, *WANS, "ltx", "hunyuan_video", "sana")
+FLOWS = (*JOINT, *WANS, "ltx", "hunyuan_video", "sana", "qwen_image")
 FAMILIES = ("pixart_sigma", "latte", *FLOWS, "cogvideox_2b", "cogvideox_5b")
 NAMED = ("rtn", "q_dit", "smoothquant", "quarot", "vidit_q", "svdquant", "ptq4dit", "tq_dit")
 """The recipes of papers that every family goes through."""
 QUICK = [("pixart_sigma", "rtn"), ("pixart_sigma", "quarot_rtn"), ("latte", "quarot_rtn"), ("flux_dev", "tq_dit")]
 QUICK += [("cogvideox_2b", "rtn"), ("cogvideox_5b", "quarot_rtn"), ("ltx", "rtn"), ("wan_2_2_5b", "quarot_rtn")]
-LATER = ("wan_2_2_5b", "sana", *CLIPS)
+LATER = ("wan_2_2_5b", "sana", "qwen_image", *CLIPS)
 PARTS = [pytest.param(QUICK, id="quick")] + [
     pytest.param([(family, name) for name in names], marks=pytest.mark.slow, id=f"{family}-{names[0]}")
     for family in FAMILIES
     for names in ([NAMED] if family in LATER else [RECIPES[n : n + 5] for n in range(0, len(RECIPES), 5)])
 ]
 """Cells of one test each, whose reload shares a process: to start one takes longer than a cell."""
-SIZES = {"flux_dev": ["model.size=16"]}
+SIZES = {"flux_dev": ["model.size=16"], "qwen_image": ["model.size=64"]}
 SIZES |= {key: ["model.frames=5", "model.height=32", "model.width=32"] for key in (*WANS, *CLIPS)}
 FRESH = """
 import json, sys
@@ -77,6 +78,8 @@ def write(folder: Path) -> None:
         write_clip_pipeline(folder, family)
     elif family == "sana":
         write_sana_pipeline(folder)
+    elif family == "qwen_image":
+        write_qwen_pipeline(folder)
     else:
         write_text_pipeline(folder, family, heads=4)
 

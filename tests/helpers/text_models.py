@@ -6,6 +6,7 @@ import torch
 from helpers.clip_pipelines import CLIPS, SIZE, write_clip_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
+from helpers.qwen_pipeline import write_qwen_pipeline
 from helpers.sana_pipeline import write_sana_pipeline
 
 from qdit.calibration import CalibrationData
@@ -17,6 +18,7 @@ from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
 from qdit.model.ltx import LTX
 from qdit.model.pixart import PixArt
+from qdit.model.qwen_image import QwenImage
 from qdit.model.sana import Sana
 from qdit.model.sd3 import SD3
 from qdit.model.wan import Wan
@@ -37,6 +39,11 @@ def load(family: str, folder: Path):
         rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
         rows["encoder_attention_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
         option = Sana(name="tiny", path=str(write_sana_pipeline(folder / family)), text_length=12)
+        return option.load("cpu", torch.float32, Conditions(rows))
+    if family == "qwen_image":
+        rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
+        rows["encoder_hidden_states_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
+        option = QwenImage(name="tiny", path=str(write_qwen_pipeline(folder / family)), text_length=12, size=64)
         return option.load("cpu", torch.float32, Conditions(rows))
     kind = Latte if family == "latte" else PixArt
     rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}

@@ -8,6 +8,7 @@ import torch
 from helpers.clip_pipelines import SIZE, write_clip_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_pipeline, write_text_pipeline
+from helpers.qwen_pipeline import write_qwen_pipeline
 from helpers.sana_pipeline import write_sana_pipeline
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from qdit.model.flux import Flux
 from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
 from qdit.model.ltx import LTX
+from qdit.model.qwen_image import QwenImage
 from qdit.model.sana import Sana
 from qdit.model.sd3 import SD3
 from qdit.model.wan import Wan, Wan22
@@ -25,6 +27,10 @@ from qdit.model.wan import Wan, Wan22
 MAKERS = {
     "dit": (write_pipeline, lambda path: DiT(name="tiny", path=path)),
     "latte": (lambda f: write_text_pipeline(f, "latte"), lambda path: Latte(name="tiny", path=path, text_length=12)),
+    "qwen_image": (
+        write_qwen_pipeline,
+        lambda path: QwenImage(name="tiny", path=path, text_length=12, size=64),
+    ),
     "sana": (write_sana_pipeline, lambda path: Sana(name="tiny", path=path, text_length=12)),
     "sd35": (lambda f: write_joint_pipeline(f, "sd35"), lambda path: SD3(name="tiny", path=path, text_length=12)),
     "wan": (
@@ -73,7 +79,7 @@ def test_a_plan_sees_what_a_run_sees(option):
 
 
 def test_the_transformers_config_is_enough(option, tmp_path):
-    if isinstance(option, Flux):
+    if isinstance(option, Flux | QwenImage):
         option.size = 256  # an unknown autoencoder is taken to divide by 8
     expected, alone = option.outline("cpu", torch.float32), tmp_path / "alone"
     (alone / "transformer").mkdir(parents=True)

@@ -122,6 +122,22 @@ def test_joint_families_fold_values_and_modulations(family, tmp_path):
         check(model, fold) if fold.mixing > 1 else check_scales(model, fold)
 
 
+def test_qwen_image_folds_values_and_modulations(tmp_path):
+    model = load("qwen_image", tmp_path)
+    read = {reader for fold in model.folds() for reader in fold.readers}
+    assert {site.role for site in model.sites() if site.block is not None and site.name not in read} == {
+        *("adaln", "ffn_down", "text_down")
+    }
+    for fold in model.folds():
+        last = any(reader.startswith("transformer_blocks.1.") for reader in fold.readers)  # its text goes nowhere
+        if last:
+            assert difference(model, scaled, fold) <= 2e-6
+        elif fold.mixing > 1:
+            check(model, fold)
+        else:
+            check_scales(model, fold)
+
+
 def test_sana_folds_the_values_of_both_kinds_of_attention(tmp_path):
     model = load("sana", tmp_path)
     assert len(model.folds()) == 4
