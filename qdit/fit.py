@@ -146,16 +146,22 @@ class Fit:
             name = readers[0].name
             steps = [self.rewrite.inputs[name]] if name in self.rewrite.inputs else []
             if (spec := self.policy[name].activation) is not None:
-                steps.append(self._quantizer(spec, values.get(name)).to(self.model.device))
+                steps.append(self._quantizer(readers[0], spec, values.get(name)).to(self.model.device))
             if steps:
                 step = nn.Sequential(*steps) if len(steps) > 1 else steps[0]
                 shared = Shared(step, len(readers)) if len(readers) > 1 else step
                 made |= {reader.name: shared for reader in readers}
         return made
 
-    def _quantizer(self, spec: QuantSpec, values: list[Any] | None) -> nn.Module:
-        """The quantizer of an input, of `values` for each group of timesteps; pairs of them for two inputs in one."""
-        make, about = self.recipe.activation.quantizer, (self.groups("inputs"), self.model.clock)
+    def _quantizer(self, site: Site, spec: QuantSpec, values: list[Any] | None) -> nn.Module:
+        """The quantizer of an input, of `values` for each group of timesteps; pairs of them for two inputs in one.
+
+        Where a gate comes before a site, both of two regions are calibrated, as GELU's least value means nothing there.
+        """
+        part, about = self.recipe.activation, (self.groups("inputs"), self.model.clock)
+        if site.gated and hasattr(part, "regions"):
+            part = replace(part, regions=replace(part.regions, negative=None))
+        make = part.quantizer
         if not spec.columns:
             return make(spec, values, *about)
         parts = (None, None) if values is None else [list(part) for part in zip(*values, strict=True)]

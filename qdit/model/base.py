@@ -42,6 +42,8 @@ class Site:
     """Name of the first site that reads this very tensor, in whichever block; None: nothing is known of others."""
     second: int | None = field(default=None, repr=False)
     """The first channel of the second of two inputs that lie side by side; None: there is one."""
+    gated: bool = field(default=False, repr=False)
+    """Whether a feed-forward's second layer reads a product with a gate, which no activation function bounds below."""
 
     @property
     def macs(self) -> int:
@@ -129,8 +131,8 @@ class Fold:
 
     @property
     def layers(self) -> str:
-        """The sources' paths, as one text."""
-        return ", ".join(source.layer for source in self.sources)
+        """The sources' paths, as one text; a layer that is the source of two streams comes once."""
+        return ", ".join(dict.fromkeys(source.layer for source in self.sources))
 
 
 Guided = Literal["one_call", "two_calls", "two_calls_normed", "embedded"]

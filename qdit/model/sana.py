@@ -9,7 +9,7 @@ through the depthwise convolution; other sizes than the native one; networks tha
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from qdit.model.base import Fold, Site, Source
+from qdit.model.base import Attention, Fold, Site, Source
 from qdit.model.checks import Keys, number, unquantized
 from qdit.model.clips import whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
@@ -50,6 +50,11 @@ class LoadedSana(LoadedText):
         text = torch.empty(1, tokens, config.caption_channels, device="meta")
         mask = torch.ones(1, tokens, device="meta")
         return denoiser(x, text, timestep=torch.zeros(1, device="meta"), encoder_attention_mask=mask)
+
+    def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
+        """See `Loaded`; feed-forwards are gated."""
+        sites, attentions = super().structure(denoiser)
+        return [replace(site, gated=site.role == "ffn_down") for site in sites], attentions
 
     def list_folds(self, sites: list[Site]) -> list[Fold]:
         """The values' folds, of linear attentions too: their outputs are linear in the values, channel by channel."""
