@@ -112,7 +112,8 @@ def _rotations(
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
     crop = get_resize_crop_region_for_grid(grid[1:], *trained)
-    return get_3d_rotary_pos_embed(channels, crop, grid[1:], grid[0], device=device)
+    made: Any = get_3d_rotary_pos_embed(channels, crop, grid[1:], grid[0], device=device)
+    return made
 
 
 def modulation_folds(sites: list[Site]) -> list[Fold]:

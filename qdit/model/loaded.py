@@ -79,8 +79,8 @@ class Loaded(ABC):
         self.autoencoder = autoencoder
         self.image_size = min(self.latent_shape[-2:]) * scale
 
-    @staticmethod
-    def latents_of(config: Any) -> tuple[int, int]:
+    @classmethod
+    def latents_of(cls, config: Any) -> tuple[int, int]:
         """Channels of an autoencoder's latents, and pixels of one along a side."""
         return config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
 

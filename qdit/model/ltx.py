@@ -68,7 +68,7 @@ class LoadedLTX(LoadedClips):
         """Call the network on x_t, times and numbers of prompts; the velocity, from data to noise."""
         frames, height, width = x.shape[2:]
         temporal, spatial = self.compression if self.autoencoder is None else self.ratios(self.autoencoder.config)
-        places = {"num_frames": frames, "height": height, "width": width}
+        places: dict[str, Any] = {"num_frames": frames, "height": height, "width": width}
         places["rope_interpolation_scale"] = (temporal / FRAMES_PER_SECOND, spatial, spatial)
         with self.clock.showing(t):
             rows = self.table.at(y, self.dtype)

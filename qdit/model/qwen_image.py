@@ -45,8 +45,8 @@ class LoadedQwenImage(LoadedPacked):
         mask = torch.ones(1, tokens, dtype=torch.long, device="meta")
         return denoiser(x, text, mask, torch.empty(1, device="meta"), img_shapes=[[(1, along, along)]])
 
-    @staticmethod
-    def latents_of(config: Any) -> tuple[int, int]:
+    @classmethod
+    def latents_of(cls, config: Any) -> tuple[int, int]:
         """See `Loaded`."""
         return config.z_dim, 2 ** len(config.temperal_downsample)
 

@@ -67,8 +67,8 @@ class LoadedSana(LoadedText):
         order = [site.name for site in sites]
         return sorted(super().list_folds(sites) + folds, key=lambda fold: order.index(fold.readers[0]))
 
-    @staticmethod
-    def latents_of(config: Any) -> tuple[int, int]:
+    @classmethod
+    def latents_of(cls, config: Any) -> tuple[int, int]:
         """See `Loaded`."""
         return config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
 

@@ -43,12 +43,12 @@ class LoadedWan(LoadedClips):
         return super().facts | ({"token_times": 1} if self.token_times else {})
 
     @staticmethod
-    def one_sample(denoiser: Any, tokens: int, frames: int, height: int, width: int, token_times: int = 0) -> Any:
-        """Call a Wan on the meta device."""
-        config = denoiser.config
-        x = torch.empty(1, config.in_channels, frames, height, width, device="meta")
+    def one_sample(denoiser: Any, tokens: int, *size: int) -> Any:
+        """Call a Wan on the meta device; behind frames, height and width may stand that tokens have timesteps."""
+        config, token_times = denoiser.config, len(size) > 3
+        x = torch.empty(1, config.in_channels, *size[:3], device="meta")
         text = torch.empty(1, tokens, config.text_dim, device="meta")
-        return denoiser(x, told(torch.zeros(1, dtype=torch.long, device="meta"), x, bool(token_times)), text)
+        return denoiser(x, told(torch.zeros(1, dtype=torch.long, device="meta"), x, token_times), text)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """See `Loaded`; not the time embedder, which the class keeps in float32 and asks for its weights' dtype."""
