@@ -90,7 +90,7 @@ def _build(args: argparse.Namespace) -> None:
     reference = build(images, args.name, extractor)
     target = args.out or cached(args.name, args.extractor, args.cache_dir)
     prompts = target.parent / f"{args.name}.jsonl"
-    if chosen:
+    if chosen and args.captions:
         write_prompts(chosen, prompts)
         reference.provenance["prompts"] = f"{len(chosen)} of {args.captions.name}, seed {args.seed}"
     reference.save(target)

@@ -5,6 +5,7 @@ maintainers advise), drops those that move and keeps the first five. A clip move
 and between its first and last in both directions: the mean of the largest 2 % of the magnitudes, with the padding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def still(steps: Float[Tensor, "n steps"], ends: Float[Tensor, "n 2"], most: flo
     return ((steps > most).sum(1) <= moving) & (ends <= 2 * moving * most).all(1)
 
 
-def first_of_each(kept: Bool[Tensor, " n"], prompts: tuple[str, ...] | list[str], count: int) -> Bool[Tensor, " n"]:
+def first_of_each(kept: Bool[Tensor, " n"], prompts: Sequence[str], count: int) -> Bool[Tensor, " n"]:
     """Of the samples that are kept, the first `count` of each prompt.
 
     >>> first_of_each(torch.tensor([True, False, True, True, True]), ["a", "a", "a", "a", "b"], 2).tolist()
@@ -91,7 +92,7 @@ class StaticFlickering(OfFeatures, TemporalFlickering):
         small = [too_small(image_size)] if image_size is not None and image_size < LEAST else []
         return [*super().preflight(n, None, image_size), *small]
 
-    def unreadable(self, prompts: list[str] | tuple[str, ...]) -> list[str]:
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
         """A sentence if a prompt has so few samples that the filter leaves nothing to choose from."""
         own = [prompt for prompt, judged in zip(prompts, own_of(self.judges(), prompts), strict=True) if judged]
         fewest = min((own.count(prompt) for prompt in set(own)), default=FEWEST)

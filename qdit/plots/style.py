@@ -95,8 +95,9 @@ def save(figure: Figure, path: Path, dpi: float | Literal["figure"] = "figure") 
     """
     data, kind = io.BytesIO(), path.suffix.removeprefix(".")
     _literal(figure)
-    apart = {"image.composite_image": False}  # else one image as coarse as the page
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "qdit", **apart}):
+    style: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "qdit"}
+    style["image.composite_image"] = False  # else one image as coarse as the page
+    with matplotlib.rc_context(style):
         figure.savefig(data, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
     atomic_write(path, data.getvalue())
     return path

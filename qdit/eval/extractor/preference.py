@@ -55,10 +55,8 @@ class HPS(CLIP):
         from open_clip.model import CLIP as Model
 
         state = read_state(path)
-        return HPSNetwork(
-            load_strictly(Model(**open_clip.get_model_config(ARCHITECTURE)), state, path),
-            open_clip.get_tokenizer(ARCHITECTURE),
-        )
+        about: dict[str, Any] = open_clip.get_model_config(ARCHITECTURE) or {}
+        return HPSNetwork(load_strictly(Model(**about), state, path), open_clip.get_tokenizer(ARCHITECTURE))
 
 
 class PickNetwork(CLIPNetwork):
