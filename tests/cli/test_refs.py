@@ -79,7 +79,8 @@ def test_captioned_folders_give_references_and_prompts_of_the_same_images(tiny, 
     assert [c.text for c in dataset.captions] == [f"caption {int(name[:2])}" for name in dataset.ids()]
     reference = load(cached("mjhq", "lite0", tmp_path))
     images = torch.tensor([[int(name[:2]) * 20, 0, 0] for name in dataset.ids()])[:, :, None, None].expand(5, 3, 6, 6)
-    torch.testing.assert_close(reference.mu, Moments.of(tiny(images.to(torch.uint8))["pooled"]).mean)
+    direct = Moments.of(tiny(images.to(torch.uint8))["pooled"]).mean
+    torch.testing.assert_close(reference.mu, direct, rtol=1e-3, atol=1e-3)  # features are kept in float16
     assert reference.provenance["prompts"] == "5 of meta_data.json, seed 1"
     run(*words, "--size", 6)
     assert len(prompts.read_text().splitlines()) == load(cached("mjhq", "lite0", tmp_path)).n == 11
