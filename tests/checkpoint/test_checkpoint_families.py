@@ -38,6 +38,7 @@ NAMED = ("rtn", "q_dit", "smoothquant", "quarot", "vidit_q", "svdquant", "ptq4di
 """The recipes of papers that every family goes through."""
 QUICK = [("pixart_sigma", "rtn"), ("pixart_sigma", "quarot_rtn"), ("latte", "quarot_rtn"), ("flux_dev", "tq_dit")]
 QUICK += [("cogvideox_2b", "rtn"), ("cogvideox_5b", "quarot_rtn"), ("ltx", "rtn"), ("wan_2_2_5b", "quarot_rtn")]
+QUICK += [("hunyuan_video", "rtn"), ("sana", "tq_dit"), ("qwen_image", "quarot_rtn")]
 LATER = ("wan_2_2_5b", "sana", "qwen_image", *CLIPS)
 PARTS = [pytest.param(QUICK, id="quick")] + [
     pytest.param([(family, name) for name in names], marks=pytest.mark.slow, id=f"{family}-{names[0]}")

@@ -76,6 +76,7 @@ def test_convolutions_of_one_place_are_sites_and_linear_attentions_have_no_opera
     assert seen == {name: site.tokens for name, site in sites.items()}
     feed = {name.rpartition(".")[2]: site.role for name, site in sites.items() if ".0.ff." in name}
     assert feed == {"conv_inverted": "ffn_up", "conv_point": "ffn_down"}
+    assert {site.role for site in sites.values() if site.gated} == {"ffn_down"}
     assert [each.name for each in model.attentions()] == [f"transformer_blocks.{n}.attn2" for n in (0, 1)]
     assert [fold.readers for fold in model.folds()] == [
         (f"transformer_blocks.{block}.{name}.to_out.0",) for block in (0, 1) for name in ("attn1", "attn2")
@@ -96,6 +97,17 @@ def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
             found = model.denoise(data.x, data.t, data.y)
         assert (found - expected).abs().max() <= least * expected.abs().max()
         assert bits == 16 or not torch.equal(found, expected)
+
+
+def test_both_regions_of_a_gated_input_are_calibrated(model):
+    """Behind a GELU the negative region ends at its least value, which a gate's product goes far below."""
+    import qdit
+
+    words = ["activation=multi_region", "calibration.num_samples=4", "calibration.per_trajectory=2"]
+    made = quantize(model, qdit.recipe("rtn", *words, bits="w4a8"), lambda: points(model, 4))
+    negative, positive = made.layers["transformer_blocks.0.ff.conv_point"].quantizer.numbers[0, 0].tolist()
+    assert negative * 128 > 0.2
+    assert positive > 0
 
 
 WRONG = {
