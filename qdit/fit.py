@@ -137,7 +137,9 @@ class Fit:
         """Module applied to an input: the transform's run-time change, then the quantizer; shared by its readers."""
         values: dict[str, list[Any]] = {}
         if self.static:
-            by_channel = [s.name for s in self.static if (a := self.policy[s.name].activation) is not None and a.shifts]
+            by_channel = [
+                s.name for s in self.static if (a := self.policy[s.name].activation) is not None and a.by_channel
+            ]
             first, groups = self.rewrite.inputs, self.groups("inputs")
             cuts = {s.name: a.columns for s in self.static if (a := self.policy[s.name].activation) and a.columns}
             values = input_values(self.model, self.static, self.data, first, groups, by_channel, cuts)

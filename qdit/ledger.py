@@ -44,15 +44,15 @@ def row_bits(spec: QuantSpec) -> int:
 def activation_storage_bits(spec: QuantSpec | None, heads: int = 1, channels: int = 0) -> int:
     """Bits to store a site's calibrated input grids: of each group of timesteps, and of each head where they have own.
 
-    Two regions have a step each, powers of 2 none; exponents of channels take as many bits as they need. Dynamic grids
-    store nothing.
+    Two regions have a step each, powers of 2 none; exponents of channels, and the numbers of their clusters, take as
+    many bits as they need. Dynamic grids store nothing.
     """
     if spec is None or spec.dynamic:
         return 0
     steps = {"two_region": 2, "two_sided": 2, "log2": 0}.get(spec.grid, 1)
     grids = (spec.time_groups or 1) * (heads if spec.granularity == "head" else 1) * (2 if spec.columns else 1)
-    exponents = channels * (spec.shifts or 0).bit_length()
-    return grids * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits) + exponents)
+    own = channels * (spec.shifts or (spec.clusters or 1) - 1).bit_length()
+    return grids * ((spec.clusters or 1) * (steps * SCALE_BITS + (0 if spec.symmetric else spec.bits)) + own)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ def test_every_choice_of_a_grid_is_a_run_of_its_own(path):
     cells = covering(node["hydra"]["sweeper"]["params"])
     configs = [composed(f"grid={path.stem}", *cell) for cell in cells]
     assert all(config["study"] == path.stem.removesuffix("_seeds") for config in configs)
-    assert len({(config["name"], config["calibration"]["seed"]) for config in configs}) == len(configs)
+    seeds = [(config["seed"], config["calibration"]["seed"]) for config in configs]
+    assert len({(config["name"], *seed) for config, seed in zip(configs, seeds, strict=True)}) == len(configs)
     assert len({digest(science(config)) for config in configs}) == len(configs)
     for config in configs:
         check(config)
@@ -163,6 +164,8 @@ def test_options_of_a_group_have_the_same_keys(group):
         "dimensions",
         "shifts",
         "shifted",
+        "clusters",
+        "clustered",
         "radius",
         "variety",
         "probes",

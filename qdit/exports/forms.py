@@ -21,12 +21,14 @@ from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard
 from qdit.transform.scaling import Scaling
+from qdit.transform.shift import Centred
 
 FACTORS, OFFSETS, ROTATION = "factors of inputs", "offsets of inputs", "rotation of inputs at run time"
 BRANCH, TIMED, PATCHES = "low-rank branch", "weights that change with the timestep", "quantized patch embedding"
 OPERANDS = "rounded operands of attentions"
 _CHANGES = {Scale: FACTORS, Shift: OFFSETS, Rotation: ROTATION, Permuted: ROTATION, Regular: ROTATION}
-_LEFT = {Scaling: FACTORS, Reparameterization: OFFSETS, Hadamard: ROTATION, BlockRotation: ROTATION, LowRank: BRANCH}
+_LEFT = {Scaling: FACTORS, Reparameterization: OFFSETS, Centred: OFFSETS, Hadamard: ROTATION, BlockRotation: ROTATION}
+_LEFT |= {LowRank: BRANCH}
 """What a transform leaves where it cannot be folded, by its class."""
 
 

@@ -22,7 +22,7 @@ from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.replay import by_point
 from qdit.errors import UserError
 from qdit.fit import Fit
-from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched, set_numbers
+from qdit.hessian.grids import book_of, candidates, groups_of, numbers_of, searched, set_numbers
 from qdit.hessian.importance import Importance
 from qdit.hessian.rule import Hessian, rules
 from qdit.model.base import DiffusionModel, Site
@@ -176,7 +176,7 @@ class BlockSearch:
             return False
         before = numbers_of(self.module)
         if self.tried is None:
-            self.tried = multiples(before, STEP[type(book_of(self.module))], rule.factors())
+            self.tried = candidates(book_of(self.module), before, rule)
         table, scores = torch.cat([before.unsqueeze(0), self.tried]), []
         for numbers in table:
             set_numbers(self.module, numbers)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
+from qdit.hessian.rule import Hessian
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
 from qdit.quant.affine import SMALLEST_SCALE
 from qdit.quant.books import Book, LogSqrt2, Renormalised, Scaled, Uniform
@@ -47,6 +48,7 @@ def set_numbers(module: StaticQuantizer | BookQuantizer, numbers: Float[Tensor, 
         module.numbers.copy_(numbers.view_as(module.numbers))
     else:
         module.scale.copy_(numbers[:, :1])
+        module.zero_point.copy_(numbers[:, 1:])
 
 
 def groups_of(module: StaticQuantizer | BookQuantizer, timesteps: Real[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -68,3 +70,30 @@ def multiples(
     table = numbers.repeat(len(factors), 1, 1)
     table[..., step] = (table[..., step] * factors.to(numbers).unsqueeze(1)).clamp(min=SMALLEST_SCALE)
     return table
+
+
+def candidates(book: Book, start: Float[Tensor, "cells numbers"], rule: Hessian) -> Float[Tensor, "many cells numbers"]:
+    """What is tried for an input: multiples of its step and, where the rule searches schemes, of a symmetric grid's.
+
+    Args:
+        book: of the input.
+        start: its numbers; they come first, so that they win a tie.
+        rule: says the multiples.
+    """
+    table = multiples(start, STEP[type(book)], rule.factors())
+    if rule.scheme == "fixed" or not isinstance(book, Uniform):
+        return table
+    return torch.cat([table, multiples(symmetric(start, book), 0, rule.factors())])
+
+
+def symmetric(start: Float[Tensor, "cells 2"], book: Uniform) -> Float[Tensor, "cells 2"]:
+    """The numbers of the symmetric grid (`symmetric_full`) of the same codes that reaches as far as the farther end.
+
+    >>> symmetric(torch.tensor([[0.1, 3.0]]), Uniform(0, 15))
+    tensor([[0.1600, 8.0000]])
+    """
+    scale, zero_point = start.unbind(-1)
+    levels = book.high - book.low
+    reach = scale * torch.maximum(zero_point - book.low, book.high - zero_point)
+    middle = torch.full_like(zero_point, book.low + (levels + 1) / 2)
+    return torch.stack([(2 * reach / levels).clamp(min=SMALLEST_SCALE), middle], -1)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qdit.fit import Fit
-from qdit.hessian.grids import STEP, book_of, groups_of, multiples, numbers_of, searched
+from qdit.hessian.grids import book_of, candidates, groups_of, numbers_of, searched
 from qdit.hessian.pearson import Pearson, alike_weights, judge_of
 from qdit.hessian.products import Moving, Other, best, reached, shortlist, summed
 from qdit.hessian.rule import Hessian, rules
@@ -135,7 +135,7 @@ class Alternation:
         ]
         judge, squared = judge_of(rule), not isinstance(rule, Pearson)  # only squares may be those of other columns
         if self.tried is None:
-            table = multiples(self.numbers, STEP[type(self.moving.book)], rule.factors())
+            table = candidates(self.moving.book, self.numbers, rule)
             ranking = [summed(other, rule.seed + n) for n, other in enumerate(others)] if squared else others
             self.tried = shortlist(self.moving, ranking, table, judge)
         return best(self.moving, [reached(o) for o in others] if squared else others, self.tried, judge)

@@ -91,6 +91,8 @@ class Side:
     """None if it is not searched; from the first time on, the best ones."""
     judge: Judge | None = None
     """Says how bad a candidate is; None: `errors`."""
+    counted: Float[Tensor, "items #rows #columns"] | None = None
+    """See `Other`."""
     numbers: Float[Tensor, "cells numbers"] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,16 +104,16 @@ class Side:
         assert self.module is not None
         return Moving(self.values, book_of(self.module), self.cells)
 
-    def other(self, weights: Float[Tensor, "items columns rows"]) -> Other:
-        """As the operand that stays fixed, on its current grid."""
+    def other(self, weights: Float[Tensor, "items columns rows"], counted: Tensor | None = None) -> Other:
+        """As the operand that stays fixed, on its current grid; `counted` of the moving one."""
         rounded = self.values if self.module is None else self.moving.rounded(self.numbers.unsqueeze(0))[:, 0]
-        return Other(rounded.mT, (self.values - rounded).mT, weights)
+        return Other(rounded.mT, (self.values - rounded).mT, weights, counted)
 
     def search(self, other: "Side", weights: Float[Tensor, "items rows columns"]) -> bool:
         """Search the numbers, given the other operand; whether they changed."""
         if self.tried is None:
             return False
-        before, others = self.numbers, [other.other(weights)]
+        before, others = self.numbers, [other.other(weights, self.counted)]
         self.tried = shortlist(self.moving, others, self.tried, self.judge)
         self.numbers = best(self.moving, others, self.tried, self.judge)
         return not torch.equal(self.numbers, before)
@@ -157,8 +159,16 @@ class OperandSearch:
         """Search the numbers of the two operands of a product, which sums over their inner dimension."""
         first, second = values.pop(left), values.pop(right)
         sides = {left: self.side(left, first), right: self.side(right, second.mT if right == "v" else second)}
+        if left == "q" and (keys := self.attended()) is not None:
+            sides["q"].counted, sides["k"].counted = keys.unsqueeze(1), keys.unsqueeze(2)
         alternate(sides[left], sides[right], weights.flatten(0, 1), self.rule.rounds)
         return {self.attention.sites[o]: side.numbers for o, side in sides.items() if side.tried is not None}
+
+    def attended(self) -> Float[Tensor, "items keys"] | None:
+        """1 for the keys of each item, a point and head, that are attended to, and 0 for others; None: all are."""
+        points = self.items.cpu() // self.attention.copies
+        mask = self.fit.model.attended(f"{self.attention.name}.to_k", self.fit.data.y[points])
+        return None if mask is None else mask.float().repeat_interleave(self.attention.heads, 0)
 
     def side(self, operand: str, values: Float[Tensor, "points heads rows inner"]) -> Side:
         """An operand with its candidates."""

@@ -13,8 +13,8 @@ so that the order of scores is kept. Correlation does not see a gain: an output 
 
 What differs from the paper: Γ is that of all calibration points together, not a mean of theirs, as all that it needs of
 a weight then follows from two moments of the input; its L is a sum, which at 64 tokens is 1,140 a map in full precision
-already (of pairs nearer than θ), and would bury Γ ≤ 1; so it is a mean here, with full precision's subtracted. Rows of
-padded prompts' keys count. How many candidates there are is not said in the paper.
+already (of pairs nearer than θ), and would bury Γ ≤ 1; so it is a mean here, with full precision's subtracted. Scores
+of keys behind a prompt's end, which a mask hides, do not count. How many candidates there are is not said in the paper.
 """
 
 from collections.abc import Sequence
@@ -66,11 +66,13 @@ class Pearson(Hessian):
         """See `Hessian`."""
         if self.unit == "block":
             return ["range=pearson compares outputs of layers; use range.unit=layer"]
+        found = super().misfits(scheme)
         if scheme.weight.range is not self or scheme.weight.granularity == "tensor":
-            return []
+            return found
         return [
+            *found,
             f"weight.range=pearson compares whole outputs, and weight.granularity={scheme.weight.granularity} has "
-            "steps of its own for parts of them; use weight=tensor, or weight/range=mse"
+            "steps of its own for parts of them; use weight=tensor, or weight/range=mse",
         ]
 
 
@@ -87,11 +89,18 @@ class Order:
     flipped: bool
     """Whether products are [keys, queries]: keys move."""
 
-    def excess(self, scores: Float[Tensor, "*many rows columns"], rounded: Tensor) -> tuple[Tensor, int]:
-        """(L(Â) - L(A) as a sum over queries and pairs of keys [*many], how many pairs)."""
+    def excess(
+        self, scores: Float[Tensor, "*many rows columns"], rounded: Tensor, counted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | int]:
+        """(L(Â) - L(A) as a sum over queries and pairs of keys [*many], how many pairs); `counted`: see `Other`."""
         both = (scores.mT, rounded.mT) if self.flipped else (scores, rounded)
-        (after, pairs), (before, _) = (ranking(both[0], part, self.margin / self.root) for part in both[::-1])
-        return self.root * (after - before).sum(-1, dtype=torch.float64), pairs * both[0].shape[-2]
+        keys = None if counted is None else counted.mT if self.flipped else counted
+        (after, pairs), (before, _) = (ranking(both[0], part, self.margin / self.root, keys) for part in both[::-1])
+        if isinstance(pairs, Tensor):
+            pairs = pairs.sum(-1) * (both[0].shape[-2] // pairs.shape[-1])
+        else:
+            pairs = pairs * both[0].shape[-2]
+        return self.root * (after - before).sum(-1, dtype=torch.float64), pairs
 
 
 def judge_of(rule: Hessian, operand: str | None = None, width: int = 1) -> Judge | None:
@@ -128,9 +137,12 @@ def sums_of(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> Float[Tenso
 
 
 def ranking(
-    scores: Float[Tensor, "*many keys"], rounded: Float[Tensor, "*many keys"], margin: float
-) -> tuple[Float[Tensor, "*many"], int]:
-    """(L of each query as a sum over pairs of keys, how many pairs).
+    scores: Float[Tensor, "*many keys"],
+    rounded: Float[Tensor, "*many keys"],
+    margin: float,
+    counted: Float[Tensor, "*#many keys"] | None = None,
+) -> tuple[Float[Tensor, "*many"], Tensor | int]:
+    """(L of each query as a sum over pairs of keys, how many pairs); `counted` has 0 for keys that are left out.
 
     Of more than 64 keys, pairs at some distances are compared, spread evenly over all distances.
 
@@ -141,11 +153,16 @@ def ranking(
     keys = scores.shape[-1]
     distances = range(1, keys, max(1, (keys - 1) // MOST_DISTANCES))
     total, pairs = torch.zeros_like(scores[..., 0] + rounded[..., 0]), 0
+    both: Tensor | None = None
     for distance in distances:
         sign = (scores[..., :-distance] - scores[..., distance:]).sign()
         apart = (rounded[..., :-distance] - rounded[..., distance:]) * sign
-        total += (margin - apart).clamp(min=0).sum(-1)
-        pairs += keys - distance
+        lost = (margin - apart).clamp(min=0)
+        if counted is not None:
+            both = counted[..., :-distance] * counted[..., distance:]
+            lost = lost * both
+        total += lost.sum(-1)
+        pairs = pairs + (keys - distance if both is None else both.sum(-1))
     return total, pairs
 
 
@@ -162,23 +179,36 @@ def unlike(
     sums = torch.zeros(6, *tried.shape[:2], dtype=torch.float64, device=tried.device)
     losses = torch.zeros(2, *tried.shape[:2], dtype=torch.float64, device=tried.device)  # L's excess, and pairs
     for piece in pieces(moving, others, tried):
-        exact = [piece.moving.values @ (other.rounded + other.change) for other in piece.others]
-        count = sum(o[0].numel() for o in exact)
+        exact = [_counted(piece.moving.values @ (other.rounded + other.change), other) for other in piece.others]
+        count = sum(_entries(o, other) for o, other in zip(exact, piece.others, strict=True))
         own = torch.stack([torch.stack([o, o.square()]).sum((-1, -2), dtype=torch.float64) for o in exact]).sum(0)
-        known = torch.cat([torch.full_like(own[:1], count), own]) @ piece.member
+        known = torch.cat([(torch.zeros_like(own[0]) + count).unsqueeze(0), own]) @ piece.member
         sums[:3] += known.unsqueeze(1)
         for some in piece.some:
             moved = piece.moving.rounded(tried[some])
             for other, o in zip(piece.others, exact, strict=True):
                 made = (moved.flatten(1, 2) @ other.rounded).unflatten(1, moved.shape[1:3])
-                o = o.unsqueeze(1)
+                keys = None if other.counted is None else other.counted.unsqueeze(1)
+                made, o = made if keys is None else made * keys, o.unsqueeze(1)
                 found = [part.sum((-1, -2), dtype=torch.float64).T for part in (made, made.square(), made * o)]
                 sums[3:, some] += torch.stack(found) @ piece.member
                 if order is not None:
-                    lost, pairs = order.excess(o, made)
-                    losses[:, some] += torch.stack([lost.T, torch.full_like(lost.T, pairs)]) @ piece.member
+                    lost, pairs = order.excess(o, made, keys)
+                    losses[:, some] += torch.stack([lost.T, (torch.zeros_like(lost) + pairs).T]) @ piece.member
     lost = losses[0] / losses[1].clamp(min=1)
     return 1 - correlation(sums) + (order.weight * lost if order is not None else 0.0)
+
+
+def _counted(products: Float[Tensor, "items rows columns"], other: Other) -> Float[Tensor, "items rows columns"]:
+    """The products, 0 where they do not count."""
+    return products if other.counted is None else products * other.counted
+
+
+def _entries(products: Float[Tensor, "items rows columns"], other: Other) -> Float[Tensor, " items"] | int:
+    """How many entries of each item's product count."""
+    if other.counted is None:
+        return products[0].numel()
+    return other.counted.expand_as(products).sum((-1, -2), dtype=torch.float64)
 
 
 def alike_weights(

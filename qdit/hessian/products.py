@@ -73,12 +73,15 @@ class Other:
     """What was lost on the grid: the full-precision values less `rounded`."""
     weights: Float[Tensor, "items rows columns"]
     """Importance of the product's entries; one column if those of a row are equal."""
+    counted: Float[Tensor, "items #rows #columns"] | None = None
+    """1 for the entries that a judge of whole products looks at, 0 for those that nothing depends on; None: all."""
 
     def piece(self, items: slice) -> "Other":
         """For some of the items."""
+        counted = None if self.counted is None else self.counted[items]
         if self.rounded.ndim == 2:
-            return replace(self, weights=self.weights[items])
-        return Other(self.rounded[items], self.change[items], self.weights[items])
+            return replace(self, weights=self.weights[items], counted=counted)
+        return Other(self.rounded[items], self.change[items], self.weights[items], counted)
 
     def onto(self, outputs: Float[Tensor, "columns fewer"]) -> "Other":
         """With the product's columns replaced by combinations of them."""

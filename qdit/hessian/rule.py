@@ -44,6 +44,8 @@ class Hessian(Newer, Checked):
         unit: whose output's error is weighed: the `layer`'s, or, for layers in blocks, the `block`'s (APQ-ViT,
             `qdit.hessian.blockwise`), which costs a forward pass of the block for each candidate.
         eliminate: of `unit=block`, the share of the output's smallest errors that does not count.
+        scheme: `fixed` tries multiples of the range that `activation.grid` makes; `searched` also those of a symmetric
+            range, so that each input has the better of both schemes (Q-HyViT, arXiv 2303.12557).
 
     Raises:
         UserError: a value is out of range.
@@ -58,6 +60,7 @@ class Hessian(Newer, Checked):
     seed: int = 0
     unit: Literal["layer", "block"] = field(default="layer", metadata=NEWER)
     eliminate: Annotated[float, Ge(0), Lt(1)] = field(default=0.0, metadata=NEWER)
+    scheme: Literal["fixed", "searched"] = field(default="fixed", metadata=NEWER)
     of_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -78,7 +81,21 @@ class Hessian(Newer, Checked):
 
     def misfits(self, scheme: Scheme) -> list[str]:
         """What the rule cannot do of a scheme that has it, one sentence each."""
-        return []
+        if self.scheme == "fixed":
+            return []
+        owners = {"weight": scheme.weight, "attention": scheme.attention}
+        found = [
+            f"{group}.range.scheme=searched: schemes are searched for inputs; use {group}.range.scheme=fixed"
+            for group, part in owners.items()
+            if getattr(part, "range", None) is self
+        ]
+        grid = getattr(scheme.activation, "grid", None)
+        if getattr(scheme.activation, "range", None) is self and grid != "asymmetric":
+            found.append(
+                f"activation.range.scheme=searched starts from a grid with a zero point among its codes, and "
+                f"activation.grid={grid} is another; use activation.grid=asymmetric, or activation.range.scheme=fixed"
+            )
+        return found
 
     def factors(self) -> Float[Tensor, " candidates"]:
         """What the range is multiplied by; 1 comes first, so that it wins a tie."""

@@ -22,6 +22,8 @@ from qdit.quant.spec import QuantSpec
 Book = Callable[..., Tensor]
 """A code-book: (x, *numbers) -> x rounded, a new tensor of the same shape. A dataclass with plain fields."""
 LogRounding = Literal["log", "linear"]
+CACHED = 2**17
+"""Probabilities that a processor rounds and divides at a time, so that they stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,22 @@ class Renormalised:
         >>> Renormalised(Uniform(0, 3))(torch.tensor([0.7, 0.2, 0.1]), torch.tensor(1 / 3), torch.tensor(0.0))
         tensor([0.6667, 0.3333, 0.0000])
         """
-        return renormalised(self.book(x, *numbers))
+        whole = x.requires_grad or x.device.type != "cpu" or any(each.numel() > 1 for each in numbers)
+        if whole or x.numel() <= CACHED or not x.is_contiguous():
+            return renormalised(self.book(x, *numbers))
+        made, rows = torch.empty_like(x), max(1, CACHED // x.shape[-1])
+        for some, own in zip(x.flatten(0, -2).split(rows), made.flatten(0, -2).split(rows), strict=True):
+            rounded = self.book(some, *(each.reshape(()) for each in numbers))
+            torch.div(rounded, divisors(rounded), out=own)
+        return made
 
 
 def renormalised(rounded: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Rows, the last dimension, divided by their sums; one of zeros stays."""
+    return rounded / divisors(rounded)
+
+
+def divisors(rounded: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows 1"]:
+    """What rows are divided by: their sums, or 1."""
     total = rounded.sum(-1, keepdim=True)
-    return rounded / torch.where(total > 0, total, 1.0)
+    return torch.where(total > 0, total, 1.0)

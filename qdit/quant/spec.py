@@ -28,7 +28,7 @@ Grid = Literal["asymmetric", "asymmetric_free", "asymmetric_clamped", "symmetric
 """Integers: grids with one step (`qdit.quant.affine`)."""
 LevelGrid = Literal["e2m1", "e3m0", "e1m2", "nf4", "e3m2", "e4m3", "e5m2", "lloyd_max"]
 """Floating-point numbers of a few bits, and code-books (`qdit.quant.formats`)."""
-BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2", "channel_shift"]
+BookGrid = Literal["two_region", "two_sided", "released_sum", "log_sqrt2", "log2", "channel_shift", "clustered"]
 """What has no step, or several, and static ranges (`qdit.quant.books`, `qdit.quant.regions`)."""
 GridName = Grid | LevelGrid | Literal["float"]
 """What a config may say; `float` is the usual floating-point format of the bits (`qdit.quant.named`)."""
@@ -63,7 +63,8 @@ class QuantSpec(Newer):
         shifts: of `channel_shift`, by how many bits at most a channel's codes are shifted (`qdit.activation.channels`).
         columns: of inputs, how many channels, from the first, have grids apart from those of the others; None: all are
             alike.
-        base: of `channel_shift`, the grid whose codes are shifted, if it is another than `asymmetric`.
+        base: of `channel_shift` and `clustered`, the grid of integers, if it is another than `asymmetric`.
+        clusters: of `clustered`, how many grids an input's channels share (`qdit.activation.clustered`).
 
     Raises:
         UserError: a value is out of range.
@@ -79,6 +80,7 @@ class QuantSpec(Newer):
     shifts: int | None = field(default=None, metadata=NEWER)
     base: Grid | None = field(default=None, metadata=NEWER)
     columns: int | None = field(default=None, metadata=NEWER)
+    clusters: int | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (*range(MIN_BITS, MAX_BITS + 1), IDENTITY_BITS):
@@ -104,14 +106,14 @@ class QuantSpec(Newer):
         groups = self.time_groups
         if groups is not None and (not isinstance(groups, int) or isinstance(groups, bool) or groups < 1):
             raise UserError(f"time_groups={groups!r} is not possible; a whole number from 1 is, or none")
-        if (self.grid == "channel_shift") != (isinstance(self.shifts, int) and not isinstance(self.shifts, bool)):
+        for key, grid in (("shifts", "channel_shift"), ("clusters", "clustered")):
+            number = getattr(self, key)
+            if (self.grid == grid) != (isinstance(number, int) and not isinstance(number, bool)):
+                raise UserError(f"grid={self.grid!r} with {key}={number!r}: a number goes with grid {grid!r} alone")
+        if self.base is not None and not (self.by_channel and self.base in get_args(Grid)):
             raise UserError(
-                f"grid={self.grid!r} with shifts={self.shifts!r}: a number goes with grid 'channel_shift' alone"
-            )
-        if self.base is not None and (self.grid != "channel_shift" or self.base not in get_args(Grid)):
-            raise UserError(
-                f"grid={self.grid!r} with base={self.base!r}: one of {', '.join(get_args(Grid))} goes with grid "
-                "'channel_shift' alone"
+                f"grid={self.grid!r} with base={self.base!r}: one of {', '.join(get_args(Grid))} goes with grids "
+                "'channel_shift' and 'clustered' alone"
             )
         columns = self.columns
         if columns is not None and (
@@ -166,10 +168,15 @@ class QuantSpec(Newer):
         return self.grid in get_args(Grid)
 
     @property
+    def by_channel(self) -> bool:
+        """Whether static grids are found from what is known of each channel."""
+        return self.grid in ("channel_shift", "clustered")
+
+    @property
     def symmetric(self) -> bool:
         """Whether the zero point is fixed and need not be stored."""
         grid = self.base or self.grid
-        return grid.startswith(("symmetric", "unsigned")) or not (self.is_integer or self.shifts)
+        return grid.startswith(("symmetric", "unsigned")) or not (self.is_integer or self.by_channel)
 
     def row_length(self, channels: int, numel: int) -> int:
         """Values that share a scale, for a tensor with `channels` input channels and `numel` values."""

@@ -9,7 +9,7 @@ What differs from the release: time is linear in depth; the loss does not depend
 shuffled over the whole set; finished units are saved; a learned step size stays positive; a unit that ends further from
 its target than nearest rounding (after too few iterations) stays at nearest, with a warning; and the network never
 leaves evaluation mode. `drop` is of QDrop (arXiv 2203.05740), `inner` of EDA-DM (arXiv 2401.04585), the
-temporal unit of TFMQ-DM (arXiv 2311.16503).
+temporal unit of TFMQ-DM (arXiv 2311.16503), `scale_aware` of FP4DiT (arXiv 2503.15465).
 """
 
 from dataclasses import dataclass

@@ -10,11 +10,13 @@ from qdit.transform.lowrank import LowRank
 from qdit.transform.reparam import Reparameterization
 from qdit.transform.rotation import Hadamard, SelectiveHadamard
 from qdit.transform.scaling import ChannelScaling
+from qdit.transform.shift import Centred
 from qdit.transform.timestep_aware import TimestepAware
 from qdit.transform.trial import Trial
 
 __all__ = [
     "ActivationAware",
+    "Centred",
     "Chain",
     "ChannelScaling",
     "FixedAlpha",

@@ -2,8 +2,8 @@
 
 Transforms that choose their factors by the error of a layer's output (AWQ, SVDQuant, the grid search of α) quantize
 each candidate roughly as the recipe will: weights to nearest with its grid and range rule, inputs with dynamic ranges,
-or with the minimum and maximum of the sample where the recipe's ranges are static (and powers of two a channel, chosen
-on the sample, where it has these).
+or with the minimum and maximum of the sample where the recipe's ranges are static (and powers of two a channel, or
+clusters of channels, chosen on the sample, where it has these).
 
 It is simpler than the fit that follows, on purpose: weights are rounded to nearest whatever the recipe's rounding;
 ranges that the fit would search, or have for each group of timesteps, are the minimum and maximum of the sample; inputs
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.activation.channels import rounded_by_channel
+from qdit.activation.clustered import rounded_by_cluster
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.linear import matrix
@@ -76,8 +77,11 @@ class Trial:
     def input(self, site: Site, x: Float[Tensor, "*many rows channels"]) -> Float[Tensor, "*many rows channels"]:
         """Rows of an input, or several in a batch, rounded; unchanged at 16 bits. A grid per tensor spans all rows."""
         spec, part = self.input_spec(site), self.recipe.activation
-        if not spec.is_identity and (own := part.at(site.role, spec)) is not None and own.shifts:
+        own = None if spec.is_identity else part.at(site.role, spec)
+        if own is not None and own.shifts:
             return rounded_by_channel(x, spec, own.shifts)
+        if own is not None and own.clusters:
+            return rounded_by_cluster(x, spec, own.clusters)
         return _rounded(x, spec, MinMax())
 
     def ways(self, site: Site) -> tuple[Way, ...]:

@@ -107,6 +107,27 @@ def test_of_an_input_all_readers_outputs_count_as_one_by_group(monkeypatch):
 
 
 @pytest.mark.parametrize("operand", ["q", "k"])
+def test_keys_that_a_mask_hides_do_not_count(operand):
+    """As if they were not there, whatever they are; each item has its own number of keys."""
+    q, k = draw(4, 7, 16), draw(4, 9, 16, seed=1)
+    lengths, judge = torch.tensor([6, 9, 2, 4]), judge_of(Pearson(candidates=12, ranking=0.5), operand, width=16)
+    mask = (torch.arange(9) < lengths.unsqueeze(1)).float()
+    values, fixed = (q, k) if operand == "q" else (k, q)
+    rounded = (2 * fixed).round() / 2
+    cells = torch.arange(4)  # an item each, so that those of other lengths are apart
+    own, table = moving(values, cells)
+    counted = mask.unsqueeze(1 if operand == "q" else 2)
+    found = judge(own, [Other(rounded.mT, (fixed - rounded).mT, torch.ones(4, 1, 1), counted)], table)
+    for item, length in enumerate(lengths.tolist()):
+        some = slice(item, item + 1)
+        short = [part[some, :length] if part.shape[1] == 9 else part[some] for part in (values, fixed, rounded)]
+        alone = Moving(short[0], own.book, torch.zeros(1, dtype=torch.long))
+        other = Other(short[2].mT, (short[1] - short[2]).mT, torch.ones(1, 1, 1))
+        expected = judge(alone, [other], table[:, some])
+        torch.testing.assert_close(found[:, some], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("operand", ["q", "k"])
 def test_of_queries_and_keys_the_order_of_scores_counts(operand):
     q, k = draw(4, 7, 16), draw(4, 9, 16, seed=1)
     values, fixed = (q, k) if operand == "q" else (k, q)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.softmax import softmax_rows
 
-from qdit.quant.books import Log2, LogSqrt2, Renormalised, Uniform
+from qdit.quant.books import CACHED, Log2, LogSqrt2, Renormalised, Uniform, renormalised
 from qdit.quant.regions import TwoRegion
 
 P = torch.tensor([1, 0.71, 0.70, 0.67, 0.66, 0.6, 0.4, 0.39, 0.34, 0.25, 0.2, 0.1, 1 / 3, 1e-3, 3e-5, 2e-5, 0])
@@ -72,6 +72,18 @@ def test_every_row_sums_to_one_or_is_zeros_and_keeps_its_zeros(book, numbers):
     torch.testing.assert_close(sums, (plain.sum(-1) > 0).float(), atol=1e-5, rtol=0)
     assert torch.equal(divided == 0, plain == 0)
     assert torch.equal(Renormalised(book)(torch.zeros(2, 3), *numbers), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("book", "numbers"), BOOKS, ids=lambda b: type(b).__name__)
+def test_many_rows_are_divided_part_by_part_with_the_same_bits(book, numbers):
+    rows = torch.randn(3, 5, 30, 301, generator=torch.Generator().manual_seed(2)).mul_(3).softmax(-1)
+    assert rows.numel() > CACHED
+    whole = renormalised(book(rows, *numbers))
+    for shaped in (numbers, [each.view(1, 1, 1, 1) for each in numbers]):
+        assert torch.equal(Renormalised(book)(rows, *shaped), whole)
+    own = [each.expand(3).view(3, 1, 1, 1) for each in numbers]  # a number a sample, as of groups of timesteps
+    assert torch.equal(Renormalised(book)(rows, *own), whole)
+    assert torch.equal(Renormalised(book)(rows.mT, *numbers), renormalised(book(rows.mT, *numbers)))
 
 
 def test_a_row_that_the_book_has_and_that_sums_to_one_stays():

@@ -66,6 +66,8 @@ class Learning(Newer, Checked):
         units: `blocks`, each with its embedders and modulation, or these apart and first, together, as a `temporal`
             unit (TFMQ-DM; `qdit.rounding.reconstruction.temporal`), whose errors are weighed alike under any weighting,
             and whose weights, those of all modulations, learn at once: 36 bytes each.
+        scale_aware: whether what learns counts in units of the weight (FP4DiT): `rate` then moves weights whose
+            neighbouring values lie close together further.
 
     Raises:
         UserError: a value is out of range.
@@ -84,6 +86,7 @@ class Learning(Newer, Checked):
     drop: Annotated[float, Ge(0), Lt(1)] = field(default=0.0, metadata=NEWER)
     inner: Rate = field(default=0.0, metadata=NEWER)
     units: Units = field(default="blocks", metadata=NEWER)
+    scale_aware: bool = field(default=False, metadata=NEWER)
 
     def scaled(self, bits: Iterable[int]) -> "Learning":
         """How a unit learns whose weights have these bits.

@@ -172,7 +172,8 @@ class Session:
 
     def soft(self, site: Site) -> LearnedWeight:
         """A site's weight, ready to learn."""
-        return SoftWeight(self.fit.weight_of(site), self.fit.grid(site), self.fit.weight_spec(site))
+        weight, spec = self.fit.weight_of(site), self.fit.weight_spec(site)
+        return SoftWeight(weight, self.fit.grid(site), spec, self.how.scale_aware)
 
     def layers(self, unit: Unit, like: str | None = None) -> dict[str, nn.Module]:
         """What is installed for a unit, its weights not rounded; `like`: for the unit's copy of that name instead."""

@@ -7,7 +7,9 @@ Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ar
 
 α starts where h is the fractional part of w / s, so that w̃ is the clipped weight; codes round up where α >= 0. Scale
 and zero point stay fixed. With another number format the two values around w take the place of floor(w / s) and the
-next code, and h is the share of the way from one to the other. Everything is elementwise, so the chain rule from w̃ to
+next code, and h is the share of the way from one to the other; "scale-aware" rounding (FP4DiT, arXiv 2503.15465) has
+σ(V / s) in the place of σ(α), with s the distance of the two: V is in the weight's own units, so that a step of V moves
+α further where values lie close together. Everything is elementwise, so the chain rule from w̃ to
 α is written out by hand: where batches are small, an autograd graph with a dozen tensors of the weight's size would
 cost as much as the layer itself.
 """
@@ -76,22 +78,30 @@ class SoftWeight:
         weight: in full precision.
         grid: of each row of `as_rows(weight, spec)`; it stays.
         spec: of the weight.
+        scale_aware: whether what learns is in units of the weight, and not of the distance of its two values.
     """
 
-    def __init__(self, weight: Float[Tensor, "out channels"], grid: RowGrid, spec: QuantSpec) -> None:
+    def __init__(
+        self, weight: Float[Tensor, "out channels"], grid: RowGrid, spec: QuantSpec, scale_aware: bool = False
+    ) -> None:
         self.shape, self.dtype, self.grid, self.spec = weight.shape, weight.dtype, grid, spec
         found = grid.bracket(as_rows(weight, spec).float())
         alpha = initial_alpha(found.fraction)
         edge = torch.where(found.up, 0.0, -TIE)
         self.alpha = torch.where(found.up == (alpha >= 0), alpha, edge)
-        """[rows, row length]; `Adam` moves it."""
+        """[rows, row length]; `Adam` moves it. Of scale-aware rounding it is V."""
         self.origin, self.reach = found.origin, found.reach
         """w̃ moves from `origin` by `reach` while h goes from 0 to 1."""
+        self.unit: Tensor | None = None
+        """What α counts in; None for 1."""
+        if scale_aware:
+            self.unit = torch.where(self.reach > 0, self.reach, 1.0)  # beyond the grid nothing moves
+            self.alpha.mul_(self.unit)
         self.sigmoid = torch.empty_like(alpha)
 
     def soft(self) -> Float[Tensor, "out channels"]:
         """The soft weight w̃ in the weight's dtype, a leaf tensor whose gradient is given to `learn`."""
-        torch.sigmoid(self.alpha, out=self.sigmoid)
+        torch.sigmoid(self.alpha if self.unit is None else self.alpha / self.unit, out=self.sigmoid)
         weight = torch.addcmul(self.origin, rectified(self.sigmoid), self.reach)
         return weight.view(self.shape).to(self.dtype).requires_grad_()
 
@@ -104,6 +114,8 @@ class SoftWeight:
             total.sub_(signed.abs().pow_(beta - 1).copysign_(signed), alpha=2 * beta * weight)
         total = torch.ops.aten.hardtanh_backward(total, stretched, 0, 1)
         self.alpha.grad = torch.ops.aten.sigmoid_backward(total, self.sigmoid).mul_(ZETA - GAMMA)
+        if self.unit is not None:
+            self.alpha.grad.div_(self.unit)
 
     def hard(self) -> Rounded:
         """The weight with hard rounding: up where α >= 0, down elsewhere."""

@@ -70,6 +70,50 @@ def test_with_levels_it_is_the_clipped_weight_and_the_nearest_at_first_and_goes_
     assert ((nearest.weight == up) | (nearest.weight == down)).all()
 
 
+def scale_aware(spec=None):
+    """A weight that learns in its own units, what learns, and a gradient."""
+    spec = spec or QuantSpec(bits=4, grid="e2m1", granularity="group", group_size=8, dynamic=False)
+    random = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn((6, 16), generator=random) for _ in range(2))
+    rows = as_rows(weight, spec)
+    grid = covering(rows, *(0.8 * end for end in extent(rows, spec)), spec)
+    return weight, gradient, grid, spec
+
+
+def test_scale_aware_rounding_starts_as_the_other_and_its_gradient_is_autograds():
+    weight, gradient, grid, spec = scale_aware()
+    own, plain = SoftWeight(weight, grid, spec, scale_aware=True), SoftWeight(weight, grid, spec)
+    torch.testing.assert_close(own.soft().detach(), plain.soft().detach(), atol=1e-6, rtol=1e-6)
+    assert torch.equal(own.hard().codes, plain.hard().codes)
+    own.learn(gradient, 0.01, 3.0)
+    found = grid.bracket(as_rows(weight, spec))
+    inside = found.reach > 0
+    v = own.alpha.detach().clone().requires_grad_()
+    h = (torch.sigmoid(v / torch.where(inside, found.reach, 1.0)) * 1.2 - 0.1).clamp(0, 1)
+    loss = ((found.origin + h * found.reach) * as_rows(gradient, spec)).sum() + 0.01 * (
+        1 - (2 * h - 1).abs() ** 3.0
+    ).sum()
+    loss.backward()
+    assert v.grad is not None
+    between = inside & (h > 1e-3) & (h < 1 - 1e-3)  # at its ends the clamp has two slopes
+    assert between.sum() > 48
+    torch.testing.assert_close(own.alpha.grad[between], v.grad[between], atol=1e-5, rtol=1e-4)
+
+
+def test_a_scale_aware_step_goes_further_where_values_lie_close_together():
+    weight, _, grid, spec = scale_aware()
+    own = SoftWeight(weight, grid, spec, scale_aware=True)
+    reach = grid.bracket(as_rows(weight, spec)).reach
+    unit = torch.where(reach > 0, reach, 1.0)
+    before = rectified((own.alpha / unit).sigmoid())
+    own.alpha.add_(1e-3)
+    moved, middle = rectified((own.alpha / unit).sigmoid()) - before, (before - 0.5).abs() < 0.2
+    near, far = (moved[(reach > 0) & middle & part] for part in (reach < 0.3, reach > 0.5))
+    assert len(near) > 0
+    assert len(far) > 0
+    assert near.min() > far.max()
+
+
 def test_no_8_ties_go_where_nearest_rounding_sends_them():
     grid = Affine(torch.ones(1, 1), torch.full((1, 1), 8.0), 0, 15)
     weight = torch.tensor([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.4999999, 0.5000001]])
