@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qdit.attention.balance import balances
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values, operand_values
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
+from qdit.nn.balanced import Balanced
 from qdit.nn.columns import ColumnParts
 from qdit.nn.linear import Shared, matrix
 from qdit.policies import Policy
@@ -117,13 +119,16 @@ class Fit:
             return {}
         groups = {site: self.groups(operands[site]) for site in specs}
         values: dict[str, list[Tensor]] = {}
+        chosen = [a for a in model.attentions() if a.sites["q"] in specs and a.sites["k"] in specs]
+        scales = balances(model, chosen, self.data) if getattr(part, "balance", False) else {}
         if static := {site: groups[site] for site, spec in specs.items() if not spec.dynamic}:
             by_head = {site for site in static if specs[site].granularity == "head"}
-            values = operand_values(model, model.attentions(), self.data, static, by_head)
-        return {
+            values = operand_values(model, model.attentions(), self.data, static, by_head, scales)
+        made = {
             site: part.quantizer(operands[site], spec, values.get(site), groups[site], model.clock).to(model.device)
             for site, spec in specs.items()
         }
+        return made | {site: Balanced(made[site], by) for site, by in scales.items()}
 
     def processors(self, block: str = "") -> dict[str, nn.Module]:
         """The attentions with quantized operands inside the module of path `block`, by where `replaced` puts them."""

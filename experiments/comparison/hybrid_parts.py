@@ -4,9 +4,9 @@
     qdit grid=hybrid_parts eval=paired quantizer=qdit_w4a4 bits=w4a4
     python experiments/comparison/hybrid_parts.py [--runs-dir runs] [--study hybrid_parts] [--metric sqnr]
 
-Each row of the study is compared with the row that lacks its part, sample by sample. A part is chosen if it gains on the
-noise of `--choose` (seed 1); it is to be adopted if, on the noise of `--judge` (seed 0), what was chosen gains more than
-two standard errors. Rows that are not made yet, or have other samples than their partner, are —.
+Each row of the study is compared with the row that lacks its part, sample by sample. A part is chosen if it gains on
+the noise of `--choose` (seed 1); it is to be adopted if, on the noise of `--judge` (seed 0), what was chosen gains more
+than two standard errors. Rows that are not made yet, or have other samples than their partner, are —.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
+from qdit.attention.balance import both_rounded
 from qdit.checked import NEWER, Checked, Newer
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
@@ -30,9 +31,11 @@ class DynamicAttention(Newer, Checked):
         granularity, group_size, scale: see `QuantSpec`; a row is a token of a head, or a channel of its values.
         grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
         renormalise: whether each query's rounded probabilities are divided by their sum (in none of the papers).
+        balance: whether channels of queries and keys are balanced (`qdit.attention.balance`), for which calibration
+            data are needed.
 
     Raises:
-        UserError: an operand is unknown.
+        UserError: an operand is unknown, or only one of two operands would be balanced.
     """
 
     operands: list[Operand]
@@ -41,7 +44,17 @@ class DynamicAttention(Newer, Checked):
     group_size: int | None = None
     scale: Scale | None = None
     renormalise: bool = field(default=False, metadata=NEWER)
-    needs_calibration = False
+    balance: bool = field(default=False, metadata=NEWER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance:
+            both_rounded(self.operands)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `AttentionPart`."""
+        return self.balance
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:
         """See `AttentionPart`; nothing is quantized where inputs are not (16 bits)."""

@@ -6,15 +6,16 @@ by group of timesteps where the activations' option has groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from qdit.activation import TimeGroups
+from qdit.attention.balance import both_rounded
 from qdit.attention.probabilities import FloatProbabilities, Probabilities, UnsignedProbabilities
-from qdit.checked import Checked
+from qdit.checked import NEWER, Checked, Newer
 from qdit.errors import UserError
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
@@ -26,8 +27,8 @@ from qdit.quant.spec import IDENTITY_BITS, GridName, QuantSpec
 from qdit.quant.time_groups import Groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class StaticAttention(Checked):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StaticAttention(Newer, Checked):
     """Static quantization of an attention's operands.
 
     Args:
@@ -36,9 +37,10 @@ class StaticAttention(Checked):
         grid: of q, k and v; see `QuantSpec`.
         range: the rule that finds their ranges from the calibration values.
         probabilities: how probabilities are rounded.
+        balance: whether channels of queries and keys are balanced (`qdit.attention.balance`).
 
     Raises:
-        UserError: an operand is unknown, or bits are out of range.
+        UserError: an operand is unknown, or bits are out of range; or only one of two operands would be balanced.
     """
 
     operands: list[Operand]
@@ -46,6 +48,7 @@ class StaticAttention(Checked):
     grid: GridName
     range: Range
     probabilities: Probabilities
+    balance: bool = field(default=False, metadata=NEWER)
     needs_calibration = True
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class StaticAttention(Checked):
         check_rule(self.range, self.grid)
         self.spec("probs", 8)
         self.spec("q", 8)
+        if self.balance:
+            both_rounded(self.operands)
 
     def spec(self, operand: str, bits: int, time_groups: int | None = None) -> QuantSpec:
         """The spec of one operand where inputs have `bits` bits.

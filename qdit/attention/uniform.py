@@ -31,9 +31,10 @@ class UniformAttention(Newer):
         probability_bits: of the probabilities.
         range: the rule that finds a range from the calibration values.
         renormalise: whether each query's rounded probabilities are divided by their sum (not in the release).
+        balance: see `StaticAttention`.
 
     Raises:
-        UserError: an operand is unknown, or bits are out of range.
+        UserError: see `StaticAttention`.
     """
 
     operands: list[Operand]
@@ -41,6 +42,7 @@ class UniformAttention(Newer):
     probability_bits: int
     range: Range
     renormalise: bool = field(default=False, metadata=NEWER)
+    balance: bool = field(default=False, metadata=NEWER)
     needs_calibration = True
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class UniformAttention(Newer):
             grid=self.grid,
             range=self.range,
             probabilities=probabilities,
+            balance=self.balance,
         )
 
     def specs(self, bits: int, time: TimeGroups) -> dict[str, QuantSpec]:

@@ -161,6 +161,7 @@ def operand_values(
     data: CalibrationData,
     sites: Mapping[str, Groups],
     by_head: Container[str] = (),
+    scales: Mapping[str, Tensor] | None = None,
 ) -> dict[str, list[Tensor]]:
     """A sample of the values of operands over the calibration data, extremes included, by group of timesteps.
 
@@ -170,6 +171,7 @@ def operand_values(
         data: the calibration points.
         sites: of the operands, with the groups of timesteps of each.
         by_head: sites whose heads are told apart, [heads, n]; others have one row of values, [n].
+        scales: by site, what an operand is multiplied by first, if anything.
     """
     heads = {site: a.heads if site in by_head else 1 for a in attentions for site in a.sites.values()}
     reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
@@ -181,6 +183,7 @@ def operand_values(
         if site not in reservoirs:
             return
         (y, t), layer = shown, made_by.get(site, "")
+        x = x.float() * scales[site] if scales and site in scales else x
         if model.attended(layer, y) is None:
             reservoirs[site].add(x, each_row(t, len(x)))
         else:  # tokens are rows: [tokens, heads, channels]

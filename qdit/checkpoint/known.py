@@ -23,6 +23,7 @@ _MODULES = {  # with the names of their attributes, buffers, parameters and chil
     "qdit.attention.base.Attend": ("q", "k", "v", "probs"),
     "qdit.correction.base.NoiseCorrection": ("timesteps", "slope", "bias", "variance"),
     "qdit.layers.Shared": ("quantizer", "readers", "_input", "_made", "_left"),
+    "qdit.nn.balanced.Balanced": ("quantizer", "by"),
     "qdit.nn.basis.Permuted": ("order", "signs"),
     "qdit.nn.basis.Regular": ("block",),
     "qdit.nn.clusters.ClusterQuantizer": ("spec", "low", "high", "clock", "numbers", "members", "edges"),

@@ -122,6 +122,11 @@ def problems(scheme: Scheme) -> list[str]:
             "activation.range=hessian tries no steps of activation=channel_shift, which finds its own; use another "
             "range, or activation=tensor"
         ]
+    if rules(scheme)[2] is not None and getattr(scheme.attention, "balance", False):
+        return [
+            "attention.range=hessian searches the ranges of queries and keys as they are, and attention.balance=true "
+            "scales them; use another range, or attention.balance=false"
+        ]
     named = zip(("weight", "activation", "attention"), rules(scheme), strict=True)
     present = [(group, rule) for group, rule in named if rule is not None]
     if misfits := [problem for _, rule in present for problem in rule.misfits(scheme)]:

@@ -133,7 +133,7 @@ NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
     **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
     "activation.range.scheme": "fixed",
-    **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise"), False),
+    **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise", "attention.balance"), False),
     "activation.columns": "joined",
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }
