@@ -87,7 +87,7 @@ def test_more_clusters_are_better_and_one_is_the_tensors_grid():
     x = values()
     errors = [(rounder(x, clusters=count)(x) - x).square().mean().item() for count in (1, 2, 4, 40)]
     assert errors == sorted(errors, reverse=True)
-    assert errors[2] < 0.5 * errors[0]
+    assert errors[2] < 0.6 * errors[0]  # the widest channels err as before, and are a quarter
     assert isinstance(rounder(x, clusters=1), StaticQuantizer)
     each = [affine(c.amin().view(1, 1), c.amax().view(1, 1), QuantSpec(bits=4, granularity="tensor")) for c in x.T]
     alone = torch.cat(
