@@ -54,8 +54,10 @@ class Verdict(NamedTuple):
 
 def gain(runs: Runs, part: str, seed: int, metric: str) -> tuple[float, float] | None:
     """The mean difference of a part's row and its base's over the samples of a seed, with its standard error."""
-    sides = [[run for run in runs if run["quantizer"] == name and run["seed"] == seed] for name in (part, BASES[part])]
-    return difference(*sides, metric) if all(sides) else None
+    with_it, without = (
+        [run for run in runs if run["quantizer"] == name and run["seed"] == seed] for name in (part, BASES[part])
+    )
+    return difference(with_it, without, metric) if with_it and without else None
 
 
 def verdicts(runs: Runs, choose: int, judge: int, metric: str) -> list[Verdict]:

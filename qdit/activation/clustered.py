@@ -67,7 +67,8 @@ def cluster_grids(
     lowest = torch.where(member, lo, torch.inf).amin(-2)
     highest = torch.where(member, hi, -torch.inf).amax(-2)
     empty = ~member.any(-2)
-    return affine(*(end.masked_fill(empty, 0.0).reshape(-1, 1) for end in (lowest, highest)), spec)
+    lowest, highest = (end.masked_fill(empty, 0.0).reshape(-1, 1) for end in (lowest, highest))
+    return affine(lowest, highest, spec)
 
 
 def rounded_by_cluster(

@@ -74,7 +74,7 @@ class BiasRepair(Checked):
 
 def repair_alone(fit: Fit, layers: Mapping[str, QuantLinear]) -> None:
     """Repair each layer for the inputs of the original network, in one pass of it."""
-    errors = {name: Mean() for name in layers}
+    errors, data = {name: Mean() for name in layers}, fit.data  # what is collected now must not be watched
     shown: list[Tensor] = []
 
     def see(site: Site, layer: nn.Module, x: Tensor, z: Tensor) -> None:
@@ -83,7 +83,7 @@ def repair_alone(fit: Fit, layers: Mapping[str, QuantLinear]) -> None:
         errors[site.name].add(attended_rows(fit.model, site.name, shown[0], error))
 
     with watching(fit.model, [site for site in fit.sites if site.name in layers], see):
-        for x, t, y in fit.data.batches(fit.model):
+        for x, t, y in data.batches(fit.model):
             shown[:] = [y]
             fit.model.denoise(x, t, y)
     for name, error in errors.items():

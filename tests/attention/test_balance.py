@@ -1,5 +1,7 @@
 """Balanced queries and keys: exact, better where their channels are unlike, and nothing without the key."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import text_models
@@ -74,7 +76,7 @@ def test_it_is_better_where_channels_are_unlike(tiny_model, part):
     for own in (part, attention(**{**vars(part), "balance": True})):
         made = quantize(model, recipe(static(), own, (16, 4), scope=_nothing()), points)
         errors.append((output(model, made) - output(model)).square().mean().item())
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.8 * errors[0]
 
 
 def _nothing():
@@ -100,7 +102,7 @@ def test_dynamic_ones_are_balanced_too_and_then_need_data(tiny_model, tmp_path):
 
 
 def test_keys_that_a_mask_hides_do_not_count(tmp_path):
-    model = text_models.load("pixart", tmp_path)
+    model = text_models.load("pixart_alpha", tmp_path)
     data = text_models.points(model, 4)
     before = balances(model, model.attentions(), data)
     masked = next(a for a in model.attentions() if model.attended(f"{a.name}.to_k", data.y) is not None)

@@ -53,6 +53,23 @@ def test_golden_the_mean_error_vanishes_and_the_squared_error_falls_by_its_squar
     torch.testing.assert_close(fall, before.mean(0).square())
 
 
+@pytest.mark.parametrize("repair", [ALONE, IN_ORDER], ids=["alone", "in order"])
+def test_data_that_are_collected_at_last_are_not_watched(tiny_model, repair):
+    """Where nothing before needed data: they are sampled by the very network that is repaired."""
+    data = points()
+
+    def collect():
+        with torch.no_grad():
+            tiny_model.denoise(data.x, data.t, data.y)
+        return data
+
+    found, expected = (
+        output(tiny_model, quantize(tiny_model, recipe(static(), bits=(4, 16), repair=repair), source))
+        for source in (collect, points)
+    )
+    assert torch.equal(found, expected)
+
+
 def test_a_layer_without_a_bias_gets_one_and_means_are_of_all_parts():
     layer = QuantLinear(nn.Linear(2, 3, bias=False), None, None)
     mean = Mean()

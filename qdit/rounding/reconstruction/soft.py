@@ -113,9 +113,8 @@ class SoftWeight:
             signed = stretched.clamp(0, 1).mul_(2).sub_(1)
             total.sub_(signed.abs().pow_(beta - 1).copysign_(signed), alpha=2 * beta * weight)
         total = torch.ops.aten.hardtanh_backward(total, stretched, 0, 1)
-        self.alpha.grad = torch.ops.aten.sigmoid_backward(total, self.sigmoid).mul_(ZETA - GAMMA)
-        if self.unit is not None:
-            self.alpha.grad.div_(self.unit)
+        found = torch.ops.aten.sigmoid_backward(total, self.sigmoid).mul_(ZETA - GAMMA)
+        self.alpha.grad = found if self.unit is None else found.div_(self.unit)
 
     def hard(self) -> Rounded:
         """The weight with hard rounding: up where α >= 0, down elsewhere."""
