@@ -28,7 +28,7 @@ _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _KEYS = {
     **dict.fromkeys(("num_samples", "batch_size"), checked.Samples),
-    **dict.fromkeys(("save_checkpoint", "overwrite", "dry", "allow_download"), bool),
+    **dict.fromkeys(("save_checkpoint", "overwrite", "dry", "allow_download", "compile"), bool),
     "execution": Literal["auto", "int8", "simulated"],
     "dtype": Literal["float32", "bfloat16", "float16"],
 }

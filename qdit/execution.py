@@ -8,12 +8,14 @@ reduced precision are, because layers are called by code that knows nothing of q
 import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qdit.errors import UserError
+from qdit.quant import native
 
 Execution = Literal["auto", "int8", "simulated"]
 CUDA_CAPABILITY = (7, 5)  # the first with int8 tensor cores
@@ -21,7 +23,46 @@ SHORT = 128  # keys of an attention that plain products serve faster than the CP
 # glibc's malloc.h; a block of up to 32 MiB, the largest threshold, is then taken from what was freed before
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST, NEVER = -1, -3, 32 << 20, 2**31 - 1
 
-_int8 = False
+
+@dataclass(frozen=True)
+class Way:
+    """How the quantized layers of a process multiply; a layer that a way refuses is simulated.
+
+    Args:
+        name: in stamps and records.
+        rows: whether products with one scale a row are integers.
+        groups: whether those with a scale for each of several groups of channels are, too.
+    """
+
+    name: str
+    rows: bool
+    groups: bool
+
+    def takes(self, groups: int) -> bool:
+        """Whether a product with so many groups of channels is of integers."""
+        return self.rows if groups == 1 else self.groups
+
+
+SIMULATED, INT8, INT8_ROWS = Way("simulated", False, False), Way("int8", True, True), Way("int8 by rows", True, False)
+WAYS = {way.name: way for way in (SIMULATED, INT8, INT8_ROWS)}
+_way = SIMULATED
+
+
+def faster(device: torch.device) -> Way:
+    """What `auto` takes: measured beforehand (`docs/execution.md`), never in a run, which would not be repeatable.
+
+    ======================================  ===============  =======================
+    here                                    one scale a row  groups of channels
+    ======================================  ===============  =======================
+    CPU with VNNI or AMX, compiled kernel   int8             int8
+    CPU with VNNI, oneDNN                   int8             simulated: groups take turns
+    CUDA, `torch._int_mm`                   int8             simulated: groups take turns
+    any other                               simulated        simulated
+    ======================================  ===============  =======================
+    """
+    if not has_int8(device):
+        return SIMULATED
+    return INT8 if device.type == "cpu" and native.available() else INT8_ROWS
 
 
 def has_int8(device: torch.device) -> bool:
@@ -31,12 +72,12 @@ def has_int8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY
 
 
-def int8() -> bool:
-    """Whether layers multiply integers now."""
-    return _int8
+def way() -> Way:
+    """How layers multiply now."""
+    return _way
 
 
-def stamp(device: torch.device, execution: bool = True) -> dict[str, str]:
+def stamp(device: torch.device, execution: bool = True, compiled: bool = False) -> dict[str, str]:
     """What a number depends on besides its config: where it was computed, with what, and how layers multiplied.
 
     Two of these differ by flips of rounding, not only by last bits, once a model is quantized. Samples, calibration
@@ -45,6 +86,7 @@ def stamp(device: torch.device, execution: bool = True) -> dict[str, str]:
     Args:
         device: what computes.
         execution: whether quantized layers are part of it.
+        compiled: whether the network was a compiled graph.
     """
     kind = device.type
     if kind == "cpu":
@@ -52,25 +94,34 @@ def stamp(device: torch.device, execution: bool = True) -> dict[str, str]:
     elif kind == "cuda":
         kind = torch.cuda.get_device_name(device)
     made = {"device": kind, "torch": torch.__version__.split("+")[0]}
-    return made | {"execution": "int8" if _int8 else "simulated"} if execution else made
+    made |= {"execution": _way.name} if execution else {}
+    return made | ({"compiled": "whole"} if compiled else {})
 
 
 @contextmanager
-def executing(choice: Execution, device: torch.device) -> Iterator[None]:
-    """Multiply as `choice` says while the context lasts; `auto` takes int8 where the device has it.
+def executing(choice: Execution, device: torch.device, begun: str | None = None) -> Iterator[None]:
+    """Multiply as `choice` says while the context lasts; `auto` takes what is `faster`.
+
+    Args:
+        choice: `auto`, `int8` or `simulated`.
+        device: what computes.
+        begun: the name of the way in which this was begun, which `auto` keeps where the device can.
 
     Raises:
         UserError: the device cannot do it.
     """
-    global _int8
+    global _way
     able = has_int8(device)
     if choice == "int8" and not able:
         raise UserError(f"execution=int8: {device.type} has no int8 product here; use execution=auto or simulated")
-    before, _int8 = _int8, able and choice != "simulated"
+    taken = {"int8": INT8, "simulated": SIMULATED, "auto": faster(device)}[choice]
+    if choice == "auto" and (kept := WAYS.get(begun or "")) is not None and (able or kept is SIMULATED):
+        taken = kept
+    before, _way = _way, taken
     try:
         yield
     finally:
-        _int8 = before
+        _way = before
 
 
 def repeatable(device: torch.device) -> AbstractContextManager[Any]:

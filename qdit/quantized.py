@@ -1,5 +1,6 @@
 """The result of a fit: a quantized model, stored as what differs from the full-precision one."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from qdit.errors import UserError
-from qdit.execution import int8
 from qdit.model.base import DiffusionModel
 from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import replaced
@@ -54,10 +54,15 @@ class Quantized:
 
         Attentions that round their operands are simulated; of a layer that is no `QuantLinear`, its parts are counted.
         """
+        ran = self.layers_by_execution
+        kinds = [kind for kind in ("int8", "simulated") if kind in ran]
+        return ", ".join(kinds + ["simulated"] * (bool(self.attention) and "simulated" not in ran)) or "simulated"
+
+    @property
+    def layers_by_execution(self) -> dict[str, int]:
+        """How many layers multiply integers now, and how many are simulated."""
         linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
-        integers = [int8() and layer.has_integers for layer in linear]
-        kinds = ["int8"] * any(integers) + ["simulated"] * (not all(integers) or bool(self.attention) or not integers)
-        return ", ".join(kinds)
+        return dict(Counter("int8" if layer.multiplies_integers else "simulated" for layer in linear))
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:

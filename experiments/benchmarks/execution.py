@@ -1,6 +1,7 @@
 """Ways to multiply: full precision, simulated quantization, integers by torch's own operations, integers as they run.
 
-    python experiments/benchmarks/execution.py [--batch 4] [--blocks 2] [--repeats 5] [--tables layers networks memory]
+    python experiments/benchmarks/execution.py [--batch 4] [--blocks 2] [--compile] [--others torchao sdnq]
+                                               [--tables layers networks memory]
 
 Widths of DiT-XL/2 at 256 tokens, random weights, one thread. Runs alternate in one process; times are of the processor
 (`time.thread_time`), so that other work costs caches and not turns; each is the median. Only ratios mean anything.
@@ -9,6 +10,7 @@ qdit before it had forms of weights and a kernel: `torch._int_mm`, group by grou
 """
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 import qdit
 from qdit import compat as compat  # before diffusers
 from qdit.execution import attending, executing, tune_cpu
+from qdit.nn.compiled import Compiled, calling
 from qdit.nn.linear import QuantLinear
 from qdit.quant import native, operands
 from qdit.quant.integers import Codes
@@ -35,6 +38,7 @@ RECIPES = {
     "groups of 128, w8a8": ("rtn", "w8a8", GROUPS),
     "groups of 128, w4a8": ("rtn", "w4a8", GROUPS),
 }
+INSIDE = re.compile(r"transformer_blocks\.\d+\.(attn1|ff)\.").match
 Ways = Mapping[str, Callable[[], object]]
 
 
@@ -69,13 +73,16 @@ def layers(args: argparse.Namespace) -> str:
                 "bfloat16": lambda halves=halves: halves[0] @ halves[1],
                 "torch": partial(plain.product, x, None),
                 "now": partial(form.product, x, None),
+                "now, bfloat16": partial(form.product, x, None, torch.bfloat16),
             }
             found = medians(ways, args.repeats)
             times = [f"{each * 1e3:.1f}" for each in found.values()]
-            ratios = [f"{found[name] / found['now']:.2f}" for name in ("torch", "bfloat16", "float32")]
+            pairs = ("torch", "now"), ("float32", "now"), ("bfloat16", "now, bfloat16")
+            ratios = [f"{found[one] / found[other]:.2f}" for one, other in pairs]
             rows.append([f"{channels} → {out}", groups, type(form).__name__, *times, *ratios])
     heads = ["layer", "groups", "form", "float32 (ms)", "bfloat16 (ms)", "int8, torch (ms)", "int8, now (ms)"]
-    return tabulate(rows, [*heads, "× torch", "× bfloat16", "× float32"], "github", disable_numparse=True)
+    heads += ["its output in bfloat16 (ms)", "× torch", "× float32", "× bfloat16"]
+    return tabulate(rows, heads, "github", disable_numparse=True)
 
 
 def network(blocks: int, dtype: torch.dtype, recipe: tuple[str, str, str] | None) -> nn.Module:
@@ -110,22 +117,63 @@ def call(model: nn.Module, way: str, inputs: tuple[Tensor, ...]) -> Tensor:
         return model(x.to(model.dtype), timestep=t, class_labels=y).sample  # type: ignore[operator]
 
 
+def compiled(model: nn.Module, way: str, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    """Calls of a network as one graph."""
+    graph = Compiled(model)
+
+    def run() -> Tensor:
+        with calling(graph):
+            return call(model, way, inputs)
+
+    return run
+
+
+def by_torchao(model: nn.Module) -> nn.Module:
+    """The layers that qdit's recipes quantize, by torchao: weights and dynamic inputs of 8 bits."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(), lambda m, name: isinstance(m, nn.Linear) and INSIDE(name))
+    return model
+
+
+def by_sdnq(model: nn.Module) -> nn.Module:
+    """The same layers by SDNQ, with its products of integers."""
+    from sdnq import sdnq_post_load_quant
+
+    others = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and not INSIDE(name)]
+    options = {"weights_dtype": "int8", "use_quantized_matmul": True, "add_skip_keys": False}
+    return sdnq_post_load_quant(model, modules_to_not_convert=others, **options)
+
+
+OTHERS = {"torchao": by_torchao, "sdnq": by_sdnq}
+
+
 def networks(args: argparse.Namespace) -> str:
-    """Whole networks, against the same in full precision."""
+    """Whole networks, against the same in full precision, and against the faster of its ways."""
     inputs = torch.randn(args.batch, 4, 32, 32), torch.full((args.batch,), 500), torch.arange(args.batch)
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for name in args.dtypes:
+        dtype = getattr(torch, name)
         full = network(args.blocks, dtype, None)
-        for name, recipe in RECIPES.items():
-            made = {way: network(args.blocks, dtype, recipe) for way in ("simulated", "torch", "now")} | {"full": full}
-            ways = {way: partial(call, made[way], way, inputs) for way in ("full", "simulated", "torch", "now")}
-            assert torch.equal(ways["torch"](), ways["now"]())
-            found = medians(ways, args.repeats)
-            times = [f"{found[way] * 1e3:.0f}" for way in ways]
-            ratios = [f"{found[way] / found['now']:.2f}" for way in ("full", "simulated", "torch")]
-            rows.append([name, str(dtype).removeprefix("torch."), *times, *ratios])
-    heads = ["recipe", "network", "full (ms)", "simulated (ms)", "int8, torch (ms)", "int8, now (ms)"]
-    return tabulate(rows, [*heads, "× full", "× simulated", "× torch"], "github", disable_numparse=True)
+        ways: dict[str, Callable[[], Tensor]] = {"full": partial(call, full, "full", inputs)}
+        if args.compile:
+            ways["full, compiled"] = compiled(full, "full", inputs)
+        for recipe in args.recipes:
+            made = {way: network(args.blocks, dtype, RECIPES[recipe]) for way in ("simulated", "torch", "now")}
+            ways |= {f"{recipe}: {way}": partial(call, model, way, inputs) for way, model in made.items()}
+            assert torch.equal(ways[f"{recipe}: torch"](), ways[f"{recipe}: now"]())
+            if args.compile:
+                ways[f"{recipe}: now, compiled"] = compiled(made["now"], "now", inputs)
+        for other in args.others:
+            model = OTHERS[other](network(args.blocks, dtype, None))
+            ways[f"{other} w8a8"] = partial(call, model, "full", inputs)
+            if args.compile:
+                ways[f"{other} w8a8, compiled"] = compiled(model, "full", inputs)
+        found = medians(ways, args.repeats)
+        best = min(time for way, time in found.items() if way.startswith("full"))
+        shown = [(way, f"{time * 1e3:.0f}", f"{best / time:.2f}") for way, time in found.items()]
+        rows += [[name, *each] for each in shown]
+    return tabulate(rows, ["network", "way", "ms", "× the best full"], "github", disable_numparse=True)
 
 
 def memory(args: argparse.Namespace) -> str:
@@ -149,6 +197,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--others", nargs="*", choices=OTHERS, default=(), help="which are installed")
+    parser.add_argument("--compile", action="store_true", help="compiled networks, too, which takes minutes")
     tables = {"layers": layers, "networks": networks, "memory": memory}
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     args = parser.parse_args()

@@ -1,10 +1,11 @@
 """What quantized networks take while they run: their tensors, counted, and what the process holds for them.
 
-    python experiments/benchmarks/memory.py [--blocks 1] [--recipes rtn q_dit …] [--bits w8a8 …] [--dtype bfloat16]
+    python experiments/benchmarks/memory.py [--width 1152] [--blocks 1] [--recipes rtn q_dit …] [--dtype bfloat16]
 
-A network of DiT-XL/2's width, with random weights, is quantized, written by `save_pretrained`, and read again in a
-process of its own, which has loaded its libraries and nothing else. Recipes that are calibrated see eight points of
-noise, and PTQ4DiT learns for two steps: their numbers are worth nothing, and their memory is what it would be.
+A network of DiT's, as wide as DiT-XL/2 unless told otherwise, with random weights, is quantized, written by
+`save_pretrained`, and read again in a process of its own, which has loaded its libraries and nothing else. Recipes that
+are calibrated see eight points of noise, and PTQ4DiT learns for two steps: their numbers are worth nothing, and their
+memory is what it would be.
 
 `held` counts the tensors after a call; `a weight` is that of quantized layers alone, in bytes; `resident` and `peak`
 are the process's, less what it held before it read the network; all in MB.
@@ -13,6 +14,7 @@ are the process's, less what it held before it read the network; all in MB.
 import argparse
 import gc
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,13 +42,14 @@ def points(dtype: torch.dtype) -> CalibrationData:
     return CalibrationData(x, t, torch.arange(8), batch_size=2)
 
 
-def make(folder: Path, blocks: int, dtype: torch.dtype, recipe: tuple[str, str] | None) -> None:
+def make(folder: Path, width: int, blocks: int, dtype: torch.dtype, recipe: tuple[str, str] | None) -> None:
     """Write a network, quantized by a recipe and its bits."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=blocks).to(dtype).eval()
+    shape = {"num_attention_heads": 16, "attention_head_dim": width // 16, "num_layers": blocks}
+    model = DiTTransformer2DModel(**shape).to(dtype).eval()
     if recipe is not None:
         name, bits = recipe
         qdit.quantize(model, name, *RECIPES[name], bits=bits, data=points(dtype))
@@ -63,7 +66,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(folder: Path, execution: Any, dtype: torch.dtype, answer: Any) -> None:
+def measure(folder: Path, execution: Any, dtype: torch.dtype, answer: Callable[[Any], None]) -> None:
     """Read a network, call it, and answer with bytes: a weight, of tensors, resident, and at the most."""
     from diffusers import DiTTransformer2DModel
 
@@ -77,20 +80,21 @@ def measure(folder: Path, execution: Any, dtype: torch.dtype, answer: Any) -> No
     layers = [each for each in model.modules() if isinstance(each, QuantLinear)]
     weights = sum(each.shape[0] * each.shape[1] for each in layers)
     each = sum(layer.bytes for layer in layers) / weights if weights else None
-    answer.put((each, held(model), resident() - before, peak_memory_bytes() - before))
+    answer((each, held(model), resident() - before, peak_memory_bytes() - before))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
-    import diffusers  # noqa: F401 — before this process is copied
-    import transformers  # noqa: F401
-
     tune_cpu()
+    with tempfile.TemporaryDirectory() as folder:  # what loads libraries, before this process is copied
+        make(Path(folder), 64, 1, torch.float32, ("rtn", "w8a8"))
+        measure(Path(folder), "int8", torch.float32, [].append)
     dtype, processes = getattr(torch, args.dtype), get_context("fork")
 
     def apart(job: Any, *words: Any) -> None:
@@ -103,10 +107,11 @@ def main() -> None:
     full = 0
     for recipe in [None, *((name, bits) for name in args.recipes for bits in args.bits)]:
         with tempfile.TemporaryDirectory() as folder:
-            apart(make, Path(folder), args.blocks, dtype, recipe)
-            for execution in ("int8", "simulated") if recipe else (None,):
+            apart(make, Path(folder), args.width, args.blocks, dtype, recipe)
+            both = recipe is not None and recipe[0] == args.recipes[0]  # the first recipe shows what simulation takes
+            for execution in ("int8", "simulated") if both else ("int8" if recipe else None,):
                 answer = processes.SimpleQueue()
-                apart(measure, Path(folder), execution, dtype, answer)
+                apart(measure, Path(folder), execution, dtype, answer.put)
                 a_weight, *counts = answer.get()
                 full = full or counts[0]
                 shown = [f"{count / 1e6:.1f}" for count in counts]

@@ -57,6 +57,7 @@ class SampleSet:
     framewise: bool = True
     weights: Callable[[str], str | None] = lambda name: None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
+    compiling: float = field(default=0.0, init=False)  # seconds in which the network was compiled for them
 
     def indices(self) -> list[list[int]]:
         """The sample indices of each chunk."""

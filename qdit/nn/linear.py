@@ -8,6 +8,7 @@ the first product of integers on in that product's own form, from which codes an
 """
 
 from collections.abc import Callable
+from math import lcm
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qdit.execution import int8
+from qdit.execution import way
 from qdit.quant.affine import Affine
 from qdit.quant.grid import Rounded, tensors_of
 from qdit.quant.integers import Codes, multiplies
@@ -81,9 +82,14 @@ def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | None:
 
 def has_codes(quantizer: nn.Module | None) -> bool:
     """Whether a quantizer's values are integers times scales (uniform grids), so that it can give codes."""
+    return bool(getattr(last(quantizer), "has_codes", False))
+
+
+def last(quantizer: nn.Module | None) -> nn.Module | None:
+    """What rounds, behind changes of the basis, and shared or not."""
     while isinstance(quantizer, nn.Sequential | Shared):
         quantizer = quantizer[-1] if isinstance(quantizer, nn.Sequential) else quantizer.quantizer
-    return bool(getattr(quantizer, "has_codes", False))
+    return quantizer
 
 
 class QuantLinear(nn.Module):
@@ -163,7 +169,7 @@ class QuantLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         learning = torch.is_grad_enabled() and x.requires_grad
-        if int8() and not learning and self.has_integers:
+        if not learning and self.multiplies_integers:
             codes, (out, channels) = codes_of(self.quantizer, x), self.shape
             if codes is not None and multiplies(codes, out, channels, self.groups):
                 return self.operand(codes.groups).product(codes, self.bias, x.dtype).view(*x.shape[:-1], out)
@@ -192,6 +198,17 @@ class QuantLinear(nn.Module):
     def bytes(self) -> int:
         """Of `tensors`."""
         return sum(each.numel() * each.element_size() for each in self.tensors())
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether the product is one of integers now, if the device has one of these shapes."""
+        return self.has_integers and way().takes(lcm(self.groups, self.input_groups))
+
+    @property
+    def input_groups(self) -> int:
+        """Of channels in which inputs have a scale each."""
+        spec = getattr(last(self.quantizer), "spec", None)
+        return self.shape[1] // spec.group_size if spec is not None and spec.granularity == "group" else 1
 
     @property
     def has_integers(self) -> bool:

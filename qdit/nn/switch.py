@@ -7,7 +7,7 @@ in 8 bits. Its first version balances channels separately in each range; each of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,8 @@ class Now:
 
     _seen: ClassVar[Tensor | None] = None
     _found: ClassVar[int | Tensor] = 0
+    _settled: int | None = field(default=None, init=False)
+    """What compiled graphs take for the group: a constant of each, found before it is called."""
 
     def group(self) -> int | Tensor:
         """The number of the group, ascending in time; one for each sample [B] where samples differ.
@@ -39,12 +41,23 @@ class Now:
         Raises:
             RuntimeError: the clock shows nothing: a layer was run by itself.
         """
+        if torch.compiler.is_compiling() and self._settled is not None:
+            return self._settled
         shown = self.clock.timesteps
         if shown is None or shown is not self._seen:
             found = self.groups.of(self.clock.read(1 if shown is None else len(shown)))
             alike = bool((found == found[0]).all())
             self._seen, self._found = shown, int(found[0]) if alike else found  # pyright: ignore[reportAttributeAccessIssue]
         return self._found
+
+    def settle(self) -> int | None:
+        """Find the group before a compiled graph is called, which cannot choose by values; None where samples differ.
+
+        A graph is made for each group that occurs.
+        """
+        found = self.group()
+        self._settled = found if isinstance(found, int) else None
+        return self._settled
 
 
 class TimedLinear(nn.Module):

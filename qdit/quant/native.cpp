@@ -1,9 +1,10 @@
 // Codes of inputs, and products of int8 codes with scales by row and group of channels, by AMX or by AVX-512 VNNI: see
 // qdit/quant/native.py. Inputs and outputs are float32 or bfloat16, between which all is float32.
 //
-// qdit/quant/integers.py has the formula of products, qdit/quant/affine.py that of grids. Every element sees the same operations in the same order as there (sums of
-// integers are exact, and torch's addcmul is a fused multiply-add), so that the bits are the same whatever made them;
-// but outputs in bfloat16 below 1.2e-38, which the processor rounds to zero.
+// qdit/quant/integers.py has the formula of products, qdit/quant/affine.py that of grids. Every element sees the same
+// operations in the same order as there (sums of integers are exact, and torch's addcmul is a fused multiply-add), so
+// that the bits are the same whatever made them; but outputs in bfloat16 below 1.2e-38, which the processor rounds to
+// zero.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -316,19 +317,39 @@ template <class Kernel> void multiply(const Product& p, long threads) {
     });
 }
 
-// Codes of one row [length], less `less`.
+// x / scale, rounded as a division is, of fewer cycles: the remainder of an approximate quotient corrects it (P. Markstein,
+// IBM J. Res. Dev. 34, 1990, theorem 8.1). Nothing may overflow, which the range of a row of its own rules out.
+struct Quotient {
+    __m512 step, inverse;
+    bool near;
+    Quotient(float scale, bool own)
+        : step(_mm512_set1_ps(scale)),
+          inverse(_mm512_set1_ps(1 / scale)),
+          near(own && scale > 1e-30f && scale < 1e30f) {}
+    __m512 operator()(__m512 x) const {
+        if (!near) return _mm512_div_ps(x, step);
+        const __m512 y = _mm512_mul_ps(x, inverse);
+        return _mm512_fmadd_ps(_mm512_fnmadd_ps(y, step, x), inverse, y);
+    }
+};
+
+// Codes of one row [length], less `less`; `own`: the grid is that of the row's values.
 template <class Number>
-void encode(const Number* x, int8_t* codes, long length, float scale, float zero_point, long low, long high,
-            float less) {
-    const __m512 step = _mm512_set1_ps(scale), zero = _mm512_set1_ps(zero_point), taken = _mm512_set1_ps(less);
+void encode(const Number* x, int8_t* codes, long length, float scale, float zero_point, long low, long high, float less,
+            bool own) {
+    const Quotient over(scale, own);
+    const __m512 zero = _mm512_set1_ps(zero_point), taken = _mm512_set1_ps(less);
     const __m512 lowest = _mm512_set1_ps(low), highest = _mm512_set1_ps(high);
-    for (long k = 0; k < length; k += 16) {
-        const __mmask16 here = mask(length - k);
-        __m512 y = _mm512_div_ps(load(x + k, here), step);
+    const auto coded = [&](__m512 some) {
+        __m512 y = over(some);
         y = _mm512_add_ps(_mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), zero);
         y = _mm512_sub_ps(_mm512_min_ps(_mm512_max_ps(y, lowest), highest), taken);
-        _mm512_mask_cvtepi32_storeu_epi8(codes + k, here, _mm512_cvtps_epi32(y));
-    }
+        return _mm512_cvtps_epi32(y);
+    };
+    long k = 0;
+    for (; k + 16 <= length; k += 16)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtepi32_epi8(coded(load(x + k, 0xffff))));
+    if (k < length) _mm512_mask_cvtepi32_storeu_epi8(codes + k, mask(length - k), coded(load(x + k, mask(length - k))));
 }
 
 // The least and the greatest value of a row [length]; of one with a NaN, NaN.
@@ -395,7 +416,7 @@ template <class Number> void encode_rows(const Codes& c, long from, long to) {
             cover(c.grid, low, high, c.highest - c.lowest, scale, zero_point);
         }
         const float less = c.shift < 0 ? zero_point : c.shift;
-        encode(x, c.codes + row * c.length, c.length, scale, zero_point, c.lowest, c.highest, less);
+        encode(x, c.codes + row * c.length, c.length, scale, zero_point, c.lowest, c.highest, less, c.grid >= 0);
     }
 }
 

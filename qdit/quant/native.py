@@ -100,7 +100,12 @@ def run(name: str, about: ctypes.Structure) -> None:
     getattr(kernel, name)(ctypes.byref(about), ctypes.c_long(torch.get_num_threads()))
 
 
-@torch.compiler.assume_constant_result
+_available: bool | None = None
+
+
 def available() -> bool:
-    """Whether there is a kernel; a constant of compiled graphs."""
-    return library() is not None
+    """Whether there is a kernel; graphs take what calls before them have found, as a constant."""
+    global _available
+    if not torch.compiler.is_compiling():
+        _available = library() is not None
+    return bool(_available)

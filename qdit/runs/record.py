@@ -10,7 +10,12 @@ from qdit.config import flatten
 from qdit.environment import git_state, now, peak_memory_bytes, versions
 from qdit.storage.run_folder import SCHEMA
 
-_SAMPLING = ("samples_per_second", "executed", "resident_bytes")  # what is known only while samples are made
+_SAMPLING = (
+    "samples_per_second",
+    "executed",
+    "executed_layers",
+    "resident_bytes",
+)  # what is known only while samples are made
 
 
 @dataclass
@@ -27,6 +32,12 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def move(self, seconds: float, origin: str, stage: str) -> None:
+        """Count some seconds of a stage under another one."""
+        if seconds:
+            self.seconds[origin] -= seconds
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 def header(config: dict[str, Any], run_id: str) -> dict[str, Any]:
@@ -75,7 +86,7 @@ def keep_earlier(costs: dict[str, Any], earlier: dict[str, Any] | None) -> dict[
     a stage's longest time."""
     if earlier:
         if costs["samples_per_second"] is None:
-            costs |= {key: earlier.get(key, costs[key]) for key in _SAMPLING}
+            costs |= {key: earlier[key] for key in _SAMPLING if key in earlier}
         before = earlier.get("seconds", {})
         costs["seconds"] |= {k: max(v, costs["seconds"].get(k, 0.0)) for k, v in before.items()}
     return costs

@@ -67,7 +67,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         writable(Path(config[key]), key)
     try:
         keys = max((attention.keys for attention in parts.model.attentions()), default=0)
-        with executing(config["execution"], parts.model.device), attending(parts.model.device, keys):
+        begun = None if config["overwrite"] else run_dir(config).begun()
+        with executing(config["execution"], parts.model.device, begun), attending(parts.model.device, keys):
             return [execute(each, parts) for each in configs][-1]
     finally:
         del parts
@@ -76,6 +77,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
 
 def execute(config: dict[str, Any], parts: "Setup") -> dict[str, Any]:
     """Make one run, in full precision or quantized, alone in its directory."""
+    from qdit.execution import way
+
     where, reference = run_dir(config), is_full_precision(config)
     with where.lock(wait=reference):
         if not config["overwrite"] and (done := settled(config)):  # made by another process while this one waited
@@ -84,6 +87,7 @@ def execute(config: dict[str, Any], parts: "Setup") -> dict[str, Any]:
         if config["overwrite"]:
             where.clear()
             remove(cached(config), "**/*.safetensors", "**/*.jsonl")
+        where.begin(way().name)
         with reporting(build(config["logger"]), config, run_id(config), where.path) as tracker:
             result = where.save_result(measure(config, parts, where, tracker))
             log.info("  pictures: %s", where.path / "samples.png")
@@ -155,7 +159,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     samples = reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
     fit: Callable[[], Quantized] | None = None
-    policy, executed, diagnosis = Policy(), "full precision", {}
+    policy, executed, layers, diagnosis = Policy(), "full precision", None, {}
     if is_external(config):
         place = shelf_of(config, parts) / "samples"
         samples = stages.sample_set(config, external.judged(parts), place, None, tracker)
@@ -167,10 +171,11 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     known, kept = taken(config, known, where, samples, reference)
     if fit is not None and kept:
         policy, executed = Policy.load(where.path / "policy.yaml"), known["cost"]["executed"]
+        layers = known["cost"].get("executed_layers")
         diagnosis = {k: known[k] for k in stages.DIAGNOSIS if k in known}
     elif fit is not None:
         with watch.stage("quantize"):
-            policy, executed = fit().policy, fit().executed
+            policy, executed, layers = fit().policy, fit().executed, fit().layers_by_execution
         policy.save(where.path / "policy.yaml")
         with watch.stage("save"):
             diagnosis = stages.save(config, parts, fit(), where.path, run_id(config))
@@ -178,6 +183,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
             diagnosis |= stages.diagnose(config, parts, fit(), where.path)
     with watch.stage("sample"):
         samples.latents()
+    watch.move(samples.compiling, "sample", "compile")
     wanted = wanted_metrics(config)
     # Paired metrics of full precision with itself say nothing.
     inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}
@@ -194,6 +200,7 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
     else:
         left = parts.run_time() if policy else []
         spent = asdict(ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left))
+    spent |= {"executed_layers": layers} if layers else {}
     costs = record.cost(spent, executed, watch, rate, resident(parts, fit) if rate else None)
     return record.header(config, run_id(config)) | {
         "protocol": stages.protocol(reference_config, parts),

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from qdit.dataset.prompts import Prompts
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
 from qdit.method import quantize
+from qdit.nn.compiled import Compiled, calling
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
@@ -159,6 +161,10 @@ def sample_set(
     """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
     label = f"{config['name']}: sampling"
     bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
+    compiles = fit is not None and config.get("compile", False)
+    if compiles:
+        shelf = replace(shelf, made=stamp(parts.model.device, compiled=True))
+    graph = cache(lambda: Compiled(parts.model.denoiser) if compiles else None)
 
     def generate(indices: list[int]) -> Tensor:
         labels = parts.dataset.labels(indices, config["seed"])
@@ -166,10 +172,12 @@ def sample_set(
         if fit is None:
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
         quantized = fit()
-        with quantized.installed(parts.model):
-            return parts.sampler.sample(
+        with quantized.installed(parts.model), calling(graph()):
+            made = parts.sampler.sample(
                 parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
             )
+        samples.compiling = getattr(graph(), "seconds", 0.0)
+        return made
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
         extractor = parts.prepared.extractors[name]
@@ -183,7 +191,7 @@ def sample_set(
     n, names = config["num_samples"], parts.dataset.class_names()
     numbers = parts.dataset.labels(list(range(n)), config["seed"]).tolist()
     ids = parts.dataset.ids() if isinstance(parts.dataset, Prompts) else None
-    return SampleSet(
+    samples = SampleSet(
         shelf,
         n,
         config["batch_size"],
@@ -196,6 +204,7 @@ def sample_set(
         framewise=parts.model.framewise,
         weights=lambda name: parts.prepared.extractors[name].identity,
     )
+    return samples
 
 
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:

@@ -93,7 +93,7 @@ _COST: dict[str, Check] = {
         ("weight_bits_model", "weight_bits_quantized", "weight_bits_used", "input_bits", "model_bytes", "bops"), _number
     ),
     **dict.fromkeys(("samples_per_second", "peak_memory_bytes", "resident_bytes"), _number),
-    **{"executed": _text, "seconds": _mapping},
+    **{"executed": _text, "executed_layers": _mapping, "seconds": _mapping},
 }
 _CURVE: dict[str, Check] = {"x": _list, "y": _list, "xlabel": _text, "ylabel": _text}
 

@@ -6,13 +6,13 @@ cache/<stage>/<hash>            what runs share: calibration data, full-precisio
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdit.errors import UserError
-from qdit.storage.atomic import remove, write_json
+from qdit.storage.atomic import atomic_write, remove, write_json
 from qdit.storage.digest import sha256
 from qdit.storage.locks import exclusive
 from qdit.storage.reading import read_json
@@ -22,6 +22,7 @@ from qdit.storage.seal import DIGEST, Broken, sealed, verify
 SCHEMA = 1  # of result.json
 VALUES = "samples/values.safetensors"
 """In a run's folder: metrics of each sample, by `<metric>@<digest of its settings>`."""
+EXECUTION = "execution.txt"
 CLUSTERS = "clusters"
 """In that file: the number of each sample's prompt, int64 [n], where prompts repeat."""
 IMAGES = "samples/images.safetensors"
@@ -57,9 +58,19 @@ class RunDir:
             found = f"not a result record ({error})"
         raise UserError(f"{file} is {found}; move it away, or use overwrite=true to make it again")
 
+    def begin(self, execution: str) -> None:
+        """Write how layers multiply, before anything is computed, for a run that goes on with this one."""
+        atomic_write(self.path / EXECUTION, f"{execution}\n")
+
+    def begun(self) -> str | None:
+        """How layers multiplied when the run was begun; None if it was not, or by an earlier qdit."""
+        with suppress(OSError, UnicodeError):
+            return (self.path / EXECUTION).read_text().strip()
+        return None
+
     def clear(self) -> None:
         """Remove what was computed, to compute it again."""
-        remove(self.path, "result.json", "metrics.json", "search.jsonl", "correction.safetensors")
+        remove(self.path, EXECUTION, "result.json", "metrics.json", "search.jsonl", "correction.safetensors")
         remove(self.path, "checkpoint/*", "samples/*.safetensors")
 
     def save_result(self, record: dict) -> dict:

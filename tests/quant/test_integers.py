@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qdit.errors import UserError
-from qdit.execution import executing, has_int8, int8, tune_cpu
+from qdit.execution import INT8, INT8_ROWS, SIMULATED, executing, has_int8, tune_cpu, way
 from qdit.nn.clock import Clock
 from qdit.nn.linear import QuantLinear, Shared
 from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer, quantizer_of
@@ -41,7 +41,7 @@ def both(module, x):
     with torch.no_grad():
         simulated = module(x)
         with executing("int8", CPU):
-            assert int8()
+            assert way() is INT8
             return simulated, module(x)
 
 
@@ -130,6 +130,18 @@ def test_inputs_of_16_bits_stay_simulated():
     assert not layer(4, FINENESS[1], "asymmetric", None).has_integers
 
 
+def test_groups_may_be_simulated_while_rows_are_integers(monkeypatch):
+    monkeypatch.setattr("qdit.execution.faster", lambda device: INT8_ROWS)
+    x = torch.randn(3, 64)
+    for fineness in FINENESS:
+        module = layer(8, fineness, "asymmetric", DynamicQuantizer(QuantSpec(bits=8, **fineness)))
+        simulated, integers = both(module, x)
+        with torch.no_grad(), executing("auto", CPU):
+            groups = fineness["granularity"] == "group"
+            assert module.multiplies_integers == (not groups)
+            assert torch.equal(module(x), simulated if groups else integers)
+
+
 def test_gradients_go_the_simulated_way():
     module = layer(8, FINENESS[1], "asymmetric", None)
     module.quantizer = nn.Identity()
@@ -141,8 +153,8 @@ def test_gradients_go_the_simulated_way():
 
 def test_the_switch_goes_back_and_refuses_what_the_device_cannot():
     with executing("int8", CPU), executing("simulated", CPU):
-        assert not int8()
-    assert not int8()
+        assert way() is SIMULATED
+    assert way() is SIMULATED
     with pytest.raises(UserError, match="execution=int8: meta"), executing("int8", torch.device("meta")):
         pass
 

@@ -38,6 +38,20 @@ def test_codes_are_those_of_torchs_passes(grid, dtype, monkeypatch):
 
 
 @compiled
+def test_values_between_two_codes_go_where_a_division_sends_them(monkeypatch):
+    torch.manual_seed(0)
+    steps = torch.rand(400, 1) * torch.logspace(-7, 7, 400).unsqueeze(1)
+    halves = (torch.randint(-255, 255, (400, 999)) / 2 * steps).float()
+    x = torch.cat([halves, torch.nextafter(halves, halves.new_tensor(torch.inf)), torch.randn(400, 999) * steps], 1)
+    for bits in (8, 3):
+        spec = QuantSpec(bits=bits)
+        found = covered(x, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "library", lambda: None)
+            assert torch.equal(found[0], covered(x, spec)[0])
+
+
+@compiled
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 def test_codes_on_given_grids(dtype, monkeypatch):
     x = rows(dtype)

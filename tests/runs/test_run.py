@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from helpers.configs import composed
 from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.execution import has_int8
+from qdit.nn.compiled import Compiled
 from qdit.runs import identity
 from qdit.runs import run as running
 from qdit.runs.settled import record_failure
@@ -60,6 +62,8 @@ def test_record_and_files(finished):
     assert record["cost"]["executed"] == ("int8" if has_int8(torch.device("cpu")) else "simulated")
     assert record["cost"]["weight_bits_quantized"] > 4
     assert record["cost"]["resident_bytes"] > 0
+    assert sum(record["cost"]["executed_layers"].values()) == 12
+    assert (folder / "execution.txt").read_text().strip() == record["made"]["execution"]
     assert len(record["layers"]) == 12
     assert len(record["curves"]["sqnr_per_timestep"]["y"]) == 3
     assert not list(root.rglob("*.tmp"))
@@ -346,3 +350,16 @@ def test_every_stage_reports_its_curves(quantizer, tiny_pipeline, tmp_path, monk
     else:
         assert len(rounded) == sum(layer["weight_bits"] is not None for layer in record["layers"])
         assert all(each["output_sqnr"] > each["weight_sqnr"] for each in rounded)  # that is what GPTQ is for
+
+
+def test_samples_of_a_compiled_network_say_so(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("qdit.runs.stages.Compiled", partial(Compiled, backend="eager"))
+    words = overrides(tiny_pipeline, tmp_path)
+    record = run(*words, "compile=true")
+    assert record["made"]["compiled"] == "whole"
+    assert record["cost"]["seconds"]["compile"] > 0
+    assert run(*words)["finished"] == record["finished"]  # a finished record answers whatever made it
+    plain = run(*words, "study=plain")
+    assert "compiled" not in plain["made"]
+    assert "compile" not in plain["cost"]["seconds"]
+    assert plain["metrics"]["sqnr"]["value"] == pytest.approx(record["metrics"]["sqnr"]["value"], abs=1e-3)
