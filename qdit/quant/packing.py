@@ -56,7 +56,9 @@ def unpack(
     if packed.dtype != torch.uint8 or packed.numel() != packed_bytes(count, bits):
         raise ValueError(f"{packed.numel()} bytes hold no {count} codes of {bits} bits")
     plain = packed
-    if bits < 8:
+    if bits == 4:  # by far the most frequent, and without a byte for each bit
+        plain = torch.stack([packed >> 4, packed & 15], 1).flatten()[:count]
+    elif bits < 8:
         single = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
         plain = torch.from_numpy(np.packbits(single, axis=1) >> (8 - bits))
     if low < 0:
