@@ -10,12 +10,8 @@ from qdit.config import flatten
 from qdit.environment import git_state, now, peak_memory_bytes, versions
 from qdit.storage.run_folder import SCHEMA
 
-_SAMPLING = (
-    "samples_per_second",
-    "executed",
-    "executed_layers",
-    "resident_bytes",
-)  # what is known only while samples are made
+_SAMPLING = ("samples_per_second", "executed", "executed_layers", "resident_bytes")
+"""What is known only while samples are made."""
 
 
 @dataclass
