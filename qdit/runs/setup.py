@@ -186,8 +186,8 @@ def build_dataset(config: dict[str, Any], metrics: dict[str, Metric]) -> Source:
     try:
         return build(node)
     except UserError as error:
-        about = {"dataset": node.get("reference", ""), "image_size": node.get("image_size")}
-        judging = {name: metric for name, metric in metrics.items() if metric.suite is None}
+        about = {"dataset": node.get("reference", ""), "image_size": node.get("image_size"), "suite": node.get("name")}
+        judging = {name: metric for name, metric in metrics.items() if metric.suite in (None, node.get("name"))}
         try:
             prepare(judging, n=config["num_samples"], cache_dir=Path(config["cache_dir"]), **about)
         except UserError as more:

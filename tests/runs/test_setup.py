@@ -33,6 +33,7 @@ def test_prompts_networks_and_programs_that_are_missing_are_one_message(nothing)
         assert f"{WEIGHTS[name].name} ({WEIGHTS[name].size}" in said
     assert "QDIT_VBENCH_PYTHON" in said
     assert len(said.split("not found")) == 7  # each network once
+    assert "eval.motion_smoothness, scene, overall_consistency: VBench's own code" in said
 
 
 def test_a_data_set_that_is_wrong_alone_is_said_alone(nothing):
