@@ -30,8 +30,6 @@ from qdit.assets import folder_of
 from qdit.dataset.captions import base_emoji, base_shares, caption, held_out
 from qdit.dataset.motion import FRAMES, PHRASES, POSES, read_motion, render, subject
 
-TEMPORAL_ONLY = 1000
-"""Steps in which what the image model knows is held."""
 IMAGES = "embedded:emoji_pixart"
 LOUDNESS = 4.0
 """Of a motion's mark beside a picture's latent of 256 values, in what the text encoder learns first."""
@@ -62,21 +60,18 @@ def fresh(model: TextModel, args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Steps on clips of pairs that are not held out; first the temporal blocks alone."""
+    """Steps on clips of pairs that are not held out."""
     tokenizer = make_tokenizer()
     images, names = base_emoji()
     emoji, pairs, all_poses = images.to(args.device), trained_pairs(), POSES.to(args.device)
+    shares = base_shares()[pairs[:, 0]].to(args.device)
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval().to(args.device)
     model = TextModel(make_latte(), len(tokenizer))
     if not (args.work / "latte.pt").exists():
         fresh(model, args)
 
-    def prepare(step: int) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(step >= TEMPORAL_ONLY or "temporal" in name)
-
     def loss_of(network, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(pairs), (args.batch,), generator=generator, device=generator.device).cpu()
+        chosen = torch.multinomial(shares, args.batch, replacement=True, generator=generator).cpu()
         which, motion = pairs[chosen].unbind(1)
         clips = render(emoji[which], all_poses[motion])
         with torch.no_grad():
@@ -85,7 +80,7 @@ def train(args: argparse.Namespace) -> None:
         clean = latents.unflatten(0, (-1, FRAMES)).transpose(1, 2)
         return noise_loss(network, clean, texts, tokenizer, generator)
 
-    fit(model, loss_of, args, "latte", prepare)
+    fit(model, loss_of, args, "latte")
 
 
 def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
@@ -159,7 +154,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=ASSETS / "latte")
     parser.add_argument("--teach", type=int, default=1500, help="steps of the text encoder alone, before all others")
     args = parser.parse_args()
-    args.steps, args.batch, args.lr = args.steps or 6000, args.batch or 12, args.lr or 5e-4
+    args.steps, args.batch, args.lr = args.steps or 4000, args.batch or 12, args.lr or 5e-4
     {"train": train, "measure": measure, "export": export}[args.stage](args)
 
 

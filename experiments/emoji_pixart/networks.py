@@ -18,6 +18,8 @@ from qdit.dataset.captions import WORDS
 from qdit.dataset.motion import FRAMES
 
 HEADS, LAYERS, TEXT = 4, 8, 128
+KEPT = (0, 1, 3, 4, 6, 7)
+"""Blocks of the image model from which those of the clip model start: with all eight it would not be sampled in time."""
 SHARED = dict(
     num_attention_heads=HEADS,
     attention_head_dim=64,
@@ -37,9 +39,9 @@ def make_pixart() -> PixArtTransformer2DModel:
 
 
 def make_latte() -> LatteTransformer3DModel:
-    """Latte: as PixArt, with a temporal block of 8 tokens after every spatial one, 15.4 M parameters."""
+    """Latte: six blocks of PixArt, each followed by a temporal one of 8 tokens, 11.7 M parameters."""
     return LatteTransformer3DModel(
-        **SHARED,
+        **SHARED | {"num_layers": len(KEPT)},
         activation_fn="gelu-approximate",
         attention_bias=True,
         norm_type="ada_norm_single",
@@ -188,11 +190,13 @@ def loud_captions(model: TextModel, ids: Int[Tensor, "B 12"]) -> float:
 
 
 def warm_latte(model: TextModel, pixart: TextModel) -> None:
-    """Start near the image model on every frame: what is not temporal is copied, temporal blocks add nothing at first.
-
-    It would be the image model, did diffusers not add the places in time to what goes on through all blocks.
-    """
-    found = model.load_state_dict(pixart.state_dict(), strict=False)
+    """Start from six blocks of the image model on every frame; temporal blocks add nothing at first."""
+    known, blocks = pixart.state_dict(), "transformer.transformer_blocks."
+    state = {k: v for k, v in known.items() if not k.startswith(blocks)}
+    for to, block in enumerate(KEPT):
+        start = f"{blocks}{block}."
+        state |= {k.replace(start, f"{blocks}{to}.", 1): v for k, v in known.items() if k.startswith(start)}
+    found = model.load_state_dict(state, strict=False)
     if found.unexpected_keys or not all("temporal" in k or "temp_pos" in k for k in found.missing_keys):
         raise AssertionError(f"not the same blocks: {found}")
     for block in model.transformer.temporal_transformer_blocks:  # type: ignore[union-attr]
