@@ -100,6 +100,20 @@ def test_latte_starts_as_six_blocks_of_the_image_model_on_every_frame_but_for_th
         torch.testing.assert_close(clip(noisy, times, ids), frames, rtol=1e-4, atol=1e-4)
 
 
+def test_a_clip_model_in_training_meets_both_forms_of_the_empty_prompt(tokenizer):
+    model = network(make_latte, tokenizer)
+    noisy, times = torch.randn(1, 4, 8, 8, 8).expand(2, -1, -1, -1, -1), torch.tensor([500, 500])
+    ids = tokens(tokenizer, ["", ""])
+    full = tokens(tokenizer, PROMPTS[:2])
+    with torch.no_grad():
+        asked, kept = model(noisy, times, ids), model(noisy, times, full)
+        model.train()
+        learned = model(noisy, times, ids)
+        assert torch.equal(model(noisy, times, full), kept)  # a whole prompt has no padding
+    assert torch.equal(learned[0], asked[0])
+    assert not torch.allclose(learned[1], asked[1])
+
+
 @pytest.mark.slow
 def test_pixart_starts_near_the_model_of_classes():
     dit = DiTTransformer2DModel.from_pretrained(ASSETS / "model" / "transformer", torch_dtype=torch.float32)

@@ -19,7 +19,7 @@ from qdit.dataset.motion import FRAMES
 
 HEADS, LAYERS, TEXT = 4, 8, 128
 KEPT = (0, 1, 3, 4, 6, 7)
-"""Blocks of the image model from which those of the clip model start: with all eight it would not be sampled in time."""
+"""Blocks of the image model from which those of the clip model start; all eight would make a slow and large one."""
 SHARED = dict(
     num_attention_heads=HEADS,
     attention_head_dim=64,
@@ -87,6 +87,9 @@ class TextModel(nn.Module):
         if noisy.ndim == 4:
             given["encoder_attention_mask"] = mask.to(states.dtype)
             given["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+        elif self.training:  # the empty prompt in both forms in which Latte is given it, see README.md
+            masked = torch.arange(len(ids), device=ids.device)[:, None] % 2 * (1 - mask)
+            given["encoder_hidden_states"] = states * (1 - masked)[:, :, None].to(states.dtype)
         return self.transformer(noisy, **given).sample[:, :4]
 
 
