@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from experiments.emoji_dit.train import ASSETS, encode, scheduler
 from experiments.emoji_pixart.autoencoder import pretrained
 from experiments.emoji_pixart.fitting import arguments, fit, load_ema
-from experiments.emoji_pixart.looking import emoji_ranks, save_sheet
+from experiments.emoji_pixart.looking import emoji_ranks, save_moving, save_sheet
 from experiments.emoji_pixart.networks import TextModel, make_latte, make_pixart, noise_loss, sample, tokens, warm_latte
 from experiments.emoji_pixart.reading import teach
 from experiments.emoji_pixart.train import SUBJECTS, load_exported, save
@@ -112,12 +112,14 @@ def clips_of(model: TextModel, vae: AutoencoderKL, texts: list[str], guidance: f
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Write a film sheet with one row a phrase, and print the two scores on trained and on held-out pairs."""
+    """Write a film sheet with one row a phrase, the same moving, and print two scores on trained and held-out pairs."""
     model, step = trained(args)
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
     names = base_emoji()[1]
     texts = [caption(SUBJECTS[m], phrase) for m, phrase in enumerate(PHRASES)]
-    save_sheet(clips_of(model, vae, texts, args.guidance).flatten(0, 1), args.work / f"latte-{step}.png", FRAMES)
+    shown = clips_of(model, vae, texts, args.guidance)
+    save_sheet(shown.flatten(0, 1), args.work / f"latte-{step}.png", FRAMES)
+    save_moving(shown, args.work / f"latte-{step}-moving.png", columns=6)
     for held in (False, True):
         pairs = probes(args.probes if not held else args.probes // 2, held)
         clips = clips_of(model, vae, [caption(names[i], PHRASES[m]) for i, m in pairs], args.guidance)
