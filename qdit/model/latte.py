@@ -7,7 +7,7 @@ qdit does what it does for several). One projection of the timestep modulates al
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -27,6 +27,14 @@ class LoadedLatte(LoadedText):
         config: Any = denoiser.config
         self.frames: int = config.video_length
         super().__init__(denoiser, *parts, **text)
+
+    @classmethod
+    def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
+        """See `LoadedText`; a tokenizer of fewer tokens says how many: no mask hides what fills up the rest."""
+        own = getattr(pipe, "tokenizer", None)
+        if text_length is None and own is not None:
+            text_length = min(cls.tokens, own.model_max_length)
+        return super().adapt(transformer, pipe, text_length, **facts)
 
     def shape_of(self, config: Any) -> tuple[int, ...]:
         """See `Loaded`: [C, frames, h, w]."""

@@ -1,0 +1,58 @@
+"""The embedded text-to-clip model: stock diffusers moves what is asked for as asked, and qdit's latents are its own."""
+
+import shutil
+
+import pytest
+import torch
+from helpers.configs import composed
+
+import qdit
+from qdit.api.adapters import protocol_of
+from qdit.assets import folder_of
+from qdit.dataset.motion import PHRASES, read_motion
+from qdit.runs.run import run
+from qdit.seeding import noise
+
+pytest.importorskip("transformers")
+CALL = {"video_length": 8, "height": 32, "width": 32, "guidance_scale": 3.0, "clean_caption": False}
+SMALL = ["num_samples=2", "batch_size=2", "sampler.steps=2", "device=cpu", "quantizer=rtn", "bits=w8a8"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    made = qdit.embedded("emoji_latte")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_the_stock_pipeline_moves_as_it_is_asked(pipe):
+    asked = ["moves left", "moves up", "grows", "fades out"]
+    clips = []
+    for index, phrase in enumerate(asked):
+        noise = torch.Generator().manual_seed(index)
+        options = {"num_inference_steps": 8, "generator": noise, "output_type": "pt", **CALL}
+        clips.append(pipe(f"red apple {phrase}", **options).frames[0])
+    found = [PHRASES[i] for i in read_motion(torch.stack(clips).float().unflatten(0, (-1,)))]
+    assert sum(a == b for a, b in zip(found, asked, strict=True)) >= 3, found
+
+
+def test_latents_are_those_of_the_stock_pipeline(pipe):
+    text, other = "rocket moves up", "penguin"  # a negative prompt that fills its tokens: see experiments/emoji_latte
+    words = (f"dataset.negative={other}", "sampler.steps=3", "sampler.guidance=3.0")
+    model, sampler, _, _ = protocol_of(pipe, words, [text])
+    start = noise(7, "latent", 0, model.latent_shape)[None]
+    options = {"num_inference_steps": 3, "latents": start, "output_type": "latent", **CALL}
+    stock = pipe(text, negative_prompt=other, **options).frames
+    torch.testing.assert_close(sampler.sample(model, [0], torch.tensor([0]), seed=7), stock, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_scores_motions_and_needs_the_encoder_once(tmp_path, no_charts):
+    folder = shutil.copytree(folder_of("embedded:emoji_latte"), tmp_path / "mine")
+    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", f"model.path={folder}"]
+    first = run(composed("model=emoji_latte", *places, *SMALL))
+    shutil.rmtree(folder / "text_encoder")
+    again = run(composed("model=emoji_latte", *places, *SMALL[:-1], "bits=w4a8"))
+    assert first is not None
+    assert again is not None
+    assert {"sqnr", "motion_match", "motion_error", "temporal_difference_error"} <= again["metrics"].keys()
+    assert first["metrics"]["sqnr"]["value"] > again["metrics"]["sqnr"]["value"] + 5
