@@ -44,7 +44,10 @@ def trained_pairs() -> Tensor:
 
 @torch.no_grad()
 def fresh(model: TextModel, args: argparse.Namespace) -> None:
-    """The model before its first step: the image model, whose text encoder learns what the phrases mean."""
+    """The model before its first step: what an earlier training exported, or the image model with phrases taught."""
+    if args.earlier is not None:
+        load_exported(model, args.earlier)
+        return
     images, names = base_emoji()
     tokenizer = make_tokenizer()
     warm_latte(model, load_exported(TextModel(make_pixart(), len(tokenizer)), folder_of(IMAGES)))
@@ -101,11 +104,12 @@ def probes(count: int, held: bool) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def clips_of(model: TextModel, vae: AutoencoderKL, texts: list[str], guidance: float) -> Tensor:
+def clips_of(model: TextModel, vae: AutoencoderKL, texts: list[str], args: argparse.Namespace) -> Tensor:
     """Clips [B, T, 3, 32, 32] in [0, 1]."""
+    how = {"steps": args.sampling_steps, "guidance": args.guidance}
     made = []
     for chunk in range(0, len(texts), 24):
-        latents = sample(model, make_tokenizer(), texts[chunk : chunk + 24], FRAMES, guidance=guidance)
+        latents = sample(model, make_tokenizer(), texts[chunk : chunk + 24], FRAMES, **how)
         frames = vae.decode(latents.transpose(1, 2).flatten(0, 1)).sample / 2 + 0.5
         made.append(frames.clamp(0, 1).unflatten(0, (-1, FRAMES)))
     return torch.cat(made)
@@ -117,12 +121,12 @@ def measure(args: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
     names = base_emoji()[1]
     texts = [caption(SUBJECTS[m], phrase) for m, phrase in enumerate(PHRASES)]
-    shown = clips_of(model, vae, texts, args.guidance)
+    shown = clips_of(model, vae, texts, args)
     save_sheet(shown.flatten(0, 1), args.work / f"latte-{step}.png", FRAMES)
     save_moving(shown, args.work / f"latte-{step}-moving.png", columns=6)
     for held in (False, True):
         pairs = probes(args.probes if not held else args.probes // 2, held)
-        clips = clips_of(model, vae, [caption(names[i], PHRASES[m]) for i, m in pairs], args.guidance)
+        clips = clips_of(model, vae, [caption(names[i], PHRASES[m]) for i, m in pairs], args)
         emoji, motion = torch.tensor(pairs).unbind(1)
         right = read_motion(clips) == motion
         shown = torch.cat([subject(c[None], m) for c, m in zip(clips, motion.tolist(), strict=True)])
@@ -153,6 +157,8 @@ def main() -> None:
     parser = arguments(__doc__ or "", ("train", "measure", "export"))
     parser.add_argument("--probes", type=int, default=240, help="clips of the scores; half as many of held-out pairs")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--sampling-steps", type=int, default=10)
+    parser.add_argument("--earlier", type=Path, help="a folder of `export` to begin with; a checkpoint in WORK wins")
     parser.add_argument("--to", type=Path, default=ASSETS / "latte")
     parser.add_argument("--teach", type=int, default=1500, help="steps of the text encoder alone, before all others")
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from qdit import compat as compat  # before diffusers and transformers, which im
 
 # isort: split
 import torch
-from diffusers import DiTTransformer2DModel, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtAlphaPipeline
 from torch import Tensor
 from transformers import T5EncoderModel
 
@@ -47,7 +47,7 @@ SUBJECTS = [
 def load_exported(model: TextModel, folder: Path) -> TextModel:
     """The weights of a folder of `export`, or of the model that is shipped."""
     kept = {"torch_dtype": torch.float32}
-    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer", **kept)
+    transformer = type(model.transformer).from_pretrained(folder / "transformer", **kept)
     model.transformer.load_state_dict(transformer.state_dict())
     model.text.load_state_dict(T5EncoderModel.from_pretrained(folder / "text_encoder", **kept).state_dict())
     return model

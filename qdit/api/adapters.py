@@ -140,8 +140,8 @@ def embedded(name: str = "emoji_dit") -> Any:
     pipeline cannot read, and has 99 classes, where the pipeline says 1000 for none; both are put right here.
     `emoji_pixart` is a `PixArtAlphaPipeline`: 32×32 emoji by their names, which needs `qdit[text]`; call it with
     `max_sequence_length=12, use_resolution_binning=False, clean_caption=False, guidance_scale=3.0`.
-    `emoji_latte` is a `LattePipeline`: clips of 8 frames of 32×32, "rocket moves up"; it needs `qdit[text]`, too, and one
-    prompt a call: `video_length=8, height=32, width=32, clean_caption=False, guidance_scale=3.0`.
+    `emoji_latte` is a `LattePipeline`: clips of 8 frames of 32×32, "rocket moves up"; it needs `qdit[text]`, too, and
+    one prompt a call: `video_length=8, height=32, width=32, clean_caption=False, guidance_scale=3.0`.
 
     Raises:
         UserError: there is no such model.
