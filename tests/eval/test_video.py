@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers.clips import golden_clips
 
+from qdit.dataset.captions import base_emoji
+from qdit.dataset.motion import FRAMES, PHRASES, POSES, render
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor
 from qdit.eval.video import (
@@ -45,6 +47,22 @@ def test_subject_consistency_with_lite0():
     extractor = make_extractor("lite0")
     features = extractor(torch.cat(list(CLIPS.values())).flatten(0, 1))["pooled"].unflatten(0, (6, 8))
     assert frame_consistency(features).tolist() == pytest.approx(list(LITE0.values()), abs=3e-5)
+
+
+def test_consistency_of_moving_emoji_is_in_a_usable_range():
+    """The dossier's twelve emoji are not named, so its means hold to what the choice of emoji changes."""
+    emoji = base_emoji()[0][::160][:12]
+    still, right, *changing = (
+        render(emoji, POSES[PHRASES.index(phrase)].expand(len(emoji), -1, -1))
+        for phrase in ("stands still", "moves right", "turns right", "grows", "fades in")
+    )
+    noisy = right + 0.06 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+    others = torch.stack([still[:, 0].roll(-frame, 0) for frame in range(FRAMES)], 1)
+    pixels = (torch.stack([still, right, *changing, noisy, others]).clamp(0, 1) * 255).round().to(torch.uint8)
+    pooled = make_extractor("lite0")(pixels.flatten(0, 2))["pooled"].unflatten(0, (7 * len(emoji), FRAMES))
+    found = frame_consistency(pooled).unflatten(0, (7, -1)).mean(1)
+    assert found[0] == pytest.approx(1, abs=1e-6)
+    assert found.tolist() == pytest.approx([1, 0.958, 0.867, 0.823, 0.957, 0.877, 0.374], abs=0.06)
 
 
 def test_consistency_and_distance_of_given_features(held):
