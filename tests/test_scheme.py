@@ -7,10 +7,15 @@ from helpers.configs import config
 
 from qdit.config import check
 from qdit.errors import UserError
+from qdit.model.base import Site
 from qdit.policies import Span
 from qdit.runs.identity import run_id, science
 from qdit.runs.setup import build_recipe
 from qdit.scheme import in_formats
+
+
+def site(role: str) -> Site:
+    return Site("a", role, block=0, in_features=8, out_features=8, tokens=4, stage=0)
 
 
 def built(*words: str):
@@ -41,11 +46,11 @@ def test_a_format_without_blocks_goes_with_static_ranges_and_attentions():
 def test_a_role_has_its_own_format_where_the_bits_fit():
     recipe = built("quantizer=fp4dit", "bits=w4a8")
     assert recipe.layer.weight.grid == "e2m1"
-    assert recipe.particular(recipe.layer, "ffn_up").weight.grid == "e3m0"
-    assert recipe.particular(recipe.layer, "ffn_down").weight.grid == "e2m1"
+    assert recipe.particular(recipe.layer, site("ffn_up")).weight.grid == "e3m0"
+    assert recipe.particular(recipe.layer, site("ffn_down")).weight.grid == "e2m1"
     assert recipe.layer.activation.grid == "e4m3"
     eight = built("quantizer=fp4dit", "bits=w8a8")
-    assert eight.particular(eight.layer, "ffn_up").weight.grid == "e4m3"
+    assert eight.particular(eight.layer, site("ffn_up")).weight.grid == "e4m3"
 
 
 def test_the_attention_follows_the_inputs_format():
@@ -123,9 +128,9 @@ def test_a_part_of_another_package_that_knows_no_formats_is_named():
 
 def test_a_roles_grid_is_also_that_of_the_roles_that_are_like_it(tiny_model):
     recipe = built("quantizer=fp4dit", "bits=w4a8")
-    assert recipe.particular(recipe.layer, "text_up").weight.grid == "e3m0"
+    assert recipe.particular(recipe.layer, site("text_up")).weight.grid == "e3m0"
     own = replace(recipe, weight=replace(recipe.weight, by_role={"ffn_up": "e3m0", "text_up": "e1m2"}))
-    assert [own.particular(own.layer, role).weight.grid for role in ("text_up", "ffn_up")] == ["e1m2", "e3m0"]
+    assert [own.particular(own.layer, site(role)).weight.grid for role in ("text_up", "ffn_up")] == ["e1m2", "e3m0"]
     wrong = replace(recipe, weight=replace(recipe.weight, by_role={"ffn": "e3m0"}))
     assert any("weight.by_role has 'ffn'; this model has" in each for each in wrong.problems(tiny_model.sites()))
     assert not any("by_role" in each for each in recipe.problems(tiny_model.sites()))
@@ -135,7 +140,7 @@ def test_a_roles_grid_holds_in_every_span_of_time():
     recipe = built("quantizer=fp4dit", "bits=w4a8")
     eight, four = replace(recipe, weight_bits=8).layer.weight, recipe.layer.weight
     spans = tuple(Span(first=first, last=first, steps=1, weight=weight) for first, weight in ((9, eight), (1, four)))
-    layer = recipe.particular(replace(recipe.layer, spans=spans), "ffn_up")
+    layer = recipe.particular(replace(recipe.layer, spans=spans), site("ffn_up"))
     assert [span.weight.grid for span in layer.spans] == ["e4m3", "e3m0"]
     assert layer.weight in layer.weights
 

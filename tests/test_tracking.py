@@ -206,7 +206,7 @@ def test_memory_is_a_curve_beside_the_others_in_any_logger(tmp_path, no_account,
         with tracking.reporting(logger(option), CONFIG | {"name": "n"}, "1a2b3c4d", tmp_path / option) as tracker:
             for step in range(3):
                 tracker.log({"samples": step}, step, "sampling")
-                held.append(torch.ones(16_000_000))  # 64 MB, which the next value sees
+                held.append(torch.ones(32_000_000))  # 128 MB, which the next value sees
     wandb.teardown()
     [file] = (tmp_path / "wandb_offline" / "wandb").glob("offline-run-*/run-*.wandb")
     history = [{key(i): json.loads(i.value_json) for i in each.history.item} for each in wandb_records(file)]

@@ -49,7 +49,7 @@ class Compiled:
         self.network._call_impl(*args, **kwargs)
         try:
             made = self._graph(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError(
                 f"compile=true: torch cannot make one graph of this network ({_first_line(error)}); use compile=false"
             ) from error

@@ -7,7 +7,7 @@ in 8 bits. Its first version balances channels separately in each range; each of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,7 @@ class Now:
 
     _seen: ClassVar[Tensor | None] = None
     _found: ClassVar[int | Tensor] = 0
-    _settled: int | None = field(default=None, init=False)
+    _settled: ClassVar[int | None] = None
     """What compiled graphs take for the group: a constant of each, found before it is called."""
 
     def group(self) -> int | Tensor:
@@ -56,7 +56,7 @@ class Now:
         A graph is made for each group that occurs.
         """
         found = self.group()
-        self._settled = found if isinstance(found, int) else None
+        self._settled = found if isinstance(found, int) else None  # pyright: ignore[reportAttributeAccessIssue]
         return self._settled
 
 

@@ -62,6 +62,8 @@ def images(pipe):
 def test_it_is_the_quantization_of_a_run_with_the_same_prompts(pipe, folder, tmp_path):
     data = qdit.calibrate(pipe, PROMPTS, num_samples=2, steps=2)
     kind, length = (Latte if folder.name == "latte" else PixArt), FAMILIES[folder.name]
+    if kind is Latte:  # no mask hides what fills up the rest
+        length = min(length, pipe.tokenizer.model_max_length)
     option = kind(name="tiny", path=str(folder), text_length=length)
     table = option.encode([*PROMPTS, ""], tmp_path, torch.device("cpu"))
     assert data.table is not None

@@ -334,12 +334,12 @@ def test_every_stage_reports_its_curves(quantizer, tiny_pipeline, tmp_path, monk
     told: dict[str, list[dict[str, float]]] = {}
 
     def log(self, values, step, stage):
-        assert step == len(told.setdefault(stage, [])) or stage in ("sampling", "evaluation", "rounding")
+        assert step == len(told.setdefault(stage, [])) or stage in ("sampling", "evaluation", "rounding", "memory")
         told[stage].append(values() if callable(values) else values)
 
     monkeypatch.setattr(NoTracker, "log", log)
     record = run(*overrides(tiny_pipeline, tmp_path, *f"quantizer={quantizer} eval=paired num_samples=4".split()))
-    assert told.keys() == {"calibration", "rounding", "sampling", "evaluation"}
+    assert told.keys() == {"calibration", "rounding", "sampling", "evaluation", "memory"}
     assert sum(each["points"] for each in told["calibration"]) == 8
     measured = {name: value for each in told["evaluation"] for name, value in each.items()}
     assert measured == {name: metric["value"] for name, metric in record["metrics"].items()}

@@ -347,7 +347,7 @@ def test_widths_that_a_format_does_not_have_are_refused_and_priced(parts, recipe
     own = recipe(weight=WeightGrid(granularity="row", grid="asymmetric", range=MinMax(), by_role={"ffn_up": "e3m0"}))
     space, budget = search().space(own, sites), MeanBits(counted="storage")
     for gene in space.genes:
-        spent = sum(weight_storage_bits(s, own.particular(own.layer, s.role).weight) for s in gene.sites)
+        spent = sum(weight_storage_bits(s, own.particular(own.layer, s).weight) for s in gene.sites)
         assert budget.price(space, gene, 4) == spent
 
 

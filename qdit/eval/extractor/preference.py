@@ -51,8 +51,8 @@ class HPS(CLIP):
             UserError: the file or the package is missing, or the file is of another network.
         """
         path = self.path()
-        import open_clip
-        from open_clip.model import CLIP as Model
+        import open_clip  # pyright: ignore[reportMissingImports]
+        from open_clip.model import CLIP as Model  # pyright: ignore[reportMissingImports]
 
         state = read_state(path)
         about: dict[str, Any] = open_clip.get_model_config(ARCHITECTURE) or {}
