@@ -62,7 +62,7 @@ def test_ids_and_cache_keys_stay(words, expected):
     assert (run_id(config), path_id(config), rounding_folder(config).name) == expected
 
 
-CHANGED = {"ptq4dit", "ptq4vit", "ptq4dm", "ptqd", "q_diffusion"}
+CHANGED = {"ptq4dit", "ptq4vit", "ptq4dm", "q_diffusion"}
 """Recipes whose numbers changed after their records were shipped, until these are made again."""
 
 
