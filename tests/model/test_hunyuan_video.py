@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from helpers.clip_pipelines import SIZE, write_clip_pipeline
+from helpers.family_checks import check_a_sample_alone, check_all_can_be_quantized, checked_sites
 from helpers.text_models import points
 
-from qdit.calibration.observers import watching
 from qdit.errors import UserError
-from qdit.method import quantize
 from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.seeding import noise
@@ -78,21 +77,11 @@ def test_rows_that_count_are_the_videos_and_the_prompts(model):
 
 
 def test_a_sample_alone_is_the_sample_in_a_batch(model):
-    both = sampler(steps=1).sample(model, [0, 1], torch.tensor([0, 1]), seed=0)
-    alone = sampler(steps=1).sample(model, [1], torch.tensor([1]), seed=0)
-    assert (both[1] - alone[0]).abs().max() <= 1e-5 * both.abs().max()
+    check_a_sample_alone(model, sampler(steps=1))
 
 
 def test_the_structure_is_that_of_the_real_run(model):
-    seen = {}
-    sites = {site.name: site for site in model.sites()}
-
-    def note(site, layer, x, output):
-        seen.setdefault(site.name, x.numel() // site.in_features)
-
-    with watching(model, model.sites(), note):
-        sampler(steps=1, guidance=1.0).sample(model, [0], torch.tensor([0]), seed=0)
-    assert seen == {name: site.tokens for name, site in sites.items()}
+    sites = checked_sites(model, sampler(steps=1, guidance=1.0))
     assert sites["single_transformer_blocks.0.attn.to_q"].tokens == 48 + LENGTH
     assert {site.second for site in sites.values() if site.role == "parallel_out"} == {32}
     assert {sites[reader].role for fold in model.folds() for reader in fold.readers} == {
@@ -100,20 +89,8 @@ def test_the_structure_is_that_of_the_real_run(model):
     }
 
 
-@torch.no_grad()
 def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
-    import qdit
-
-    data = points(model, 4)
-    expected = model.denoise(data.x, data.t, data.y)
-    for bits, least in ((16, 1e-5), (8, 0.2)):
-        words = ["scope=all", "attention=uniform", "weight=row", "activation=token", f"bits.name=w{bits}a{bits}"]
-        words += [f"bits.weight={bits}", f"bits.activation={bits}"]
-        method = qdit.recipe("rtn", *words, bits="w8a8")
-        with quantize(model, method, lambda: data).installed(model):
-            found = model.denoise(data.x, data.t, data.y)
-        assert (found - expected).abs().max() <= least * expected.abs().max()
-        assert bits == 16 or not torch.equal(found, expected)
+    check_all_can_be_quantized(model)
 
 
 WRONG = {

@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
+from helpers.family_checks import check_all_can_be_quantized, checked_sites
 from helpers.qwen_pipeline import write_qwen_pipeline
 from helpers.text_models import points
 
-from qdit.calibration.observers import watching
 from qdit.errors import UserError
-from qdit.method import quantize
 from qdit.model.flux import packed, unpacked
 from qdit.model.qwen_image import QwenImage
 from qdit.sampler.pipeline import PipelineSampler
@@ -88,35 +87,15 @@ def test_guidance_keeps_the_norms_of_tokens(model):
 
 
 def test_the_structure_is_that_of_the_real_run(model):
-    seen = {}
-    sites = {site.name: site for site in model.sites()}
-
-    def note(site, layer, x, output):
-        seen.setdefault(site.name, x.numel() // site.in_features)
-
-    with watching(model, model.sites(), note):
-        sampler(steps=1, guidance=1.0).sample(model, [0], torch.tensor([0]), seed=0)
-    assert seen == {name: site.tokens for name, site in sites.items()}
+    sites = checked_sites(model, sampler(steps=1, guidance=1.0))
     inside = {site.role for site in sites.values() if site.block is not None}
     assert inside == {
         *("adaln", "qkv", "text_qkv", "attn_out", "text_out", "ffn_up", "ffn_down", "text_up", "text_down")
     }
 
 
-@torch.no_grad()
 def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
-    import qdit
-
-    data = points(model, 4)
-    expected = model.denoise(data.x, data.t, data.y)
-    for bits, least in ((16, 1e-5), (8, 0.2)):
-        words = ["scope=all", "attention=uniform", "weight=row", "activation=token", f"bits.name=w{bits}a{bits}"]
-        words += [f"bits.weight={bits}", f"bits.activation={bits}"]
-        method = qdit.recipe("rtn", *words, bits="w8a8")
-        with quantize(model, method, lambda: data).installed(model):
-            found = model.denoise(data.x, data.t, data.y)
-        assert (found - expected).abs().max() <= least * expected.abs().max()
-        assert bits == 16 or not torch.equal(found, expected)
+    check_all_can_be_quantized(model)
 
 
 WRONG = {

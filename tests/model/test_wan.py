@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
+from helpers.family_checks import check_all_can_be_quantized
 from helpers.joint_pipelines import write_wan_pipeline
-from helpers.text_models import points
 
 from qdit.errors import UserError
 from qdit.eval.samples import Drawn
-from qdit.method import quantize
 from qdit.model.wan import LoadedWan, Wan, Wan22
 from qdit.nn.linear import patches
 from qdit.sampler.pipeline import PipelineSampler
@@ -82,20 +81,8 @@ def test_patches_are_what_a_convolution_multiplies():
     assert torch.allclose(rows.mT.unflatten(2, (4, 3, 4)), layer(x), atol=1e-6)
 
 
-@torch.no_grad()
 def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
-    import qdit
-
-    data = points(model, 4)
-    expected = model.denoise(data.x, data.t, data.y)
-    for bits, least in ((16, 1e-5), (8, 0.2)):
-        words = ["scope=all", "weight=row", "activation=token", f"bits.name=w{bits}a{bits}"]
-        words += [f"bits.weight={bits}", f"bits.activation={bits}"]
-        method = qdit.recipe("rtn", *words, bits="w8a8")
-        with quantize(model, method, lambda: data).installed(model):
-            found = model.denoise(data.x, data.t, data.y)
-        assert (found - expected).abs().max() <= least * expected.abs().max()
-        assert bits == 16 or not torch.equal(found, expected)
+    check_all_can_be_quantized(model)
 
 
 WRONG = {
