@@ -22,7 +22,7 @@ from qdit.model.base import Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import COGVIDEOX_SCHEDULERS, Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys
 
 
 class LoadedCogVideoX(LoadedClips):
@@ -164,10 +164,7 @@ class CogVideoX(ClipModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("latent_channels", "layers_per_block", "norm_num_groups")
         keys.expect("block_out_channels", whole_numbers, "a list of whole numbers")
         keys.expect("temporal_compression_ratio", lambda v: v in (1, 2, 4, 8), "1, 2, 4, 8")

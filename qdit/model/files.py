@@ -14,7 +14,7 @@ from torch import nn
 from qdit import compat as compat  # before diffusers
 from qdit.assets import MODELS, PREFIX, folder_of
 from qdit.errors import UserError
-from qdit.model.checks import check_autoencoder
+from qdit.model.checks import Keys, check_autoencoder, unquantized
 from qdit.model.hub import is_id
 from qdit.model.weights import shapes, weight_files
 from qdit.storage.reading import read_json
@@ -104,6 +104,19 @@ def check_class(folder: Path, config: dict[str, Any], supported: tuple[str, ...]
             f"{folder / 'config.json'} is of class {found}; this adapter reads {' or '.join(supported)}. "
             "Choose another `model` option, or write an adapter (qdit/model/dit.py is the example)"
         )
+
+
+def autoencoder_keys(folder: Path, kind: str) -> Keys:
+    """The values of an autoencoder's config, whose class is checked, to be judged by its family.
+
+    Raises:
+        UserError: it is missing, is not JSON, or of another class.
+    """
+    config = read_config(folder)
+    check_class(folder, config, (kind,))
+    keys = Keys(folder / "config.json", config)
+    unquantized(keys)
+    return keys
 
 
 def check_vae(folder: Path) -> None:

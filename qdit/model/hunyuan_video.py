@@ -22,7 +22,7 @@ from qdit.model.base import Attention, Fold, Site
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized, whole
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys
 from qdit.model.joint import modulation_folds
 
 
@@ -139,10 +139,7 @@ class HunyuanVideo(ClipModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("latent_channels", "layers_per_block", "norm_num_groups")
         keys.whole("spatial_compression_ratio", "temporal_compression_ratio")
         keys.expect("block_out_channels", whole_numbers, "a list of whole numbers")

@@ -21,7 +21,7 @@ from torch import Tensor
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys
 from qdit.model.joint import shifted
 
 FRAMES_PER_SECOND = 25
@@ -124,10 +124,7 @@ class LTX(ClipModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("latent_channels", "patch_size", "patch_size_t")
         keys.whole("spatial_compression_ratio", "temporal_compression_ratio", optional=True)
         keys.expect("block_out_channels", whole_numbers, "a list of whole numbers")

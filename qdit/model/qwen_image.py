@@ -17,10 +17,10 @@ from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from qdit.model.checks import Keys, unquantized, whole
+from qdit.model.checks import Keys, whole
 from qdit.model.clips import numbers, whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys
 from qdit.model.flux import PATCH, LoadedPacked, PackedModel, packed, unpacked
 
 
@@ -115,17 +115,14 @@ class QwenImage(PackedModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("z_dim", "base_dim", "num_res_blocks")
         keys.expect("dim_mult", whole_numbers, "a list of whole numbers")
         keys.expect(
             "temperal_downsample", lambda v: isinstance(v, list) and 0 < len(v) < 10, "a list of true and false"
         )
         for key in ("latents_mean", "latents_std"):
-            keys.expect(key, lambda v: numbers(v, config.get("z_dim")), "a list of z_dim finite numbers")
+            keys.expect(key, lambda v: numbers(v, keys.values.get("z_dim")), "a list of z_dim finite numbers")
         keys.finish()
 
 

@@ -22,7 +22,7 @@ from qdit.model.base import Attention, Fold, Site, Source
 from qdit.model.checks import Keys, number, unquantized
 from qdit.model.clips import whole_numbers
 from qdit.model.conditions import Encoder, Rows, StockEncoder
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys
 from qdit.model.loaded_text import LoadedText
 from qdit.model.text import TextModel
 
@@ -122,10 +122,7 @@ class Sana(TextModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("latent_channels")
         for key in ("encoder_block_out_channels", "decoder_block_out_channels"):
             keys.expect(key, whole_numbers, "a list of whole numbers")

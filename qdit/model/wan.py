@@ -21,7 +21,7 @@ from qdit.errors import UserError
 from qdit.model.base import Attention, Site
 from qdit.model.checks import Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, numbers, whole_numbers
-from qdit.model.files import check_class, read_config
+from qdit.model.files import autoencoder_keys, read_config
 
 
 class LoadedWan(LoadedClips):
@@ -157,14 +157,11 @@ class Wan(ClipModel):
 
     def check_autoencoder(self, folder: Path) -> None:
         """See `TextModel`."""
-        config = read_config(folder)
-        check_class(folder, config, (self.autoencoder,))
-        keys = Keys(folder / "config.json", config)
-        unquantized(keys)
+        keys = autoencoder_keys(folder, self.autoencoder)
         keys.whole("z_dim", "base_dim", "num_res_blocks")
         keys.expect("dim_mult", whole_numbers, "a list of whole numbers")
         for key in ("latents_mean", "latents_std"):
-            keys.expect(key, lambda v: numbers(v, config.get("z_dim")), "a list of z_dim finite numbers")
+            keys.expect(key, lambda v: numbers(v, keys.values.get("z_dim")), "a list of z_dim finite numbers")
         keys.finish()
 
 
