@@ -6,14 +6,15 @@ quantized once.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from qdit.calibration import CalibrationData
+from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.hessian.refine import refine
-from qdit.model.base import DiffusionModel
+from qdit.model.base import DiffusionModel, Turn
 from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import current, replaced
 from qdit.nn.switch import Now, TimedLinear
@@ -22,7 +23,7 @@ from qdit.quantized import Quantized
 from qdit.recipes import Recipe
 from qdit.storage.shelf import Place
 from qdit.tracking import Tracker
-from qdit.transform import Rewrite, Trial, rewritten
+from qdit.transform import Rewrite, Trial, joined, rewritten
 from qdit.transform.timestep_aware import RewriteByRange, points_within
 
 
@@ -41,6 +42,8 @@ def fit_policy(
     `rewrite` is what the recipe's transform makes of the model, None to have it made here. `tracker` gets the errors
     that rounding leaves.
     """
+    if model.turns():
+        return _fit_turns(model, recipe, policy, cache(collect), folder, tracker)
     if rewrite is None:
         sites = recipe.scope.select(model.sites())
         rewrite = rewritten(recipe.transform, model, sites, collect, Trial(recipe), folder)
@@ -66,6 +69,42 @@ def fit_policy(
             recipe.repair.repair(fit, layers)
         attention = fit.processors()
     return Quantized(fit.policy, {**layers}, attention, rewrite=rewrite)
+
+
+def _fit_turns(
+    model: DiffusionModel,
+    recipe: Recipe,
+    policy: Policy,
+    collect: Callable[[], CalibrationData],
+    folder: Place | None,
+    tracker: Tracker | None,
+) -> Quantized:
+    """A fit for each network that takes turns with others, on the points of its timesteps; one result holds all."""
+    whole, fits = recipe.completed(policy, model), []
+    for turn in model.turns():
+        names = {site.name for site in turn.model.sites()}
+        own = Policy({name: layer for name, layer in policy.items() if name in names})
+        if not recipe.completed(own, turn.model):  # the scope leaves this network as it is
+            continue
+        points = partial(_points_of, turn, collect)
+        fits.append(fit_policy(turn.model, recipe, own, points, folder / turn.name if folder else None, None, tracker))
+    made = {key: {name: m for fit in fits for name, m in getattr(fit, key).items()} for key in ("layers", "attention")}
+    return Quantized(whole, **made, rewrite=joined([fit.rewrite for fit in fits]))
+
+
+def _points_of(turn: Turn, collect: Callable[[], CalibrationData]) -> CalibrationData:
+    """The calibration points at a network's timesteps.
+
+    Raises:
+        UserError: there are none.
+    """
+    data = collect()
+    if not len((points := data.at(turn.takes)).t):
+        raise UserError(
+            f"none of the {len(data.t)} calibration points is at the timesteps of {turn.name} ({turn.first:g} up to "
+            f"{turn.end:g}); use more of calibration.num_samples, calibration.per_trajectory or sampler.steps"
+        )
+    return points
 
 
 def _fit_ranges(

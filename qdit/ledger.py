@@ -126,6 +126,7 @@ def ledger(
     policy: Policy,
     attentions: Sequence[Attention] = (),
     run_time: Sequence[RunTime] = (),
+    turns: int = 1,
 ) -> Ledger:
     """The ledger of `policy` on a denoiser.
 
@@ -134,6 +135,7 @@ def ledger(
         sites, attentions: the model's, all of them.
         policy: how they are quantized.
         run_time: what a transform leaves to be done at run time.
+        turns: how many networks there are, of which each pass runs one; BitOps are the mean of theirs.
     """
     none = LayerSpec(weight=None, activation=None)
     parameters = denoiser if isinstance(denoiser, int) else sum(p.numel() for p in denoiser.parameters())
@@ -164,8 +166,8 @@ def ledger(
         weight_bits_model=total / parameters,
         input_bits=mean_input_bits(sites, policy, run_time),
         model_bytes=total // 8,
-        bops=bops + changing,
+        bops=(bops + changing) / turns,
         quantized_share=quantized_numel / parameters,
         run_time_bytes=changes // 8,
-        run_time_bops=changing,
+        run_time_bops=changing / turns,
     )

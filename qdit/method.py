@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.density import DensityCalibration
 from qdit.correction import Correction, corrected
 from qdit.errors import UserError
 from qdit.fitting import fit_policy
@@ -16,6 +17,7 @@ from qdit.recipes import Recipe
 from qdit.search.base import Search
 from qdit.setting import Setting
 from qdit.storage.shelf import Place
+from qdit.transform.timestep_aware import TimestepAware
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,6 +38,21 @@ class Method(Recipe):
                 "them into others; use repair.inputs=full_precision, or search=none"
             )
         return found or (self.search.problems(self, sites) if self.search is not None else [])
+
+    def unfit(self, model: DiffusionModel) -> list[str]:
+        """What cannot work on a model whose networks take turns, one sentence each."""
+        if not (turns := model.turns()):
+            return []
+        many, found = f"this model has {len(turns)} networks, which take turns over the timesteps", list[str]()
+        if self.search is not None:
+            found.append(f"{many}, and a search allocates bits or group sizes of one; use search=none")
+        if isinstance(self.transform, TimestepAware):
+            found.append(
+                f"{many}, and are rewritten once each; use transform.each alone, such as transform=smooth_hadamard"
+            )
+        if isinstance(self.calibration, DensityCalibration):
+            found.append(f"{many}, whose features are not alike at any time; use calibration=uniform")
+        return found
 
     def misfits(self, sites: list[Site]) -> list[str]:
         """See `Recipe`; a search has group sizes of its own."""
@@ -71,7 +88,7 @@ def quantize(
     Raises:
         UserError: the method does not fit the model.
     """
-    problems = method.problems(model.sites())
+    problems = method.problems(model.sites()) + method.unfit(model)
     if problems:
         raise UserError(*problems)
     if method.search is None:

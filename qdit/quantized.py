@@ -70,12 +70,15 @@ class Quantized:
 
         Meanwhile diffusers cannot save the network: it would write rounded weights as if they were the original's.
         """
+        networks = [model.denoiser, *(model.denoiser.get_submodule(turn.name) for turn in model.turns())]
         with replaced(model.denoiser, {**self.rewrite.layers, **self.layers, **self.attention}):
-            vars(model.denoiser)["save_pretrained"] = _refuse
+            for network in networks:
+                vars(network)["save_pretrained"] = _refuse
             try:
                 yield model
             finally:
-                vars(model.denoiser).pop("save_pretrained", None)
+                for network in networks:
+                    vars(network).pop("save_pretrained", None)
 
 
 def _refuse(*_: Any, **__: Any) -> None:

@@ -1,6 +1,6 @@
 """The points (x_t, t, y) that a method sees of the trajectories of the network in full precision."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,13 @@ class CalibrationData:
     def timesteps(self) -> list[Time]:
         """The sampler's timesteps, ascending; where they are not known, those that occur in the data."""
         return sorted(set(self.t.tolist() if self.visited is None else self.visited))
+
+    def at(self, takes: Callable[[Tensor], Tensor]) -> "CalibrationData":
+        """The points whose timesteps a function takes, in their order; the sampler's steps are those that it takes."""
+        chosen, origin = takes(self.t), self.origin
+        visited = [t for t in self.timesteps if bool(takes(torch.tensor(t)))]
+        points = self.x[chosen], self.t[chosen], self.y[chosen], self.batch_size
+        return CalibrationData(*points, None if origin is None else origin[chosen], visited)
 
     def batches(self, model: "DiffusionModel") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the model's device."""

@@ -26,6 +26,11 @@ def read_pipeline(config: Mapping[str, Any]) -> Any:
             f"this run has model.{wrong[0]}={model[wrong[0]]}, which diffusers knows nothing of: a network that it "
             f"reloads would compute something else. Repeat the run with model.{wrong[0]}={changed[wrong[0]] or 'null'}"
         )
+    if model.get("boundary_ratio") is not None:
+        raise UserError(
+            "this run quantized two networks, and an export holds one; quantizer=load quantizer.path=THE_RUN takes both "
+            "from the run, and qdit.quantize one of the pipeline's transformers at a time, by a recipe without data"
+        )
     path = model.get("path")
     about = {"torch_dtype": getattr(torch, config["dtype"]), "use_safetensors": True}
     parts: dict[str, Any] = {}

@@ -7,6 +7,7 @@ neither copied nor edited.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -141,6 +142,24 @@ or one call of a network that reads the scale.
 """
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One of several networks of a model, each of which runs at its own timesteps alone."""
+
+    name: str
+    """Its module path in the denoiser."""
+    model: "DiffusionModel"
+    """The model with the sites, attentions and folds of this network alone; the denoiser is that of all."""
+    first: float = -inf
+    """The least timestep that it takes."""
+    end: float = inf
+    """The least one above those that it takes."""
+
+    def takes(self, t: Real[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
+        """Which of the timesteps are its own."""
+        return (t >= self.first) & (t < self.end)
+
+
 class DiffusionModel(Protocol):
     """A loaded model in evaluation mode; all of qdit uses diffusion models through this interface."""
 
@@ -179,6 +198,10 @@ class DiffusionModel(Protocol):
 
     def folds(self) -> list[Fold]:
         """Where changes of inputs can be folded; inputs that no fold makes are changed at run time."""
+        ...
+
+    def turns(self) -> list[Turn]:
+        """The networks that take turns over the timesteps, the noisiest first; none where one network always runs."""
         ...
 
     def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:

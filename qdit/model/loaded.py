@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Attention, Fold, Guided, Site, Source
+from qdit.model.base import Attention, Fold, Guided, Site, Source, Turn
 from qdit.model.checks import BETA_SCHEDULERS
 from qdit.nn.clock import Clock
 
@@ -122,6 +122,10 @@ class Loaded(ABC):
     def folds(self) -> list[Fold]:
         """Where changes of inputs can be folded, in forward order of the readers."""
         return list(self._folds)
+
+    def turns(self) -> list[Turn]:
+        """The networks that take turns over the timesteps; none, as one always runs."""
+        return []
 
     def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
         """Which rows of a site's input anything depends on; None: all do."""

@@ -6,7 +6,7 @@ the files of a pipeline. docs/add_a_model.md adds one.
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -89,13 +89,7 @@ class LoadedText(Loaded):
         nothing comes between: all channels may mix. adaLN-single is left out: its one projection of the timestep
         serves all blocks, and a block's own table cannot absorb a factor alone.
         """
-        if self.projection not in {site.name for site in sites}:
-            return super().list_folds(sites)
-        return super().list_folds(sites) + [
-            Fold((Source(self.projection, linear=(0,)),), tuple(site.name for site in readers), readers[0].in_features)
-            for readers in readers_of_inputs(sites)
-            if readers[0].role == "cross_kv"
-        ]
+        return super().list_folds(sites) + projection_folds(self.projection, sites)
 
     @staticmethod
     @abstractmethod
@@ -137,6 +131,17 @@ class LoadedText(Loaded):
         length = text_length or (told.default if told is not None and told.default else cls.tokens)
         parts = transformer.eval().requires_grad_(False), None, None, transformer.device, transformer.dtype
         return cls(*parts, table=None, text_length=length, **facts)
+
+
+def projection_folds(projection: str | None, sites: Sequence[Site]) -> list[Fold]:
+    """The folds of what reads the text into its projection, where that is one of the sites; all channels may mix."""
+    if projection is None or projection not in {site.name for site in sites}:
+        return []
+    return [
+        Fold((Source(projection, linear=(0,)),), tuple(site.name for site in readers), readers[0].in_features)
+        for readers in readers_of_inputs(sites)
+        if readers[0].role == "cross_kv"
+    ]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from qdit.model.checks import check_schedule
 from qdit.model.files import misfit, read_config
 from qdit.model.weights import shapes
 
-CONFIGS = ["model_index.json", "transformer/*.json", "vae/*.json", "scheduler/*.json"]
+CONFIGS = ["model_index.json", "transformer*/*.json", "vae/*.json", "scheduler/*.json"]
 """What is fetched from the hub."""
 
 

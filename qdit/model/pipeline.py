@@ -81,6 +81,10 @@ class Called:
         """None are known."""
         return []
 
+    def turns(self) -> list[Any]:
+        """None are known: a pipeline's call is its own affair."""
+        return []
+
     @torch.no_grad()
     def call(
         self, labels: Int[Tensor, " B"], generators: list[torch.Generator], **words: Any

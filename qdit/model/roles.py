@@ -155,3 +155,17 @@ def meant(role: str, roles: Sequence[str]) -> bool:
 def chosen(role: str, roles: Sequence[str]) -> bool:
     """Whether a role is one of a config's, in which a name may stand for several."""
     return role in roles or any(role in TOGETHER.get(name, ()) for name in roles)
+
+
+NETWORKS = ("transformer", "transformer_2")
+"""Names of two networks of a pipeline in the module that holds both, which are those of its folders."""
+
+
+def names_of(site: str) -> tuple[str, ...]:
+    """What a site may be called: its name, and, where there are several networks, its name inside its own.
+
+    >>> names_of("transformer_2.blocks.0.attn1.to_q"), names_of("blocks.0.attn1.to_q")
+    (('transformer_2.blocks.0.attn1.to_q', 'blocks.0.attn1.to_q'), ('blocks.0.attn1.to_q',))
+    """
+    network, _, inside = site.partition(".")
+    return (site, inside) if network in NETWORKS and inside else (site,)

@@ -5,7 +5,7 @@ docs/add_a_model.md adds one.
 """
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -47,6 +47,8 @@ class TextModel(Checked, ABC):
     """The name of diffusers' class."""
     loaded: ClassVar[type[LoadedText]]
     """What is made of the parts."""
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)
+    """The folders of what denoises; several take turns over the timesteps."""
     counts: ClassVar[tuple[str, ...]] = ("caption_channels",)
     """Whole numbers that the transformer's config has beside those of all classes."""
     norm_type: ClassVar[str] = "ada_norm_single"
@@ -89,7 +91,8 @@ class TextModel(Checked, ABC):
         import diffusers
 
         root = locate(self.path, self.revision, "model.path", CONFIGS)
-        denoiser = shell(getattr(diffusers, self.transformer), self.checked_transformer(root), dtype)
+        self.checked_transformer(root)
+        denoiser = self.network(root, lambda folder: shell(getattr(diffusers, self.transformer), folder, dtype))
         vae = shell_beside(root, self.vae_path, self.autoencoder, self.check_autoencoder)
         parts = denoiser, None, None, torch.device(device), dtype
         made = self.loaded(*parts, table=None, text_length=self.text_length, **self.facts(vae))
@@ -108,19 +111,22 @@ class TextModel(Checked, ABC):
         """What else the loaded form is told, beside the text's length (see `Loaded.facts`)."""
         return {}
 
-    def checked_transformer(self, root: Path) -> Path:
-        """The transformer's folder, whose config is one of the family.
+    def checked_transformer(self, root: Path) -> None:
+        """Refuse a pipeline whose transformer is not one of the family.
 
         Raises:
             UserError: it is missing or foreign.
         """
-        folder = root / "transformer"
-        config = read_config(folder)
-        check_class(folder, config, (self.transformer,))
-        self.check_config(folder / "config.json", config)
-        if has_weights(folder):
-            check_size(folder, config)
-        return folder
+        for name in self.networks:
+            config = read_config(folder := root / name)
+            check_class(folder, config, (self.transformer,))
+            self.check_config(folder / "config.json", config)
+            if has_weights(folder):
+                check_size(folder, config)
+
+    def network(self, root: Path, make: Callable[[Path], nn.Module]) -> nn.Module:
+        """What denoises, of which `make` makes a folder's part."""
+        return make(root / "transformer")
 
     def text_parts(self, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
         """The parts of a pipeline that encode prompts, as attributes of its names; or the pipeline with nothing else.
@@ -185,7 +191,7 @@ class TextModel(Checked, ABC):
         Raises:
             UserError: a file is missing, damaged, foreign, or pickled.
         """
-        folders = ["transformer", "scheduler"] + ["vae"] * (self.vae_path is None)
+        folders = [*self.networks, "scheduler"] + ["vae"] * (self.vae_path is None)
         wanted = ["model_index.json"] + [f"{part}/*.{end}" for part in folders for end in ("json", "safetensors")]
         root = locate(self.path, self.revision, "model.path", wanted)
         self.checked_transformer(root)
@@ -212,5 +218,5 @@ class TextModel(Checked, ABC):
         import diffusers
 
         root, vae, schedule = self.checked()
-        denoiser = load_module(getattr(diffusers, self.transformer), root / "transformer", dtype)
+        denoiser = self.network(root, lambda folder: load_module(getattr(diffusers, self.transformer), folder, dtype))
         return denoiser, load_module(getattr(diffusers, self.autoencoder), vae, torch.float32), schedule

@@ -3,9 +3,9 @@
 One projection of the timestep modulates all blocks (adaLN-single), so that no layer of a block can absorb a scale; the
 values of both attentions can, and the projection of the text for the keys and values of all blocks. Guidance takes two
 calls. Prompts are unescaped and their spaces joined as the pipeline does. The network of 2.2 with 5 B parameters is
-given a timestep for each token, which in text to video are all the same. Left out: the repair of broken characters
-(ftfy); quantization of the time embedder; image to video; the two networks of Wan 2.2 A14B; folds into the gain of the
-norm before cross-attention's queries.
+given a timestep for each token, which in text to video are all the same; that of 2.2 with two networks is in
+`qdit.model.wan_a14b`. Left out: the repair of broken characters (ftfy); quantization of the time embedder; image to
+video; folds into the gain of the norm before cross-attention's queries.
 """
 
 import html
@@ -72,11 +72,24 @@ class LoadedWan(LoadedClips):
         with self.clock.showing(t):
             rows = self.table.at(y, self.dtype)
             times = told(t, x, self.token_times)
-            return self.denoiser(x.to(self.dtype), timestep=times, **rows, return_dict=False)[0]
+            return self.network_at(t)(x.to(self.dtype), timestep=times, **rows, return_dict=False)[0]
+
+    def network_at(self, t: Real[Tensor, " B"]) -> Any:
+        """The network that a call at some timesteps runs."""
+        return self.denoiser
 
     @classmethod
     def made_by(cls, transformer: Any, pipe: Any) -> dict[str, int]:
-        """See `LoadedClips`."""
+        """See `LoadedClips`.
+
+        Raises:
+            UserError: the pipeline has two networks.
+        """
+        if pipe.config.get("boundary_ratio") is not None:
+            raise UserError(
+                "this pipeline has two transformers, each for its own timesteps, and one of them makes no samples "
+                "alone; use qdit.run with model=wan_2_2_a14b"
+            )
         return super().made_by(transformer, pipe) | token_times(pipe.config)
 
     def unscaled(self, latents: Float[Tensor, "1 C F h w"]) -> Float[Tensor, "1 C F h w"]:
@@ -125,22 +138,30 @@ class Wan(ClipModel):
         """See `TextModel`."""
         return super().facts(vae) | ({"token_times": 1} if self.token_times else {})
 
-    def checked_transformer(self, root: Path) -> Path:
+    def boundary(self) -> float | None:
+        """Where a second network takes over, as a share of the training's timesteps; None: there is one network."""
+        return None
+
+    def checked_transformer(self, root: Path) -> None:
         """See `TextModel`; also what the pipeline says of itself, where it is there.
 
         Raises:
-            UserError: it has two networks, or timesteps of tokens where the option has those of samples.
+            UserError: it has another number of networks, or timesteps of tokens where the option has those of samples.
         """
         if (root / "model_index.json").is_file():
             index = read_config(root, "model_index.json")
-            if index.get("boundary_ratio") is not None:
-                raise UserError(f"{root} has two transformers (boundary_ratio), which is not supported")
+            if (found := index.get("boundary_ratio")) != self.boundary():
+                raise UserError(
+                    f"{root / 'model_index.json'} has boundary_ratio={'null' if found is None else found}; use "
+                    "model=wan_2_2_a14b with this model.boundary_ratio for a pipeline of two transformers, "
+                    "model=wan_2_1_1b or model=wan_2_2_5b for those of one"
+                )
             if (found := bool(token_times(index))) != self.token_times:
                 raise UserError(
                     f"{root / 'model_index.json'} has expand_timesteps={str(found).lower()}; use model=wan_2_2_5b for "
                     "a pipeline whose network is given a timestep for each token, model=wan_2_1_1b for others"
                 )
-        return super().checked_transformer(root)
+        super().checked_transformer(root)
 
     def check_config(self, file: Path, config: dict[str, Any]) -> None:
         """See `TextModel`."""

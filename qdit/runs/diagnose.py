@@ -5,6 +5,7 @@ error of each timestep, the right target for sensitivity.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
             add(site, x, getattr(quantized.attention[attention.processor], operand)(x))
 
     in_parts = all(by_rows(attend.probs) for attend in quantized.attention.values())
-    chosen = torch.linspace(0, len(path.timesteps) - 1, min(steps, len(path.timesteps))).round().int().tolist()
+    chosen = reported(model, path.timesteps, steps)
     with (
         quantized.rewrite.installed(model),
         watching(model, sites, compare),
@@ -123,4 +124,16 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
             "sqnr": decibels(*energy[site]).item(),
         }
         for site, (role, block, weight_bits) in places.items()
+        if site in energy  # a network whose turn does not come has none
     ]
+
+
+def reported(model: DiffusionModel, timesteps: Sequence[Time], steps: int) -> list[int]:
+    """So many evenly spaced steps of a path at most; where networks take turns, so many of each."""
+    times = torch.tensor(timesteps)
+    taken = [turn.takes(times) for turn in model.turns()] or [torch.ones_like(times, dtype=torch.bool)]
+    chosen: set[int] = set()
+    for places in (mask.nonzero().flatten().tolist() for mask in taken):
+        spread = torch.linspace(0, len(places) - 1, min(steps, len(places))).round().int()
+        chosen |= {places[n] for n in spread.tolist()}
+    return sorted(chosen)

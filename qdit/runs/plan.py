@@ -63,8 +63,9 @@ def describe(config: dict[str, Any]) -> None:
         table.add_row(*row)
     console.print(table)
     left = parts.run_time()
-    costs = ledger(parts.model.denoiser, sites, policy, attentions, left)
-    full = ledger(parts.model.denoiser, sites, Policy(), attentions)
+    turns = len(parts.model.turns()) or 1
+    costs = ledger(parts.model.denoiser, sites, policy, attentions, left, turns)
+    full = ledger(parts.model.denoiser, sites, Policy(), attentions, turns=turns)
     bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
     input_bits = "—" if costs.input_bits is None else f"{costs.input_bits:.2f}"
     console.print(
@@ -100,7 +101,8 @@ def memory_text(parts: Setup, loader: Any) -> str:
 
     decoder = getattr(parts.model, "autoencoder", None)
     rest = f"autoencoder {size(decoder)}" if decoder is not None else "autoencoder unknown, as its config is not here"
-    model = f"transformer {size(parts.model.denoiser)} in {text_of(parts.model.dtype)}, {rest}"
+    what = f"{len(turns)} transformers" if (turns := parts.model.turns()) else "transformer"
+    model = f"{what} {size(parts.model.denoiser)} in {text_of(parts.model.dtype)}, {rest}"
     if not isinstance(loader, TextModel) or not isinstance(parts.dataset, Prompts):
         return f"memory of weights: {model}"
     found = loader.encoder_bytes()

@@ -199,7 +199,8 @@ def measure(config: dict[str, Any], parts: "Setup", where: RunDir, tracker: "Tra
         spent = external.cost(parts, config)
     else:
         left = parts.run_time() if policy else []
-        spent = asdict(ledger(parts.model.denoiser, parts.model.sites(), policy, parts.model.attentions(), left))
+        about = parts.model.sites(), policy, parts.model.attentions(), left, len(parts.model.turns()) or 1
+        spent = asdict(ledger(parts.model.denoiser, *about))
     spent |= {"executed_layers": layers} if layers else {}
     costs = record.cost(spent, executed, watch, rate, resident(parts, fit) if rate else None)
     return record.header(config, run_id(config)) | {

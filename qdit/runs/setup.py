@@ -245,7 +245,7 @@ def assemble(config: dict[str, Any]) -> Setup:
         measures["search.objective"] = search.measured.metric
     problems += unfit(measures, config, model)
     if recipe is not None:
-        problems += recipe.problems(model.sites())
+        problems += recipe.problems(model.sites()) + recipe.unfit(model)
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
     if problems:
         raise from_problems(problems, "this run")

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
 from qdit.checkpoint import checkpoint
@@ -19,6 +19,7 @@ from qdit.dataset.prompts import Prompts
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp
 from qdit.method import quantize
+from qdit.model.base import DiffusionModel
 from qdit.nn.compiled import Compiled, calling
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
@@ -164,7 +165,7 @@ def sample_set(
     compiles = fit is not None and config.get("compile", False)
     if compiles:
         shelf = replace(shelf, made=stamp(parts.model.device, compiled=True))
-    graph = cache(lambda: Compiled(parts.model.denoiser) if compiles else None)
+    graphs = cache(lambda: [Compiled(each) for each in called(parts.model)] if compiles else [])
 
     def generate(indices: list[int]) -> Tensor:
         labels = parts.dataset.labels(indices, config["seed"])
@@ -172,11 +173,13 @@ def sample_set(
         if fit is None:
             return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
         quantized = fit()
-        with quantized.installed(parts.model), calling(graph()):
+        with quantized.installed(parts.model), ExitStack() as stack:
+            for graph in graphs():
+                stack.enter_context(calling(graph))
             made = parts.sampler.sample(
                 parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
             )
-        samples.compiling = getattr(graph(), "seconds", 0.0)
+        samples.compiling = sum((graph.seconds for graph in graphs()), 0.0)
         return made
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -205,6 +208,11 @@ def sample_set(
         weights=lambda name: parts.prepared.extractors[name].identity,
     )
     return samples
+
+
+def called(model: DiffusionModel) -> list[nn.Module]:
+    """The networks that a model calls: one, or those that take turns."""
+    return [model.denoiser.get_submodule(turn.name) for turn in model.turns()] or [model.denoiser]
 
 
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:

@@ -2,7 +2,7 @@
 
 from qdit.transform.alpha import FixedAlpha, GridAlpha
 from qdit.transform.awq import ActivationAware
-from qdit.transform.base import Rewrite, Transform, rewritten
+from qdit.transform.base import Rewrite, Transform, joined, rewritten
 from qdit.transform.blocks import PermutedHadamard, RegularHadamard
 from qdit.transform.chain import Chain
 from qdit.transform.learned import Learned
@@ -32,5 +32,6 @@ __all__ = [
     "TimestepAware",
     "Transform",
     "Trial",
+    "joined",
     "rewritten",
 ]

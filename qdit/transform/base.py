@@ -130,6 +130,20 @@ class Origin:
         return replace(self.transform.rewrite(model, sites, self.measured), origin=self)
 
 
+def joined(rewrites: Sequence[Rewrite]) -> Rewrite:
+    """The rewrites of several networks in one module, by one transform, as one, which is made again as one."""
+    layers = {name: layer for each in rewrites for name, layer in each.layers.items()}
+    inputs = {name: change for each in rewrites for name, change in each.inputs.items()}
+    origins = [each.origin for each in rewrites if each.origin is not None]
+    if not origins:
+        return Rewrite(layers, inputs)
+    measured = {key: tensor for origin in origins for key, tensor in origin.measured.items()}
+    origin = Origin(origins[0].transform, [name for origin in origins for name in origin.sites], measured)
+    known = [each.folded for each in rewrites if each.folded is not None]
+    folded = tuple(fold for folds in known for fold in folds) if len(known) == len(rewrites) else None
+    return Rewrite(layers, inputs, origin, folded)
+
+
 @torch.no_grad()
 def rewritten(
     transform: Transform | None,

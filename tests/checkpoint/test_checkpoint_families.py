@@ -31,15 +31,15 @@ SMALL = {
 }
 RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load", "external"))
 JOINT = ("sd35_medium", "flux_dev")
-WANS = ("wan_2_1_1b", "wan_2_2_5b")
+WANS = ("wan_2_1_1b", "wan_2_2_5b", "wan_2_2_a14b")
 FLOWS = (*JOINT, *WANS, "ltx", "hunyuan_video", "sana", "qwen_image")
 FAMILIES = ("pixart_sigma", "latte", *FLOWS, "cogvideox_2b", "cogvideox_5b")
 NAMED = ("rtn", "q_dit", "smoothquant", "quarot", "vidit_q", "svdquant", "ptq4dit", "tq_dit")
 """The recipes of papers that every family goes through."""
 QUICK = [("pixart_sigma", "rtn"), ("pixart_sigma", "quarot_rtn"), ("latte", "quarot_rtn"), ("flux_dev", "tq_dit")]
 QUICK += [("cogvideox_2b", "rtn"), ("cogvideox_5b", "quarot_rtn"), ("ltx", "rtn"), ("wan_2_2_5b", "quarot_rtn")]
-QUICK += [("hunyuan_video", "rtn"), ("sana", "tq_dit"), ("qwen_image", "quarot_rtn")]
-LATER = ("wan_2_2_5b", "sana", "qwen_image", *CLIPS)
+QUICK += [("hunyuan_video", "rtn"), ("sana", "tq_dit"), ("qwen_image", "quarot_rtn"), ("wan_2_2_a14b", "vidit_q")]
+LATER = ("wan_2_2_5b", "wan_2_2_a14b", "sana", "qwen_image", *CLIPS)
 PARTS = [pytest.param(QUICK, id="quick")] + [
     pytest.param([(family, name) for name in names], marks=pytest.mark.slow, id=f"{family}-{names[0]}")
     for family in FAMILIES
@@ -74,7 +74,8 @@ def write(folder: Path) -> None:
     if family in JOINT:
         write_joint_pipeline(folder, family.removesuffix("_medium"))
     elif family in WANS:
-        write_wan_pipeline(folder, token_times=family == "wan_2_2_5b")
+        boundary = 0.875 if family == "wan_2_2_a14b" else None
+        write_wan_pipeline(folder, token_times=family == "wan_2_2_5b", boundary=boundary)
     elif family in CLIPS:
         write_clip_pipeline(folder, family)
     elif family == "sana":

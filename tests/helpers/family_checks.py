@@ -29,9 +29,9 @@ def checked_sites(model, sampler):
 
 
 @torch.no_grad()
-def check_all_can_be_quantized(model):
+def check_all_can_be_quantized(model, data=None):
     """Every layer and attention at once: at 16 bits nothing changes, at 8 a little."""
-    data = points(model, 4)
+    data = points(model, 4) if data is None else data
     expected = model.denoise(data.x, data.t, data.y)
     for bits, least in ((16, 1e-5), (8, 0.2)):
         words = ["scope=all", "attention=uniform", "weight=row", "activation=token", f"bits.name=w{bits}a{bits}"]

@@ -73,13 +73,14 @@ def make_t5(umt5: bool = False) -> Any:
     return kind(config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", **small)).eval()
 
 
-def write_wan_pipeline(folder: Path, token_times: bool = False) -> Path:
-    """Write a Wan 2.1, or 2.2 with a timestep a token: 2 blocks, latents 4×3×8×8 of clips of 9 frames of 64 px."""
+def write_wan_pipeline(folder: Path, token_times: bool = False, boundary: float | None = None) -> Path:
+    """Write a Wan 2.1, or 2.2 with a timestep a token, or with two networks: 2 blocks, latents 4×3×8×8, 9 frames."""
     import diffusers
 
     torch.manual_seed(0)
     kind, config, _ = families.wan()
-    transformer = kind(**config | {"attention_head_dim": 16, "text_dim": 48})
+    sizes = config | {"attention_head_dim": 16, "text_dim": 48}
+    transformer = kind(**sizes)
     vae = diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -95,5 +96,8 @@ def write_wan_pipeline(folder: Path, token_times: bool = False) -> Path:
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     parts = {"transformer": transformer, "vae": vae, "scheduler": diffusers.UniPCMultistepScheduler(**flow)}
     texts = {"text_encoder": encoder, "tokenizer": make_tokenizer(length=77)}
+    if boundary is not None:
+        parts |= {"transformer_2": kind(**sizes), "boundary_ratio": boundary}
+        liven(parts["transformer_2"], 3)
     diffusers.WanPipeline(**parts, **texts, expand_timesteps=token_times).save_pretrained(folder)
     return folder

@@ -23,6 +23,7 @@ from qdit.model.qwen_image import QwenImage
 from qdit.model.sana import Sana
 from qdit.model.sd3 import SD3
 from qdit.model.wan import Wan, Wan22
+from qdit.model.wan_a14b import WanA14B
 
 MAKERS = {
     "dit": (write_pipeline, lambda path: DiT(name="tiny", path=path)),
@@ -40,6 +41,10 @@ MAKERS = {
     "wan22": (
         lambda f: write_wan_pipeline(f, token_times=True),
         lambda path: Wan22(name="tiny", path=path, text_length=12, **SIZE),
+    ),
+    "wan_a14b": (
+        lambda f: write_wan_pipeline(f, boundary=0.875),
+        lambda path: WanA14B(name="tiny", path=path, text_length=12, **SIZE),
     ),
     "cogvideox": (
         lambda f: write_clip_pipeline(f, "cogvideox_5b"),
@@ -82,8 +87,9 @@ def test_the_transformers_config_is_enough(option, tmp_path):
     if isinstance(option, Flux | QwenImage):
         option.size = 256  # an unknown autoencoder is taken to divide by 8
     expected, alone = option.outline("cpu", torch.float32), tmp_path / "alone"
-    (alone / "transformer").mkdir(parents=True)
-    shutil.copy(f"{option.path}/transformer/config.json", alone / "transformer")
+    for name in getattr(option, "networks", ["transformer"]):
+        (alone / name).mkdir(parents=True)
+        shutil.copy(f"{option.path}/{name}/config.json", alone / name)
     option.path = str(alone)
     found = option.outline("cpu", torch.float32)
     assert [site.name for site in found.sites()] == [site.name for site in expected.sites()]
