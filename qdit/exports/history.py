@@ -28,8 +28,8 @@ def read_pipeline(config: Mapping[str, Any]) -> Any:
         )
     if model.get("boundary_ratio") is not None:
         raise UserError(
-            "this run quantized two networks, and an export holds one; quantizer=load quantizer.path=THE_RUN takes both "
-            "from the run, and qdit.quantize one of the pipeline's transformers at a time, by a recipe without data"
+            "this run quantized two networks, and an export holds one; quantizer=load quantizer.path=THE_RUN takes "
+            "both from the run, and qdit.quantize takes one of a pipeline's transformers, by a recipe without data"
         )
     path = model.get("path")
     about = {"torch_dtype": getattr(torch, config["dtype"]), "use_safetensors": True}

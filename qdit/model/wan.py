@@ -4,8 +4,11 @@ One projection of the timestep modulates all blocks (adaLN-single), so that no l
 values of both attentions can, and the projection of the text for the keys and values of all blocks. Guidance takes two
 calls. Prompts are unescaped and their spaces joined as the pipeline does. The network of 2.2 with 5 B parameters is
 given a timestep for each token, which in text to video are all the same; that of 2.2 with two networks is in
-`qdit.model.wan_a14b`. Left out: the repair of broken characters (ftfy); quantization of the time embedder; image to
-video; folds into the gain of the norm before cross-attention's queries.
+`qdit.model.wan_a14b`. Left out: the repair of broken characters (ftfy); quantization of the time embedder; folds into
+the gain of the norm before cross-attention's queries; and image to video, whose first image is encoded by the
+autoencoder into further channels beside x_t and by a CLIP into further keys and values. It stands in the null condition
+of guidance, too, so that each sample has a null condition of its own, and here all share one (`null_class`); and a data
+set has prompts alone.
 """
 
 import html
@@ -167,7 +170,10 @@ class Wan(ClipModel):
         """See `TextModel`."""
         keys = Keys(file, config)
         unquantized(keys)
-        keys.whole("num_attention_heads", "attention_head_dim", "in_channels", "num_layers")
+        keys.whole("num_attention_heads", "attention_head_dim", "num_layers")
+        if keys.whole("in_channels"):
+            out = config.get("out_channels")
+            keys.expect("in_channels", lambda v: out in (None, v), f"{out}: image to video is not supported")
         keys.whole("text_dim", "freq_dim", "ffn_dim", "rope_max_seq_len")
         keys.expect("patch_size", lambda v: list(v) == [1, 2, 2], "[1, 2, 2]")
         keys.one_of("qk_norm", ("rms_norm_across_heads",), optional=True)

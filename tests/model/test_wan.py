@@ -88,6 +88,7 @@ def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
 WRONG = {
     "frames": ({}, {"frames": 10}, r"model\.frames=10, .*; allowed: 4 n \+ 1 frames of multiples of 16 pixels"),
     "image": ({"image_dim": 20}, {}, r"image_dim=20; allowed: null: image to video is not supported"),
+    "channels": ({"in_channels": 12}, {}, r"in_channels=12; allowed: 4: image to video is not supported"),
     "patch": ({"patch_size": [2, 2, 2]}, {}, r"patch_size=\[2, 2, 2\]; allowed: \[1, 2, 2\]"),
 }
 

@@ -18,6 +18,7 @@ from qdit.model.wan import LoadedWan, Wan
 from qdit.model.wan_a14b import NETWORKS, WanA14B
 from qdit.policies import Policy
 from qdit.runs.diagnose import Trajectory, layer_report, reported
+from qdit.runs.stages import called
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.sampler.two_scales import TwoScalesSampler
 from qdit.seeding import noise
@@ -174,6 +175,7 @@ def test_reports_show_layers_of_both_and_a_pass_costs_one(model, data):
     assert [row["site"] for row in layer_report(model, quantized, path, 1)] == list(quantized.layers)
     late = Trajectory(path.states[1:], [750, 500], path.outputs, path.labels)
     assert {row["site"].split(".")[0] for row in layer_report(model, quantized, late)} == {"transformer_2"}
+    assert called(model) == [model.denoiser[name] for name in NETWORKS]
     one = model.turns()[0].model
     both = ledger(model.denoiser, model.sites(), Policy(), model.attentions(), turns=2)
     assert both.bops == ledger(model.denoiser, one.sites(), Policy(), one.attentions()).bops
