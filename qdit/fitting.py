@@ -88,8 +88,9 @@ def _fit_turns(
             continue
         points = partial(_points_of, turn, collect)
         fits.append(fit_policy(turn.model, recipe, own, points, folder / turn.name if folder else None, None, tracker))
-    made = {key: {name: m for fit in fits for name, m in getattr(fit, key).items()} for key in ("layers", "attention")}
-    return Quantized(whole, **made, rewrite=joined([fit.rewrite for fit in fits]))
+    layers = {name: layer for fit in fits for name, layer in fit.layers.items()}
+    attention = {name: processor for fit in fits for name, processor in fit.attention.items()}
+    return Quantized(whole, layers, attention, rewrite=joined([fit.rewrite for fit in fits]))
 
 
 def _points_of(turn: Turn, collect: Callable[[], CalibrationData]) -> CalibrationData:

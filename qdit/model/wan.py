@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.errors import UserError
-from qdit.model.base import Attention, Site
+from qdit.model.base import Attention, Guided, Site
 from qdit.model.checks import Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, numbers, whole_numbers
 from qdit.model.files import autoencoder_keys, read_config
@@ -31,7 +31,7 @@ class LoadedWan(LoadedClips):
     """A Wan pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     usual = 21, 60, 104
-    guided = "two_calls"
+    guided: Guided = "two_calls"
     schedulers = ("UniPCMultistepScheduler",)
     projection = "condition_embedder.text_embedder.linear_2"
     tokens = 512
