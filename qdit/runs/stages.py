@@ -35,7 +35,7 @@ from qdit.storage.shelf import Shelf
 from qdit.tracking import Tracker
 
 log = logging.getLogger("qdit")
-DIAGNOSED = 8  # trajectories behind the per-layer and per-timestep charts
+DIAGNOSED, DIAGNOSED_CLIPS = 8, 4  # trajectories behind the charts of layers and timesteps
 DIAGNOSIS = ("checkpoint", "curves", "layers", "search")  # what a fit and its diagnosis leave in the record
 
 
@@ -218,12 +218,14 @@ def called(model: DiffusionModel) -> list[nn.Module]:
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:
     """The full-precision trajectories behind the charts, from the stage cache if any run made them before."""
 
+    count = DIAGNOSED if len(parts.model.latent_shape) == 3 else DIAGNOSED_CLIPS
+
     def make() -> dict[str, Tensor]:
-        made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], DIAGNOSED)
+        made = trajectory(parts.model, parts.sampler, parts.dataset, config["seed"], count)
         return vars(made) | {"timesteps": torch.tensor(made.timesteps)}
 
-    shelf = shared(config, parts, "trajectory", {"trajectories": DIAGNOSED, "path": path_identity(config)})
-    stored = shelf.once(f"{path_id(config)}-{DIAGNOSED}", make)
+    shelf = shared(config, parts, "trajectory", {"trajectories": count, "path": path_identity(config)})
+    stored = shelf.once(f"{path_id(config)}-{count}", make)
     timesteps = stored.pop("timesteps").tolist()
     return Trajectory(**stored, timesteps=timesteps)
 
