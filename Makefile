@@ -28,10 +28,11 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# One pip call: torch and torchvision must be resolved together. The stamp makes a second `make` skip the installation.
+# One pip call: torch and torchvision must be resolved together; while it is silent, a line every ten seconds says how much is
+# there. The stamp makes a second `make` skip the installation.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	@.ci/growing .venv $(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
