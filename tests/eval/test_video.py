@@ -51,7 +51,7 @@ def test_subject_consistency_with_lite0():
 
 def test_consistency_of_moving_emoji_is_in_a_usable_range():
     """The dossier's twelve emoji are not named, so its means hold to what the choice of emoji changes."""
-    emoji = base_emoji()[0][::160][:12]
+    emoji = base_emoji()[0][::480][:4]
     still, right, *changing = (
         render(emoji, POSES[PHRASES.index(phrase)].expand(len(emoji), -1, -1))
         for phrase in ("stands still", "moves right", "turns right", "grows", "fades in")
@@ -59,7 +59,8 @@ def test_consistency_of_moving_emoji_is_in_a_usable_range():
     noisy = right + 0.06 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
     others = torch.stack([still[:, 0].roll(-frame, 0) for frame in range(FRAMES)], 1)
     pixels = (torch.stack([still, right, *changing, noisy, others]).clamp(0, 1) * 255).round().to(torch.uint8)
-    pooled = make_extractor("lite0")(pixels.flatten(0, 2))["pooled"].unflatten(0, (7 * len(emoji), FRAMES))
+    frames, places = pixels.flatten(0, 2).unique(dim=0, return_inverse=True)
+    pooled = make_extractor("lite0")(frames)["pooled"][places].unflatten(0, (7 * len(emoji), FRAMES))
     found = frame_consistency(pooled).unflatten(0, (7, -1)).mean(1)
     assert found[0] == pytest.approx(1, abs=1e-6)
     assert found.tolist() == pytest.approx([1, 0.958, 0.867, 0.823, 0.957, 0.877, 0.374], abs=0.06)
