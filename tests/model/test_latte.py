@@ -46,7 +46,8 @@ def test_latents_are_those_of_the_stock_pipeline(pipe):
     torch.testing.assert_close(sampler.sample(model, [0], torch.tensor([0]), seed=7), stock, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_scores_motions_and_needs_the_encoder_once(tmp_path, no_charts):
+def test_a_run_scores_motions_and_needs_the_encoder_once(tmp_path, no_charts, monkeypatch):
+    monkeypatch.setattr("qdit.runs.stages.DIAGNOSED_CLIPS", 1)  # takes longer than the rest
     folder = shutil.copytree(folder_of("embedded:emoji_latte"), tmp_path / "mine")
     places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", f"model.path={folder}"]
     first = run(composed("model=emoji_latte", *places, *SMALL))
