@@ -15,6 +15,14 @@ from qdit.model.dit import DiT
 
 MATMUL = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 UNTUNED = MATMUL.fp32_precision
+LONG = ("readme", "checkpoint_families", "run", "latte", "conf", "mixed_precision", "diffusers", "torchao", "notebooks")
+"""Files that take longest. A process takes a file at a time: begun last, one of these would have the other wait."""
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first, the longest of them first of all."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 def pytest_collection_finish():

@@ -75,16 +75,10 @@ FORMATS = [
     *(f"quantizer=rtn bits={bits}" for bits in ("fp8", "mxfp8", "int4_g16", "int4_g64", "lloyd4", "w4a8_fp")),
     *("quantizer=fp4dit bits=w4a8_fp", "quantizer=svdquant_gptq bits=nvfp4", "quantizer=quarot bits=mxfp4"),
 ]
-QUICK = {"quantizer=fq_vit bits=w4a4"}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(words, marks=() if words in QUICK else pytest.mark.slow)
-        for words in dict.fromkeys([*SEEDS, *RECIPES, *FORMATS])
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", dict.fromkeys([*SEEDS, *RECIPES, *FORMATS]))
 def test_a_killed_run_goes_on_is_saved_and_loaded_with_equal_samples(words, root, monkeypatch, no_charts):
     """Killed behind the second piece of the fit that is kept, or, where a fit has fewer, behind the first samples."""
     chosen, saved = small(*words.split()), []
