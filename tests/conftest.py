@@ -25,8 +25,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
-def pytest_collection_finish():
-    """What is imported stays: half a million objects that each run would visit when it collects its garbage."""
+@pytest.fixture(scope="module", autouse=True)
+def _lasting():
+    """What lives when a file begins stays: half a million objects that each run would visit, collecting its garbage."""
     gc.collect()
     gc.freeze()
 
@@ -34,6 +35,14 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut():
+    """Nothing waits for the disk: no test takes the machine's power away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,7 @@ def test_the_text_encoder_learns_which_picture_a_caption_is(tokenizer):
     ids, latents = tokens(tokenizer, base_emoji()[1][::200]), torch.randn(10, 256)
     shares, text = torch.full((10,), 0.1), make_text_encoder(len(tokenizer))
     assert teach(text, ids, latents, shares, 2) < 0.05
-    assert teach(text, ids, latents, shares, 30) > 0.5
+    assert teach(text, ids, latents, shares, 40) > 0.5
 
 
 def test_muon_is_torchs_up_to_its_rounding():
