@@ -64,7 +64,7 @@ def _samples(folder: Path) -> "tuple[SampleSet, str]":
     """
     from qdit.runs import stages
     from qdit.runs.identity import is_full_precision
-    from qdit.runs.run import shelf_of
+    from qdit.runs.measure import shelf_of
     from qdit.runs.setup import assemble
     from qdit.storage.reading import read_yaml
     from qdit.tracking import NoTracker

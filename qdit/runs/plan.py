@@ -1,7 +1,7 @@
 """The plan that `qdit dry=true` prints: what would be quantized, at which bits and cost; what would not, and why."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,41 +13,61 @@ from torch import nn
 from qdit.checkpoint.manifest import Manifest
 from qdit.config import build
 from qdit.dataset.prompts import Prompts
-from qdit.ledger import attention_products, ledger, weight_storage_bits
+from qdit.ledger import Ledger, attention_products, weight_storage_bits
 from qdit.model.base import Attention, Site
 from qdit.model.text import TextModel
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
 from qdit.runs.setup import Setup, assemble
+from qdit.scope import Scope
+from qdit.transform import Transform
 
 
 def describe(config: dict[str, Any]) -> None:
     """Print the plan of a config; nothing is written or computed."""
     parts = assemble(config)
-    sites = parts.model.sites()
-    attentions = parts.model.attentions()
     policy = parts.policy()
     console = Console(width=None if Console().is_terminal else 240)
-    table = Table(title=config["name"])
-    table.add_column("site", no_wrap=True)
-    for column in ("count", "role", "out × in"):
+    table = headed(config["name"])
+    for row in [*site_rows(parts, policy), *operand_rows(parts.model.attentions(), policy)]:
+        table.add_row(*row)
+    costs = parts.costs(policy)
+    console.print(table)
+    console.print(costs_text(parts, policy, costs), highlight=False)
+    console.print(memory_text(parts, build(config["model"])), highlight=False)
+    if parts.loaded is not None:
+        console.print(checkpoint_text(parts.loaded), highlight=False)
+    if (recipe := parts.recipe) and recipe.transform:
+        console.print(transforms_text(parts, recipe.transform, recipe.scope, costs), highlight=False)
+    if recipe and recipe.search:
+        console.print(f"search: {recipe.search.summary(recipe, parts.model.sites())}", highlight=False)
+
+
+def headed(title: str) -> Table:
+    """The table without its rows."""
+    table = Table(title=title)
+    for column in ("site", "count", "role", "out × in"):
         table.add_column(column, no_wrap=True)
     for column in ("weight", "input"):
         table.add_column(column)
     for column in ("MB", "GBitOps"):
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("in full precision because")
+    return table
+
+
+def site_rows(parts: Setup, policy: Policy) -> Iterator[list[str]]:
+    """The sites as rows of the table, those of all blocks that are alike as one."""
     none = LayerSpec(weight=None, activation=None)
 
     def kind(site: Site) -> tuple:
         layer = policy.get(site.name, none)
         return pattern(site.name), site.role, site.out_features, site.in_features, repr(layer)
 
-    for _, group in groupby(sorted(sites, key=kind), key=kind):
+    for _, group in groupby(sorted(parts.model.sites(), key=kind), key=kind):
         alike = list(group)
         first, layer = alike[0], policy.get(alike[0].name, none)
-        why = parts.why_not(first)
-        table.add_row(
+        yield [
             pattern(first.name),
             str(len(alike)),
             first.role,
@@ -56,41 +76,37 @@ def describe(config: dict[str, Any]) -> None:
             spec_text(layer.activation),
             f"{sum(weight_storage_bits(s, spec) for s in alike for spec in layer.weights) / 8e6:.2f}",
             f"{sum(s.macs for s in alike) * layer.weight_bits * layer.operand_bits / 1e9:.1f}",
-            why or "",
-        )
-    operands = operand_rows(attentions, policy)
-    for row in operands:
-        table.add_row(*row)
-    console.print(table)
-    left = parts.run_time()
-    turns = len(parts.model.turns()) or 1
-    costs = ledger(parts.model.denoiser, sites, policy, attentions, left, turns)
-    full = ledger(parts.model.denoiser, sites, Policy(), attentions, turns=turns)
+            parts.why_not(first) or "",
+        ]
+
+
+def costs_text(parts: Setup, policy: Policy, costs: Ledger) -> str:
+    """How much is quantized, at how many bits, and what bytes and operations come to, beside full precision."""
+    sites, full = parts.model.sites(), parts.costs(Policy())
     bits = "—" if costs.weight_bits_quantized is None else f"{costs.weight_bits_quantized:.2f}"
     input_bits = "—" if costs.input_bits is None else f"{costs.input_bits:.2f}"
-    console.print(
+    return (
         f"{sum(s.name in policy for s in sites)} of {len(sites)} sites quantized, "
         f"{costs.quantized_share:.1%} of the parameters; "
         f"bits a weight, all counted: {bits} over those, {costs.weight_bits_model:.2f} over the model; "
         f"of an input: {input_bits}\n"
         f"{costs.model_bytes / 1e6:.2f} MB (16 bits: {full.model_bytes / 1e6:.2f}), "
-        f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})",
-        highlight=False,
+        f"{costs.bops / 1e9:.0f} GBitOps a sample and step (16 bits: {full.bops / 1e9:.0f})"
     )
-    console.print(memory_text(parts, build(config["model"])), highlight=False)
-    if parts.loaded is not None:
-        console.print(checkpoint_text(parts.loaded), highlight=False)
-    if parts.recipe and parts.recipe.transform:
-        for name, part in parts.recipe.transform.parts.items():
-            carriers = part.carriers(parts.model, parts.recipe.scope.select(sites))
-            console.print(f"transform {name}: {transform_text(carriers)}", highlight=False)
-        console.print(
+
+
+def transforms_text(parts: Setup, transform: Transform, scope: Scope, costs: Ledger) -> str:
+    """What the parts of a transform do to which sites' inputs, and what is left of them at run time."""
+    chosen = scope.select(parts.model.sites())
+    found = {name: part.carriers(parts.model, chosen) for name, part in transform.parts.items()}
+    return "\n".join(
+        [
+            *(f"transform {name}: {transform_text(carriers)}" for name, carriers in found.items()),
             f"  of all that is counted above, at run time: {costs.run_time_bytes / 1e3:.1f} kB of factors, signs and "
-            f"branches, {costs.run_time_bops / 1e9:.2f} GBitOps at {len({each.site.name for each in left})} layers",
-            highlight=False,
-        )
-    if parts.recipe and parts.recipe.search:
-        console.print(f"search: {parts.recipe.search.summary(parts.recipe, sites)}", highlight=False)
+            f"branches, {costs.run_time_bops / 1e9:.2f} GBitOps at "
+            f"{len({each.site.name for each in parts.run_time()})} layers",
+        ]
+    )
 
 
 def memory_text(parts: Setup, loader: Any) -> str:

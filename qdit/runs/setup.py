@@ -15,7 +15,7 @@ from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
-from qdit.ledger import RunTime
+from qdit.ledger import Ledger, RunTime, ledger
 from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.text import TextModel
@@ -65,6 +65,12 @@ class Setup:
             return []
         transform, names = found
         return transform.run_time(self.model, [site for site in self.model.sites() if site.name in set(names)])
+
+    def costs(self, policy: Policy) -> Ledger:
+        """The network's ledger under a policy, with what a transform leaves to be done to inputs."""
+        model, left = self.model, self.run_time() if policy else []
+        turns = len(model.turns()) or 1
+        return ledger(model.denoiser, model.sites(), policy, model.attentions(), left, turns)
 
     def why_not(self, site: Site) -> str | None:
         """Why a site stays in full precision; None if it is quantized."""
