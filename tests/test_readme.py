@@ -144,6 +144,7 @@ def workshop(tmp_path_factory, hub) -> Path:
     (root / "DiT-XL-2-256").symlink_to(hub["facebook/DiT-XL-2-256"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr("qdit.runs.stages.DIAGNOSED", 1)
         qdit(["eval=smoke", *("num_samples=4", "batch_size=4", "sampler.steps=2", "calibration.num_samples=8")], patch)
     shutil.copytree(root / "runs" / "default", root / "runs" / "q_dit")
     return root

@@ -33,7 +33,8 @@ def test_the_stock_pipeline_draws_what_is_asked_for():
     assert (places < 5).sum() >= 5, places.tolist()
 
 
-def test_a_run_needs_the_encoder_once(tmp_path, no_charts):
+def test_a_run_needs_the_encoder_once(tmp_path, no_charts, monkeypatch):
+    monkeypatch.setattr("qdit.runs.stages.DIAGNOSED", 1)  # takes longer than the rest
     folder = shutil.copytree(folder_of("embedded:emoji_pixart"), tmp_path / "mine")
     places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", f"model.path={folder}"]
     first = run(composed("model=emoji_pixart", *places, *SMALL))
