@@ -1,7 +1,7 @@
 """Keep what tables, figures and notebooks read of a study: records, values of single samples and thumbnails.
 
     python experiments/comparison/collect.py [--runs-dir runs] [--study methods]
-    python experiments/comparison/collect.py --study methods --to methods_again --add    # elsewhere
+    python experiments/comparison/collect.py --study methods --add             # beside the runs that are there
     python experiments/comparison/collect.py --digests          # of what is there, after a change by hand
 
 Copies the finished runs of the study into `results/<study>/` beside this file, in the layout of a runs folder, so that
