@@ -1,8 +1,8 @@
 """Keep what tables, figures and notebooks read of a study: records, values of single samples and thumbnails.
 
     python experiments/comparison/collect.py [--runs-dir runs] [--study methods]
-    python experiments/comparison/collect.py --study methods --add             # beside the runs that are there
-    python experiments/comparison/collect.py --digests          # of what is there, after a change by hand
+    python experiments/comparison/collect.py --add         # beside the runs that are there
+    python experiments/comparison/collect.py --digests     # of what is there, after a change by hand
 
 Copies the finished runs of the study into `results/<study>/` beside this file, in the layout of a runs folder, so that
 `qdit-table --runs-dir experiments/comparison/results` reads them as it reads `runs`. Beside them stands `digests.json`,
@@ -26,11 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--study", default="methods")
-    parser.add_argument("--to", help="name of the folder in results/ (default: the study's)")
     parser.add_argument("--add", action="store_true", help="keep the other runs that are there, and full precision")
     parser.add_argument("--digests", action="store_true", help="only write the digests of what is there again")
     arguments = parser.parse_args()
-    kept = Path(__file__).with_name("results") / (arguments.to or arguments.study)
+    kept = Path(__file__).with_name("results") / arguments.study
     if not arguments.digests:
         collect(arguments.runs_dir, arguments.study, kept, arguments.add)
     write_json(kept / DIGESTS, digests(kept))
