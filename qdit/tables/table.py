@@ -21,7 +21,7 @@ MISSING = "—"
 FULL = "full precision"
 UNCERTAIN = "n.s."
 HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
-_BITS = ("weight_bits_quantized", "weight_bits", "input_bits")  # effective ones; records of before have no input_bits
+_BITS = ("weight_bits_quantized", "weight_bits", "input_bits")  # effective ones
 _LEDGER = ("model_mb", "executed")
 _KEY_LABELS = {"quantizer": "quantizer", "bits": "bits", "seed": "seed", PROTOCOL: "protocol"}
 
@@ -165,7 +165,7 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
 
 def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None) -> list[Column]:
     shown = {quantity.column for quantity in quantities}
-    effective = _BITS if any(row.get("input_bits") is not None for row in summary.rows) else ("weight_bits",)
+    effective = _BITS if _bits_are_known(summary) else ("weight_bits",)
     if column_key is None:
         ledger = [cost_quantity(name) for name in (*effective, *_LEDGER) if name not in shown]
         return [(quantity, None) for quantity in [*quantities, *ledger]]
@@ -174,6 +174,12 @@ def _columns(summary: Summary, quantities: list[Quantity], column_key: str | Non
     values = {select.shown(row[column_key]): select.sort_key(column_key, row[column_key]) for row in quantized}
     order = sorted(values, key=lambda value: values[value])
     return [(quantity, value) for quantity in [*quantities, *ledger] for value in order]
+
+
+def _bits_are_known(summary: Summary) -> bool:
+    """Whether inputs can be compared by their bits, too: records of before have none."""
+    counted = [r for r in summary.rows if r["quantizer"] != select.FULL_PRECISION and r.get("weight_bits") is not None]
+    return bool(counted) and all(row.get("input_bits") is not None for row in counted)
 
 
 def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
