@@ -6,6 +6,7 @@ samples are read from disk, and metrics that a record holds already are not comp
 
 import gc
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
+    if "torch" not in sys.modules:
+        log.info("%s: loading torch and %s", config["name"], config["model"]["name"])
     from qdit.execution import attending, executing, tune_cpu
     from qdit.runs import external, setup
 

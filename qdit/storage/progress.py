@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal; in a log, a line every ten seconds. Imports no torch."""
+"""How far long work is: a bar in a terminal; in a log, a line before ten seconds of silence. Imports no torch."""
 
 import logging
 import sys
@@ -10,21 +10,32 @@ from tqdm import tqdm
 
 log = logging.getLogger("qdit")
 _T = TypeVar("_T")
-SECONDS = 10.0
-"""Between two lines, and before the first: what is done sooner says nothing."""
+SECONDS = 8.0
+"""Of silence before a line, so that with a step of the work it is not ten; what is done sooner says nothing."""
 SHAPE = "  {desc}: {percentage:3.0f}% of {total} [{elapsed}, {remaining} left, {rate_fmt}]"
 
 
-class _Lines:
-    """What a bar is written to where there is no terminal: of its states, one in ten seconds becomes a line."""
+class _Heard(logging.Filter):
+    """When the log last said something, whatever it was."""
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
+    at = time.monotonic()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the time of each line, and the line."""
+        self.at = time.monotonic()
+        return True
+
+
+HEARD = _Heard()
+log.addFilter(HEARD)
+
+
+class _Lines:
+    """What a bar is written to where there is no terminal: a state of it becomes a line if the log was silent."""
 
     def write(self, text: str) -> None:
         """Log a state, if it is time."""
-        if text.strip() and time.monotonic() - self.last >= SECONDS:
-            self.last = time.monotonic()
+        if text.strip() and time.monotonic() - HEARD.at >= SECONDS:
             log.info("%s", text.strip("\r\n").rstrip())
 
     def flush(self) -> None:

@@ -11,23 +11,27 @@ def clock(monkeypatch):
     """A clock of the test's own; tqdm's keeps going."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.HEARD, "at", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     return now
 
 
-def test_a_line_every_ten_seconds_and_none_of_what_is_short(clock, caplog, capsys):
+def test_a_line_before_ten_seconds_of_silence_and_none_of_what_is_short(clock, caplog, capsys):
     caplog.set_level("INFO", logger="qdit")
     for _ in progress(range(4), desc="rounding", unit="block"):
         clock[0] += 1
     assert not caplog.messages
+    module.log.info("rounded")  # which breaks the silence
     bar = progress(total=100, desc="sampling", unit="image")
     for _ in range(10):
         clock[0] += 4
         bar.update(10)
         bar.refresh()
     bar.close()
-    assert [line.split("%")[0] for line in caplog.messages] == ["  sampling:  30", "  sampling:  60", "  sampling:  90"]
-    assert "of 100 [" in caplog.messages[0]
+    assert [line.split("%")[0] for line in caplog.messages[1:]] == [
+        f"  sampling: {at:3}" for at in (20, 40, 60, 80, 100)
+    ]
+    assert "of 100 [" in caplog.messages[1]
     shown = capsys.readouterr()
     assert not shown.out
     assert "\r" not in shown.err
