@@ -40,11 +40,13 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if (records := finished(configs)) is not None:
         log.info("%s: done already, nothing to do (overwrite=true computes it again)", run_dir(config).path)
         return records[-1]
-    if "torch" not in sys.modules:
-        log.info("%s: loading torch and %s", config["name"], config["model"]["name"])
+    if first := "torch" not in sys.modules:
+        log.info("loading torch")
     from qdit.execution import attending, executing, tune_cpu
     from qdit.runs import external, setup
 
+    if first:
+        log.info("loading %s", config["model"]["name"])
     tune_cpu()
     parts = (external if is_external(config) else setup).assemble(config)
     for key in ("runs_dir", "cache_dir"):
