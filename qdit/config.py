@@ -4,7 +4,7 @@ Imports no torch by itself; building imports what the targets need.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any, Literal, get_type_hints
 
@@ -24,6 +24,20 @@ COMPONENTS = (
 )
 """The config groups that a recipe picks its parts from."""
 RECIPE_KEYS = (*COMPONENTS, "bits")
+NEUTRAL: Mapping[str, Any] = {
+    "model.vae_revision": None,
+    "repair": {"name": "none"},
+    **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
+    "rounding.units": "blocks",
+    "rounding.scale_aware": False,
+    **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
+    **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
+    "activation.range.scheme": "fixed",
+    **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise", "attention.balance"), False),
+    "activation.columns": "joined",
+    **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
+}
+"""New keys by their dotted path in the config, with their neutral value."""
 _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _KEYS = {

@@ -12,10 +12,11 @@ again, and none is taken for another:
 Imports no torch: a finished run is recognised at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qdit.config import NEUTRAL
 from qdit.model.roles import DIT, ROLES
 from qdit.quant.named import owned
 
@@ -123,21 +124,6 @@ VERSIONS: tuple[Version, ...] = (
     Version("density", 2, "features are compared by their products in float64, probe by probe", _compares_features),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
-
-NEUTRAL: Mapping[str, Any] = {
-    "model.vae_revision": None,
-    "repair": {"name": "none"},
-    **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
-    "rounding.units": "blocks",
-    "rounding.scale_aware": False,
-    **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
-    **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
-    "activation.range.scheme": "fixed",
-    **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise", "attention.balance"), False),
-    "activation.columns": "joined",
-    **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
-}
-"""New keys by their dotted path in the config, with their neutral value."""
 
 
 def versions(config: Tree) -> dict[str, int]:
