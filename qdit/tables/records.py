@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from qdit.config import NEUTRAL
 from qdit.errors import UserError, visible
 from qdit.storage.names import fits
 from qdit.storage.record_check import wrong
@@ -127,8 +128,20 @@ def _skipped(path: Path, why: str) -> None:
     print(visible(f"{path}: damaged, skipped ({why})"), file=sys.stderr)
 
 
+def _as_now(config: dict[str, Any]) -> dict[str, Any]:
+    """A record's config with the keys that it is too old for, at the values that stand for what was then."""
+    newer: dict[str, Any] = {}
+    for path, value in NEUTRAL.items():
+        group = path.rpartition(".")[0]
+        if not group or any(key.rpartition(".")[0] == group for key in config):
+            newer |= (
+                {f"{path}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {path: value}
+            )
+    return {key: value for key, value in newer.items() if value is not None} | config
+
+
 def _row(record: dict[str, Any]) -> dict[str, Any]:
-    config, cost = record.get("config") or {}, record.get("cost") or {}
+    config, cost = _as_now(record.get("config") or {}), record.get("cost") or {}
     row = {
         "quantizer": config.get("quantizer.name"),
         "bits": config.get("bits.name"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from qdit.config import NEUTRAL, RECIPE_KEYS
+from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
@@ -211,13 +211,8 @@ def _is_recipe(key: str, seeds: str) -> bool:
 def _split(group: list[Row], key: str) -> list[list[Row]]:
     parts: dict[str, list[Row]] = defaultdict(list)
     for row in group:
-        parts[shown(_told(row, key))].append(row)
+        parts[shown(row.get(key))].append(row)
     return list(parts.values())
-
-
-def _told(row: Row, key: str) -> object:
-    """A key's value; of a record that is older than the key, the value that stands for what was then."""
-    return NEUTRAL.get(key) if _missing(row.get(key)) else row.get(key)
 
 
 def _count(number: int, noun: str) -> str:

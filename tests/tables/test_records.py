@@ -5,7 +5,7 @@ from helpers.fake_records import failed, metric, record, write
 
 from qdit.errors import UserError
 from qdit.storage.record_check import wrong
-from qdit.tables import build_table, load_results, render
+from qdit.tables import build_table, load_results, render, where
 
 
 def test_one_row_a_run_with_metrics_costs_and_config(runs):
@@ -105,3 +105,17 @@ def test_a_study_whose_runs_all_failed_shows_why(tmp_path):
     text = render(build_table(load_results(tmp_path)), "markdown")
     assert "[1] rtn-w8a8, seed 0: no such folder" in text
     assert text.count("| rtn") == 2
+
+
+def test_records_older_than_a_key_are_not_told_apart_by_what_was_then(tmp_path):
+    """Of a key in a group that they have, of one in a new group, and where a condition names the key."""
+    recipe = {"activation.name": "token", "activation.range.name": "minmax", "calibration.seed": 0}
+    newer = {"activation.columns": "joined", "activation.range.scheme": "fixed", "repair.name": "none"}
+    old = record("q_dit", "w4a8", {"sqnr": metric(20.0, 1.0)}, config=recipe)
+    new = record("q_dit", "w4a8", {"sqnr": metric(22.0, 1.0)}, config=recipe | newer | {"calibration.seed": 1})
+    frame = load_results(write(tmp_path / "runs", old, new))
+    assert build_table(frame).n_keys == 2  # quantizer and bits
+    assert len(build_table(frame).rows) == 1
+    assert len(where(frame, ["activation.columns=joined", "repair.name=none"])) == 2
+    other = record("q_dit", "w4a8", {"sqnr": metric(25.0, 1.0)}, config=recipe | newer | {"repair.name": "bias"})
+    assert len(build_table(load_results(write(tmp_path / "more", old, new, other))).rows) == 2

@@ -4,7 +4,7 @@ import pytest
 
 from qdit.errors import UserError
 from qdit.tables import load_results, where
-from qdit.tables.select import at_bits, splitting_keys
+from qdit.tables.select import at_bits
 
 
 def test_where_keeps_the_full_precision_of_what_is_left(runs):
@@ -42,10 +42,3 @@ def test_at_bits_keeps_what_costs_alike_with_its_full_precision(runs):
 def test_at_bits_refuses_with_advice(runs, span, message):
     with pytest.raises(UserError, match=message):
         at_bits(load_results(runs), span)
-
-
-def test_records_older_than_a_key_are_not_told_apart_by_what_was_then():
-    rows = [{"quantizer": "q_dit"}, {"quantizer": "q_dit", "activation.columns": "joined"}]
-    assert splitting_keys(rows, ["quantizer"], "mean") == []
-    rows.append({"quantizer": "q_dit", "activation.columns": "own"})
-    assert splitting_keys(rows, ["quantizer"], "mean") == ["activation.columns"]
