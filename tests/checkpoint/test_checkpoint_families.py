@@ -1,13 +1,9 @@
-"""Every recipe on text to image and text to video, from end to end at W4A8, and what was saved is reloaded.
-
-By a fresh process in the slow cells; by this one in the quick ones, as other tests have fresh processes of each kind.
-"""
+"""Every recipe on text to image and text to video, from end to end at W4A8; a fresh process reloads what was saved."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,12 +40,12 @@ QUICK = [("pixart_sigma", "rtn"), ("pixart_sigma", "quarot_rtn"), ("latte", "qua
 QUICK += [("cogvideox_2b", "rtn"), ("cogvideox_5b", "quarot_rtn"), ("ltx", "rtn"), ("wan_2_2_5b", "quarot_rtn")]
 QUICK += [("hunyuan_video", "rtn"), ("sana", "tq_dit"), ("qwen_image", "quarot_rtn"), ("wan_2_2_a14b", "vidit_q")]
 LATER = ("wan_2_2_5b", "wan_2_2_a14b", "sana", "qwen_image", *CLIPS)
-PARTS = [
-    pytest.param([(family, name) for name in names], id=f"{family}-{names[0]}")
+PARTS = [pytest.param(QUICK, id="quick")] + [
+    pytest.param([(family, name) for name in names], marks=pytest.mark.slow, id=f"{family}-{names[0]}")
     for family in FAMILIES
     for names in ([NAMED] if family in LATER else [RECIPES[n : n + 5] for n in range(0, len(RECIPES), 5)])
 ]
-"""The cells of a test each."""
+"""Cells of one test each, whose reload shares a process: to start one takes longer than a cell."""
 SIZES = {"flux_dev": ["model.size=16"], "qwen_image": ["model.size=64"]}
 SIZES |= {key: ["model.frames=5", "model.height=32", "model.width=32"] for key in (*WANS, *CLIPS)}
 SIZES["wan_2_2_a14b"] += ["sampler.steps=4"]  # two for each network, as recipes have two groups of steps
@@ -101,24 +97,8 @@ def small(*words: str) -> list[str]:
     return [f"{key}={value}" for key, value in SMALL.items() if (OmegaConf.select(config, key) or 0) > value]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cells", PARTS)
 def test_recipes_are_saved_and_reload_in_a_fresh_process_with_equal_samples(cells, root, no_charts):
-    """A process is shared by the cells of a test: to start one takes longer than a cell."""
-    tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    command = [sys.executable, "-c", FRESH]
-
-    def fresh(cells: list[list[str]]) -> None:
-        subprocess.run(command, input=json.dumps(cells), text=True, check=True, env=os.environ | tests)
-
-    saved_and_reloaded(cells, root, fresh)
-
-
-def test_each_family_is_saved_and_reloads_with_equal_samples(root, no_charts):
-    saved_and_reloaded(QUICK, root, lambda cells: [running.run(composed(*words)) for words in cells])
-
-
-def saved_and_reloaded(cells: list[tuple[str, str]], root: Path, reload: Callable[[list[list[str]]], object]) -> None:
     places = [f"runs_dir={root / 'runs'}", f"cache_dir={root / 'cache'}", f"dataset.file={root / 'prompts.txt'}"]
     made: dict[str, Path] = {}
     again: list[list[str]] = []
@@ -136,7 +116,10 @@ def saved_and_reloaded(cells: list[tuple[str, str]], root: Path, reload: Callabl
         clips = [file for file in ("samples.mp4", "samples_moving.png") if (folder / file).is_file()]
         assert len(clips) == (family in ("latte", *WANS, *CLIPS))
         again.append([*protocol, "quantizer=load", f"quantizer.path={folder}"])
-    reload(again)
+    tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    subprocess.run(
+        [sys.executable, "-c", FRESH], input=json.dumps(again), text=True, check=True, env=os.environ | tests
+    )
     loaded = {}
     for folder in root.glob("runs/default/load-*"):
         record = json.loads((folder / "result.json").read_text())
