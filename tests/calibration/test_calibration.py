@@ -170,3 +170,16 @@ def test_a_narrow_normal_still_gives_different_steps():
 def test_impossible_values_are_refused(kind, wrong, message):
     with pytest.raises(UserError, match=message):
         make(kind, **wrong)
+
+
+@pytest.mark.parametrize("shift", [3.0, 5.0, 12.0])
+def test_networks_that_take_turns_share_the_points_fairly(shift):
+    """At the numbers of Wan 2.2 A14B: each sees all of its steps, all trajectories, and the null class half of the time."""
+    sigma = torch.linspace(1, 0, 41)[:-1]
+    times = 1000 * shift * sigma / (1 + (shift - 1) * sigma)
+    points = UniformCalibration(num_samples=128, per_trajectory=4, null_share=0.5, batch_size=32).choose(40, 0, 0.5)
+    for takes in (times >= 875, times < 875):
+        own = [point for point in points if takes[point.step]]
+        assert {point.step for point in own} == set(takes.nonzero().flatten().tolist())
+        assert {point.trajectory for point in own} == set(range(32))
+        assert 0.35 < np.mean([point.null for point in own]) < 0.65
