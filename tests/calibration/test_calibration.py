@@ -174,7 +174,7 @@ def test_impossible_values_are_refused(kind, wrong, message):
 
 @pytest.mark.parametrize("shift", [3.0, 5.0, 12.0])
 def test_networks_that_take_turns_share_the_points_fairly(shift):
-    """At the numbers of Wan 2.2 A14B: each sees all of its steps, all trajectories, and the null class half of the time."""
+    """At the numbers of Wan 2.2 A14B: each sees all of its steps, all trajectories, half of the time the null class."""
     sigma = torch.linspace(1, 0, 41)[:-1]
     times = 1000 * shift * sigma / (1 + (shift - 1) * sigma)
     points = UniformCalibration(num_samples=128, per_trajectory=4, null_share=0.5, batch_size=32).choose(40, 0, 0.5)
