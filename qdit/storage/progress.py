@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 log = logging.getLogger("qdit")
 _T = TypeVar("_T")
-SECONDS = 8.0
+SECONDS = 7.0
 """Of silence before a line, so that with a step of the work it is not ten; what is done sooner says nothing."""
 SHAPE = "  {desc}: {percentage:3.0f}% of {total} [{elapsed}, {remaining} left, {rate_fmt}]"
 
