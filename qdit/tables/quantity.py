@@ -96,7 +96,7 @@ def cost_quantity(column: str) -> Quantity:
 
 
 def show(value: float, error: float | None, quantity: Quantity) -> str:
-    """Print `value ± error` in the quantity's unit, with one decimal more where the error would round to nothing."""
+    """Print `value ± error` in the quantity's unit, with up to three decimals more where the error would be 0."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     scaled = value * quantity.factor
@@ -104,6 +104,6 @@ def show(value: float, error: float | None, quantity: Quantity) -> str:
     if error is None:
         return f"{scaled:.{decimals}f}"
     spread = error * quantity.factor
-    if 0 < spread < 0.5 * 10**-decimals:
+    while 0 < spread < 0.5 * 10**-decimals and decimals < quantity.decimals + 3:
         decimals += 1
     return f"{scaled:.{decimals}f} ± {spread:.{decimals}f}"

@@ -7,6 +7,7 @@ from helpers.fake_records import PROTOCOL, cells, column, fid, metric, record, w
 
 from qdit.errors import UserError
 from qdit.tables import build_table, floor, load_results, render
+from qdit.tables.quantity import metric_quantity, show
 
 
 def test_long_table_order_and_missing_values(runs):
@@ -120,3 +121,17 @@ def test_one_run_in_two_studies_is_one_row(tmp_path):
     write(tmp_path, first, second, record("fp", "w16a16", {}, study="a"), record("fp", "w16a16", {}, study="b"))
     table = build_table(load_results(tmp_path))
     assert column(table, "SQNR") == {("full precision", "w16a16"): "—", ("rtn", "w8a8"): "41.0"}
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (0.004, "0.994 ± 0.004"),
+        (0.0004, "0.9939 ± 0.0004"),
+        (0.00003, "0.99391 ± 0.00003"),
+        (4e-9, "0.993913 ± 0.000000"),
+        (0.0, "0.994 ± 0.000"),
+    ],
+)
+def test_an_error_has_as_many_decimals_as_show_it(error, shown):
+    assert show(0.993913, error, metric_quantity("ssim", True)) == shown
