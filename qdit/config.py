@@ -38,6 +38,12 @@ NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
 }
 """New keys by their dotted path in the config, with their neutral value."""
+DIT = "qdit.model.dit.DiT"
+FOREIGN = (
+    *("cross_q", "cross_kv", "cross_out", "text_qkv", "text_out", "text_up", "text_down", "image_kv"),
+    *("parallel_in", "parallel_out", "modulation", "refiner"),
+)
+"""Roles of layers that a class-conditional DiT does not have: a scope that names them is the same scope there."""
 _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _KEYS = {
@@ -46,6 +52,12 @@ _KEYS = {
     "execution": Literal["auto", "int8", "simulated"],
     "dtype": Literal["float32", "bfloat16", "float16"],
 }
+
+
+def scope_of_a_dit(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """A scope's config without what it names for other families: their roles, and their last layer, `proj_out`."""
+    kept = {"roles": FOREIGN, "include": ("proj_out",)}
+    return {**scope} | {key: [each for each in scope[key] if each not in foreign] for key, foreign in kept.items()}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

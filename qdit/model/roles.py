@@ -47,8 +47,6 @@ KIN = {
 """What a role of other families is like, of those that a DiT has: so a list of these serves the other families, too."""
 TOGETHER = {"cross_qkv": ("cross_q", "cross_kv")}
 """Names that stand for several roles."""
-DIT = frozenset({"qkv", "attn_out", "ffn_up", "ffn_down", "adaln", "embedder", "final"})
-"""The roles of a class-conditional DiT: what else a scope names is nothing to it."""
 
 Patterns = Sequence[tuple[str, str]]
 INSIDE: Patterns = (

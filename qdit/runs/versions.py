@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qdit.config import NEUTRAL
-from qdit.model.roles import DIT, ROLES
+from qdit.config import DIT, NEUTRAL, scope_of_a_dit
 from qdit.quant.named import owned
 
 Tree = dict[str, Any]
@@ -93,7 +92,7 @@ def _code_book_of_a_batch(config: Tree) -> bool:
 
 def _like_a_named_role(config: Tree) -> bool:
     """Whether some roles have grids of their own, in a family where others are like these."""
-    return bool(config["weight"].get("by_role")) and config.get("model", {}).get("_target_") != _DIT
+    return bool(config["weight"].get("by_role")) and config.get("model", {}).get("_target_") != DIT
 
 
 def _has_exponents(config: Tree) -> bool:
@@ -111,7 +110,6 @@ def _compares_features(config: Tree) -> bool:
     return "DensityCalibration" in _targets(config["calibration"])
 
 
-_DIT = "qdit.model.dit.DiT"
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
@@ -139,11 +137,8 @@ def versioned(chosen: Tree, config: Tree) -> Tree:
         config: the whole resolved config.
     """
     kept = without_neutral(chosen)
-    if "scope" in kept and config.get("model", {}).get("_target_") == _DIT:
-        scope = kept["scope"]
-        roles = [role for role in scope["roles"] if role not in ROLES or role in DIT]
-        include = [pattern for pattern in scope["include"] if pattern != "proj_out"]
-        kept["scope"] = scope | {"roles": roles, "include": include}
+    if "scope" in kept and config.get("model", {}).get("_target_") == DIT:
+        kept["scope"] = scope_of_a_dit(kept["scope"])
     return kept | {"versions": found} if (found := versions(config)) else kept
 
 

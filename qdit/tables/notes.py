@@ -50,19 +50,20 @@ def _seeds(summary: Summary) -> str:
     """Which rows are means over seeds, and what their ± is."""
     rows = [row for row in summary.rows if row["seeds"] and row["quantizer"] != select.FULL_PRECISION]
     counts_of: dict[str, set[int]] = {}
+    bits_of: dict[str, list[str]] = {}  # of the means
     for row in rows:
         counts_of.setdefault(row["quantizer"], set()).add(row["seeds"])
-    names: dict[int, list[str]] = {}
-    for row in rows:
-        apart = f" at {row['bits']}" if len(counts_of[row["quantizer"]]) > 1 else ""
-        names.setdefault(row["seeds"], []).append(f"{row['quantizer']}{apart}")
-    several = {count: sorted(set(found)) for count, found in sorted(names.items()) if count > 1}
-    counts = " or ".join(map(str, several)) or "several"
-    if len(names) < 2:
-        return f"Mean ± standard deviation over {counts} seeds."
+        if row["seeds"] > 1:
+            bits_of.setdefault(row["quantizer"], []).append(row["bits"])
+    counts = " or ".join(map(str, sorted({count for found in counts_of.values() for count in found if count > 1})))
+    means = f"Mean ± standard deviation over {counts or 'several'} seeds"
+    if len({count for found in counts_of.values() for count in found}) < 2:
+        return f"{means}."
+    alike: dict[str, list[str]] = {}
+    for name, bits in sorted(bits_of.items()):
+        alike.setdefault(f" at {', '.join(bits)}" if len(counts_of[name]) > 1 else "", []).append(name)
     return (
-        f"Mean ± standard deviation over {counts} seeds: {', '.join(n for found in several.values() for n in found)}; "
-        "other rows: ± one standard error."
+        f"{means}: {'; '.join(', '.join(names) + at for at, names in alike.items())}; other rows: ± one standard error."
     )
 
 

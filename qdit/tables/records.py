@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from qdit.config import NEUTRAL
+from qdit.config import DIT, NEUTRAL, scope_of_a_dit
 from qdit.errors import UserError, visible
 from qdit.storage.names import fits
 from qdit.storage.record_check import wrong
@@ -129,7 +129,10 @@ def _skipped(path: Path, why: str) -> None:
 
 
 def _as_now(config: dict[str, Any]) -> dict[str, Any]:
-    """A record's config with the keys that it is too old for, at the values that stand for what was then."""
+    """A record's config with the keys that it is too old for, at the values that stand for what was then.
+
+    A scope is that of the model's family, as in run ids: recipes came to name roles that a DiT does not have.
+    """
     newer: dict[str, Any] = {}
     for path, value in NEUTRAL.items():
         group = path.rpartition(".")[0]
@@ -137,6 +140,9 @@ def _as_now(config: dict[str, Any]) -> dict[str, Any]:
             newer |= (
                 {f"{path}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {path: value}
             )
+    scope = {key: config.get(f"scope.{key}") for key in ("roles", "include")}
+    if config.get("model._target_") == DIT and all(isinstance(each, list) for each in scope.values()):
+        config = config | {f"scope.{key}": each for key, each in scope_of_a_dit(scope).items()}
     return {key: value for key, value in newer.items() if value is not None} | config
 
 

@@ -119,3 +119,19 @@ def test_records_older_than_a_key_are_not_told_apart_by_what_was_then(tmp_path):
     assert len(where(frame, ["activation.columns=joined", "repair.name=none"])) == 2
     other = record("q_dit", "w4a8", {"sqnr": metric(25.0, 1.0)}, config=recipe | newer | {"repair.name": "bias"})
     assert len(build_table(load_results(write(tmp_path / "more", old, new, other))).rows) == 2
+
+
+def test_a_scope_that_names_roles_of_other_families_is_the_same_scope_on_a_dit(tmp_path):
+    """Records came to name them when the families came; elsewhere they tell recipes apart."""
+
+    def lines(model, place):
+        recipe = {"model._target_": model, "scope.include": []}
+        old = record(
+            "q_dit", "w4a8", {"sqnr": metric(20.0)}, config=recipe | {"scope.roles": ["qkv"], "calibration.seed": 0}
+        )
+        more = {"scope.roles": ["qkv", "cross_q"], "calibration.seed": 1}
+        new = record("q_dit", "w4a8", {"sqnr": metric(22.0)}, config=recipe | more)
+        return len(build_table(load_results(write(tmp_path / place, old, new))).rows)
+
+    assert lines("qdit.model.dit.DiT", "dit") == 1
+    assert lines("qdit.model.pixart.PixArt", "pixart") == 2
