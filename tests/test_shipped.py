@@ -1,10 +1,12 @@
 """The comparison that is shipped: complete, under one protocol, and what the documents show of it."""
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
 from qdit.assets import CONF
-from qdit.cli import table
+from qdit.cli import report, table
 from qdit.tables import load_results
 
 ROOT = CONF.parent
@@ -36,3 +38,14 @@ def test_documents_show_what_is_shipped(path, tmp_path, monkeypatch):
     again.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     assert table.main(["--write", str(again)]) == 0
     assert again.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), f"qdit-table --write {path.name}"
+
+
+def test_the_page_of_the_comparison_shows_what_is_shipped(tmp_path, monkeypatch):
+    """But for the bytes of pictures, which are of their encoder, and the line that says what made the page."""
+    monkeypatch.chdir(ROOT)
+    again = tmp_path / "page.html"
+    words = ["methods", "--runs-dir", "experiments/comparison/results", "--output"]
+    assert report.main([*words, str(again)]) == 0
+    changing = re.compile(r'\{"url": [^}]*\}|<p>This page: [^<]*</p>')
+    old, new = (changing.sub("", file.read_text("utf-8")) for file in (ROOT / "docs/comparison.html", again))
+    assert new == old, f"qdit-report {' '.join(words)} docs/comparison.html"
