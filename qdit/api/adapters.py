@@ -114,6 +114,8 @@ def _defaults(pipe: Any, model: LoadedText, words: tuple[str, ...]) -> list[str]
         return found
     values = {"steps": own.get("num_inference_steps"), "guidance": own.get(model.guidance_word)}
     told = [f"sampler.{key}={value.default}" for key, value in values.items() if value is not None]
+    if pipe.config.get("is_distilled"):  # a pipeline whose call ignores its scale then
+        told.append("sampler.guidance=1")
     return [*found, "sampler=pixart", "sampler.name=pipeline", *told]
 
 

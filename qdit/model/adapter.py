@@ -25,6 +25,7 @@ FAMILIES = {
     "LatteTransformer3DModel": "qdit.model.latte.LoadedLatte",
     "SD3Transformer2DModel": "qdit.model.sd3.LoadedSD3",
     "FluxTransformer2DModel": "qdit.model.flux.LoadedFlux",
+    "Flux2Transformer2DModel": "qdit.model.flux2.LoadedFlux2",
     "WanTransformer3DModel": "qdit.model.wan.LoadedWan",
     "QwenImageTransformer2DModel": "qdit.model.qwen_image.LoadedQwenImage",
     "SanaTransformer2DModel": "qdit.model.sana.LoadedSana",

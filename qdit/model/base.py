@@ -129,6 +129,8 @@ class Fold:
     """Every site that reads what the sources make, in forward order."""
     mixing: int = 1
     """Channels, in runs of this many, that may be mixed too: a head's width for values, 1 where only scales fold."""
+    shifts: bool = True
+    """Whether a shift of the input folds too: not where a gate multiplies what the sources make."""
 
     @property
     def layers(self) -> str:

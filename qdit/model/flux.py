@@ -87,9 +87,7 @@ class LoadedFlux(LoadedPacked):
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """See `Loaded`; what closes a single block reads the attention's output, and beside it the feed-forward's."""
         sites, attentions = super().structure(denoiser)
-        config: Any = denoiser.config
-        width = config.num_attention_heads * config.attention_head_dim
-        return [replace(s, second=width) if s.role == "parallel_out" else s for s in sites], attentions
+        return with_parts(sites, denoiser), attentions
 
     def denoise(
         self, x: Float[Tensor, "B C h w"], t: Real[Tensor, " B"], y: Int[Tensor, " B"]
@@ -115,6 +113,20 @@ def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
     options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
     rows, pooled, _ = pipe.encode_prompt(prompts, None, **options)
     return {"encoder_hidden_states": rows, "pooled_projections": pooled}
+
+
+def with_parts(sites: list[Site], denoiser: nn.Module, gated: tuple[str, ...] = ()) -> list[Site]:
+    """The sites, with what closes a single block known to read an attention's output and a feed-forward's beside it.
+
+    Args:
+        sites: as they were derived.
+        denoiser: the network.
+        gated: roles of the sites that read a product with a gate.
+    """
+    config: Any = denoiser.config
+    width = config.num_attention_heads * config.attention_head_dim
+    known = (replace(site, gated=site.role in gated) for site in sites)
+    return [replace(site, second=width) if site.role == "parallel_out" else site for site in known]
 
 
 def packed(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens C*4"]:

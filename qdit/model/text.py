@@ -160,7 +160,7 @@ class TextModel(Checked, ABC):
         about = [known, type(self).__name__, self.text_length, self.text_dtype]
 
         def load() -> Encoder:
-            ends = ("json", "safetensors", "model", "txt")  # never a pickle
+            ends = ("json", "safetensors", "model", "txt", "jinja")  # never a pickle
             wanted = [
                 "model_index.json",
                 *(f"{part}*/*.{end}" for part in PARTS for end in ends),

@@ -25,6 +25,7 @@ MODEL_TYPES = {
     "UMT5EncoderModel": ("UMT5", ("umt5",)),
     "LlamaModel": ("Llama", ("llama",)),
     "Qwen2_5_VLForConditionalGeneration": ("Qwen2.5-VL", ("qwen2_5_vl",)),
+    "Qwen3ForCausalLM": ("Qwen3", ("qwen3",)),
     "Gemma2Model": ("Gemma 2", ("gemma2",)),
     "CLIPTextModel": ("CLIP", ("clip_text_model", "clip")),
     "CLIPTextModelWithProjection": ("CLIP", ("clip_text_model", "clip")),

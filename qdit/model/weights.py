@@ -17,6 +17,7 @@ MODULE = "diffusion_pytorch_model"
 """How diffusers calls the weights of its modules; transformers calls them `model`."""
 ENCODER = "model"
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_COUNTER = ".num_batches_tracked"  # of a batch norm, a whole number
 
 
 def weight_files(folder: Path, stem: str = MODULE) -> tuple[str | None, list[Path]]:
@@ -84,7 +85,8 @@ def shapes(folder: Path, stem: str = MODULE) -> dict[str, tuple[int, ...]]:
                 found |= {key: tuple(piece.get_shape()) for key, piece in slices.items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged ({error}). Copy or download it again") from error
-        if foreign := [f"{key} ({kind})" for key, kind in types.items() if kind not in _FLOATS]:
+        whole = {key: kind for key, kind in types.items() if kind not in _FLOATS and not key.endswith(_COUNTER)}
+        if foreign := [f"{key} ({kind})" for key, kind in whole.items()]:
             raise UserError(
                 f"{file}: {len(foreign)} of {len(types)} tensors are not in floating point, such as {foreign[0]}. The "
                 "model is quantized already; give the original"

@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,7 @@ from qdit.model.base import DiffusionModel, Fold, Site, Source
 from qdit.nn.basis import Branch, Rotation, Scale, Shift
 from qdit.nn.linear import QuantLinear, matrix
 from qdit.transform.base import Folded, Rewrite, Transform
-from qdit.transform.inputs import Input, chosen_inputs, folded_into, role_problems
+from qdit.transform.inputs import Input, carriers_of, chosen_inputs, fold_of, role_problems
 
 
 class Draft:
@@ -190,6 +190,9 @@ class Drafted(ABC):
             cross-attention and of a text go with those that they are like (`KIN`).
     """
 
+    shifting: ClassVar[bool] = False
+    """Whether inputs are shifted, which not every fold takes."""
+
     name: str
     roles: list[str]
 
@@ -212,7 +215,12 @@ class Drafted(ABC):
 
     def carriers(self, model: DiffusionModel, sites: list[Site]) -> dict[str, str | None]:
         """See `Transform`: what is done to an input's channels is folded into its sources, if a fold makes it."""
-        return folded_into(model, self.inputs(model, sites))
+        return carriers_of({each: self.fold(model, each) for each in self.inputs(model, sites)})
+
+    def fold(self, model: DiffusionModel, read: Input) -> Fold | None:
+        """The fold that takes what is done to an input, if there is one."""
+        found = fold_of(model, read)
+        return None if found is not None and self.shifting and not found.shifts else found
 
     @abstractmethod
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:

@@ -46,11 +46,6 @@ def fold_of(model: DiffusionModel, read: Input) -> Fold | None:
     return next((fold for fold in model.folds() if fold.readers == names), None)
 
 
-def folded_into(model: DiffusionModel, inputs: list[Input]) -> dict[str, str | None]:
-    """By quantized reader, the layers into which a change of its input's channels can be folded, or None."""
-    return carriers_of({each: fold_of(model, each) for each in inputs})
-
-
 def carriers_of(folds: Mapping[Input, Fold | None]) -> dict[str, str | None]:
     """By quantized reader of each input, the layers of its fold; None where it has none."""
     return {site.name: fold.layers if fold else None for each, fold in folds.items() for site in each.quantized}

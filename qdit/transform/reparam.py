@@ -27,7 +27,7 @@ from qdit.nn.basis import Scale, Shift
 from qdit.quant.ranges import Range
 from qdit.quant.spec import QuantSpec
 from qdit.transform.folding import Draft, Drafted
-from qdit.transform.inputs import fold_of, watch_rows
+from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel counts as constant
@@ -63,13 +63,15 @@ class ChannelMap(Drafted):
         name, roles: see `qdit.transform.folding.Drafted`.
     """
 
+    shifting = True
+
     @abstractmethod
     def factors(self, measured: Float[Tensor, "2 channels"]) -> tuple[Tensor, Tensor]:
         """(r, d) of an input, both [channels], from what was measured of it."""
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: two 16-bit numbers, an addition and a multiplication for each channel."""
-        left = [each for each in self.inputs(model, sites) if fold_of(model, each) is None]
+        left = [each for each in self.inputs(model, sites) if self.fold(model, each) is None]
         return [RunTime(each.quantized[0], 2 * 16 * each.channels, 2 * each.channels) for each in left]
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
@@ -77,7 +79,7 @@ class ChannelMap(Drafted):
         model = draft.model
         for each in self.inputs(model, sites):
             r, d = (part.to(model.device) for part in self.factors(measured[each.name]))
-            fold = fold_of(model, each)
+            fold = self.fold(model, each)
             for site in each.readers if fold else each.quantized:
                 draft.shift_columns(site.name, d)
                 draft.scale_columns(site.name, r)

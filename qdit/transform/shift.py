@@ -23,7 +23,7 @@ from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.basis import Shift
 from qdit.transform.folding import Draft, Drafted
-from qdit.transform.inputs import Input, fold_of, watch_rows
+from qdit.transform.inputs import Input, watch_rows
 from qdit.transform.trial import Trial
 
 
@@ -56,6 +56,7 @@ class Centred(Drafted, Checked):
 
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
     needs_calibration = True
+    shifting = True
 
     def measure(
         self, model: DiffusionModel, sites: list[Site], collect: Callable[[], CalibrationData], trial: Trial
@@ -72,14 +73,14 @@ class Centred(Drafted, Checked):
 
     def run_time(self, model: DiffusionModel, sites: list[Site]) -> list[RunTime]:
         """See `Transform`: one 16-bit number and one subtraction for each channel."""
-        left = [each for each in self.inputs(model, sites) if fold_of(model, each) is None]
+        left = [each for each in self.inputs(model, sites) if self.fold(model, each) is None]
         return [RunTime(each.quantized[0], 16 * each.channels, each.channels) for each in left]
 
     def edit(self, draft: Draft, sites: list[Site], measured: dict[str, Tensor]) -> None:
         """See `Step`. What is folded reaches all readers of the input, quantized or not."""
         model = draft.model
         for each in self.inputs(model, sites):
-            d, fold = -measured[each.name].to(model.device), fold_of(model, each)
+            d, fold = -measured[each.name].to(model.device), self.fold(model, each)
             for site in each.readers if fold else each.quantized:
                 draft.shift_columns(site.name, d)
             if fold is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.clip_pipelines import CLIPS, write_clip_pipeline
 from helpers.configs import composed
+from helpers.flux2_pipeline import write_flux2_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
 from helpers.qwen_pipeline import write_qwen_pipeline
@@ -32,21 +33,22 @@ SMALL = {
 RECIPES = sorted(p.stem for p in (CONF / "quantizer").glob("*.yaml") if p.stem not in ("fp", "load", "external"))
 JOINT = ("sd35_medium", "flux_dev")
 WANS = ("wan_2_1_1b", "wan_2_2_5b", "wan_2_2_a14b")
-FLOWS = (*JOINT, *WANS, "ltx", "hunyuan_video", "sana", "qwen_image")
+FLOWS = (*JOINT, *WANS, "ltx", "hunyuan_video", "sana", "qwen_image", "flux2_klein_4b")
 FAMILIES = ("pixart_sigma", "latte", *FLOWS, "cogvideox_2b", "cogvideox_5b")
 NAMED = ("rtn", "q_dit", "smoothquant", "quarot", "vidit_q", "svdquant", "ptq4dit", "tq_dit")
 """The recipes of papers that every family goes through."""
 QUICK = [("pixart_sigma", "rtn"), ("pixart_sigma", "quarot_rtn"), ("latte", "quarot_rtn"), ("flux_dev", "tq_dit")]
 QUICK += [("cogvideox_2b", "rtn"), ("cogvideox_5b", "quarot_rtn"), ("ltx", "rtn"), ("wan_2_2_5b", "quarot_rtn")]
 QUICK += [("hunyuan_video", "rtn"), ("sana", "tq_dit"), ("qwen_image", "quarot_rtn"), ("wan_2_2_a14b", "vidit_q")]
-LATER = ("wan_2_2_5b", "wan_2_2_a14b", "sana", "qwen_image", *CLIPS)
+QUICK += [("flux2_klein_4b", "tq_dit")]
+LATER = ("wan_2_2_5b", "wan_2_2_a14b", "sana", "qwen_image", "flux2_klein_4b", *CLIPS)
 PARTS = [pytest.param(QUICK, id="quick")] + [
     pytest.param([(family, name) for name in names], marks=pytest.mark.slow, id=f"{family}-{names[0]}")
     for family in FAMILIES
     for names in ([NAMED] if family in LATER else [RECIPES[n : n + 5] for n in range(0, len(RECIPES), 5)])
 ]
 """Cells of one test each, whose reload shares a process: to start one takes longer than a cell."""
-SIZES = {"flux_dev": ["model.size=16"], "qwen_image": ["model.size=64"]}
+SIZES = {"flux_dev": ["model.size=16"], "flux2_klein_4b": ["model.size=16"], "qwen_image": ["model.size=64"]}
 SIZES |= {key: ["model.frames=5", "model.height=32", "model.width=32"] for key in (*WANS, *CLIPS)}
 SIZES["wan_2_2_a14b"] += ["sampler.steps=4"]  # two for each network, as recipes have two groups of steps
 FRESH = """
@@ -81,6 +83,8 @@ def write(folder: Path) -> None:
         write_clip_pipeline(folder, family)
     elif family == "sana":
         write_sana_pipeline(folder)
+    elif family == "flux2_klein_4b":
+        write_flux2_pipeline(folder)
     elif family == "qwen_image":
         write_qwen_pipeline(folder)
     else:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from helpers.clip_pipelines import CLIPS, SIZE, write_clip_pipeline
+from helpers.flux2_pipeline import write_flux2_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_text_pipeline
 from helpers.qwen_pipeline import write_qwen_pipeline
@@ -14,6 +15,7 @@ from qdit.model.checks import FLOW_SCHEDULERS
 from qdit.model.cogvideox import CogVideoX
 from qdit.model.conditions import Conditions
 from qdit.model.flux import Flux
+from qdit.model.flux2 import Flux2Klein
 from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
 from qdit.model.ltx import LTX
@@ -44,6 +46,10 @@ def load(family: str, folder: Path):
         rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
         rows["encoder_hidden_states_mask"] = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
         option = QwenImage(name="tiny", path=str(write_qwen_pipeline(folder / family)), text_length=12, size=64)
+        return option.load("cpu", torch.float32, Conditions(rows))
+    if family == "flux2_klein":
+        rows = {"encoder_hidden_states": torch.randn(3, 12, 48, generator=torch.Generator().manual_seed(0))}
+        option = Flux2Klein(name="tiny", path=str(write_flux2_pipeline(folder / family)), text_length=12, size=16)
         return option.load("cpu", torch.float32, Conditions(rows))
     kind = Latte if family == "latte" else PixArt
     rows = {"encoder_hidden_states": torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))}

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.clip_pipelines import SIZE, write_clip_pipeline
+from helpers.flux2_pipeline import write_flux2_pipeline
 from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
 from helpers.pipelines import write_pipeline, write_text_pipeline
 from helpers.qwen_pipeline import write_qwen_pipeline
@@ -16,6 +17,7 @@ from qdit.errors import UserError
 from qdit.model.cogvideox import CogVideoX
 from qdit.model.dit import DiT
 from qdit.model.flux import Flux
+from qdit.model.flux2 import Flux2Klein
 from qdit.model.hunyuan_video import HunyuanVideo
 from qdit.model.latte import Latte
 from qdit.model.ltx import LTX
@@ -62,6 +64,10 @@ MAKERS = {
         lambda f: write_joint_pipeline(f, "flux_dev"),
         lambda path: Flux(name="tiny", path=path, text_length=12, size=64),
     ),
+    "flux2_klein": (
+        write_flux2_pipeline,
+        lambda path: Flux2Klein(name="tiny", path=path, text_length=12, size=64),
+    ),
 }
 
 
@@ -84,7 +90,7 @@ def test_a_plan_sees_what_a_run_sees(option):
 
 
 def test_the_transformers_config_is_enough(option, tmp_path):
-    if isinstance(option, Flux | QwenImage):
+    if isinstance(option, Flux | Flux2Klein | QwenImage):
         option.size = 256  # an unknown autoencoder is taken to divide by 8
     expected, alone = option.outline("cpu", torch.float32), tmp_path / "alone"
     for name in getattr(option, "networks", ["transformer"]):
@@ -95,6 +101,25 @@ def test_the_transformers_config_is_enough(option, tmp_path):
     assert [site.name for site in found.sites()] == [site.name for site in expected.sites()]
     assert found.autoencoder is None
     assert found.scheduler_config()["_class_name"] in type(found).schedulers
+
+
+def test_the_published_klein_is_planned_by_its_transformers_config(tmp_path):
+    config = {"_class_name": "Flux2Transformer2DModel", "patch_size": 1, "in_channels": 128, "num_layers": 5}
+    config |= {"num_single_layers": 20, "attention_head_dim": 128, "num_attention_heads": 24, "guidance_embeds": False}
+    config |= {"joint_attention_dim": 7680, "timestep_guidance_channels": 256, "axes_dims_rope": [32] * 4}
+    config |= {"mlp_ratio": 3.0, "rope_theta": 2000, "eps": 1e-6, "out_channels": None}
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    about = {"name": "klein", "path": str(tmp_path), "text_length": 512, "size": 1024}
+    plan = Flux2Klein(**about).outline("cpu", torch.bfloat16)
+    assert round(sum(weight.numel() for weight in plan.denoiser.parameters()) / 1e9, 2) == 3.88
+    assert (plan.latent_shape, plan.image_size) == ((32, 128, 128), 1024)
+    sizes = {site.name: (site.tokens, site.in_features, site.out_features) for site in plan.sites()}
+    first = "single_transformer_blocks.0.attn"
+    assert sizes[f"{first}.to_qkv_mlp_proj"] == (4096 + 512, 3072, 9 * 3072)
+    assert sizes[f"{first}.to_out"] == (4096 + 512, 4 * 3072, 3072)
+    assert sizes["transformer_blocks.4.ff_context.linear_in"] == (512, 3072, 6 * 3072)
+    assert len([site for site in plan.sites() if site.block is not None]) == 5 * 12 + 20 * 2
 
 
 def test_weights_that_do_not_fit_are_refused_by_their_headers(tmp_path):

@@ -13,7 +13,7 @@ from qdit.model.derive import derive
 from qdit.model.loaded import value_folds
 from qdit.nn.basis import Rotation
 from qdit.runs.plan import transform_text
-from qdit.transform import Hadamard
+from qdit.transform import Centred, Hadamard
 from qdit.transform.folding import Draft
 from qdit.transform.rotation import random_signs
 from qdit.transform.scaling import Scaling
@@ -136,6 +136,35 @@ def test_qwen_image_folds_values_and_modulations(tmp_path):
             check(model, fold)
         else:
             check_scales(model, fold)
+
+
+def test_flux2_folds_values_and_gated_feed_forwards(tmp_path):
+    model = load("flux2_klein", tmp_path)
+    read = {reader for fold in model.folds() for reader in fold.readers}
+    assert {site.role for site in model.sites() if site.name in read} == {
+        *("attn_out", "text_out", "ffn_down", "text_down", "final")
+    }
+    for fold in model.folds():
+        check(model, fold, *((scaled, rotated) if fold.mixing > 1 else (scaled,)))
+    closing = [fold for fold in model.folds() if not fold.shifts]
+    assert [fold.readers for fold in closing] == [
+        ("transformer_blocks.0.ff.linear_out",),
+        ("transformer_blocks.0.ff_context.linear_out",),
+    ]
+    assert all(difference(model, shifted, fold) > 1e-3 for fold in closing)
+
+
+def test_a_shift_behind_a_gate_is_taken_away_at_run_time(tmp_path):
+    model = load("flux2_klein", tmp_path)
+    expected, shift = outputs(model), Centred(name="shift", roles=["ffn_down", "final"])
+    sites = [site for site in model.sites() if site.role != "parallel_out"]
+    middles = shift.measure(model, sites, lambda: points(model, 2), None)  # pyright: ignore
+    rewrite = shift.rewrite(model, sites, middles)
+    with rewrite.installed(model):
+        assert (outputs(model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    gated = {f"transformer_blocks.0.{name}.linear_out" for name in ("ff", "ff_context")}
+    assert set(rewrite.inputs) == {left.site.name for left in shift.run_time(model, sites)} == gated
+    assert shift.carriers(model, sites) == dict.fromkeys(gated) | {"proj_out": "norm_out.linear"}
 
 
 def test_sana_folds_the_values_of_both_kinds_of_attention(tmp_path):
