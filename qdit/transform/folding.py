@@ -9,7 +9,7 @@ Layers are edited as copies; the model stays as it is. With r the factor of the 
   b (1 + γ) = 1 + (b γ + b - 1). PTQ4DiT's appendix replaces the literal 1 by b instead, which needs edited model code.
 
 With d added to the input's channels, the layer's bias becomes smaller by W d, and that of output rows which enter the
-input as they are becomes larger by d.
+input as they are becomes larger by d. Where a gate multiplies these rows, no shift folds (`Fold.shifts`).
 
 With R orthogonal on the input channels, the layer's weight becomes W R, and output rows P whose channels may mix become
 Rᵀ P.

@@ -68,6 +68,19 @@ def flux(blocks):
     return network, run
 
 
+def flux2(blocks):
+    shape = {"patch_size": 1, "in_channels": 16, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 4, 4)}
+    more = {"num_attention_heads": 2, "joint_attention_dim": 32, "guidance_embeds": False}
+    network = diffusers.Flux2Transformer2DModel(**shape, **more, num_layers=blocks, num_single_layers=blocks)
+
+    def run(x, t, y):
+        places = {"img_ids": torch.arange(64.0).view(16, 4), "txt_ids": torch.zeros(12, 4)}
+        text = r(y, 12, 32, seed=1)
+        return network(x.reshape(len(x), 16, 16), timestep=t / 1000, encoder_hidden_states=text, **places)
+
+    return network, run
+
+
 def sd3(blocks):
     shape = SMALL | {"out_channels": 4, "caption_projection_dim": 16, "pos_embed_max_size": 8}
     network = diffusers.SD3Transformer2DModel(**shape | JOINT, num_layers=blocks)
@@ -151,7 +164,7 @@ def equal(one, other):
 
 @torch.no_grad()
 @pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
-@pytest.mark.parametrize("make", [dit, pixart, latte, flux, sd3, lumina])
+@pytest.mark.parametrize("make", [dit, pixart, latte, flux, flux2, sd3, lumina])
 def test_a_walk_gives_what_the_network_itself_gives_its_blocks_and_returns_bit_for_bit(make, budget, tmp_path):
     model, data, seen, ends = made(make)
     walk = Walk(model, data, whole(seen), Scratch(tmp_path, budget))

@@ -37,6 +37,7 @@ EXPECTED = {  # roles of the first block, from the dossier's section 2.2
     "sd35": "adaln adaln qkv qkv qkv text_qkv text_qkv text_qkv text_out attn_out qkv qkv qkv attn_out ffn_up ffn_down "
     "text_up text_down",
     "flux": "adaln adaln qkv qkv qkv text_qkv text_qkv text_qkv attn_out text_out ffn_up ffn_down text_up text_down",
+    "flux2": "qkv qkv qkv text_qkv text_qkv text_qkv text_out attn_out ffn_up ffn_down text_up text_down",
     "wan": "qkv qkv qkv attn_out cross_q cross_kv cross_kv cross_out ffn_up ffn_down",
     "ltx": "qkv qkv qkv attn_out cross_q cross_kv cross_kv cross_out ffn_up ffn_down",
     "cogvideox": "adaln qkv qkv qkv attn_out adaln ffn_up ffn_down",

@@ -9,9 +9,7 @@ from helpers.families import flux2
 from helpers.family_checks import check_a_sample_alone, check_all_can_be_quantized, checked_sites
 from helpers.flux2_pipeline import write_flux2_pipeline
 from helpers.pipelines import liven
-from helpers.text_models import points
 
-import qdit
 from qdit.errors import UserError
 from qdit.model.adapter import adapt
 from qdit.model.conditions import Conditions
@@ -62,14 +60,6 @@ def test_latents_and_pixels_are_those_of_the_stock_pipeline(guidance, model, sto
     assert torch.equal(packed(start), stock._pack_latents(options["latents"]))
     pixels = torch.as_tensor(stock(prompt=PROMPTS[:2], **options, output_type="pt").images)
     assert (model.decode(found).float() / 255 - pixels).abs().max() <= 1.5 / 255
-
-
-def test_a_distilled_pipeline_is_not_guided_from_python_either(stock, tmp_path):
-    import diffusers
-
-    pipe = diffusers.Flux2KleinPipeline.from_pretrained(write_flux2_pipeline(tmp_path / "flux2"))
-    assert qdit.calibrate(pipe, PROMPTS[:2], num_samples=2, steps=2).sampler.guidance == 1
-    assert qdit.calibrate(stock, PROMPTS[:2], num_samples=2, steps=2).sampler.guidance == 4
 
 
 def test_a_sample_does_not_depend_on_its_batch(model):
@@ -148,7 +138,3 @@ def test_a_tokenizer_without_its_template_is_refused(folder, tmp_path):
     option = Flux2Klein(name="tiny", path=str(tmp_path / "flux2"), text_length=LENGTH, size=16)
     with pytest.raises(UserError, match=r"has no chat_template, .* copy or download it again"):
         option.encode(PROMPTS, tmp_path / "cache", torch.device("cpu"))
-
-
-def test_points_have_latents_of_tokens(model):
-    assert points(model, 2).x.shape == (2, 4, 8, 8)

@@ -45,6 +45,13 @@ def test_learned_rounding_is_closer_than_nearest(model, rounding):
     assert error(model, rounding) < error(model, Nearest())
 
 
+def test_blocks_of_two_streams_and_of_one_are_closer_than_nearest(tmp_path):
+    made, joined = load("flux2_klein", tmp_path), ["text_qkv", "text_out", "text_up", "text_down"]
+    roles = [*ROLES, *joined, "parallel_in", "parallel_out"]
+    for rounding in (GPTQ(order="sequential"), AdaRound(iterations=8, low_bits=1)):
+        assert error(made, rounding, roles=roles) < error(made, Nearest(), roles=roles)
+
+
 def test_attention_operands_learn_too(model):
     assert error(model, AdaRound(iterations=2, low_bits=1), activation=STATIC, attention=OPERANDS) < float("inf")
 
