@@ -35,7 +35,7 @@ def latents(pipe, start):
     flux = type(pipe).__name__ == "FluxPipeline"
     size = {"height": 16, "width": 16, "num_inference_steps": 4, "output_type": "latent"}
     if type(pipe).__name__ == "Flux2KleinPipeline":
-        return pipe(PROMPTS, latents=pipe._patchify_latents(start), **size).images
+        return pipe(prompt=PROMPTS, latents=pipe._patchify_latents(start), **size).images
     made = pipe(PROMPTS, latents=packed(start) if flux else start, **size)[0]
     return unpacked(made, 4) if flux else made
 

@@ -9,8 +9,11 @@ from helpers.families import flux2
 from helpers.family_checks import check_a_sample_alone, check_all_can_be_quantized, checked_sites
 from helpers.flux2_pipeline import write_flux2_pipeline
 from helpers.pipelines import liven
+from helpers.text_models import points
 
+import qdit
 from qdit.errors import UserError
+from qdit.method import quantize
 from qdit.model.adapter import adapt
 from qdit.model.conditions import Conditions
 from qdit.model.flux import packed
@@ -85,6 +88,14 @@ def test_the_structure_is_that_of_the_real_run(model):
 
 def test_everything_can_be_quantized_and_at_sixteen_bits_nothing_changes(model):
     check_all_can_be_quantized(model)
+
+
+def test_the_input_that_closes_a_single_block_may_have_two_grids(model):
+    method = qdit.recipe("rtn", "activation=token", "activation.columns=own", bits="w4a8")
+    policy = quantize(model, method, lambda: points(model, 4)).policy
+    columns = {name: layer.activation.columns for name, layer in policy.items() if layer.activation is not None}
+    closing = {f"single_transformer_blocks.{n}.attn.to_out": 32 for n in (0, 1)}
+    assert {name: width for name, width in columns.items() if width} == closing
 
 
 @torch.no_grad()
