@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no te
 
 import pytest
 import torch
+from helpers.charts import undrawn
 from helpers.fake_records import failed, fid, metric, record, write
 from helpers.pipelines import write_pipeline
 
@@ -92,6 +93,5 @@ def tiny_pipe(tiny_pipeline):
 
 @pytest.fixture
 def no_charts(monkeypatch):
-    """Runs draw no charts, which take half of their time on the tiny model."""
-    for name in ("layer_chart", "timestep_chart"):
-        monkeypatch.setattr(f"qdit.plots.run.{name}", lambda *args, **kwargs: None)
+    """Runs draw no charts: see `helpers.charts`."""
+    undrawn(monkeypatch.setattr)

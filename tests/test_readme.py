@@ -70,7 +70,8 @@ COMMANDS = [
     pytest.param(
         line,
         id=f"{document.stem}: {re.sub(' +', ' ', line)[:60]}",
-        marks=pytest.mark.slow if document.stem in ("components", "protocols") else (),  # more of what the README shows
+        # Pages with more of what the README shows, and figures as other kinds of files (tests/plots has them)
+        marks=pytest.mark.slow if document.stem in ("components", "protocols") or "--figure-files" in line else (),
     )
     for document in DOCUMENTS
     for line in command_lines(document)

@@ -53,9 +53,11 @@ SIZES |= {key: ["model.frames=5", "model.height=32", "model.width=32"] for key i
 SIZES["wan_2_2_a14b"] += ["sampler.steps=4"]  # two for each network, as recipes have two groups of steps
 FRESH = """
 import json, sys
+from helpers.charts import undrawn
 from helpers.configs import composed
 from qdit.runs.run import run
 
+undrawn()
 for words in json.load(sys.stdin):
     assert run(composed(*words))
 """

@@ -122,7 +122,7 @@ def test_what_cannot_be_is_one_message_before_anything_is_computed(kind, folder,
     assert not (tmp_path / "runs").exists()
 
 
-def test_clips_have_curves_over_frames_and_errors_over_prompts(tmp_path, no_charts):
+def test_clips_have_curves_over_frames_and_errors_over_prompts(tmp_path):
     """And the table has the metrics' own labels, with a warning where nothing shows motion."""
     own = ["model=latte", "eval=[psnr,temporal_flickering]", "num_samples=4"]
     latte = write_text_pipeline(tmp_path / "latte", "latte")
