@@ -113,9 +113,10 @@ def _defaults(pipe: Any, model: LoadedText, words: tuple[str, ...]) -> list[str]
     if "sampler" in given:
         return found
     values = {"steps": own.get("num_inference_steps"), "guidance": own.get(model.guidance_word)}
-    told = [f"sampler.{key}={value.default}" for key, value in values.items() if value is not None]
-    if pipe.config.get("is_distilled"):  # a pipeline whose call ignores its scale then
-        told.append("sampler.guidance=1")
+    usual = {key: value.default for key, value in values.items() if value is not None}
+    if pipe.config.get("is_distilled"):  # its call ignores the scale
+        usual["guidance"] = 1.0
+    told = [f"sampler.{key}={value}" for key, value in usual.items()]
     return [*found, "sampler=pixart", "sampler.name=pipeline", *told]
 
 

@@ -76,13 +76,8 @@ class LoadedFlux(LoadedPacked):
     @staticmethod
     def one_sample(denoiser: Any, tokens: int, side: int = 128) -> Any:
         """Call a FLUX on the meta device."""
-        config, image = denoiser.config, (side // PATCH) ** 2
-        x = torch.empty(1, image, config.in_channels, device="meta")
-        text = torch.empty(1, tokens, config.joint_attention_dim, device="meta")
-        pooled = torch.empty(1, config.pooled_projection_dim, device="meta")
-        one = torch.empty(1, device="meta")
-        ids = {"img_ids": torch.empty(image, 3, device="meta"), "txt_ids": torch.empty(tokens, 3, device="meta")}
-        return denoiser(x, text, pooled, one, guidance=one if config.guidance_embeds else None, **ids)
+        pooled = torch.empty(1, denoiser.config.pooled_projection_dim, device="meta")
+        return on_meta(denoiser, tokens, side, 3, pooled)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """See `Loaded`; what closes a single block reads the attention's output, and beside it the feed-forward's."""
@@ -113,6 +108,16 @@ def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
     options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
     rows, pooled, _ = pipe.encode_prompt(prompts, None, **options)
     return {"encoder_hidden_states": rows, "pooled_projections": pooled}
+
+
+def on_meta(denoiser: Any, tokens: int, side: int, axes: int, *pooled: Tensor) -> Any:
+    """Call a network of packed latents on the meta device, with coordinates of so many axes for each token."""
+    config, image = denoiser.config, (side // PATCH) ** 2
+    x = torch.empty(1, image, config.in_channels, device="meta")
+    text = torch.empty(1, tokens, config.joint_attention_dim, device="meta")
+    one = torch.empty(1, device="meta")
+    ids = {"img_ids": torch.empty(image, axes, device="meta"), "txt_ids": torch.empty(tokens, axes, device="meta")}
+    return denoiser(x, text, *pooled, one, guidance=one if config.guidance_embeds else None, **ids)
 
 
 def with_parts(sites: list[Site], denoiser: nn.Module, gated: tuple[str, ...] = ()) -> list[Site]:

@@ -25,7 +25,7 @@ from qdit.model.base import Attention, Fold, Site, Source
 from qdit.model.checks import Keys, check_autoencoder, number, whole
 from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
-from qdit.model.flux import PATCH, LoadedPacked, PackedModel, packed, places, unpacked, with_parts
+from qdit.model.flux import PATCH, LoadedPacked, PackedModel, on_meta, packed, places, unpacked, with_parts
 
 AXES = 4
 """Coordinates of a token: image, row, column, and place in the text."""
@@ -45,12 +45,7 @@ class LoadedFlux2(LoadedPacked):
     @staticmethod
     def one_sample(denoiser: Any, tokens: int, side: int = 128) -> Any:
         """Call a FLUX.2 on the meta device."""
-        config, image = denoiser.config, (side // PATCH) ** 2
-        x = torch.empty(1, image, config.in_channels, device="meta")
-        text = torch.empty(1, tokens, config.joint_attention_dim, device="meta")
-        one = torch.empty(1, device="meta")
-        ids = {"img_ids": torch.empty(image, AXES, device="meta"), "txt_ids": torch.empty(tokens, AXES, device="meta")}
-        return denoiser(x, text, one, guidance=one if config.guidance_embeds else None, **ids)
+        return on_meta(denoiser, tokens, side, AXES)
 
     def structure(self, denoiser: nn.Module) -> tuple[list[Site], list[Attention]]:
         """See `Loaded`; feed-forwards are gated, and what closes a single block reads one beside an attention."""

@@ -50,14 +50,15 @@ def _seeds(summary: Summary) -> str:
     """Which rows are means over seeds, and what their ± is."""
     rows = [row for row in summary.rows if row["seeds"] and row["quantizer"] != select.FULL_PRECISION]
     counts_of: dict[str, set[int]] = {}
-    bits_of: dict[str, list[str]] = {}  # of the means
+    bits_of: dict[str, dict[str, None]] = {}  # of the means, in order
     for row in rows:
         counts_of.setdefault(row["quantizer"], set()).add(row["seeds"])
         if row["seeds"] > 1:
-            bits_of.setdefault(row["quantizer"], []).append(row["bits"])
-    counts = " or ".join(map(str, sorted({count for found in counts_of.values() for count in found if count > 1})))
-    means = f"Mean ± standard deviation over {counts or 'several'} seeds"
-    if len({count for found in counts_of.values() for count in found}) < 2:
+            bits_of.setdefault(row["quantizer"], {})[row["bits"]] = None
+    counts = sorted({row["seeds"] for row in rows})
+    several = " or ".join(str(count) for count in counts if count > 1)
+    means = f"Mean ± standard deviation over {several or 'several'} seeds"
+    if len(counts) < 2:
         return f"{means}."
     alike: dict[str, list[str]] = {}
     for name, bits in sorted(bits_of.items()):

@@ -32,6 +32,22 @@ def test_bits_of_a_method_that_alone_were_repeated_are_named(tmp_path):
     assert "over 3 seeds: rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
 
 
+def test_recipes_that_were_repeated_at_the_same_bits_are_named_together_and_bits_once(tmp_path):
+    """Also where a further key of the rows gives several of the same bits."""
+
+    def repeated(name, bits, **config):
+        several = enumerate((19.0, 20.0, 21.0))
+        return [
+            record(name, bits, {"sqnr": metric(v, 0.1)}, seed=s, config={"rounding.name": "a"} | config)
+            for s, v in several
+        ]
+
+    records = repeated("rtn", "w4a8") + repeated("rtn", "w4a8", **{"rounding.name": "b"}) + repeated("q_dit", "w4a8")
+    alone = [record(name, "w8a8", {"sqnr": metric(40.0, 0.1)}) for name in ("rtn", "q_dit")]
+    lines = build_table(load_results(write(tmp_path / "runs", *records, *alone)), metrics=["sqnr"]).lines
+    assert "over 3 seeds: q_dit, rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
+
+
 def test_seeds_all_is_a_row_each(seeded):
     table = build_table(load_results(seeded), metrics=["sqnr"], seeds="all")
     assert table.header[:3] == ["quantizer", "bits", "seed"]
