@@ -49,7 +49,7 @@ _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands
 _KEYS = {
     **dict.fromkeys(("num_samples", "batch_size"), checked.Samples),
     **dict.fromkeys(("save_checkpoint", "overwrite", "dry", "allow_download", "compile"), bool),
-    "execution": Literal["auto", "int8", "simulated"],
+    "execution": Literal["auto", "int8", "fp8", "simulated"],
     "dtype": Literal["float32", "bfloat16", "float16"],
 }
 

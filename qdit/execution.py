@@ -1,6 +1,6 @@
-"""How quantized layers multiply: by int8 instructions where the machine has them, else simulated in floating point.
+"""How quantized layers multiply: by int8 or FP8 instructions where the machine has them, else simulated.
 
-Both give the same products up to the last bits; but these can flip later roundings, so a record says which one ran
+All give the same products up to the last bits; but these can flip later roundings, so a record says which one ran
 (`cost.executed`), and no run mixes them (`stamp`). It is a switch of the whole process, as torch's own switches for
 reduced precision are, because layers are called by code that knows nothing of qdit.
 """
@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qdit.errors import UserError
 from qdit.quant import native
 
-Execution = Literal["auto", "int8", "simulated"]
+Execution = Literal["auto", "int8", "fp8", "simulated"]
 CUDA_CAPABILITY = (7, 5)  # the first with int8 tensor cores
+CUDA_FP8 = (8, 9)  # the first with those of FP8
 SHORT = 128  # keys of an attention that plain products serve faster than the CPU's fused kernel
 # glibc's malloc.h; a block of up to 32 MiB, the largest threshold, is then taken from what was freed before
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST, NEVER = -1, -3, 32 << 20, 2**31 - 1
@@ -32,11 +33,13 @@ class Way:
         name: in stamps and records.
         rows: whether products with one scale a row are integers.
         groups: whether those with a scale for each of several groups of channels are, too.
+        eights: whether products of FP8 numbers with one scale a row are multiplied as such.
     """
 
     name: str
     rows: bool
     groups: bool
+    eights: bool = False
 
     def takes(self, groups: int) -> bool:
         """Whether a product with so many groups of channels is of integers."""
@@ -44,7 +47,8 @@ class Way:
 
 
 SIMULATED, INT8, INT8_ROWS = Way("simulated", False, False), Way("int8", True, True), Way("int8 by rows", True, False)
-WAYS = {way.name: way for way in (SIMULATED, INT8, INT8_ROWS)}
+FP8 = Way("fp8", True, False, True)
+WAYS = {way.name: way for way in (SIMULATED, INT8, INT8_ROWS, FP8)}
 _way = SIMULATED
 
 
@@ -56,10 +60,13 @@ def faster(device: torch.device) -> Way:
     ======================================  ===============  =======================
     CPU with VNNI or AMX, compiled kernel   int8             int8
     CPU with VNNI, oneDNN                   int8             simulated: groups take turns
+    CUDA of 8.9 or above                    int8 and fp8     simulated: groups take turns
     CUDA, `torch._int_mm`                   int8             simulated: groups take turns
     any other                               simulated        simulated
     ======================================  ===============  =======================
     """
+    if has_fp8(device):
+        return FP8
     if not has_int8(device):
         return SIMULATED
     return INT8 if device.type == "cpu" and native.available() else INT8_ROWS
@@ -70,6 +77,11 @@ def has_int8(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies FP8 in hardware; torch's product on CPUs is there to be compared with."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDA_FP8
 
 
 def way() -> Way:
@@ -103,7 +115,7 @@ def executing(choice: Execution, device: torch.device, begun: str | None = None)
     """Multiply as `choice` says while the context lasts; `auto` takes what is `faster`.
 
     Args:
-        choice: `auto`, `int8` or `simulated`.
+        choice: `auto`, `int8`, `fp8` or `simulated`.
         device: what computes.
         begun: the name of the way in which this was begun, which `auto` keeps where the device can.
 
@@ -114,8 +126,18 @@ def executing(choice: Execution, device: torch.device, begun: str | None = None)
     able = has_int8(device)
     if choice == "int8" and not able:
         raise UserError(f"execution=int8: {device.type} has no int8 product here; use execution=auto or simulated")
-    taken = {"int8": INT8, "simulated": SIMULATED, "auto": faster(device)}[choice]
-    if choice == "auto" and (kept := WAYS.get(begun or "")) is not None and (able or kept is SIMULATED):
+    if choice == "fp8" and not has_fp8(device):
+        raise UserError(
+            f"execution=fp8: {device.type} has no FP8 product here, which CUDA has from compute capability "
+            f"{'.'.join(map(str, CUDA_FP8))} on; use execution=auto or simulated"
+        )
+    taken = {"int8": INT8, "fp8": FP8, "simulated": SIMULATED, "auto": faster(device)}[choice]
+    if (
+        choice == "auto"
+        and (kept := WAYS.get(begun or "")) is not None
+        and (able or kept is SIMULATED)
+        and (has_fp8(device) or not kept.eights)
+    ):
         taken = kept
     before, _way = _way, taken
     try:

@@ -18,7 +18,8 @@ from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.balanced import Balanced
 from qdit.nn.columns import ColumnParts
-from qdit.nn.linear import Shared, matrix
+from qdit.nn.linear import Shared
+from qdit.nn.patches import matrix
 from qdit.policies import Policy
 from qdit.quant.grid import RowGrid
 from qdit.quant.spec import QuantSpec

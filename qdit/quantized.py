@@ -50,19 +50,19 @@ class Quantized:
 
     @property
     def executed(self) -> str:
-        """How the layers multiply now: `int8`, `simulated` (fake quantization), or `int8, simulated` where it is mixed.
+        """How the layers multiply now: `int8`, `fp8`, `simulated` (fake quantization), or several where it is mixed.
 
         Attentions that round their operands are simulated; of a layer that is no `QuantLinear`, its parts are counted.
         """
         ran = self.layers_by_execution
-        kinds = [kind for kind in ("int8", "simulated") if kind in ran]
+        kinds = [kind for kind in ("int8", "fp8", "simulated") if kind in ran]
         return ", ".join(kinds + ["simulated"] * (bool(self.attention) and "simulated" not in ran)) or "simulated"
 
     @property
     def layers_by_execution(self) -> dict[str, int]:
-        """How many layers multiply integers now, and how many are simulated."""
+        """How many layers multiply integers now, how many FP8 numbers, and how many are simulated."""
         linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
-        return dict(Counter("int8" if layer.multiplies_integers else "simulated" for layer in linear))
+        return dict(Counter(layer.multiplied for layer in linear))
 
     @contextmanager
     def installed(self, model: DiffusionModel) -> Iterator[DiffusionModel]:

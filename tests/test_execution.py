@@ -38,4 +38,9 @@ def test_auto_takes_what_the_table_says_and_keeps_what_was_begun(integers, kerne
 
 def test_ways_take_products_by_their_groups():
     taken = {way.name: (way.takes(1), way.takes(9)) for way in execution.WAYS.values()}
-    assert taken == {"simulated": (False, False), "int8": (True, True), "int8 by rows": (True, False)}
+    assert taken == {
+        "simulated": (False, False),
+        "int8": (True, True),
+        "int8 by rows": (True, False),
+        "fp8": (True, False),
+    }

@@ -1,6 +1,6 @@
-"""Parts of recipes against those that they replace: rounding an operand, and a call of the embedded model.
+"""Parts of recipes against those that they replace: rounding an operand, a call of the embedded model, a fit of it.
 
-    python experiments/benchmarks/parts.py [--repeats 5] [--tables rounding calls]
+    python experiments/benchmarks/parts.py [--repeats 5] [--tables rounding calls fits]
 
 The budget of a new part is 1.5 times what it replaces. Operands have the shapes of a block of DiT-XL/2 with 256 tokens,
 4 samples. Times are of the processor, on one thread; the ways take turns, and the fastest of each counts.
@@ -13,10 +13,12 @@ from time import process_time
 
 import torch
 from formats import fastest
-from simulated import made
+from simulated import assembled, made
 from tabulate import tabulate
 
+from qdit.calibration import CalibrationData
 from qdit.execution import tune_cpu
+from qdit.method import quantize
 from qdit.nn.basis import Shift
 from qdit.nn.clock import Clock
 from qdit.nn.clusters import ClusterQuantizer
@@ -26,6 +28,7 @@ from qdit.quant.books import Book, Log2, LogSqrt2, Renormalised, Uniform
 from qdit.quant.regions import TwoRegion
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL
+from qdit.runs.setup import Setup
 
 SMALL = "bits=w4a8 calibration=uniform calibration.num_samples=20 calibration.per_trajectory=5"
 CALLS = {  # what is new, and what it replaces
@@ -43,6 +46,10 @@ CALLS = {  # what is new, and what it replaces
         "quantizer=rtn attention=dynamic attention.renormalise=true",
         "quantizer=rtn attention=dynamic",
     ),
+    "attention.balance": (
+        "quantizer=rtn attention=dynamic attention.balance=true",
+        "quantizer=rtn attention=dynamic",
+    ),
     "activation=clustered": ("quantizer=rtn activation=clustered", "quantizer=rtn activation=tensor"),
     "transform=shift": ("quantizer=rtn activation=tensor transform=shift", "quantizer=rtn activation=tensor"),
     "repair=bias": ("quantizer=rtn repair=bias", "quantizer=rtn"),
@@ -53,6 +60,18 @@ CALLS = {  # what is new, and what it replaces
     "rounding=boundaries": (
         "quantizer=rtn activation=tensor rounding=boundaries rounding.iterations=1",
         "quantizer=rtn activation=tensor",
+    ),
+}
+LEARN = "quantizer=q_diffusion rounding.iterations=40"
+FITS = {  # words of a recipe that learns, and those of the same recipe without
+    "rounding.drop": (f"{LEARN} rounding.drop=0.5", LEARN),
+    "rounding.inner": (f"{LEARN} rounding.inner=0.8", LEARN),
+    "rounding.scale_aware": (f"{LEARN} rounding.scale_aware=true", LEARN),
+    "rounding.units=temporal": (f"{LEARN} rounding.units=temporal", LEARN),
+    "repair=bias": ("quantizer=rtn repair=bias", "quantizer=rtn repair=none calibration=uniform"),
+    "attention.balance": (
+        "quantizer=rtn attention=uniform attention/range=minmax attention.balance=true",
+        "quantizer=rtn attention=uniform attention/range=minmax",
     ),
 }
 
@@ -130,6 +149,25 @@ def calls(repeats: int) -> list[tuple[str, float, float]]:
     return rows
 
 
+def fits(repeats: int) -> list[tuple[str, float, float]]:
+    """Seconds of a fit of the embedded model with each part and without, of the same calibration points."""
+    rows = []
+    for name, both in FITS.items():
+
+        def fit(parts, data) -> None:
+            with torch.enable_grad():
+                quantize(parts.model, parts.recipe, lambda: data)
+
+        rows.append((name, *taken([partial(fit, *collected(f"{SMALL} {words}")) for words in both], repeats)))
+    return rows
+
+
+def collected(words: str) -> tuple[Setup, CalibrationData]:
+    """The parts of a config and its calibration points."""
+    parts = assembled(words)
+    return parts, parts.recipe.calibration.collect(parts.model, parts.sampler, parts.dataset, 0)
+
+
 @torch.no_grad()
 def taken(works: list[Callable[[], object]], repeats: int) -> tuple[float, float]:
     """Seconds of the new way and of the old one, after a first call of each that does not count."""
@@ -142,7 +180,7 @@ def taken(works: list[Callable[[], object]], repeats: int) -> tuple[float, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    tables = {"rounding": rounding, "calls": calls}
+    tables = {"rounding": rounding, "calls": calls, "fits": fits}
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     args = parser.parse_args()
     torch.set_num_threads(1)

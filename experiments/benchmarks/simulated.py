@@ -19,7 +19,7 @@ from qdit.assets import CONF
 from qdit.config import resolved
 from qdit.execution import attending, executing, has_int8, tune_cpu
 from qdit.method import quantize
-from qdit.runs.setup import assemble
+from qdit.runs.setup import Setup, assemble
 
 SETTINGS = ("bits=w8a8", "bits=w4a4", "bits=w4a4 weight=group activation=group")
 SMALL = "calibration.num_samples=20 calibration.per_trajectory=5"
@@ -34,10 +34,15 @@ STEPS = "sampler.steps=5"
 CPU = torch.device("cpu")
 
 
+def assembled(words: str) -> Setup:
+    """The parts of a config."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return assemble(resolved(compose("config", [*words.split(), STEPS, "eval=none"])))
+
+
 def made(words: str):
     """The parts of a config, and its quantized model."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parts = assemble(resolved(compose("config", [*words.split(), STEPS, "eval=none"])))
+    parts = assembled(words)
     recipe = parts.recipe
     collect = lambda: recipe.calibration.collect(parts.model, parts.sampler, parts.dataset, 0)  # noqa: E731
     return parts, quantize(parts.model, recipe, collect)

@@ -18,7 +18,8 @@ from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.clock import each_row
-from qdit.nn.linear import Observed, QuantLinear, patch_size, patches
+from qdit.nn.linear import Observed, QuantLinear
+from qdit.nn.patches import patch_size, patches
 from qdit.nn.replace import replaced
 from qdit.quant.time_groups import ALL, Groups
 

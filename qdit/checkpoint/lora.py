@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from qdit.checkpoint.installed import NO_FUSING, needed, state_of
 from qdit.errors import UserError
 from qdit.nn.basis import Scale, Shift
-from qdit.nn.linear import QuantLinear, patch_size
+from qdit.nn.linear import QuantLinear
+from qdit.nn.patches import patch_size
 from qdit.nn.switch import TimedLinear
 from qdit.transform.base import Folded
 

@@ -12,7 +12,8 @@ from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.basis import Permuted, Regular, Rotation, Scale, Shift
-from qdit.nn.linear import QuantLinear, Shared, patch_size
+from qdit.nn.linear import QuantLinear, Shared
+from qdit.nn.patches import patch_size
 from qdit.nn.switch import TimedLinear
 from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec

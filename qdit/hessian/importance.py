@@ -26,7 +26,7 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.observers import outputs
 from qdit.execution import repeatable
 from qdit.model.base import Attention, DiffusionModel, Site
-from qdit.nn.linear import patch_size
+from qdit.nn.patches import patch_size
 
 TOKENS = 1024  # in one backward pass, which holds all their activations at once: 4 points of DiT-XL/2
 

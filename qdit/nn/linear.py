@@ -1,7 +1,8 @@
 """Quantized layers.
 
 A `QuantLinear` holds a weight on its grid, with the codes that it stands for, and a module that rounds the input to its
-grid. The product runs on integers where both are codes and `qdit.execution` allows it, else in floating point.
+grid. The product runs on integers or FP8 numbers where both are such and `qdit.execution` allows it, else on values in
+the network's dtype.
 
 A weight is held once: as codes, and their values beside them once a product in floating point has needed them; and from
 the first product of integers on in that product's own form, from which codes and values are made again when asked for.
@@ -9,15 +10,17 @@ the first product of integers on in that product's own form, from which codes an
 
 from collections.abc import Callable
 from math import lcm
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.execution import way
+from qdit.nn.patches import matrix, patch_size, patches
+from qdit.quant import eights
 from qdit.quant.affine import Affine
+from qdit.quant.eights import Eights
 from qdit.quant.grid import Rounded, tensors_of
 from qdit.quant.integers import Codes, multiplies
 from qdit.quant.operands import Operand
@@ -37,7 +40,7 @@ class Shared(nn.Module):
         """The quantized `x`."""
         return self._once("values", x, self.quantizer)
 
-    def codes(self, x: Tensor) -> Codes | None:
+    def codes(self, x: Tensor) -> Codes | Eights | None:
         """The codes of `x`, if it has any."""
         return self._once("codes", x, lambda x: codes_of(self.quantizer, x))
 
@@ -73,16 +76,23 @@ class Observed(nn.Module):
         return x
 
 
-def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | None:
-    """The integers that a quantizer makes of its input; None if it makes none."""
+def codes_of(quantizer: nn.Module | None, x: Tensor) -> Codes | Eights | None:
+    """The integers or FP8 numbers that a quantizer makes of its input; None if it makes none."""
+    if not (has_codes(quantizer) or has_eights(quantizer)):
+        return None
     if isinstance(quantizer, nn.Sequential):
-        return codes_of(quantizer[-1], quantizer[:-1](x)) if has_codes(quantizer) else None
-    return quantizer.codes(x) if has_codes(quantizer) else None  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+        return codes_of(quantizer[-1], quantizer[:-1](x))
+    return quantizer.codes(x)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
 
 
 def has_codes(quantizer: nn.Module | None) -> bool:
     """Whether a quantizer's values are integers times scales (uniform grids), so that it can give codes."""
     return bool(getattr(last(quantizer), "has_codes", False))
+
+
+def has_eights(quantizer: nn.Module | None) -> bool:
+    """Whether a quantizer's values are FP8 numbers times one scale a row, so that it can give these."""
+    return bool(getattr(last(quantizer), "has_eights", False))
 
 
 def last(quantizer: nn.Module | None) -> nn.Module | None:
@@ -169,8 +179,12 @@ class QuantLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         learning = torch.is_grad_enabled() and x.requires_grad
-        if not learning and self.multiplies_integers:
+        if not learning and self.multiplied != "simulated":
             codes, (out, channels) = codes_of(self.quantizer, x), self.shape
+            if isinstance(codes, Eights):
+                assert self.rounded is not None
+                product = eights.product(codes, eights.weight_eights(self.rounded), self.bias, x.dtype)
+                return product.view(*x.shape[:-1], out)
             if codes is not None and multiplies(codes, out, channels, self.groups):
                 return self.operand(codes.groups).product(codes, self.bias, x.dtype).view(*x.shape[:-1], out)
         return F.linear(self.quantizer(x) if self.quantizer else x, self.weight, self.bias)
@@ -200,9 +214,17 @@ class QuantLinear(nn.Module):
         return sum(each.numel() * each.element_size() for each in self.tensors())
 
     @property
-    def multiplies_integers(self) -> bool:
-        """Whether the product is one of integers now, if the device has one of these shapes."""
-        return self.has_integers and way().takes(lcm(self.groups, self.input_groups))
+    def multiplied(self) -> Literal["int8", "fp8", "simulated"]:
+        """What the product is of now, if the device has one of these shapes."""
+        if self.has_integers and way().takes(lcm(self.groups, self.input_groups)):
+            return "int8"
+        return "fp8" if way().eights and self.has_eights else "simulated"
+
+    @property
+    def has_eights(self) -> bool:
+        """Whether weight and input are both FP8 numbers times one scale a row, in a shape that can be multiplied."""
+        rounded = self._rounded is not None and eights.is_eights(self._rounded.spec)
+        return rounded and has_eights(self.quantizer) and eights.multiplies(*self.shape)
 
     @property
     def input_groups(self) -> int:
@@ -215,31 +237,3 @@ class QuantLinear(nn.Module):
         """Whether weight and input are both integers times scales."""
         integers = self._rounded is not None and isinstance(self._rounded.grid, Affine)
         return (integers or self._operand is not None) and has_codes(self.quantizer)
-
-
-Patch = int | tuple[int, ...]
-"""The side of an image's patches, or frames, height and width of a clip's."""
-
-
-def patch_size(layer: nn.Module) -> Patch | None:
-    """The patches that a patch embedding multiplies, None for a layer that multiplies its input's rows."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.kernel_size[0]
-    return tuple(layer.kernel_size) if isinstance(layer, nn.Conv3d) else getattr(layer, "patch", None)
-
-
-def patches(x: Float[Tensor, "B C *places"], patch: Patch) -> Float[Tensor, "B patches values"]:
-    """The patches of images [B, C, h, w] or clips [B, C, F, h, w] as rows, as the weight [out, values] reads them."""
-    if isinstance(patch, int):
-        return F.unfold(x, patch, stride=patch).transpose(1, 2)
-    for place, side in enumerate(patch):
-        x = x.unflatten(2 + 2 * place, (-1, side))  # [B, C, f, patch, h, patch, w, patch]
-    places = range(2, x.ndim, 2)
-    return x.permute(0, *places, 1, *(place + 1 for place in places)).flatten(len(places) + 1).flatten(1, -2)
-
-
-def matrix(layer: nn.Module) -> Tensor:
-    """A layer's weight as [out, in]."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().flatten(1)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from qdit.nn.clock import Clock
 from qdit.quant.affine import Affine, nearest
 from qdit.quant.books import Book, Scaled, Uniform, renormalised
+from qdit.quant.eights import Eights, is_eights
+from qdit.quant.eights import covered as eights
 from qdit.quant.grid import RowGrid, fake_quantize
 from qdit.quant.integers import Codes, covered, encoded
 from qdit.quant.scales import SCALES
@@ -71,8 +73,15 @@ class DynamicQuantizer(nn.Module):
         """Whether there are integers."""
         return self.spec.is_integer and not self.spec.is_identity
 
-    def codes(self, x: Tensor) -> Codes:
-        """`x` as integer codes, in rows [tokens, channels]."""
+    @property
+    def has_eights(self) -> bool:
+        """Whether there are FP8 numbers with a scale a row."""
+        return is_eights(self.spec)
+
+    def codes(self, x: Tensor) -> Codes | Eights:
+        """`x` as integer codes or FP8 numbers, in rows [tokens, channels]."""
+        if self.has_eights:
+            return eights(as_rows(x, self.spec), self.spec)
         integers, scale, offset = covered(as_rows(x, self.spec), self.spec)
         tokens = x.numel() // x.shape[-1] if self.spec.granularity != "tensor" else 1
         offset = offset.view(tokens, -1) if offset is not None else None
@@ -102,6 +111,8 @@ class OperandQuantizer(DynamicQuantizer):
     def has_codes(self) -> bool:
         """Products of attentions are not those of linear layers."""
         return False
+
+    has_eights = has_codes
 
 
 class SummingToOne(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.nn.clock import Clock
-from qdit.nn.linear import Patch, patch_size
+from qdit.nn.patches import Patch, patch_size
 from qdit.quant.time_groups import Groups
 
 

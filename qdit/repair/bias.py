@@ -25,7 +25,8 @@ from qdit.calibration.observers import attended_rows, watching
 from qdit.checked import Checked
 from qdit.fit import Fit
 from qdit.model.base import Site
-from qdit.nn.linear import QuantLinear, patch_size
+from qdit.nn.linear import QuantLinear
+from qdit.nn.patches import patch_size
 from qdit.rounding.base import Inputs
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qdit.checked import Checked, Count
 from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.recipes import Recipe
 from qdit.rounding import Nearest
 from qdit.search.base import Bench

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from qdit.model.base import DiffusionModel, Fold, Site, Source
 from qdit.nn.basis import Branch, Rotation, Scale, Shift
-from qdit.nn.linear import QuantLinear, matrix
+from qdit.nn.linear import QuantLinear
+from qdit.nn.patches import matrix
 from qdit.transform.base import Folded, Rewrite, Transform
 from qdit.transform.inputs import Input, carriers_of, chosen_inputs, fold_of, role_problems
 

@@ -30,7 +30,7 @@ from qdit.checked import Checked, Positive, Samples, Share, Whole
 from qdit.errors import UserError
 from qdit.execution import repeatable
 from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.seeding import generator
 from qdit.transform.inputs import Input
 from qdit.transform.mapped import BlockTask, Channels, Mapped

@@ -32,7 +32,7 @@ from qdit.checked import Checked
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.roles import meant
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.storage.progress import progress
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import sample_rows

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.replay import Points, count
-from qdit.nn.linear import QuantLinear, matrix
+from qdit.nn.linear import QuantLinear
+from qdit.nn.patches import matrix
 from qdit.nn.replace import replaced
 from qdit.quant.affine import affine
 from qdit.quant.spec import QuantSpec, as_rows

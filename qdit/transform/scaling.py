@@ -31,7 +31,7 @@ from qdit.checked import Checked, Share
 from qdit.ledger import RunTime
 from qdit.model.base import DiffusionModel, Site
 from qdit.nn.basis import Scale
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.transform.alpha import Alpha, FixedAlpha
 from qdit.transform.folding import Draft, Drafted
 from qdit.transform.inputs import Input, fold_of, sample_rows

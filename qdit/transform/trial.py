@@ -23,7 +23,7 @@ from qdit.activation.channels import rounded_by_channel
 from qdit.activation.clustered import rounded_by_cluster
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel, Site
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.quant.grid import covering, shared
 from qdit.quant.ranges import MinMax, Range, range_of
 from qdit.quant.spec import QuantSpec

@@ -10,7 +10,7 @@ from helpers.joint_pipelines import write_wan_pipeline
 from qdit.errors import UserError
 from qdit.eval.samples import Drawn
 from qdit.model.wan import LoadedWan, Wan, Wan22
-from qdit.nn.linear import patches
+from qdit.nn.patches import patches
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.seeding import noise
 

@@ -138,7 +138,7 @@ def test_groups_may_be_simulated_while_rows_are_integers(monkeypatch):
         simulated, integers = both(module, x)
         with torch.no_grad(), executing("auto", CPU):
             groups = fineness["granularity"] == "group"
-            assert module.multiplies_integers == (not groups)
+            assert module.multiplied == ("simulated" if groups else "int8")
             assert torch.equal(module(x), simulated if groups else integers)
 
 

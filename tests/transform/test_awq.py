@@ -17,7 +17,7 @@ from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.config import check
 from qdit.errors import UserError
 from qdit.method import quantize
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.quant.ranges import MinMax
 from qdit.runs.setup import build_recipe
 from qdit.transform import ActivationAware, Trial, rewritten

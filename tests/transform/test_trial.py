@@ -7,7 +7,7 @@ from helpers.rewriting import BLOCKS, TRIAL, calibration, recipe
 from qdit.activation import DynamicActivation, StaticActivation
 from qdit.activation.regions import SidedInputs
 from qdit.errors import UserError
-from qdit.nn.linear import matrix
+from qdit.nn.patches import matrix
 from qdit.quant.grid import fake_quantize
 from qdit.quant.ranges import MSE, MinMax
 from qdit.quant.spec import QuantSpec
