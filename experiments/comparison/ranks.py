@@ -36,7 +36,9 @@ class Side(NamedTuple):
 
 def side(frame: pd.DataFrame, metric: str, bits: str) -> Side:
     """The quantized runs of the first calibration set, with higher values for better ones."""
-    runs = frame[(frame.status == "done") & (frame.bits == bits) & (frame["calibration.seed"].fillna(0) == 0)]
+    runs = frame[(frame.status == "done") & (frame.bits == bits)]
+    if "calibration.seed" in runs:
+        runs = runs[runs["calibration.seed"].fillna(0) == 0]
     rows: list[dict[str, Any]] = [{str(key): value for key, value in row.items()} for row in runs.to_dict("records")]
     rows = [row for row in rows if pd.notna(row.get(metric))]
     sign = -1.0 if any(row.get(f"{metric.removesuffix('_delta')}_higher_is_better") is False for row in rows) else 1.0

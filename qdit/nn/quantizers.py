@@ -112,7 +112,10 @@ class OperandQuantizer(DynamicQuantizer):
         """Products of attentions are not those of linear layers."""
         return False
 
-    has_eights = has_codes
+    @property
+    def has_eights(self) -> bool:
+        """See `has_codes`."""
+        return False
 
 
 class SummingToOne(nn.Module):
