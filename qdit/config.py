@@ -49,7 +49,7 @@ _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands
 _KEYS = {
     **dict.fromkeys(("num_samples", "batch_size"), checked.Samples),
     **dict.fromkeys(("save_checkpoint", "overwrite", "dry", "allow_download", "compile"), bool),
-    "execution": Literal["auto", "int8", "fp8", "simulated"],
+    "execution": Literal["auto", "int8", "fp8", "simulated", "openvino"],
     "dtype": Literal["float32", "bfloat16", "float16"],
 }
 
@@ -145,6 +145,8 @@ def check(config: dict[str, Any]) -> None:
         if isinstance(value, dict):
             problems += type_problems(value, key)
     problems += _bit_problems(config["bits"]) if "bits" in config else []
+    if config.get("execution") == "openvino" and config.get("compile") is True:
+        problems.append("compile=true with execution=openvino, whose network is one graph already; use compile=false")
     if problems:
         raise from_problems(problems, "this config")
 

@@ -2,13 +2,16 @@
 
 All give the same products up to the last bits; but these can flip later roundings, so a record says which one ran
 (`cost.executed`), and no run mixes them (`stamp`). It is a switch of the whole process, as torch's own switches for
-reduced precision are, because layers are called by code that knows nothing of qdit.
+reduced precision are, because layers are called by code that knows nothing of qdit. An engine of others, OpenVINO, runs
+whole networks (`qdit.engine`), and only to sample; layers that are called by themselves are simulated then.
 """
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -17,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qdit.errors import UserError
 from qdit.quant import native
 
-Execution = Literal["auto", "int8", "fp8", "simulated"]
+Execution = Literal["auto", "int8", "fp8", "simulated", "openvino"]
 CUDA_CAPABILITY = (7, 5)  # the first with int8 tensor cores
 CUDA_FP8 = (8, 9)  # the first with those of FP8
 SHORT = 128  # keys of an attention that plain products serve faster than the CPU's fused kernel
@@ -34,12 +37,19 @@ class Way:
         rows: whether products with one scale a row are integers.
         groups: whether those with a scale for each of several groups of channels are, too.
         eights: whether products of FP8 numbers with one scale a row are multiplied as such.
+        engine: whether networks are sampled from by an engine of others; single layers are then simulated.
     """
 
     name: str
     rows: bool
     groups: bool
     eights: bool = False
+    engine: bool = False
+
+    @property
+    def layers(self) -> str:
+        """The name of the way in which layers multiply that are called by themselves, as fits and diagnoses do."""
+        return SIMULATED.name if self.engine else self.name
 
     def takes(self, groups: int) -> bool:
         """Whether a product with so many groups of channels is of integers."""
@@ -47,8 +57,8 @@ class Way:
 
 
 SIMULATED, INT8, INT8_ROWS = Way("simulated", False, False), Way("int8", True, True), Way("int8 by rows", True, False)
-FP8 = Way("fp8", True, False, True)
-WAYS = {way.name: way for way in (SIMULATED, INT8, INT8_ROWS, FP8)}
+FP8, OPENVINO = Way("fp8", True, False, eights=True), Way("openvino", False, False, engine=True)
+WAYS = {way.name: way for way in (SIMULATED, INT8, INT8_ROWS, FP8, OPENVINO)}
 _way = SIMULATED
 
 
@@ -89,7 +99,23 @@ def way() -> Way:
     return _way
 
 
-def stamp(device: torch.device, execution: bool = True, compiled: bool = False) -> dict[str, str]:
+def lacks_openvino(device: torch.device) -> str | None:
+    """Why OpenVINO has no products of integers here, and what to do; None: it has.
+
+    Without VNNI its sums of pairs of bytes may overflow.
+    """
+    if device.type != "cpu":
+        return f"execution=openvino runs on CPUs, and device={device.type} is chosen; use device=cpu"
+    if not has_int8(device):
+        return "execution=openvino needs a processor with VNNI, and this has none; use execution=auto"
+    if find_spec("openvino") is None:
+        return "execution=openvino needs OpenVINO: pip install 'qdit[openvino]', or use execution=auto"
+    return None
+
+
+def stamp(
+    device: torch.device, execution: bool = True, compiled: bool = False, sampled: bool = False
+) -> dict[str, str]:
     """What a number depends on besides its config: where it was computed, with what, and how layers multiplied.
 
     Two of these differ by flips of rounding, not only by last bits, once a model is quantized. Samples, calibration
@@ -99,6 +125,7 @@ def stamp(device: torch.device, execution: bool = True, compiled: bool = False) 
         device: what computes.
         execution: whether quantized layers are part of it.
         compiled: whether the network was a compiled graph.
+        sampled: whether whole networks were sampled from, which an engine runs if there is one, and not single layers.
     """
     kind = device.type
     if kind == "cpu":
@@ -106,7 +133,8 @@ def stamp(device: torch.device, execution: bool = True, compiled: bool = False) 
     elif kind == "cuda":
         kind = torch.cuda.get_device_name(device)
     made = {"device": kind, "torch": torch.__version__.split("+")[0]}
-    made |= {"execution": _way.name} if execution else {}
+    made |= {"execution": _way.name if sampled else _way.layers} if execution else {}
+    made |= {"openvino": version("openvino")} if execution and sampled and _way is OPENVINO else {}
     return made | ({"compiled": "whole"} if compiled else {})
 
 
@@ -115,7 +143,7 @@ def executing(choice: Execution, device: torch.device, begun: str | None = None)
     """Multiply as `choice` says while the context lasts; `auto` takes what is `faster`.
 
     Args:
-        choice: `auto`, `int8`, `fp8` or `simulated`.
+        choice: `auto`, `int8`, `fp8`, `simulated` or `openvino`.
         device: what computes.
         begun: the name of the way in which this was begun, which `auto` keeps where the device can.
 
@@ -123,27 +151,31 @@ def executing(choice: Execution, device: torch.device, begun: str | None = None)
         UserError: the device cannot do it.
     """
     global _way
-    able = has_int8(device)
-    if choice == "int8" and not able:
+    if choice == "int8" and not has_int8(device):
         raise UserError(f"execution=int8: {device.type} has no int8 product here; use execution=auto or simulated")
     if choice == "fp8" and not has_fp8(device):
         raise UserError(
             f"execution=fp8: {device.type} has no FP8 product here, which CUDA has from compute capability "
             f"{'.'.join(map(str, CUDA_FP8))} on; use execution=auto or simulated"
         )
-    taken = {"int8": INT8, "fp8": FP8, "simulated": SIMULATED, "auto": faster(device)}[choice]
-    if (
-        choice == "auto"
-        and (kept := WAYS.get(begun or "")) is not None
-        and (able or kept is SIMULATED)
-        and (has_fp8(device) or not kept.eights)
-    ):
+    if choice == "openvino" and (lack := lacks_openvino(device)) is not None:
+        raise UserError(lack)
+    given = {"int8": INT8, "fp8": FP8, "simulated": SIMULATED, "openvino": OPENVINO}
+    taken = given[choice] if choice in given else faster(device)
+    if choice == "auto" and (kept := WAYS.get(begun or "")) is not None and _can(kept, device):
         taken = kept
     before, _way = _way, taken
     try:
         yield
     finally:
         _way = before
+
+
+def _can(kept: Way, device: torch.device) -> bool:
+    """Whether a device multiplies in a way."""
+    if kept.engine:
+        return lacks_openvino(device) is None
+    return kept is SIMULATED or (has_fp8(device) if kept.eights else has_int8(device))
 
 
 def repeatable(device: torch.device) -> AbstractContextManager[Any]:

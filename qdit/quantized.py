@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from qdit.errors import UserError
+from qdit.execution import way
 from qdit.model.base import DiffusionModel
 from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import replaced
@@ -53,14 +54,17 @@ class Quantized:
         """How the layers multiply now: `int8`, `fp8`, `simulated` (fake quantization), or several where it is mixed.
 
         Attentions that round their operands are simulated; of a layer that is no `QuantLinear`, its parts are counted.
+        Where an engine runs whole networks, its name.
         """
+        if way().engine:
+            return way().name
         ran = self.layers_by_execution
         kinds = [kind for kind in ("int8", "fp8", "simulated") if kind in ran]
         return ", ".join(kinds + ["simulated"] * (bool(self.attention) and "simulated" not in ran)) or "simulated"
 
     @property
     def layers_by_execution(self) -> dict[str, int]:
-        """How many layers multiply integers now, how many FP8 numbers, and how many are simulated."""
+        """How many layers multiply integers, FP8 numbers, or are simulated now, when they are called by themselves."""
         linear = [m for layer in self.layers.values() for m in layer.modules() if isinstance(m, QuantLinear)]
         return dict(Counter(layer.multiplied for layer in linear))
 

@@ -41,6 +41,7 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 OF_EXTRAS = {"transformers": "text", "av": "video", "torchao": "export", "peft": "lora", "open_clip": "eval"}
+OF_EXTRAS |= {"openvino": "openvino"}
 """What is imported where it is used, with a message that names the extra."""
 
 

@@ -6,7 +6,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from qdit import execution
-from qdit.execution import INT8, INT8_ROWS, SHORT, SIMULATED, attending, executing, faster, way
+from qdit.errors import UserError
+from qdit.execution import INT8, INT8_ROWS, OPENVINO, SHORT, SIMULATED, attending, executing, faster, stamp, way
+from qdit.storage.shelf import without_execution
 
 
 @pytest.mark.parametrize("keys", [SHORT, SHORT + 1])
@@ -38,9 +40,40 @@ def test_auto_takes_what_the_table_says_and_keeps_what_was_begun(integers, kerne
 
 def test_ways_take_products_by_their_groups():
     taken = {way.name: (way.takes(1), way.takes(9)) for way in execution.WAYS.values()}
-    assert taken == {
-        "simulated": (False, False),
-        "int8": (True, True),
-        "int8 by rows": (True, False),
-        "fp8": (True, False),
-    }
+    simulated = dict.fromkeys(("simulated", "openvino"), (False, False))
+    rows = dict.fromkeys(("int8 by rows", "fp8"), (True, False))
+    assert taken == simulated | rows | {"int8": (True, True)}
+
+
+def test_an_engine_samples_and_single_layers_are_simulated_then(monkeypatch):
+    device = torch.device("cpu")
+    monkeypatch.setattr(execution, "lacks_openvino", lambda device: None)
+    monkeypatch.setattr(execution, "version", lambda package: "1.2")
+    with executing("openvino", device):
+        assert (way().engine, way().layers) == (True, "simulated")
+        assert stamp(device)["execution"] == "simulated"
+        sampled = stamp(device, sampled=True)
+        assert (sampled["execution"], sampled["openvino"]) == ("openvino", "1.2")
+        assert without_execution(sampled) == without_execution(stamp(device, execution=False))
+    with executing("auto", device, "openvino"):
+        assert way() is OPENVINO
+    with executing("simulated", device):
+        assert stamp(device, sampled=True) == stamp(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "integers", "package", "told"),
+    [
+        ("meta", True, True, "device=meta is chosen; use device=cpu"),
+        ("cpu", False, True, "a processor with VNNI"),
+        ("cpu", True, False, r"pip install 'qdit\[openvino\]'"),
+    ],
+)
+def test_openvino_is_refused_where_it_has_no_integers(device, integers, package, told, monkeypatch):
+    monkeypatch.setattr(execution, "has_int8", lambda device: integers)
+    monkeypatch.setattr(execution, "find_spec", lambda name: object() if package else None)
+    with pytest.raises(UserError, match=told), executing("openvino", torch.device(device)):
+        pass
+    assert way() is SIMULATED
+    with executing("auto", torch.device(device), "openvino"):  # a run that began with it goes on as it can
+        assert not way().engine

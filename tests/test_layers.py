@@ -24,6 +24,7 @@ fitting
 search
 method
 exports
+engine
 runs
 report
 cli api

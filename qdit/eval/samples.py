@@ -58,6 +58,7 @@ class SampleSet:
     weights: Callable[[str], str | None] = lambda name: None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
     compiling: float = field(default=0.0, init=False)  # seconds in which the network was compiled for them
+    ran: dict[str, int] = field(default_factory=dict, init=False)  # quantized layers, by how an engine multiplied them
 
     def indices(self) -> list[list[int]]:
         """The sample indices of each chunk."""

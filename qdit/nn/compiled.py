@@ -8,13 +8,25 @@ so that last bits differ, and a record says that its samples were made so.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qdit.errors import UserError
 from qdit.nn.switch import TimedLinear
+
+
+class Calls(Protocol):
+    """What is called in the place of a network, for a while."""
+
+    network: nn.Module
+    seconds: float
+    """Spent on what comes before the calls proper, such as compiling."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        ...
 
 
 class Compiled:
@@ -59,16 +71,16 @@ class Compiled:
 
 
 @contextmanager
-def calling(compiled: Compiled | None) -> Iterator[None]:
-    """Meanwhile a network's calls are its compiled ones; with None, its own."""
-    if compiled is None:
+def calling(calls: Calls | None) -> Iterator[None]:
+    """Meanwhile a network's calls are these; with None, its own."""
+    if calls is None:
         yield
         return
-    before, compiled.network._compiled_call_impl = compiled.network._compiled_call_impl, compiled
+    before, calls.network._compiled_call_impl = calls.network._compiled_call_impl, calls
     try:
         yield
     finally:
-        compiled.network._compiled_call_impl = before
+        calls.network._compiled_call_impl = before
 
 
 def _shape(given: Any) -> Any:

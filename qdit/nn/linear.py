@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdit.execution import way
-from qdit.nn.patches import matrix, patch_size, patches
+from qdit.nn.patches import by_patches, matrix, patch_size
 from qdit.quant import eights
 from qdit.quant.affine import Affine
 from qdit.quant.eights import Eights
@@ -165,11 +165,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; for a patch embedding [B, C, *places] -> [B, out, *places / patch]."""
-        if self.patch is None:
-            return self.whole(x)
-        tokens = self.whole(patches(x, self.patch))
-        sides = [self.patch] * 2 if isinstance(self.patch, int) else self.patch
-        return tokens.transpose(1, 2).unflatten(2, [n // side for n, side in zip(x.shape[2:], sides, strict=True)])
+        return by_patches(x, self.patch, self.whole)
 
     def whole(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]: the product, and the branch's output for the input before it is rounded."""

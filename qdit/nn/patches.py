@@ -1,5 +1,7 @@
 """A layer's weight as the matrix that multiplies rows, of a patch embedding too, and its inputs as these rows."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +25,15 @@ def patches(x: Float[Tensor, "B C *places"], patch: Patch) -> Float[Tensor, "B p
         x = x.unflatten(2 + 2 * place, (-1, side))  # [B, C, f, patch, h, patch, w, patch]
     places = range(2, x.ndim, 2)
     return x.permute(0, *places, 1, *(place + 1 for place in places)).flatten(len(places) + 1).flatten(1, -2)
+
+
+def by_patches(x: Tensor, patch: Patch | None, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """A product of rows [..., in] -> [..., out]; with patches of [B, C, *places] -> [B, out, *places / patch]."""
+    if patch is None:
+        return product(x)
+    tokens = product(patches(x, patch))
+    sides = [patch] * 2 if isinstance(patch, int) else patch
+    return tokens.transpose(1, 2).unflatten(2, [n // side for n, side in zip(x.shape[2:], sides, strict=True)])
 
 
 def matrix(layer: nn.Module) -> Tensor:

@@ -4,7 +4,7 @@ Whatever an earlier attempt finished is taken up: rounded layers, chunks of samp
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def measure(config: dict[str, Any], parts: Setup, where: RunDir, tracker: Tracke
     with watch.stage("sample"):
         samples.latents()
     watch.move(samples.compiling, "sample", "compile")
+    network = replace(network, layers=samples.ran or network.layers)
     wanted = wanted_metrics(config)
     # Paired metrics of full precision with itself say nothing.
     inapplicable = {n: s for n, s in wanted.items() if samples is reference and parts.metrics[n].paired}

@@ -12,9 +12,12 @@ from qdit.checkpoint.manifest import Manifest, is_loaded
 from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts
+from qdit.engine import misfits
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
+from qdit.execution import lacks_openvino
+from qdit.exports.forms import forms_of
 from qdit.ledger import Ledger, RunTime, ledger
 from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
@@ -253,10 +256,19 @@ def assemble(config: dict[str, Any]) -> Setup:
     if recipe is not None:
         problems += recipe.problems(model.sites()) + recipe.unfit(model)
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
+        problems += engine_problems(config, recipe, model)
     if problems:
         raise from_problems(problems, "this run")
     about = made.metrics, made.prepared, made.objective, loaded
     return Setup(model, loader.protocol(), dataset, sampler, recipe, *about)
+
+
+def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionModel) -> list[str]:
+    """Why the engine of a config cannot run a recipe, before it is fitted."""
+    if config["execution"] != "openvino":
+        return []
+    found = lacks_openvino(model.device) or misfits.problem(forms_of(recipe, model))
+    return [found] if found else []
 
 
 def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionModel) -> list[str]:

@@ -1,6 +1,7 @@
 """The stages that `qdit.runs.run.execute` composes: calibration data, the fit, sample sets, diagnosis."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -16,11 +17,12 @@ from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import FOLDER, is_loaded
 from qdit.config import RECIPE_KEYS
 from qdit.dataset.prompts import Prompts
+from qdit.engine.openvino import OpenVINO
 from qdit.eval.samples import SampleSet
-from qdit.execution import stamp
+from qdit.execution import stamp, way
 from qdit.method import quantize
 from qdit.model.base import DiffusionModel
-from qdit.nn.compiled import Compiled, calling
+from qdit.nn.compiled import Calls, Compiled, calling
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
@@ -163,9 +165,9 @@ def sample_set(
     label = f"{config['name']}: sampling"
     bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
     compiles = fit is not None and config.get("compile", False)
-    if compiles:
-        shelf = replace(shelf, made=stamp(parts.model.device, compiled=True))
-    graphs = cache(lambda: [Compiled(each) for each in called(parts.model)] if compiles else [])
+    if fit is not None:
+        shelf = replace(shelf, made=stamp(parts.model.device, compiled=compiles, sampled=True))
+    graphs = cache(lambda: [graph(each) for each in called(parts.model)] if (graph := graph_of(compiles)) else [])
 
     def generate(indices: list[int]) -> Tensor:
         labels = parts.dataset.labels(indices, config["seed"])
@@ -180,6 +182,7 @@ def sample_set(
                 parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
             )
         samples.compiling = sum((graph.seconds for graph in graphs()), 0.0)
+        samples.ran = dict(sum((Counter(graph.layers) for graph in graphs() if isinstance(graph, OpenVINO)), Counter()))
         return made
 
     def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -208,6 +211,13 @@ def sample_set(
         weights=lambda name: parts.prepared.extractors[name].identity,
     )
     return samples
+
+
+def graph_of(compiles: bool) -> Callable[[nn.Module], Calls] | None:
+    """What makes graphs of the networks that are sampled from; None where they are called as they are."""
+    if way().engine:
+        return OpenVINO
+    return Compiled if compiles else None
 
 
 def called(model: DiffusionModel) -> list[nn.Module]:

@@ -115,7 +115,7 @@ def stamp_text(made: Stamp) -> str:
 
 def without_execution(made: Stamp) -> Stamp:
     """What made something in which nothing is quantized: how layers multiply is no part of it."""
-    return {key: text for key, text in made.items() if key not in ("execution", "compiled")}
+    return {key: text for key, text in made.items() if key not in ("execution", "compiled", "openvino")}
 
 
 @cache
