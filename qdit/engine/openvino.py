@@ -32,6 +32,8 @@ OPTIONS: Mapping[str, str] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # else inputs of what else it finds quantized are rounded to its own grids
 }
+INSTEAD: dict[Any, Any] = {torch.ops.aten.empty_like.default: lambda x, **_: torch.zeros_like(x)}
+"""Operations that its frontend does not know, by others: Wan's rotary embeddings fill an empty tensor."""
 
 
 class OpenVINO:
@@ -90,11 +92,11 @@ class _Graph:
         try:
             with torch.no_grad(), replaced(network, written), in_float32(network):
                 tensors = tuple(_plain(x) for x in given if isinstance(x, Tensor))
-                program = torch.export.export(_Flat(network, given, shape), tensors)
+                program = torch.export.export(_Flat(network, given, shape), tensors).run_decompositions(INSTEAD)
                 self.compiled = _core().compile_model(_read(program), "CPU", dict(options))
         except Exception as error:  # torch's and OpenVINO's have no common base
             raise UserError(
-                f"execution=openvino: this network cannot be exported ({_first_line(error)}); use execution=auto"
+                f"execution=openvino: this network cannot be exported ({_reason(error)}); use execution=auto"
             ) from error
         self.request, self.made = self.compiled.create_infer_request(), program.call_spec.out_spec
         names = list(program.graph_signature.user_inputs)
@@ -195,5 +197,8 @@ def _described(given: Any) -> Any:
     return (tuple(given.shape), given.dtype) if isinstance(given, Tensor) else repr(given)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """The first line of an error, or the last of the frontend's list of what it cannot convert."""
+    lines = str(error).strip().splitlines()
+    listed = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    return next(iter(listed[-1:] + lines), type(error).__name__)
