@@ -9,6 +9,7 @@ Left out: accelerators, shapes that change within a graph, and OpenVINO's conver
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -90,7 +91,7 @@ class _Graph:
         written = {name: Emitted(each) for name, each in layers.items() if each.rounded is not None}
         self.dtype = _dtype(network)
         try:
-            with torch.no_grad(), replaced(network, written), in_float32(network):
+            with torch.no_grad(), replaced(network, written), in_float32(network), _quiet():
                 tensors = tuple(_plain(x) for x in given if isinstance(x, Tensor))
                 program = torch.export.export(_Flat(network, given, shape), tensors).run_decompositions(INSTEAD)
                 self.compiled = _core().compile_model(_read(program), "CPU", dict(options))
@@ -166,11 +167,20 @@ def _read(program: Any) -> Any:
     from openvino.frontend.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    frontend, before = FrontEndManager().load_by_framework("pytorch"), logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it tells of operations that this torch does not have any more
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchFXPythonDecoder.from_exported_program(program)  # read from again while it is converted
+    return frontend.convert(frontend.load(decoder))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is said of what torch will change, and of operations that OpenVINO's frontend misses in it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        decoder = TorchFXPythonDecoder.from_exported_program(program)  # read from again while it is converted
-        return frontend.convert(frontend.load(decoder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
