@@ -19,8 +19,12 @@ from qdit.quant.spec import QuantSpec
 
 WRITTEN = (FACTORS, OFFSETS, ROTATION, BRANCH, PATCHES)
 """Parts of a layer that are computed in floating point before or behind the product."""
-CURES = {TIMED: "a search in one range of time", OPERANDS: "attention=none"}
 OTHERWISE = "execution=auto"
+PARTS = {
+    TIMED: ("one weight a layer", OTHERWISE),
+    OPERANDS: ("attentions in full precision", "attention=none"),
+}
+"""What there may be in the place of a part, and what to try."""
 
 
 class Misfit(NamedTuple):
@@ -35,7 +39,7 @@ def misfits(form: Form) -> Iterator[Misfit]:
     """What of a layer's form OpenVINO has no product of integers for; nothing: it runs."""
     for part in form.parts:
         if part not in WRITTEN:
-            yield Misfit(part, "linear layers with one weight", CURES.get(part, OTHERWISE))
+            yield Misfit(part, *PARTS.get(part, ("inputs that are scaled, shifted or rotated", OTHERWISE)))
     weight, inputs = (None if spec is None or spec.is_identity else spec for spec in (form.weight, form.inputs))
     if weight is None and inputs is None:
         return

@@ -32,8 +32,12 @@ def test_full_precision_runs():
         (Form(weight=ROW, inputs=QuantSpec(bits=8, granularity="tensor", dynamic=False, time_groups=4)), "time=one"),
         (Form(weight=ROW, inputs=QuantSpec(bits=8, granularity="tensor", grid="two_sided", dynamic=False)), "tensor"),
         (Form(weight=ROW, inputs=QuantSpec(bits=8, columns=16)), "activation.columns=joined"),
-        (Form(weight=None, inputs=None, parts=(TIMED,)), TIMED),
+        (
+            Form(weight=None, inputs=None, parts=(TIMED,)),
+            f"{TIMED}, where it takes one weight a layer (try execution=auto)",
+        ),
         (Form(weight=None, inputs=None, parts=(OPERANDS,)), "attention=none"),
+        (Form(weight=ROW, inputs=ROW, parts=("Strange at run time",)), "Strange at run time, where it takes inputs"),
     ],
 )
 def test_misfits_are_named_with_what_to_try(form, told):
