@@ -101,7 +101,7 @@ class _Graph:
             ) from error
         self.request, self.made = self.compiled.create_infer_request(), program.call_spec.out_spec
         names = list(program.graph_signature.user_inputs)
-        self.places = [names.index(port.get_any_name()) for port in self.compiled.inputs]  # unused ones have none
+        self.places = [names.index((port.get_names() & {*names}).pop()) for port in self.compiled.inputs]
         integers = min(integer_products(self.compiled), len(written))
         counts = {"openvino int8": integers, "openvino float": len(written) - integers}
         self.layers = {name: count for name, count in counts.items() if count}
