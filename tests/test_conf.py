@@ -200,7 +200,7 @@ def test_a_command_line_choice_beats_the_recipe():
         ("bits.weight=eight", "bits.weight='eight'"),
         ("bits.name=w2a2", "bits.name='w2a2' but the values say 'w4a8'"),
         ("dtype=float8", "dtype='float8'; allowed: float32"),
-        ("execution=int4", "execution='int4'; allowed: auto, int8, simulated, openvino"),
+        ("execution=int4", "execution='int4'; allowed: auto, int8, fp8, simulated, openvino"),
         ("execution=openvino compile=true", "one graph already; use compile=false"),
         ("weight.grid=diagonal", "allowed: asymmetric, asymmetric_free"),
         ("scope.roles=qkv", "scope.roles='qkv'; allowed: a list of text"),
