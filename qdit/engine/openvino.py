@@ -33,6 +33,7 @@ OPTIONS: Mapping[str, str] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # else inputs of what else it finds quantized are rounded to its own grids
 }
+HALVES = (torch.bfloat16, torch.float16)
 INSTEAD: dict[Any, Any] = {torch.ops.aten.empty_like.default: lambda x, **_: torch.zeros_like(x)}
 """Operations that its frontend does not know, by others: Wan's rotary embeddings fill an empty tensor."""
 
@@ -142,10 +143,10 @@ class _Flat(nn.Module):
 
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
-    """Meanwhile the floating-point tensors of a network are float32."""
+    """Meanwhile the tensors of a network that are in 16 bits are float32."""
     owners = [each for module in network.modules() for each in (module._parameters, module._buffers)]
-    before = [(owner, name, x) for owner in owners for name, x in owner.items() if x is not None]
-    before = [(owner, name, x) for owner, name, x in before if x.is_floating_point() and x.dtype != torch.float32]
+    held = [(owner, name, x) for owner in owners for name, x in owner.items() if x is not None]
+    before = [(owner, name, x) for owner, name, x in held if x.dtype in HALVES]
     try:
         for owner, name, x in before:
             owner[name] = nn.Parameter(x.float(), False) if isinstance(x, nn.Parameter) else x.float()

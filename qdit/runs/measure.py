@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from qdit.checkpoint.manifest import is_loaded
 from qdit.environment import now, reset_peak_memory
 from qdit.eval.samples import SampleSet
-from qdit.execution import stamp
+from qdit.execution import stamp, way
 from qdit.nn.held import held
 from qdit.policies import Policy
 from qdit.quantized import Quantized
@@ -167,10 +167,12 @@ def taken(
 
 
 def resident(parts: Setup, fit: Fit | None) -> int | None:
-    """Bytes of the network's tensors as it has just made samples; None where others quantized it."""
+    """Bytes of the network's tensors as it has just made samples; None where others quantized it, or ran it."""
     if parts.external is not None:
         return None
     if fit is None:
         return held(parts.model.denoiser)
+    if way().engine:  # what it holds is no tensor of torch
+        return None
     with fit().installed(parts.model) as model:
         return held(model.denoiser)

@@ -6,7 +6,7 @@ from helpers.layers import IN, OUT, rounded, static
 from torch import nn
 from torch.testing import assert_close
 
-from qdit.engine.openvino import OpenVINO
+from qdit.engine.openvino import OpenVINO, in_float32
 from qdit.errors import UserError
 from qdit.execution import executing, has_int8
 from qdit.nn.compiled import calling
@@ -121,6 +121,17 @@ def test_layers_that_it_has_no_product_for_are_refused_before_anything_is_export
     network.out = layer(DynamicQuantizer(spec), nn.Linear(IN, OUT), granularity="group", group_size=16)
     with pytest.raises(UserError, match="out: weights in groups of 16.*weight=row.*out: inputs in groups"):
         OpenVINO(network)
+
+
+def test_tensors_of_16_bits_are_float32_for_a_while(network):
+    network.full.bfloat16()
+    network.register_buffer("places", torch.arange(3, dtype=torch.float64))
+    kept = network.full.weight
+    with in_float32(network):
+        assert network.full.weight.dtype == torch.float32
+        assert torch.equal(network.full.weight, kept.float())
+        assert network.places.dtype == torch.float64
+    assert network.full.weight is kept
 
 
 class Breaking(nn.Module):

@@ -46,6 +46,7 @@ def test_a_record_says_that_openvino_ran_and_nothing_is_mixed(tiny_pipeline, tmp
     assert (record["made"]["execution"], record["cost"]["executed"]) == ("openvino", "openvino")
     assert version.startswith(record["made"]["openvino"])
     assert record["cost"]["executed_layers"] == {"openvino int8": 12}
+    assert record["cost"]["resident_bytes"] is None
     assert record["cost"]["seconds"]["compile"] > 0
     assert run(*words(tiny_pipeline, tmp_path, "execution=auto")) == record
     with pytest.raises(UserError, match="execution=openvino, and execution=simulated is asked for"):
