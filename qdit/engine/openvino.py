@@ -144,7 +144,7 @@ class _Flat(nn.Module):
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
     """Meanwhile the tensors of a network that are in 16 bits are float32."""
-    owners = [each for module in network.modules() for each in (module._parameters, module._buffers)]
+    owners: list[dict[str, Any]] = [d for module in network.modules() for d in (module._parameters, module._buffers)]
     held = [(owner, name, x) for owner in owners for name, x in owner.items() if x is not None]
     before = [(owner, name, x) for owner, name, x in held if x.dtype in HALVES]
     try:
