@@ -23,7 +23,7 @@ from torch import Tensor
 from qdit.checkpoint import checkpoint
 from qdit.execution import Execution, executing, tune_cpu
 from qdit.model.base import DiffusionModel
-from qdit.quant.decibels import sqnr
+from qdit.quant.decibels import decibels
 from qdit.quantized import Quantized
 from qdit.runs.setup import Setup, assemble
 from qdit.storage.reading import read_json
@@ -58,8 +58,8 @@ def latents(parts: Setup, config: dict[str, Any], quantized: Quantized | None, e
 
 
 def apart(one: Tensor, other: Tensor) -> Tensor:
-    """SQNR [n] in dB of `one` as the signal; infinite where they are equal."""
-    return sqnr(one.flatten(1), other.flatten(1))
+    """SQNR [n] in dB of `other`, with `one` as the signal."""
+    return decibels(one.flatten(1).square().sum(1), (other - one).flatten(1).square().sum(1))
 
 
 def shown(full: Tensor, usual: Tensor, other: Tensor) -> list[str]:

@@ -76,7 +76,7 @@ class TimedLinear(nn.Module):
 
     @property
     def patch(self) -> Patch | None:
-        """The patches that a patch embedding multiplies (see `qdit.nn.linear.patch_size`)."""
+        """The patches that a patch embedding multiplies (see `qdit.nn.patches.patch_size`)."""
         return patch_size(self.variants[0])
 
     @property
