@@ -1,5 +1,6 @@
 """Charts of a study: quality at each bit-width, quality against cost with its Pareto front, error over timesteps."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ FEW = 12  # points that all have their names
 LOGARITHMIC = ("fid", "sfid", "kid")  # distances, which a method that fails multiplies
 _DASHED: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 0.9}  # full precision
 _BY_BITS = {"w8a8": "o", "w6a6": "s", "w4a8": "^", "w4a4": "v"}
+_OTHERS = ("D", "P", "X", "*", "<", ">", "p", "h")  # of number formats, and bits that are rarer
 
 
 def by_bits(study: Study, metric: str) -> Figure:
@@ -61,8 +63,9 @@ def against_cost(study: Study, cost: str, metric: str) -> Figure:
     quantity = study.summary.quantity(metric)
     rows = [row for row in study.rows if None not in (row[cost], row[metric])]
     figure, axes = axes_of(6.4, 4.4)
+    marker = markers(study.bits)
     for row in rows:
-        about: dict[str, Any] = {"color": study.colour(row), "fmt": _BY_BITS.get(row["bits"], "D"), "alpha": 0.8}
+        about: dict[str, Any] = {"color": study.colour(row), "fmt": marker[row["bits"]], "alpha": 0.8}
         about |= {"yerr": bar(row, quantity), "markersize": 4, "elinewidth": 0.6}
         axes.errorbar(row[cost], row[metric] * quantity.factor, **about)
     points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
@@ -74,7 +77,7 @@ def against_cost(study: Study, cost: str, metric: str) -> Figure:
     _reference(axes, study, quantity)
     legend(axes, family_handles([row["family"] for row in rows]))
     shapes: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markersize": 4.5}
-    kinds = [Line2D([], [], marker=_BY_BITS.get(bits, "D"), label=bits, **shapes) for bits in study.bits]
+    kinds = [Line2D([], [], marker=marker[bits], label=bits, **shapes) for bits in study.bits]
     legend(axes, [*kinds, Line2D([], [], color="black", linewidth=0.9, label="Pareto front")], "lower")
     names = [
         (study.names[id(row)], *point, study.colour(row)) for row, point in zip(rows, points.tolist(), strict=True)
@@ -85,6 +88,12 @@ def against_cost(study: Study, cost: str, metric: str) -> Figure:
     named = chosen if len(rows) > FEW else range(len(rows))
     label_points(axes, [names[number] for number in named], np.concatenate(covered))
     return figure
+
+
+def markers(bits: Sequence[str]) -> dict[str, str]:
+    """A marker for each bit-width or format of a figure; the usual bit-widths have theirs in every figure."""
+    others = [each for each in bits if each not in _BY_BITS]
+    return _BY_BITS | {each: _OTHERS[number % len(_OTHERS)] for number, each in enumerate(others)}
 
 
 def over_time(study: Study, bits: str) -> Figure | None:
