@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from qdit.assets import CONF
 from qdit.cli import report, table
 from qdit.tables import load_results
+from qdit.tables.differences import values
 
 ROOT = CONF.parent
 GRID = OmegaConf.load(CONF / "grid" / "methods.yaml")
@@ -29,6 +30,18 @@ def test_every_recipe_is_there_at_every_bits_with_errors_and_one_protocol(runs):
     assert runs.protocol_id.nunique() == 1
     assert quantized[["sqnr", "sqnr_stderr", "fid_lite0_delta", "fid_lite0_delta_stderr"]].notna().all(None)
     assert (quantized.sqnr_n == 256).all()
+
+
+def test_every_format_is_there_under_every_recipe_with_values_of_single_samples():
+    params = OmegaConf.load(CONF / "grid" / "formats.yaml").hydra.sweeper.params
+    runs = load_results(ROOT / "experiments/comparison/results", "formats")
+    quantized = [row for row in runs.to_dict("records") if row["quantizer"] != "fp"]
+    cells = {(row["quantizer"], row["bits"]) for row in quantized}
+    assert cells == {(name, bits) for name in params.quantizer.split(",") for bits in params.bits.split(",")}
+    assert runs.protocol_id.nunique() == 1
+    assert all(len(values(row, "sqnr")) == 256 for row in quantized)
+    assert all(row["weight_bits_quantized"] > 4 for row in quantized)
+    assert all(row["input_bits"] > 4 for row in quantized)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)

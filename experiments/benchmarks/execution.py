@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import qdit
 from qdit import compat as compat  # before diffusers
 from qdit.calibration import CalibrationData
+from qdit.engine.misfits import forms_in, problem
 from qdit.engine.openvino import OpenVINO
 from qdit.execution import attending, executing, tune_cpu
 from qdit.nn.compiled import Compiled, calling
@@ -44,6 +45,9 @@ RECIPES = {
     "groups of 128, w8a8": ("rtn", "w8a8", GROUPS),
     "groups of 128, w4a8": ("rtn", "w4a8", GROUPS),
     "static w8a8": ("rtn", "w8a8", "activation=tensor"),
+    "quarot w4a4": ("quarot", "w4a4", "rounding=nearest"),
+    "vidit_q w4a4": ("vidit_q", "w4a4", ""),
+    "svdquant w4a4": ("svdquant", "w4a4", "transform.steps.lowrank.rank=32 transform.steps.lowrank.iterations=0"),
 }
 INSIDE = re.compile(r"transformer_blocks\.\d+\.(attn1|ff)\.").match
 Ways = Mapping[str, Callable[[], object]]
@@ -101,7 +105,7 @@ def network(blocks: int, dtype: torch.dtype, recipe: tuple[str, str, str] | None
     model = DiTTransformer2DModel(num_attention_heads=16, attention_head_dim=72, num_layers=blocks).to(dtype).eval()
     if recipe is not None:
         name, bits, more = recipe
-        qdit.quantize(model, name, *more.split(), bits=bits, data=points() if "activation=tensor" in more else None)
+        qdit.quantize(model, name, *more.split(), bits=bits, data=points())
     return model
 
 
@@ -236,7 +240,7 @@ def ways_of(args: argparse.Namespace, dtype: torch.dtype, batch: int) -> Ways:
         assert torch.equal(call(made["torch"], "torch", inputs), call(made["now"], "now", inputs))
         if args.compile:
             ways[f"{recipe}: now, compiled"] = compiled(made["now"], "now", inputs)
-        if engine and GROUPS not in RECIPES[recipe]:
+        if engine and problem(forms_in(made["simulated"])) is None:
             ways[f"{recipe}: openvino"] = by_openvino(made["simulated"], inputs)
     for other in (other for other in args.others if other in OTHERS):
         model = OTHERS[other](network(args.blocks, dtype, None))
