@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from tabulate import tabulate
 from torch import Tensor
 
 from qdit.checkpoint import checkpoint
+from qdit.config import resolved
 from qdit.execution import Execution, executing, tune_cpu
 from qdit.model.base import DiffusionModel
 from qdit.quant.decibels import decibels
 from qdit.quantized import Quantized
 from qdit.runs.setup import Setup, assemble
-from qdit.storage.reading import read_json
 from qdit.tables import load_results
 
 
@@ -75,9 +76,9 @@ def shown(full: Tensor, usual: Tensor, other: Tensor) -> list[str]:
 def rows(run: dict[str, Any], n: int, full: dict[str, Tensor]) -> list[str]:
     """One line of the table."""
     folder = Path(run["folder"])
-    config = read_json(folder / "result.json", "make it again")["config"]
-    loaded = config | {"quantizer": {"name": "load", "path": str(folder / "checkpoint")}}
-    parts = assemble(loaded | {"num_samples": n, "eval": {}})
+    config = resolved(OmegaConf.load(folder / "config.yaml"))
+    loaded = {"quantizer": {"name": "load", "path": str(folder / "checkpoint")}, "execution": "auto"}
+    parts = assemble(config | loaded | {"num_samples": n, "eval": {}})
     if not full:
         full["usual"] = latents(parts, config, None, "simulated", n)
         with moved(parts.model):

@@ -6,6 +6,7 @@ Figures are drawn without a display (Agg) and written atomically. Imports no tor
 
 import io
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ FILES = ("png", "svg", "pdf")
 """What figures can be written as."""
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _DPI = 150
+_HANDLE, _LETTER = 0.55, 0.065  # inches of a legend's handle with the room around it, and of a letter
 _STYLE: dict[Any, Any] = {
     **{"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"},
@@ -229,9 +231,16 @@ def family_handles(found: Sequence[object]) -> list[Line2D]:
 
 
 def legend(axes: Axes, handles: Sequence[Line2D], place: Literal["upper", "lower"] = "upper") -> None:
-    """Add a legend in one row, above or below everything else; nothing for no handles."""
+    """Add a legend above or below everything else, in as many rows as it needs; nothing for no handles."""
     if handles:
         figure = axes.get_figure(root=True)
         assert figure is not None
         about: dict[str, Any] = {"loc": f"outside {place} center", "frameon": False, "fontsize": 8}
-        figure.legend(handles=handles, ncols=len(handles), **about)
+        columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_size_inches()[0])
+        figure.legend(handles=handles, ncols=columns, **about)
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return how many labels stand side by side in a legend, so that its rows fit into so many inches."""
+    whole = sum(_HANDLE + _LETTER * len(label) for label in labels)
+    return ceil(len(labels) / ceil(whole / width))
