@@ -29,8 +29,11 @@ class Each(nn.Module):
 @pytest.mark.parametrize(
     "words",
     [
-        "vidit_q",  # a rotation and factors at run time
-        "svdquant weight=row weight.group_size=null activation=token activation.group_size=null",  # branches
+        pytest.param("vidit_q", marks=pytest.mark.slow),  # a rotation and factors at run time
+        pytest.param(  # branches
+            "svdquant weight=row weight.group_size=null activation=token activation.group_size=null",
+            marks=pytest.mark.slow,
+        ),
         "ptq4dit attention=none rounding=nearest",  # static ranges of all layers, the patch embedding too
     ],
 )
