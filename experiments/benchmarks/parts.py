@@ -62,7 +62,7 @@ CALLS = {  # what is new, and what it replaces
         "quantizer=rtn activation=tensor",
     ),
 }
-LEARN = "quantizer=q_diffusion rounding.iterations=40"
+LEARN = "quantizer=q_diffusion rounding.iterations=10"
 FITS = {  # words of a recipe that learns, and those of the same recipe without
     "rounding.drop": (f"{LEARN} rounding.drop=0.5", LEARN),
     "rounding.inner": (f"{LEARN} rounding.inner=0.8", LEARN),
