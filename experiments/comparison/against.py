@@ -1,10 +1,11 @@
 """One row of a study against another, sample by sample: which is better, in how many metrics?
 
     python experiments/comparison/against.py formats qdit_w4a4@int4_g16 svdquant_gptq@int4_g64 [more pairs …]
+    python experiments/comparison/against.py methods seed_parts:rtn_bias@w4a8 rtn@w4a8
 
-Words are a study, then pairs of rows as quantizer@bits. Of each pair the mean difference of a metric over samples of
-the same noise is shown with its 95 % interval, of 1.96 standard errors, and better where that leaves 0 out on the good
-side; and what both cost, a weight and an input of the quantized layers.
+Words are a study, then pairs of rows as quantizer@bits; a row of another study has its name in front. Of each pair the
+mean difference of a metric over samples of the same noise is shown with its 95 % interval, of 1.96 standard errors, and
+better where that leaves 0 out on the good side; and what both cost, a weight and an input of the quantized layers.
 """
 
 import argparse
@@ -23,12 +24,18 @@ WIDE = 1.96
 Row = Mapping[str, Any]
 
 
-def row_of(frame: pd.DataFrame, word: str) -> Row:
+def row_of(runs_dir: Path, study: str, word: str) -> Row:
     """The finished run of a word, of the first calibration set."""
+    study, word = word.split(":", 1) if ":" in word else (study, word)
+    frame = load_results(runs_dir, study)
     quantizer, _, bits = word.partition("@")
     found = frame[(frame.quantizer == quantizer) & (frame.bits == bits) & (frame.status == "done")]
+    if "calibration.seed" in found:
+        found = found[found["calibration.seed"].fillna(0) == 0]
     if found.empty:
-        raise SystemExit(f"{word}: no such row; there are {', '.join(sorted(frame.quantizer + '@' + frame.bits))}")
+        raise SystemExit(
+            f"{word}: no such row in {study}; there are {', '.join(sorted(frame.quantizer + '@' + frame.bits))}"
+        )
     return {str(key): value for key, value in found.iloc[0].items()}
 
 
@@ -56,15 +63,14 @@ def line(one: Row, other: Row, metrics: Sequence[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
-    parser.add_argument("rows", nargs="+", metavar="QUANTIZER@BITS", help="an even number of them")
+    parser.add_argument("rows", nargs="+", metavar="[STUDY:]QUANTIZER@BITS", help="an even number of them")
     parser.add_argument("--runs-dir", type=Path, default=Path("experiments/comparison/results"))
     parser.add_argument("--metrics", nargs="+", default=METRICS)
     args = parser.parse_args()
     if len(args.rows) % 2:
         parser.error("rows come in pairs")
-    frame = load_results(args.runs_dir, args.study)
-    pairs = zip(args.rows[::2], args.rows[1::2], strict=True)
-    lines = [line(row_of(frame, one), row_of(frame, other), args.metrics) for one, other in pairs]
+    rows = [row_of(args.runs_dir, args.study, word) for word in args.rows]
+    lines = [line(one, other, args.metrics) for one, other in zip(rows[::2], rows[1::2], strict=True)]
     heads = ["row", "bits W, A", "against", "bits W, A", *args.metrics, "better"]
     print(tabulate(lines, heads, "github", disable_numparse=True))
 
