@@ -68,7 +68,9 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-SEEDS = [f"quantizer={name} bits={bits}" for name in grid("seeds") for bits in ("w4a8", "w4a4")]
+SEEDS = [
+    f"quantizer={name} bits={bits}" for name in ("repq_vit", "ptq4vit", *grid("seeds")) for bits in ("w4a8", "w4a4")
+]
 RECIPES = [f"quantizer={name} bits={bits}" for name in grid("format_recipes") for bits in ("w4a8", "w4a4")]
 FORMATS = [
     *(f"quantizer={name} bits={bits}" for name in ("rtn", "hq_dit") for bits in ("nvfp4", "nvfp4_46", "mxfp4")),
