@@ -62,7 +62,10 @@ CALLS = {  # what is new, and what it replaces
         "quantizer=rtn activation=tensor",
     ),
 }
-LEARN = "quantizer=q_diffusion rounding.iterations=10"
+LEARN = (  # Q-Diffusion's parts with ranges by a quick rule, so that what is measured is the learning
+    "quantizer=rtn scope=all activation=tensor attention=uniform attention/range=minmax"
+    " rounding=adaround rounding.iterations=20"
+)
 FITS = {  # words of a recipe that learns, and those of the same recipe without
     "rounding.drop": (f"{LEARN} rounding.drop=0.5", LEARN),
     "rounding.inner": (f"{LEARN} rounding.inner=0.8", LEARN),
