@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -43,13 +43,14 @@ class _Lines:
 
 
 def progress(work: Iterable[_T] | None = None, *, hidden: bool = False, **about: Any) -> Any:
-    """A `tqdm`, with lines instead of a bar where stderr is no terminal.
+    """A `tqdm`, with lines instead of a bar where stderr is no terminal; of no work, nothing is shown.
 
     Args:
         work: what to iterate over; None for a bar that is moved by hand.
         hidden: show nothing.
         about: other arguments of tqdm: `desc`, `unit`, `total`, `bar_format` of the bar.
     """
-    if hidden or sys.stderr.isatty():
-        return tqdm(work, disable=hidden, **about)
+    nothing = about.get("total", len(work) if isinstance(work, Sized) else None) == 0
+    if hidden or nothing or sys.stderr.isatty():
+        return tqdm(work, disable=hidden or nothing, **about)
     return tqdm(work, **about | {"file": _Lines(), "bar_format": SHAPE, "mininterval": 1.0, "leave": False})

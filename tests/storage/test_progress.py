@@ -42,3 +42,13 @@ def test_nothing_is_shown_of_hidden_work(clock, caplog):
     for _ in progress(range(3), desc="x", hidden=True):
         clock[0] += 20
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("bar", [{"work": []}, {"total": 0}, {"work": iter(()), "total": 0}])
+def test_nothing_is_shown_where_all_is_done_already(bar, clock, caplog):
+    caplog.set_level("INFO", logger="qdit")
+    clock[0] += 20
+    shown = progress(**bar, desc="rounding")
+    assert not list(shown if "work" in bar else ())
+    shown.close()
+    assert not caplog.messages
