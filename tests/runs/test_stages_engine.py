@@ -78,3 +78,13 @@ def test_the_extra_is_named_where_the_package_is_missing(tiny_pipeline, tmp_path
     monkeypatch.setattr("qdit.execution.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'qdit\[openvino\]'"):
         run(*words(tiny_pipeline, tmp_path))
+
+
+def test_a_dry_run_asks_the_recipe_and_not_the_machine(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("qdit.execution.has_int8", lambda device: False)
+    given = words(tiny_pipeline, tmp_path, "dry=true")
+    assert running.run(composed(*given)) is None
+    with pytest.raises(UserError, match="try weight=row"):
+        running.run(composed(*given, "weight=group", "weight.group_size=16"))
+    with pytest.raises(UserError, match="needs a processor with VNNI"):
+        running.run(composed(*words(tiny_pipeline, tmp_path)))

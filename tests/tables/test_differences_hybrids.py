@@ -80,3 +80,11 @@ def test_cells_of_the_grid_are_hybrids_with_one_part(tiny_model):
     ]
     assert [found[n].rounding.drop for n in ("6_adaround", "7_drop")] == [0.0, 0.5]
     assert composed("grid=hybrid_parts", "num_samples=32").num_samples == 32
+
+
+def test_the_comparison_shows_the_verdicts_of_what_is_shipped():
+    comparison = CONF.parent / "experiments/comparison"
+    runs = [dict(row) for row in load_results(comparison / "results", "hybrid_parts").to_dict("records")]
+    assert {(row["bits"], row["seed"]) for row in runs} >= {("w4a8", 0), ("w4a8", 1), ("w4a4", 0), ("w4a4", 1)}
+    shown = SCRIPT["table"](SCRIPT["verdicts"](runs, 1, 0, "sqnr"), "sqnr", 1, 0)
+    assert shown in (comparison / "README.md").read_text(encoding="utf-8")
