@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import qdit
 from qdit.calibration import CalibrationData
 from qdit.errors import UserError
-from qdit.execution import executing
+from qdit.execution import executing, has_int8
 from qdit.exports import torchao
 from qdit.exports.kinds import centred
 
@@ -66,10 +66,11 @@ def exported(pipe, tmp_path_factory):
         layers = {path: centred(layer) for path, layer in qdit_layers(pipe)}
         with executing("simulated", CPU):
             simulated = images(pipe)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("qdit.execution.has_int8", lambda device: True)  # slow ones are everywhere
+        integers = None  # without VNNI sums of pairs of bytes overflow
+        if has_int8(CPU):
             with executing("int8", CPU):
-                made[name] = (root / name, layers, simulated, images(pipe))
+                integers = images(pipe)
+        made[name] = (root / name, layers, simulated, integers)
         qdit.dequantize(pipe.transformer)
     read_by_stock_diffusers([folder for folder, *_ in made.values()])
     return made
@@ -99,10 +100,8 @@ def test_a_process_without_qdit_finds_equal_codes(name, exported):
 def test_a_process_without_qdit_makes_the_images(name, exported):
     folder, _, simulated, integers = exported[name]
     found, (_, bound, *_) = numpy.load(f"{folder}.npy"), RECIPES[name]
-    floor = decibels(integers, simulated)
-    print(f"{name}: {decibels(found, simulated):.1f} dB, two executions {floor:.1f} dB")
     assert decibels(found, simulated) > bound
-    assert floor > FLOOR
+    assert integers is None or decibels(integers, simulated) > FLOOR
 
 
 @pytest.mark.parametrize("name", RECIPES)
