@@ -10,6 +10,7 @@ better where that leaves 0 out on the good side; and what both cost, a weight an
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from qdit.tables.differences import difference
 METRICS = ("sqnr", "latent_mse", "psnr", "ssim", "feature_distance_lite0")
 WIDE = 1.96
 Row = Mapping[str, Any]
+read = cache(load_results)
+"""Each study once, however many rows of it are named."""
 
 
 def row_of(runs_dir: Path, study: str, word: str) -> Row:
     """The finished run of a word, of the first calibration set."""
     study, word = word.split(":", 1) if ":" in word else (study, word)
-    frame = load_results(runs_dir, study)
+    frame = read(runs_dir, study)
     quantizer, _, bits = word.partition("@")
     found = frame[(frame.quantizer == quantizer) & (frame.bits == bits) & (frame.status == "done")]
     if "calibration.seed" in found:
