@@ -26,8 +26,9 @@ print(means.loc[means.groupby("bits").sqnr.idxmax()].round(2), "\n")
 by_rounding = runs.groupby(["bits", runs["rounding._target_"].str.rsplit(".").str[-1]]).sqnr.agg(["mean", "count"])
 print(by_rounding.round(1), "\n")
 
-# Rivals of the best at w4a4, as far as their error bars say; `qdit.difference` compares sample by sample.
-low = means.loc[runs.bits.iloc[-1]].sort_values("sqnr", ascending=False)
+# Rivals of the best at the fewest bits, as far as their error bars say; `qdit.difference` compares sample by sample.
+bits = min(runs.bits)
+low = means.loc[bits].sort_values("sqnr", ascending=False)
 best = low.iloc[0]
 rivals = low[best.sqnr - low.sqnr < 2 * (best.sqnr_stderr**2 + low.sqnr_stderr**2) ** 0.5]
-print(f"Within two standard errors of the best at {runs.bits.iloc[-1]}: {', '.join(rivals.index)}")
+print(f"Within two standard errors of the best at {bits}: {', '.join(rivals.index)}")

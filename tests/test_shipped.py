@@ -20,7 +20,7 @@ MADE = {(name, "w4a4") for name in ("ditas", "fq_vit", "ptq_vit", "qvd")} | {
     ("repq_vit_renormalised", bits) for bits in ("w8a8", "w4a8", "w4a4")
 }
 """Of the seeds and their options, so far."""
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs/results.md", ROOT / "experiments/comparison/README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs/results.md", *sorted((ROOT / "experiments/comparison").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_format_is_there_under_every_recipe_with_values_of_single_samples(
     assert all(row["input_bits"] > 4 for row in quantized)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_documents_show_what_is_shipped(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # their commands are given there
     again = tmp_path / "README.md"

@@ -87,4 +87,4 @@ def test_the_comparison_shows_the_verdicts_of_what_is_shipped():
     runs = [dict(row) for row in load_results(comparison / "results", "hybrid_parts").to_dict("records")]
     assert {(row["bits"], row["seed"]) for row in runs} >= {("w4a8", 0), ("w4a8", 1), ("w4a4", 0), ("w4a4", 1)}
     shown = SCRIPT["table"](SCRIPT["verdicts"](runs, 1, 0, "sqnr"), "sqnr", 1, 0)
-    assert shown in (comparison / "README.md").read_text(encoding="utf-8")
+    assert shown in (comparison / "parts.md").read_text(encoding="utf-8")
