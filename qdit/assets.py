@@ -12,6 +12,8 @@ EMBEDDED = Path(__file__).parent / "assets" / "emoji" / "model"
 """The embedded DiT, which is meant where a path is null."""
 MODELS = ASSETS / "models"
 """The other embedded pipelines, each in a folder of its name."""
+PROMPTS = ASSETS / "prompts"
+"""Lists of captions that come with qdit."""
 PREFIX = "embedded:"
 
 
@@ -25,6 +27,12 @@ def folder_of(path: str | None) -> Path:
         return EMBEDDED
     name = path.removeprefix(PREFIX)
     return Path(path).expanduser() if name == path else MODELS / component(name, "model.path")
+
+
+def captions_file(name: str) -> Path:
+    """The file that the name of a list of captions means: one that comes with qdit, else the user's own."""
+    plain = "/" not in name and "." not in name
+    return shipped if plain and (shipped := PROMPTS / f"{name}.txt").is_file() else Path(name).expanduser()
 
 
 def places(dataset: str, extractor: str, cache_dir: Path) -> list[Path]:

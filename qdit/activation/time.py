@@ -57,12 +57,8 @@ class TimeGroups(Checked, ABC):
         """
         if self.groups == 1:
             return Groups()
-        steps = len(data.timesteps)
-        if steps < self.groups:
-            raise UserError(
-                f"activation.time.groups={self.groups}, and the sampler has {steps} steps; at most so many groups, or "
-                "more of sampler.steps"
-            )
+        if (problem := self.too_many(len(data.timesteps))) is not None:
+            raise UserError(problem)
         groups = split(data.timesteps, self.starts(model, sites, data))
         points = groups.of(data.t).bincount(minlength=groups.count)
         if empty := points.eq(0).nonzero().flatten().tolist():
@@ -72,6 +68,13 @@ class TimeGroups(Checked, ABC):
                 "(activation.time.groups)"
             )
         return groups
+
+    def too_many(self, steps: int, network: str | None = None) -> str | None:
+        """A sentence if there are fewer steps than groups; `network`: whose steps, where several take turns."""
+        if steps >= self.groups:
+            return None
+        whose = f"{network} has {steps} of the sampler's steps" if network else f"the sampler has {steps} steps"
+        return f"activation.time.groups={self.groups}, and {whose}; use activation.time.groups={max(steps, 1)} at most"
 
     @abstractmethod
     def starts(self, model: DiffusionModel, sites: Sequence[Site], data: CalibrationData) -> list[int]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from qdit.api.adapters import classes_of, names_data
 from qdit.api.compose import composed
-from qdit.api.measures import compared, paired_metrics
+from qdit.api.measures import compared, extractors_of, paired_metrics
 from qdit.config import RECIPE_KEYS, build, check, resolved
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts
@@ -67,8 +67,11 @@ def judge(
     if problems := sampler.check(judged) + source.check(judged) + unpaired(judged, full):  # pyright: ignore[reportArgumentType]
         raise UserError(*problems)
 
+    extract = extractors_of(measures, judged.device)
+
     def draw(of: Called) -> Drawn:
         batches = source.batches(0, n, config["batch_size"], seed)
-        return Drawn([sampler.sample(of, *batch, seed).cpu() for batch in batches], of.decode, framewise=of.framewise)
+        chunks = [sampler.sample(of, *batch, seed).cpu() for batch in batches]
+        return Drawn(chunks, of.decode, extract, framewise=of.framewise)
 
     return compared(measures, draw(judged), draw(full))

@@ -1,14 +1,17 @@
 """What a quantized model is, costs, and is worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
+import torch
 
 from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol_of
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
+from qdit.eval.extractor import FeatureExtractor
 from qdit.eval.frames import survey
 from qdit.eval.per_sample import PairedMetric
 from qdit.eval.samples import Drawn
@@ -134,11 +137,12 @@ def fidelity(
     """
     model, sampler, dataset, config = protocol_of(pipe, (*overrides, f"eval=[{','.join(metrics)}]"))
     measures = paired_metrics(config, n)
+    extract = extractors_of(measures, model.device)
 
     def draw(of: DiffusionModel) -> Drawn:
         batches = dataset.batches(0, n, config["batch_size"], seed)
         chunks = [sampler.sample(of, *batch, seed).float().cpu() for batch in batches]
-        return Drawn(chunks, of.decode, framewise=of.framewise)
+        return Drawn(chunks, of.decode, extract, framewise=of.framewise)
 
     if reference is None:
         with installed.full_precision(pipe.transformer):
@@ -154,14 +158,30 @@ def paired_metrics(config: dict[str, Any], n: int) -> dict[str, PairedMetric]:
     """The metrics of a config, which compare samples.
 
     Raises:
-        UserError: one compares with a data set, or there are no samples.
+        UserError: one is of a set of samples, lacks its weights, or there are no samples.
     """
     measures = {name: build(node) for name, node in config["eval"].items()}
     if wrong := [name for name, metric in measures.items() if not isinstance(metric, PairedMetric)]:
-        raise UserError(f"{', '.join(wrong)} compares with a data set, not with full precision: use qdit.run")
+        raise UserError(f"{', '.join(wrong)} compares no pairs of samples, one by one: use qdit.run")
     if n < 1:
         raise UserError(f"n={n}; at least 1 is needed")
+    if problems := list(dict.fromkeys(p for metric in measures.values() for p in metric.preflight(n))):
+        raise UserError(*problems)
     return measures
+
+
+def extractors_of(measures: Mapping[str, PairedMetric], device: torch.device) -> Callable[[str], FeatureExtractor]:
+    """What gives the extractors that metrics read, by name, loaded when they are first asked for."""
+    found = {metric.extractor: metric.network() for metric in measures.values() if metric.extractor}
+
+    @cache
+    def loaded(name: str) -> FeatureExtractor:
+        extractor = found[name]
+        assert extractor is not None
+        extractor.load(str(device))
+        return extractor
+
+    return loaded
 
 
 def compared(measures: Mapping[str, PairedMetric], quantized: Drawn, full: Drawn) -> pd.DataFrame:

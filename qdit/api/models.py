@@ -71,8 +71,11 @@ def quantize(
     """
     network = network_of(model)
     _check_unquantized(network)
+    given = data if isinstance(data, Trajectories) else None
     if isinstance(recipe, str):
-        method, config = composed_recipe(recipe, overrides, bits)
+        # What a recipe has once a step (TFMQ-DM's ranges) it has for the steps of the data.
+        steps = (f"sampler.steps={len(given.timesteps)}",) if given is not None else ()
+        method, config = composed_recipe(recipe, (*steps, *overrides), bits)
     elif overrides:
         raise UserError("words are for a recipe's name: give them to qdit.recipe")
     else:
@@ -82,7 +85,6 @@ def quantize(
             "this recipe corrects the sampler, which is not in the transformer: leave it out (correction=none), or "
             "sample by qdit.run"
         )
-    given = data if isinstance(data, Trajectories) else None
     adapter = adapter_of(model, **(given.facts if given is not None else {}))
     seeing = adapter.having(given.table) if isinstance(adapter, LoadedText) and given is not None else adapter
     _check_data(network, seeing, data)
@@ -96,7 +98,7 @@ def quantize(
         about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y} | rows) if data is not None else ""
         made = stamp(adapter.device, execution=True)
         place = Shelf(Path(cache_dir) / "rounding" / digest(about), about, made, shared=True)
-    quantized = fit(seeing, method, cache(_collector(method, data)), place, _setting(method, data, seed))
+    quantized = fit(seeing, method, cache(_collector(method, data, seeing)), place, _setting(method, data, seed))
     about = {"config": config} if config is not None else {}
     _install(adapter, quantized, method.run_time(adapter), about)
     return model
@@ -140,11 +142,11 @@ def _check_data(network: Any, adapter: DiffusionModel, data: CalibrationData | N
         raise UserError("the data is of a model with other weights, or in another dtype: calibrate this one")
 
 
-def _collector(method: Method, data: CalibrationData | None) -> Callable[[], CalibrationData]:
+def _collector(method: Method, data: CalibrationData | None, model: DiffusionModel) -> Callable[[], CalibrationData]:
     def collect() -> CalibrationData:
         if data is None:
             raise UserError("this recipe needs calibration data: give data=qdit.calibrate(pipe)")
-        return data.picked(method.calibration) if isinstance(data, Trajectories) else data
+        return data.picked(method.calibration, model) if isinstance(data, Trajectories) else data
 
     return collect
 

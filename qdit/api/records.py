@@ -90,8 +90,9 @@ def difference(one: pd.DataFrame, other: pd.DataFrame, metric: str = "sqnr") -> 
     >>> mean > 5 * stderr
     True
     """
-    if len(protocols := {*one["protocol_id"], *other["protocol_id"]}) > 1:
-        raise UserError(f"the runs are of {len(protocols)} protocols, whose samples are no pairs: narrow them to one")
+    both = pd.concat([one, other])  # a protocol has one id a seed
+    if (protocols := max(len(set(own["protocol_id"])) for _, own in both.groupby("seed"))) > 1:
+        raise UserError(f"the runs are of {protocols} protocols, whose samples are no pairs: narrow them to one")
     found = differences.difference(one.to_dict("records"), other.to_dict("records"), metric)  # pyright: ignore
     if found is None:
         raise UserError(

@@ -69,6 +69,12 @@ class TrajectoryCalibration(Checked, ABC):
     def kept_steps(self, trajectory: int, num_steps: int, seed: int) -> list[int]:
         """The step indices recorded of one trajectory, `per_trajectory` at most."""
 
+    def settled(
+        self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int
+    ) -> "TrajectoryCalibration":
+        """This choice, or the one that it makes of what the full-precision network does."""
+        return self
+
     def choose(self, num_steps: int, seed: int, null_share: float) -> list[Point]:
         """The points, in the order in which they are run, shuffled so that each batch mixes timesteps.
 

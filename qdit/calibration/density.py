@@ -145,11 +145,15 @@ class DensityCalibration(TrajectoryCalibration):
 
     def collect(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int) -> CalibrationData:
         """See `TrajectoryCalibration`; the probes are sampled first."""
+        return self.settled(model, sampler, dataset, seed).collect(model, sampler, dataset, seed)
+
+    def settled(self, model: "DiffusionModel", sampler: "Sampler", dataset: "Source", seed: int) -> WeightedCalibration:
+        """The choice of points by the features of the probes, which are sampled."""
         squares, cosines = compared(*self.products(model, sampler, dataset, seed))
         steps = len(squares)
         mean = float(squares.sum() / max(steps * (steps - 1), 1))
         weights = step_weights(squares, cosines, self.radius * mean, self.variety)
-        return self.weighted(weights.tolist()).collect(model, sampler, dataset, seed)
+        return self.weighted(weights.tolist())
 
     @torch.no_grad()
     def products(
@@ -168,10 +172,11 @@ class DensityCalibration(TrajectoryCalibration):
 
         def see(module: Any, args: Any, output: Any) -> None:
             streams = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
-            seen[:] = [next((x for x in reversed(streams) if x.ndim == 3 and x.shape[1] in tokens), streams[0])]
+            seen.append(next((x for x in reversed(streams) if x.ndim == 3 and x.shape[1] in tokens), streams[0]))
 
         def record(step: int, timestep: Time, x: Tensor, output: Tensor | None) -> None:
-            found[step] = seen[0].float().flatten().cpu()
+            found[step] = torch.cat([x.float().flatten().cpu() for x in seen])  # guidance may take two calls
+            seen.clear()
 
         total, values = torch.zeros(1, 1, dtype=torch.float64), 0
         handle = model.denoiser.get_submodule(middle).register_forward_hook(see)

@@ -47,11 +47,12 @@ class Trajectories(CalibrationData):
     facts: dict[str, int] = field(default_factory=dict)
     """Sizes that the transformer's config does not say (`qdit.model.loaded.Loaded.facts`)."""
 
-    def picked(self, source: Any) -> CalibrationData:
+    def picked(self, source: Any, model: DiffusionModel) -> CalibrationData:
         """The points that a recipe's calibration part chooses; those of a run, where seeds and sampler are the same.
 
         Args:
             source: the part. Its own seed changes the choice, and not the noise.
+            model: in full precision, of which some parts look at features.
 
         Raises:
             UserError: it needs more trajectories than there are.
@@ -59,6 +60,7 @@ class Trajectories(CalibrationData):
         if source is None or isinstance(source, NoCalibration):
             return self
         steps = len(self.visited or ())
+        source = source.settled(model, self.sampler, self.dataset, self.seed)
         points = source.choose(steps, self.seed, source.null_share if self.uses_null else 0.0)
         needed, there = max(point.trajectory for point in points) + 1, len(self.x) // steps
         if needed > there:

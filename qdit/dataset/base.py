@@ -34,6 +34,11 @@ class Source(ABC):
         for chunk in torch.arange(first, first + count).split(size):
             yield chunk.tolist(), self.labels(chunk.tolist(), seed)
 
+    def captions_of(self, count: int, seed: int) -> list[str]:
+        """The captions of the first `count` samples."""
+        names = self.class_names()
+        return [names[number] for number in self.labels(list(range(count)), seed).tolist()]
+
     @abstractmethod
     def class_names(self) -> list[str]:
         """Return a caption for each number."""

@@ -17,15 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.assets import ASSETS
+from qdit.assets import PROMPTS, captions_file
 from qdit.dataset.base import Source
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.seeding import CALIBRATION
 from qdit.storage.digest import digest
 
-SHIPPED = ASSETS / "prompts"
-"""Lists that come with qdit; `file` may name one of them."""
 _LONGEST = 4000  # characters of a caption
 _MOST = 1_000_000  # captions of a file
 
@@ -54,7 +52,7 @@ def read_rows(file: Path, key: str) -> list[tuple[str, str]]:
         UserError: it is missing, empty, not UTF-8, or a line holds no caption.
     """
     if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.txt")))
+        known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.txt")))
         raise UserError(f"{key}={file}: no such file; give a file of captions (.txt, .jsonl, .csv), or one of: {known}")
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -136,9 +134,7 @@ class Prompts(Source):
         name = getattr(self, key)
         if name is None:
             return []
-        shipped = SHIPPED / f"{name}.txt"
-        plain = "/" not in name and "." not in name
-        return read_captions(shipped if plain and shipped.is_file() else Path(name).expanduser(), f"dataset.{key}")
+        return read_captions(captions_file(name), f"dataset.{key}")
 
     @cached_property
     def texts(self) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.eval.base import Features, Shown
@@ -31,16 +31,17 @@ def gaussian(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tens
     return (-squares / (2 * SIGMA**2)).exp()
 
 
-def cmmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Jackknife:
+def cmmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], groups: Int[Tensor, " n"] | None = None) -> Jackknife:
     """`SCALE` times the biased MMD² of samples x to a reference y, and with each group of x left out.
 
     Args:
         x, y: features of images, of any length: they are normalised here.
+        groups: of the jackknife; None takes `groups_of`.
     """
     x, y = F.normalize(x.double(), dim=1), F.normalize(y.double(), dim=1)
-    groups = groups_of(len(x))
+    groups = groups_of(len(x)) if groups is None else groups
     counts = groups.bincount(minlength=GROUPS).double()
-    within = sums_by_group(x, gaussian, TILE)
+    within = sums_by_group(x, gaussian, TILE, groups)
     within_y = sum(float(gaussian(rows, y).sum()) for rows in y.split(TILE)) / len(y) ** 2
     rows_to_y = torch.cat([gaussian(rows, y).sum(1) for rows in x.split(TILE)])
     across = torch.zeros(GROUPS, dtype=torch.float64).index_add(0, groups, rows_to_y)
@@ -55,8 +56,8 @@ def cmmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Jackknife:
 
 
 @remember
-def _cmmd(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
-    return cmmd(x, reference.features())
+def _cmmd(x: Float[Tensor, "n dim"], reference: Reference, groups: Int[Tensor, " n"]) -> Jackknife:
+    return cmmd(x, reference.features(), groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class CMMD(DistributionMetric):
     needs_images = True
     shown = Shown("CMMD", digits=3)
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """`cmmd` of the pooled features."""
         assert reference is not None
-        return _cmmd(features["pooled"], reference)
+        return _cmmd(features["pooled"], reference, groups)

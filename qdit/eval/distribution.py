@@ -11,7 +11,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -21,29 +21,31 @@ from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
 from qdit.eval.precision_recall import precision_recall
 from qdit.eval.reference import Reference, no_features, no_spatial
-from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife
+from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of
 
 
 @remember
-def _pooled_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
-    return frechet_jackknife(x, reference.mu, reference.root)
+def _pooled_frechet(x: Float[Tensor, "n dim"], reference: Reference, groups: Int[Tensor, " n"]) -> Jackknife:
+    return frechet_jackknife(x, reference.mu, reference.root, groups)
 
 
 @remember
-def _spatial_frechet(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
+def _spatial_frechet(x: Float[Tensor, "n dim"], reference: Reference, groups: Int[Tensor, " n"]) -> Jackknife:
     if reference.mu_s is None:
         raise UserError(no_spatial(reference))
-    return frechet_jackknife(x, reference.mu_s, reference.root_s)
+    return frechet_jackknife(x, reference.mu_s, reference.root_s, groups)
 
 
 @remember
-def _precision_recall(x: Float[Tensor, "n dim"], reference: Reference) -> tuple[Jackknife, Jackknife]:
-    return precision_recall(x, reference.features(), reference.radii)
+def _precision_recall(
+    x: Float[Tensor, "n dim"], reference: Reference, groups: Int[Tensor, " n"]
+) -> tuple[Jackknife, Jackknife]:
+    return precision_recall(x, reference.features(), reference.radii, groups)
 
 
 @remember
-def _kernel_distance(x: Float[Tensor, "n dim"], reference: Reference) -> Jackknife:
-    return kernel_distance(x, reference.features(), reference.kernel_within)
+def _kernel_distance(x: Float[Tensor, "n dim"], reference: Reference, groups: Int[Tensor, " n"]) -> Jackknife:
+    return kernel_distance(x, reference.features(), reference.kernel_within, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class DistributionMetric(OfFeatures):
         return problems
 
     @abstractmethod
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """The estimate, and the estimate without each group of samples."""
 
     def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None) -> Result:
@@ -83,11 +85,12 @@ class DistributionMetric(OfFeatures):
             raise UserError(f"{type(self).__name__} needs reference statistics of extractor {self.extractor}")
         if samples.n != full_precision.n:
             raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
-        here = self.jackknife(self._features(samples), reference)
+        groups = groups_of(samples.n, samples.clusters)
+        here = self.jackknife(self._features(samples), reference, groups)
         result = {"value": here.full, "stderr": here.stderr, "n": samples.n, "higher_is_better": self.higher_is_better}
         if samples is full_precision:
             return Result(**result)
-        change = here.minus(self.jackknife(self._features(full_precision), reference))
+        change = here.minus(self.jackknife(self._features(full_precision), reference, groups))
         return Result(**result, delta=change.full, delta_stderr=change.stderr)
 
     def _features(self, samples: Samples) -> Features:
@@ -108,10 +111,10 @@ class FID(DistributionMetric):
 
     higher_is_better = False
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """Fréchet distance to the reference's pooled statistics."""
         assert reference is not None
-        return _pooled_frechet(features["pooled"], reference)
+        return _pooled_frechet(features["pooled"], reference, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +123,10 @@ class FIDInfinity(DistributionMetric):
 
     higher_is_better = False
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """The same left-out distances as FID, with the corrected estimate."""
         assert reference is not None
-        return _pooled_frechet(features["pooled"], reference).bias_corrected()
+        return _pooled_frechet(features["pooled"], reference, groups).bias_corrected()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +136,10 @@ class SFID(DistributionMetric):
     higher_is_better = False
     needs_spatial = True
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """Fréchet distance to the reference's spatial statistics."""
         assert reference is not None
-        return _spatial_frechet(features["spatial"], reference)
+        return _spatial_frechet(features["spatial"], reference, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +149,9 @@ class InceptionScore(DistributionMetric):
     higher_is_better = True
     needs_reference = False
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """The score of the extractor's logits."""
-        return inception_score(features["logits"])
+        return inception_score(features["logits"], groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +161,10 @@ class KID(DistributionMetric):
     higher_is_better = False
     needs_images = True
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """Kernel distance to the reference's images."""
         assert reference is not None
-        return _kernel_distance(features["pooled"], reference)
+        return _kernel_distance(features["pooled"], reference, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,10 +174,10 @@ class Precision(DistributionMetric):
     higher_is_better = True
     needs_images = True
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """Precision against the reference's images."""
         assert reference is not None
-        return _precision_recall(features["pooled"], reference)[0]
+        return _precision_recall(features["pooled"], reference, groups)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +187,7 @@ class Recall(DistributionMetric):
     higher_is_better = True
     needs_images = True
 
-    def jackknife(self, features: Features, reference: Reference | None) -> Jackknife:
+    def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
         """Recall of the reference's images."""
         assert reference is not None
-        return _precision_recall(features["pooled"], reference)[1]
+        return _precision_recall(features["pooled"], reference, groups)[1]

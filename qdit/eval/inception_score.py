@@ -6,7 +6,7 @@ number.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qdit.eval.statistics import GROUPS, Jackknife, groups_of
@@ -14,8 +14,8 @@ from qdit.eval.statistics import GROUPS, Jackknife, groups_of
 CHUNK = 5000
 
 
-def inception_score(logits: Float[Tensor, "n classes"]) -> Jackknife:
-    """The score, and with each group of samples left out of its chunk.
+def inception_score(logits: Float[Tensor, "n classes"], groups: Int[Tensor, " n"] | None = None) -> Jackknife:
+    """The score, and with each group of samples (None: `groups_of`) left out of its chunk.
 
     KL splits into the samples' negative entropies and the entropy of their mean, so sums by (chunk, group) suffice.
     """
@@ -23,7 +23,7 @@ def inception_score(logits: Float[Tensor, "n classes"]) -> Jackknife:
     logits = logits.double()
     p = logits.softmax(1)
     chunks = -(-n // CHUNK)
-    cell = torch.arange(n) // CHUNK * GROUPS + groups_of(n)
+    cell = torch.arange(n) // CHUNK * GROUPS + (groups_of(n) if groups is None else groups)
     count = cell.bincount(minlength=chunks * GROUPS).double()
     mass = torch.zeros(chunks * GROUPS, classes, dtype=torch.float64).index_add(0, cell, p)
     plogp = torch.zeros(chunks * GROUPS, dtype=torch.float64).index_add(0, cell, (p * logits.log_softmax(1)).sum(1))

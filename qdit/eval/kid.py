@@ -8,7 +8,7 @@ pairs of jackknife groups are taken once, in tiles; leaving a group out is then 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qdit.eval.statistics import GROUPS, Jackknife, groups_of
@@ -34,33 +34,36 @@ def _diagonal(x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
 
 
 def sums_by_group(
-    x: Float[Tensor, "n dim"], of: Callable[[Tensor, Tensor], Tensor], tile: int
+    x: Float[Tensor, "n dim"], of: Callable[[Tensor, Tensor], Tensor], tile: int, groups: Int[Tensor, " n"]
 ) -> Float[Tensor, "groups groups"]:
     """Sums of a kernel over all pairs of rows, those of a row with itself among them, by the groups of the two."""
-    member = _member(x)
+    member = _member(groups)
     return member.T @ torch.cat([of(rows, x) @ member for rows in x.split(tile)])
 
 
-def _member(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n groups"]:
+def _member(groups: Int[Tensor, " n"]) -> Float[Tensor, "n groups"]:
     """1 at the group of each row."""
-    return torch.nn.functional.one_hot(groups_of(len(x)), GROUPS).double()
+    return torch.nn.functional.one_hot(groups, GROUPS).double()
 
 
-def _group_sums(x: Float[Tensor, "n dim"]) -> Float[Tensor, "groups groups"]:
+def _group_sums(x: Float[Tensor, "n dim"], groups: Int[Tensor, " n"]) -> Float[Tensor, "groups groups"]:
     """Sums of KID's kernel over pairs of different rows, by the groups of the two."""
-    return sums_by_group(x, kernel, TILE) - torch.diag(_member(x).T @ _diagonal(x))
+    return sums_by_group(x, kernel, TILE, groups) - torch.diag(_member(groups).T @ _diagonal(x))
 
 
-def kernel_distance(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], within_y: float) -> Jackknife:
+def kernel_distance(
+    x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], within_y: float, groups: Int[Tensor, " n"] | None = None
+) -> Jackknife:
     """Unbiased MMD² of samples x to a reference y, and with each group of x left out.
 
     Args:
         x: features of the samples.
         y: features of the reference.
         within_y: `mean_within(y)`, which does not change from run to run.
+        groups: of the jackknife; None takes `groups_of`.
     """
-    groups = groups_of(len(x))
-    within, counts = _group_sums(x), groups.bincount(minlength=GROUPS).double()
+    groups = groups_of(len(x)) if groups is None else groups
+    within, counts = _group_sums(x, groups), groups.bincount(minlength=GROUPS).double()
     row_sums = torch.cat([kernel(rows, y).sum(1) for rows in x.split(TILE)])
     across = torch.zeros(GROUPS, dtype=torch.float64).index_add(0, groups, row_sums)
 

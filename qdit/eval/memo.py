@@ -19,15 +19,15 @@ T = TypeVar("T")
 KEPT = 16  # results, each of some hundred bytes
 
 
-def remember(function: Callable[[Tensor, Reference], T]) -> Callable[[Tensor, Reference], T]:
-    """Decorate a pure function of features and a reference."""
+def remember(function: Callable[[Tensor, Reference, Tensor], T]) -> Callable[[Tensor, Reference, Tensor], T]:
+    """Decorate a pure function of features, a reference and groups of the jackknife."""
     seen: OrderedDict[tuple[str, str], T] = OrderedDict()
 
     @wraps(function)
-    def remembered(features: Tensor, reference: Reference) -> T:
-        key = (tensors_digest({"": features}), reference.digest)
+    def remembered(features: Tensor, reference: Reference, groups: Tensor) -> T:
+        key = (tensors_digest({"features": features, "groups": groups}), reference.digest)
         if key not in seen:
-            seen[key] = function(features, reference)
+            seen[key] = function(features, reference, groups)
             if len(seen) > KEPT:
                 seen.popitem(last=False)
         return seen[key]

@@ -8,7 +8,7 @@ compare only equal n against the same reference.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qdit.eval.statistics import GROUPS, Jackknife, groups_of
@@ -34,9 +34,8 @@ def _to_others(x: Float[Tensor, "n dim"], start: int) -> Float[Tensor, "tile n"]
     return distances
 
 
-def _radii_without_each_group(x: Float[Tensor, "n dim"]) -> Float[Tensor, "groups n"]:
+def _radii_without_each_group(x: Float[Tensor, "n dim"], groups: Int[Tensor, " n"]) -> Float[Tensor, "groups n"]:
     """Radii when a group is missing: the third nearest overall is among the three nearest of each remaining group."""
-    groups = groups_of(len(x))
     radii = torch.empty(GROUPS, len(x), dtype=x.dtype)
     for start in range(0, len(x), TILE):
         distances = _to_others(x, start)
@@ -66,6 +65,7 @@ def precision_recall(
     generated: Float[Tensor, "n dim"],
     reference: Float[Tensor, "m dim"],
     reference_radii: Float[Tensor, " m"],
+    groups: Int[Tensor, " n"] | None = None,
 ) -> tuple[Jackknife, Jackknife]:
     """Precision and recall, each also with every group of generated samples left out.
 
@@ -73,14 +73,16 @@ def precision_recall(
         generated: features of the samples.
         reference: features of real images.
         reference_radii: `radii_of(reference - its mean)`, which does not change from run to run.
+        groups: of the jackknife; None takes `groups_of`.
     """
+    groups = groups_of(len(generated)) if groups is None else groups
     centre = reference.mean(0)
-    x, y, groups = generated - centre, reference - centre, groups_of(len(generated))
+    x, y = generated - centre, reference - centre
     inside = torch.cat([(torch.cdist(rows, y) <= reference_radii).any(1) for rows in x.split(TILE)]).double()
-    precision = Jackknife.over_groups(len(x), lambda keep: float(inside[keep].mean()))
+    precision = Jackknife.over_groups(groups, lambda keep: float(inside[keep].mean()))
 
     keep = torch.stack([groups != g for g in range(GROUPS)])
     everything = torch.ones(1, len(x), dtype=torch.bool)
-    radii = torch.cat([radii_of(x)[None], _radii_without_each_group(x)])
+    radii = torch.cat([radii_of(x)[None], _radii_without_each_group(x, groups)])
     shares = _covered(y, x, radii, torch.cat([everything, keep]))
     return precision, Jackknife(float(shares[0]), shares[1:])

@@ -5,12 +5,13 @@ covariance and Z the centred samples times R / sqrt(n - 1), tr (Σ_r Σ)^(1/2) i
 eigenvalues of the smaller of Z Zᵀ and Zᵀ Z. So R is found once for a reference, and leaving a group out costs one
 symmetric eigenvalue problem of side min(n, D). No matrix square root of a product (`scipy.linalg.sqrtm`) is ever taken.
 
-Error bars: groups are index mod 20 for every method; the jackknife over groups has the right coverage for a Fréchet
-distance, where a percentile bootstrap has none, because resampling adds a second copy of the estimator's bias.
+Error bars: groups are index mod 20 for every method (number of the prompt mod 20 where samples share prompts). The
+jackknife over groups has the right coverage for a Fréchet distance, where a percentile bootstrap has none, because
+resampling adds a second copy of the estimator's bias.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,13 @@ GROUPS = 20
 MIN_SAMPLES = 2 * GROUPS  # two in each group: below that the jackknife says nothing
 
 
-def groups_of(n: int) -> Int[Tensor, " n"]:
-    """Jackknife group of each sample index."""
-    return torch.arange(n) % GROUPS
+def groups_of(n: int, prompts: Sequence[str] | None = None) -> Int[Tensor, " n"]:
+    """Jackknife group of each sample index; where there are prompts enough, those of a prompt are left out together."""
+    order = list(dict.fromkeys(prompts or ()))
+    if len(order) < MIN_SAMPLES:
+        return torch.arange(n) % GROUPS
+    numbers = {prompt: number % GROUPS for number, prompt in enumerate(order)}
+    return torch.tensor([numbers[prompt] for prompt in prompts or ()])
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,10 @@ class Jackknife:
     left_out: Float[Tensor, " groups"]
 
     @classmethod
-    def over_groups(cls, n: int, estimate: Callable[[Bool[Tensor, " n"]], float]) -> "Jackknife":
+    def over_groups(cls, groups: Int[Tensor, " n"], estimate: Callable[[Bool[Tensor, " n"]], float]) -> "Jackknife":
         """Call `estimate` with the mask of all samples and then with each group left out."""
-        groups = groups_of(n)
         left_out = [estimate(groups != g) for g in range(GROUPS)]
-        return cls(estimate(torch.ones(n, dtype=torch.bool)), torch.tensor(left_out, dtype=torch.float64))
+        return cls(estimate(torch.ones(len(groups), dtype=torch.bool)), torch.tensor(left_out, dtype=torch.float64))
 
     @property
     def stderr(self) -> float:
@@ -121,7 +125,10 @@ def frechet_distance(
 
 
 def frechet_jackknife(
-    x: Float[Tensor, "n dim"], mu: Float[Tensor, " dim"], root: Float[Tensor, "dim dim"]
+    x: Float[Tensor, "n dim"],
+    mu: Float[Tensor, " dim"],
+    root: Float[Tensor, "dim dim"],
+    groups: Int[Tensor, " n"] | None = None,
 ) -> Jackknife:
     """Fréchet distance of samples to a reference, and with each group left out.
 
@@ -129,7 +136,9 @@ def frechet_jackknife(
         x: features of the samples.
         mu: mean of the reference, float64.
         root: symmetric root of the covariance of the reference, float64.
+        groups: of the jackknife; None takes `groups_of`.
     """
+    groups = groups_of(len(x)) if groups is None else groups
     x = x.double() - mu  # about the reference's mean: the distance of the means is then the mean itself
     n, dim = x.shape
     squares, reference_trace = x.square().sum(1), float(root.square().sum())
@@ -141,7 +150,7 @@ def frechet_jackknife(
         trace = (float(squares[keep].sum()) - kept * offset) / (kept - 1)
         return offset + trace + reference_trace - 2 * overlap(keep)
 
-    return Jackknife.over_groups(n, distance)
+    return Jackknife.over_groups(groups, distance)
 
 
 def _overlap_by_samples(z: Float[Tensor, "n dim"]) -> Callable[[Bool[Tensor, " n"]], float]:

@@ -107,20 +107,11 @@ class ToFull(OfFeatures):
         x, y = (each.features(self.extractor)["pooled"] for each in (samples, full_precision))
         if x.shape != y.shape:
             raise UserError(f"features {tuple(x.shape)} cannot be paired with {tuple(y.shape)} of full precision")
-        groups = _groups(samples)
+        groups = groups_of(samples.n, samples.clusters)
         if x.ndim == 3:
             groups = groups.repeat_interleave(x.shape[1])
         found = self.jackknife(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), groups)
         return Result(value=found.full, stderr=found.stderr, n=samples.n, higher_is_better=self.higher_is_better)
-
-
-def _groups(samples: Samples) -> Int[Tensor, " n"]:
-    """The jackknife group of each sample; where there are prompts enough, those of a prompt are left out together."""
-    order = list(dict.fromkeys(samples.clusters or ()))
-    if len(order) < MIN_SAMPLES:
-        return groups_of(samples.n)
-    numbers = {prompt: number for number, prompt in enumerate(order)}
-    return torch.tensor([numbers[prompt] % GROUPS for prompt in samples.clusters or ()])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ class OperandSearch:
 
     Args:
         fit: whose quantizers.
-        rule: of the search.
+        rule: of operands; weights and inputs may have other candidates, and another weight of the order of scores.
         attention: whose operands.
         importance: of its output.
         items: numbers of the calibration points, or of all their frames (or places), one point's after the other's.

@@ -131,6 +131,8 @@ class Refinement:
 
     def search_operands(self, walk: Walk, part: Segment, attention: Attention) -> Found:
         """The numbers of an attention's operands."""
+        own = rules(self.fit.recipe)[2]
+        assert own is not None
         importance = self.importance[attention.name]
         if importance.rows.mean() == 0:
             log.warning("range hessian: nothing reaches the prediction from %s, which keeps its ranges", attention.name)
@@ -140,7 +142,7 @@ class Refinement:
         times = self.fit.data.t.repeat_interleave(attention.copies)  # of each frame, or place, of a video
         items = chosen_points(times, self.fit.time, count, self.rule.seed)
         values = operands_of(walk, part, attention, items)
-        found = OperandSearch(self.fit, self.rule, attention, importance, items, times[items]).run(values)
+        found = OperandSearch(self.fit, own, attention, importance, items, times[items]).run(values)
         return {f"{site}.operand": numbers for site, numbers in found.items()}
 
     def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from qdit.assets import folder_of, places
+from qdit.assets import PROMPTS, captions_file, folder_of, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
 from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError
@@ -21,7 +21,7 @@ from qdit.storage.digest import content_digest, digest, sha256
 from qdit.storage.names import component
 from qdit.storage.run_folder import RunDir
 from qdit.storage.walk import files_below
-from qdit.storage.weights import brought_digest, weight_file
+from qdit.storage.weights import WEIGHTS, brought_digest, weight_file
 
 SCIENCE = 1  # raised when the mathematics change, so that old results are not taken for new ones
 # What a result depends on. Not here: device, logger, metrics, directories, and names that only label.
@@ -42,6 +42,7 @@ WITHOUT_REFERENCE = (
 def science(config: dict) -> dict:
     """The part of a resolved config that a result depends on; full precision does not depend on the recipe."""
     protocol = without_neutral({k: config[k] for k in PROTOCOL_KEYS})
+    protocol["dataset"] = protocol["dataset"] | written(config["dataset"])
     if is_full_precision(config) or is_external(config):  # what others did is in the weights
         return protocol
     if (checkpoint := config["quantizer"].get("checkpoint")) is not None:  # all there is to know of a loaded model
@@ -52,6 +53,14 @@ def science(config: dict) -> dict:
         found = [file for file in (given, given / "policy.yaml") if file.is_file()]
         chosen["search"] = chosen["search"] | {"policy": content_digest(found, found[0].parent) if found else path}
     return chosen
+
+
+def written(dataset: dict[str, Any]) -> dict[str, str]:
+    """What the files say that a data set's config names, as digests by key; lists that come with qdit tell by name."""
+    named = {key: value for key, value in dataset.items() if key.endswith("file") and isinstance(value, str)}
+    files = {key: captions_file(value) for key, value in named.items()}
+    brought = {key: file for key, file in files.items() if file.parent != PROMPTS and file.is_file()}
+    return {f"{key}_says": content_digest([file], file.parent) for key, file in brought.items()}
 
 
 def is_full_precision(config: dict) -> bool:
@@ -117,6 +126,8 @@ def settings(node: dict[str, Any], dataset: str, cache_dir: Path) -> str:
     file = weight_file(extractor) if extractor else None
     if file is not None and (brought := file.find(node.get("weights"))) is not None:
         about["weights"] = brought_digest(brought)
+    if "head" in node and (head := WEIGHTS["laion_head"].find(node["head"])) is not None:
+        about["head"] = brought_digest(head)
     return digest(about)
 
 

@@ -135,7 +135,7 @@ def cost_of(
 
 def cached(config: dict[str, Any]) -> Path:
     """What a run keeps in the cache: its samples in full precision, its rounded weights otherwise."""
-    if is_loaded(config):
+    if is_loaded(config) or is_external(config):
         return run_dir(config).path / "samples"  # nothing of it is in the cache
     if is_full_precision(config):
         return Path(config["cache_dir"]) / "samples" / run_id(config)

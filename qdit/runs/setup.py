@@ -177,7 +177,7 @@ def plan(config: dict[str, Any]) -> Plan:
     if not config["dry"]:
         cache_dir = Path(config["cache_dir"])
         about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
-        texts = [c.text for c in dataset.captions] if isinstance(dataset, Prompts) else dataset.class_names()
+        texts = dataset.captions_of(config["num_samples"], config["seed"])
         prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
         if search is not None:
             objective = search.preflight(dataset.reference, cache_dir, dataset.image_size)
@@ -256,11 +256,20 @@ def assemble(config: dict[str, Any]) -> Setup:
     if recipe is not None:
         problems += recipe.problems(model.sites()) + recipe.unfit(model)
         problems += recipe.correction.problems(model) if recipe.correction is not None else []
-        problems += engine_problems(config, recipe, model)
+        problems += engine_problems(config, recipe, model) + too_many_groups(recipe, sampler, model)
     if problems:
         raise from_problems(problems, "this run")
     about = made.metrics, made.prepared, made.objective, loaded
     return Setup(model, loader.protocol(), dataset, sampler, recipe, *about)
+
+
+def too_many_groups(recipe: Method, sampler: Sampler, model: DiffusionModel) -> list[str]:
+    """Networks that have fewer steps of the sampler than inputs have groups of timesteps, one sentence each."""
+    if (time := getattr(recipe.activation, "time", None)) is None or time.groups == 1:
+        return []
+    told = torch.tensor(sampler.timesteps(model))
+    counts = {turn.name: int(turn.takes(told).sum()) for turn in model.turns()} or {None: len(told)}
+    return [problem for name, steps in counts.items() if (problem := time.too_many(steps, name)) is not None]
 
 
 def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionModel) -> list[str]:

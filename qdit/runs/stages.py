@@ -27,9 +27,9 @@ from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
 from qdit.runs.diagnose import Trajectory, layer_report, timestep_curve, trajectory
-from qdit.runs.identity import SCIENCE, weights
+from qdit.runs.identity import SCIENCE, weights, written
 from qdit.runs.setup import Setup
-from qdit.runs.versions import versioned, without_neutral
+from qdit.runs.versions import versioned, versions, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
 from qdit.storage.progress import progress
@@ -51,6 +51,7 @@ def path_identity(config: dict[str, Any]) -> dict[str, Any]:
     known = {key: config[key] for key in ("model", "sampler", "seed", "dtype")}
     known["dataset"] = {k: v for k, v in config["dataset"].items() if k != "reference"}  # it is for metrics
     known = without_neutral(known)
+    known["dataset"] |= written(config["dataset"])
     return {"version": SCIENCE, "weights": weights(config), **known}
 
 
@@ -65,6 +66,7 @@ def calibrate(config: dict[str, Any], parts: Setup, tracker: Tracker) -> Calibra
     assert parts.recipe is not None
     source = parts.recipe.calibration
     about = without_neutral({"calibration": config["calibration"]})
+    about |= {"versions": found} if (found := versions(config, calibrating=True)) else {}
     key = digest(about | {"path": path_id(config)})
 
     def make() -> dict[str, Tensor]:
@@ -194,9 +196,9 @@ def sample_set(
         bar.reach(done)
         tracker.log({"samples": done}, done, "sampling")
 
-    n, names = config["num_samples"], parts.dataset.class_names()
-    numbers = parts.dataset.labels(list(range(n)), config["seed"]).tolist()
-    ids = parts.dataset.ids() if isinstance(parts.dataset, Prompts) else None
+    n, dataset = config["num_samples"], parts.dataset
+    numbers = dataset.labels(list(range(n)), config["seed"]).tolist()
+    ids = dataset.ids() if isinstance(dataset, Prompts) else None
     samples = SampleSet(
         shelf,
         n,
@@ -205,7 +207,7 @@ def sample_set(
         parts.model.decode,
         extract,
         progress,
-        prompts=[names[number] for number in numbers],
+        prompts=dataset.captions_of(n, config["seed"]),
         clusters=[ids[number] for number in numbers] if ids else None,
         framewise=parts.model.framewise,
         weights=lambda name: parts.prepared.extractors[name].identity,

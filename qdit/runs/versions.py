@@ -34,6 +34,8 @@ class Version:
     """What changed."""
     concerns: Callable[[Tree], bool]
     """Whether a resolved config has this part."""
+    calibrates: bool = False
+    """Whether calibration data depend on it."""
 
 
 def nodes(tree: Any) -> Iterator[Tree]:
@@ -110,6 +112,21 @@ def _compares_features(config: Tree) -> bool:
     return "DensityCalibration" in _targets(config["calibration"])
 
 
+def _operands_have_a_rule_of_their_own(config: Tree) -> bool:
+    """Whether ranges of weights or inputs are searched, and those of operands with other candidates."""
+    own = ("candidates", "alpha", "beta", "ranking", "margin")
+    ranges = [config[group].get("range") or {} for group in ("weight", "activation", "attention")]
+    *before, operands = [found for found in ranges if str(found.get("_target_")).startswith("qdit.hessian.")] or [{}]
+    searched = operands is ranges[-1] and bool(before)
+    return searched and any(operands.get(key) != before[0].get(key) for key in own)
+
+
+def _calls_twice(config: Tree) -> bool:
+    """Whether features are compared of a network that guidance may call twice."""
+    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
+    return _compares_features(config) and family in ("Wan", "Wan22", "Flux", "Flux2Klein", "QwenImage")
+
+
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
@@ -119,14 +136,29 @@ VERSIONS: tuple[Version, ...] = (
     ),
     Version("channel_shift", 2, "exponents are chosen as on all values; extremes weighed too much", _has_exponents),
     Version("inner", 2, "a block's last layer is left out, not the last quantized one", _counts_layers),
-    Version("density", 2, "features are compared by their products in float64, probe by probe", _compares_features),
+    Version(
+        "density", 2, "features are compared by their products in float64, probe by probe", _compares_features, True
+    ),
+    Version("density_calls", 2, "features are those of both calls of guidance, if it takes two", _calls_twice, True),
+    Version(
+        "operands",
+        2,
+        "operands of attentions have the candidates of their own rule; they had those of weights",
+        _operands_have_a_rule_of_their_own,
+    ),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 
 
-def versions(config: Tree) -> dict[str, int]:
-    """The versions of the parts that a resolved config has, where they are not 1."""
-    return {each.part: each.number for each in VERSIONS if each.number > 1 and each.concerns(config)}
+def versions(config: Tree, calibrating: bool = False) -> dict[str, int]:
+    """The versions of the parts that a resolved config has, where they are not 1.
+
+    Args:
+        config: the whole resolved config.
+        calibrating: of those parts alone on which calibration data depend.
+    """
+    among = [each for each in VERSIONS if each.calibrates or not calibrating]
+    return {each.part: each.number for each in among if each.number > 1 and each.concerns(config)}
 
 
 def versioned(chosen: Tree, config: Tree) -> Tree:

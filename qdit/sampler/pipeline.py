@@ -20,6 +20,14 @@ from qdit.sampler.remembering import Remembering
 from qdit.sampler.sampler import Sampler, train_timesteps
 
 
+def reads_eta(scheduler: Any) -> bool:
+    """Whether a step of diffusers' scheduler of this name has an eta."""
+    import diffusers
+
+    step = getattr(getattr(diffusers, str(scheduler), None), "step", None)
+    return step is not None and "eta" in inspect.signature(step).parameters
+
+
 class PipelineSampler(Sampler):
     """Steps, guidance and eta of a stock pipeline; a learned variance is dropped behind guidance."""
 
@@ -37,6 +45,8 @@ class PipelineSampler(Sampler):
             problems.append(f"sampler.guidance={self.guidance}; allowed: 1 (no guidance) or more")
         if not 0 <= self.eta <= 1:
             problems.append(f"sampler.eta={self.eta}; allowed: 0 to 1")
+        elif self.eta and not reads_eta(name := model.scheduler_config().get("_class_name")):
+            problems.append(f"sampler.eta={self.eta}; the model's scheduler, {name}, reads none: use sampler.eta=0")
         if self.guided_channels is not None:
             problems.append(f"sampler.guided_channels={self.guided_channels}; a stock pipeline guides all (null)")
         if self.spacing != "scheduler":

@@ -167,6 +167,7 @@ class MixedPrecision(Search, Checked):
         recipe = variants.recipe
         about = {"recipe": [repr(recipe.layer), repr(recipe.rounding), repr(recipe.transform)]}
         about |= {"samples": repr(self.samples), "seed": setting.seed, "sampler": setting.sampler.protocol()}
+        about |= {"repair": repr(recipe.repair)} if recipe.repair is not None else {}  # of the layers measured
         about |= {"ranges": [[part.first, part.last, part.steps] for part in ranges.parts]}
         place = folder / FOLDER if folder is not None else None
         with RunDir(Shelf.of(place).folder).lock(wait=True) if place is not None else nullcontext():

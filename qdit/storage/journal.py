@@ -38,6 +38,7 @@ class Journal:
     def __init__(self, place: Place | None, name: str, header: Entry, whole: Callable[[Entry], Any]) -> None:
         self.path: Path | None = None
         self.entries: list[Entry] = []
+        self.first: Entry = header
         if place is None:
             return
         shelf = Shelf.of(place)
@@ -49,21 +50,24 @@ class Journal:
             path.unlink()
             lines = []
         about = {OF: json.loads(json.dumps(shelf.identity)), MADE: made}
+        self.first = header | about
         if not lines:
-            self.append(header | about)
+            self.append(self.first)
         elif {**about, **lines[0], MADE: made} != header | about:  # an earlier qdit left `about` out
             raise UserError(f"{path} belongs to another search; move it away, or use overwrite=true to search again")
         self.entries = lines[1:]
 
     def append(self, entry: Entry) -> None:
-        """Keep an entry, on disk when this returns."""
+        """Keep an entry, on disk when this returns; a file that is gone (overwrite=true elsewhere) begins anew."""
         if self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new = not self.path.exists()
+            lines = [self.first, entry] if new and entry is not self.first else [entry]
             with self.path.open("ab") as stream:
-                stream.write(json.dumps(sealed(entry, CHECK, _LENGTH), allow_nan=False).encode() + b"\n")
+                for line in lines:
+                    stream.write(json.dumps(sealed(line, CHECK, _LENGTH), allow_nan=False).encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             if new:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from qdit.config import DIT, NEUTRAL, scope_of_a_dit
 from qdit.errors import UserError, visible
+from qdit.storage.digest import digest
 from qdit.storage.names import fits
 from qdit.storage.record_check import wrong
 from qdit.storage.run_folder import SCHEMA
@@ -33,7 +34,7 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "peak_memory_mb": ("peak_memory_bytes", 1e6),
     "resident_mb": ("resident_bytes", 1e6),
 }
-_DIRECTION, _SETTINGS, _SHOWN = "_higher_is_better", "_settings", "_shown"
+_DIRECTION, _SETTINGS, _PROTOCOL, _SHOWN = "_higher_is_better", "_settings", "_made_by", "_shown"
 
 
 def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
@@ -82,7 +83,7 @@ def settings_apart(runs: list[dict[str, Any]], names: Iterable[str]) -> tuple[li
     """
     apart: list[str] = []
     for name in names:
-        found = {run.get(name + _SETTINGS) or "unknown" for run in runs if run.get(name) is not None}
+        found = {_made_with(run, name) for run in runs if run.get(name) is not None}
         if len(found) < 2:
             apart.append(name)
             continue
@@ -91,12 +92,18 @@ def settings_apart(runs: list[dict[str, Any]], names: Iterable[str]) -> tuple[li
     return runs, apart
 
 
+def _made_with(run: dict[str, Any], name: str) -> str:
+    """Digests of a metric's settings and, where a program elsewhere computed it, of that program."""
+    found = [run.get(name + _SETTINGS) or "unknown", run.get(name + _PROTOCOL)]
+    return "-".join(each for each in found if each)
+
+
 def _renamed(run: dict[str, Any], name: str) -> dict[str, Any]:
-    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS, _SHOWN)
+    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS, _PROTOCOL, _SHOWN)
     kept = {key: value for key, value in run.items() if key not in {name + suffix for suffix in suffixes}}
     if run.get(name) is None:
         return kept
-    new = f"{name}{APART}{run.get(name + _SETTINGS) or 'unknown'}"
+    new = f"{name}{APART}{_made_with(run, name)}"
     return kept | {new + suffix: run.get(name + suffix) for suffix in suffixes}
 
 
@@ -160,6 +167,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         row |= {name + suffix: _number((metric or {}).get(field)) for field, suffix in METRIC_FIELDS.items()}
         row[name + _DIRECTION] = (metric or {}).get("higher_is_better")
         row[name + _SETTINGS] = (metric or {}).get("settings")
+        if protocol := (metric or {}).get("protocol"):  # of a program elsewhere, with its versions
+            row[name + _PROTOCOL] = digest(protocol)
         if shown := (metric or {}).get("shown"):
             row[name + _SHOWN] = shown
     for column, (field, unit) in COSTS.items():

@@ -1,13 +1,15 @@
 """Runs → rows of a table: settles the key columns, then averages the seeds of each row.
 
 The standard error of a mean over k seeds is the larger of std/√k and the runs' own error/√k, because two seeds that
-happen to agree must not look exact. Runs that differ in their calibration seed share the evaluated noise, and so their
-own error, which averaging does not reduce: it is added to std/√k.
+happen to agree must not look exact. Seeds that share their prompts share most of their own error, which is then taken
+whole. Runs that differ in their calibration seed share the evaluated noise, and so their own error, which averaging
+does not reduce: it is added to std/√k.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import hypot
 from textwrap import shorten
 from typing import Any, Literal
@@ -141,25 +143,32 @@ def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool 
 def _metric(runs: list[select.Row], name: str) -> dict[str, float | None]:
     values, deltas = _values(runs, name), _values(runs, f"{name}_delta")
     counts, noises = _values(runs, f"{name}_n"), len({run["seed"] for run in runs})
+    prompts = any(run.get("dataset.file") for run in runs)
+    error = partial(_error_of_mean, noises=noises, shared=prompts)
     return {
         name: float(np.mean(values)) if values else None,
-        f"{name}_stderr": _error_of_mean(values, _values(runs, f"{name}_stderr"), noises),
+        f"{name}_stderr": error(values, _values(runs, f"{name}_stderr")),
         f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         f"{name}_n": counts[0] if counts else None,
         f"{name}_delta": float(np.mean(deltas)) if deltas else None,
-        f"{name}_delta_stderr": _error_of_mean(deltas, _values(runs, f"{name}_delta_stderr"), noises),
+        f"{name}_delta_stderr": error(deltas, _values(runs, f"{name}_delta_stderr")),
     }
 
 
-def _error_of_mean(values: list[float], errors: list[float], noises: int) -> float | None:
-    """Return the standard error of the mean of runs, each with its own; `noises`: seeds of the evaluated noise."""
+def _error_of_mean(values: list[float], errors: list[float], *, noises: int, shared: bool = False) -> float | None:
+    """Return the standard error of the mean of runs, each with its own.
+
+    Args:
+        values, errors: of the runs.
+        noises: seeds of the evaluated noise.
+        shared: whether they have the same prompts, whose part of the runs' own error is the same in all.
+    """
     if len(values) < 2:
         return errors[0] if errors else None
     own = float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
     spread = float(np.std(values, ddof=1))
-    if noises < len(values):
-        return hypot(own / noises**0.5, spread / len(values) ** 0.5)
-    return max(spread, own) / len(values) ** 0.5
+    own, spread = own / (1 if shared else noises) ** 0.5, spread / len(values) ** 0.5
+    return hypot(own, spread) if noises < len(values) else max(own, spread)
 
 
 def _values(runs: list[select.Row], column: str) -> list[float]:
@@ -172,8 +181,10 @@ def _direction(runs: list[select.Row], name: str) -> bool | None:
 
 
 def _refuse_sample_counts(runs: list[select.Row], metrics: Sequence[str]) -> None:
+    """Refuse values of different numbers of samples; a metric may judge fewer than were drawn, such as still clips."""
     for name in metrics:
-        counts = sorted({int(n) for n in _values(runs, f"{name}_n")})
+        told = [(run.get(f"{name}_n"), run.get("num_samples")) for run in runs]
+        counts = sorted({max(int(n), int(drawn or 0)) for n, drawn in told if n is not None})
         if len(counts) > 1:
             raise UserError(
                 f"{name} was computed from {' and from '.join(map(str, counts))} samples, and such numbers do not "

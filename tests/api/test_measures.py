@@ -4,6 +4,7 @@ import pytest
 
 import qdit
 from qdit.errors import UserError
+from qdit.sampler.ddim import DDIM
 
 POINTS = ("calibration.num_samples=8", "calibration.per_trajectory=2")
 
@@ -42,7 +43,21 @@ def test_fidelity_is_that_of_the_metrics_with_errors(tiny_pipe):
 
 
 def test_metrics_of_a_data_set_are_refused(tiny_pipe):
-    with pytest.raises(UserError, match=r"compares with a data set.*qdit\.run"):
+    with pytest.raises(UserError, match=r"fid_lite0 compares no pairs.*qdit\.run"):
         qdit.fidelity(tiny_pipe, metrics=["fid_lite0"])
     with pytest.raises(UserError, match="n=0"):
         qdit.fidelity(tiny_pipe, n=0)
+
+
+def test_metrics_of_features_have_their_network_and_lack_weights_before_anything_is_sampled(tiny_pipe, monkeypatch):
+    qdit.quantize(tiny_pipe.transformer, "rtn", bits="w8a8")
+    metrics = ["sqnr", "feature_distance_lite0"]
+    frame = qdit.fidelity(tiny_pipe, "sampler.steps=2", n=2, metrics=metrics)
+    assert (frame.value > 0).all()
+    judged = qdit.judge(tiny_pipe, tiny_pipe, "sampler.steps=2", n=2, metrics=metrics)
+    assert judged.value["feature_distance_lite0"] == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr(DDIM, "sample", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setenv("QDIT_WEIGHTS", "nowhere")
+    monkeypatch.setenv("TORCH_HOME", "nowhere")
+    with pytest.raises(UserError, match="alexnet-owt-7be5be79.pth"):
+        qdit.fidelity(tiny_pipe, n=2, metrics=["lpips_alex"])

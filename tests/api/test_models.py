@@ -29,7 +29,7 @@ def output(transformer, t=500):
 def test_it_is_the_quantization_of_a_run(tiny_pipe, tiny_model):
     data = qdit.calibrate(tiny_pipe, num_samples=4, steps=4)
     method = qdit.recipe(*STATIC, bits="w4a8")
-    run = quantize(tiny_model, method, lambda: data.picked(method.calibration))
+    run = quantize(tiny_model, method, lambda: data.picked(method.calibration, tiny_model))
     qdit.quantize(tiny_pipe.transformer, *STATIC, data=data)
     x, y = points()
     with run.installed(tiny_model), torch.no_grad():
@@ -45,11 +45,29 @@ def test_the_points_are_those_of_a_run(tiny_pipe, tiny_model):
     data = qdit.calibrate(tiny_pipe, num_samples=4, steps=4)
     source = qdit.recipe(*STATIC).calibration
     about = {"name": "x", "num_classes": 10, "image_size": 16, "reference": "none", "strategy": RandomLabels()}
-    expected, found = source.collect(tiny_model, data.sampler, Dataset(**about), 0), data.picked(source)
+    expected, found = source.collect(tiny_model, data.sampler, Dataset(**about), 0), data.picked(source, tiny_model)
     torch.testing.assert_close(found.x, expected.x)
     assert torch.equal(found.y, expected.y)
     assert torch.equal(found.t, expected.t)
     assert found.timesteps == expected.timesteps
+
+
+def test_points_by_density_are_those_of_a_run_and_ranges_are_a_step_of_the_datas(tiny_pipe, tiny_model):
+    """EDA-DM looks at features, and TFMQ-DM has as many ranges as the data's sampler has steps."""
+    data = qdit.calibrate(tiny_pipe, num_samples=8, steps=5)
+    few = ("calibration.num_samples=12", "calibration.per_trajectory=3", "calibration.probes=2")
+    source = qdit.recipe("eda_dm", *few).calibration
+    expected = source.collect(tiny_model, data.sampler, data.dataset, 0)
+    found = data.picked(source, tiny_model)
+    assert torch.equal(found.t, expected.t)
+    torch.testing.assert_close(found.x, expected.x)
+    other = qdit.recipe("eda_dm", *few, "calibration.variety=50").calibration
+    assert sorted(data.picked(other, tiny_model).t.tolist()) != sorted(found.t.tolist())
+    words = ("rounding.iterations=2", "calibration.num_samples=20", "calibration.per_trajectory=5")
+    qdit.quantize(tiny_pipe.transformer, "tfmq_dm", *words, data=data)
+    layer = qdit.policy(tiny_pipe.transformer)["transformer_blocks.0.ff.net.2"]
+    assert layer.activation is not None
+    assert layer.activation.time_groups == 5
 
 
 def test_the_original_comes_back_bit_for_bit(tiny_pipe):

@@ -70,7 +70,7 @@ def test_it_is_the_quantization_of_a_run_with_the_same_prompts(pipe, folder, tmp
     assert data.table.rows.keys() == table.rows.keys()
     assert all(torch.equal(rows, data.table.rows[key]) for key, rows in table.rows.items())
     model, method = option.load("cpu", torch.float32, table), qdit.recipe(*STATIC, bits="w4a8")
-    run = quantize(model, method, lambda: data.picked(method.calibration))
+    run = quantize(model, method, lambda: data.picked(method.calibration, model))
     qdit.quantize(pipe.transformer, *STATIC, data=data)
     x, t, y = data.x[:2], data.t[:2], data.y[:2]
     with run.installed(model), torch.no_grad():

@@ -25,3 +25,13 @@ def test_a_difference_needs_one_protocol_and_the_values_of_samples(runs):
         qdit.difference(one, other)
     with pytest.raises(UserError, match="2 protocols"):
         qdit.difference(one, other.assign(protocol_id="another"))
+
+
+def test_a_difference_is_over_several_seeds_of_noise():
+    frame = qdit.results("experiments/comparison/results", study="hybrid_parts").query("bits == 'w4a8'")
+    one, other = frame[frame.quantizer == "5_renormalised"], frame[frame.quantizer == "4_probabilities"]
+    mean, error = qdit.difference(one, other)
+    assert set(one.seed) == set(other.seed) == {0, 1}
+    alone = [qdit.difference(one[one.seed == seed], other[other.seed == seed])[0] for seed in (0, 1)]
+    assert mean == pytest.approx(sum(alone) / 2)
+    assert error > 0

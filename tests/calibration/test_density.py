@@ -98,6 +98,25 @@ class NoLabels:
         return torch.zeros(len(indices))
 
 
+class TwoCalls(OneStep):
+    """And once more, as guidance does that takes two calls."""
+
+    def sample(self, model, indices, labels, seed, callback):
+        data = text_models.points(model, len(indices))
+        model.denoise(data.x + 1, data.t, data.y)
+        super().sample(model, indices, labels, seed, callback)
+
+
+def test_features_are_those_of_both_calls_of_guidance(tmp_path):
+    model = text_models.load("pixart_sigma", tmp_path)
+    about = {"num_samples": 4, "per_trajectory": 2, "null_share": 0.0, "batch_size": 3, "seed": 0, "probes": 1}
+    made = DensityCalibration(**about)
+    one, values = made.products(model, OneStep(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
+    both, more = made.products(model, TwoCalls(), NoLabels(), 0)  # pyright: ignore[reportArgumentType]
+    assert more == 2 * values
+    assert float(both) > float(one)
+
+
 @pytest.mark.parametrize("family", ["sd3", "sd35", "flux_dev"])
 def test_of_image_and_text_the_image_is_compared(family, tmp_path):
     model = text_models.load(family, tmp_path)

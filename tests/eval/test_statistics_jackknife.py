@@ -1,11 +1,15 @@
 """Merged moments and the grouped jackknife (evaluation dossier T11-T16)."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from qdit.eval.distribution import FID, KID, InceptionScore, Precision, Recall
+from qdit.eval.kid import mean_within
+from qdit.eval.precision_recall import radii_of
 from qdit.eval.statistics import Jackknife, Moments, frechet_distance, frechet_jackknife, groups_of, symmetric_root
 
 
@@ -53,7 +57,7 @@ def test_standard_error_of_a_mean_and_of_a_paired_difference():
     b = a + torch.linspace(0, 1, 20).double()
 
     def mean(x):
-        return Jackknife.over_groups(20, lambda keep: float(x[keep].mean()))
+        return Jackknife.over_groups(groups_of(20), lambda keep: float(x[keep].mean()))
 
     assert mean(a).stderr == pytest.approx(float(a.std()) / math.sqrt(20), rel=1e-12)
     assert mean(a).corrected == pytest.approx(float(a.mean()), rel=1e-12)
@@ -77,3 +81,47 @@ def test_coverage_and_bias_correction():
     assert float(full.mean()) > 1.2 * truth
     assert abs(float(corrected) - truth) < 0.2 * abs(float(full.mean()) - truth)
     assert found[0].bias_corrected().stderr == found[0].stderr
+
+
+def test_samples_of_a_prompt_are_left_out_together():
+    """Their error is that of means over prompts; groups that mix them believe in five times as many samples."""
+    prompts = [f"prompt {n % 60}" for n in range(300)]
+    groups = groups_of(300, prompts)
+    assert groups.tolist() == [n % 60 % 20 for n in range(300)]
+    assert torch.equal(groups_of(300, prompts[:39] * 8), groups_of(300))  # too few of them
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(60, generator=random).double().repeat(5) + 0.1 * torch.randn(300, generator=random).double()
+    shares = [n % 47 for n in range(300)]  # neighbours of one group are not of one prompt
+    prompts = [f"prompt {n}" for n in shares]
+    x = x[torch.tensor(shares)] + 0.1 * torch.randn(300, generator=random).double()
+
+    def error(groups):
+        return Jackknife.over_groups(groups, lambda keep: float(x[keep].mean())).stderr
+
+    means = torch.stack([x[torch.tensor(shares) == n].mean() for n in range(47)])
+    truth = float(means.std()) / math.sqrt(47)
+    assert error(groups_of(300, prompts)) == pytest.approx(truth, rel=0.35)
+    assert error(groups_of(300)) < 0.65 * truth
+
+
+@pytest.mark.parametrize("metric", [FID, KID, InceptionScore, Precision, Recall])
+def test_distances_to_a_data_set_leave_prompts_out_together(metric, monkeypatch):
+    asked = []
+    own = metric(extractor="lite0")
+    kept = own.jackknife
+    monkeypatch.setattr(metric, "jackknife", lambda _, x, ref, groups: asked.append(groups) or kept(x, ref, groups))
+    n = 120
+    x = {"pooled": features(n, 6), "logits": features(n, 6)}
+    real = features(200, 6, 1)
+    reference = SimpleNamespace(
+        mu=real.double().mean(0),
+        root=symmetric_root(torch.cov(real.double().T)),
+        features=lambda: real,
+        radii=radii_of(real - real.mean(0)),
+        kernel_within=mean_within(real),
+        digest="made up",
+    )
+    clusters = [f"{index % 50}" for index in range(n)]
+    samples = SimpleNamespace(n=n, clusters=clusters, features=lambda _: x)
+    assert own.compute(samples, samples, reference).stderr > 0
+    assert asked[0].tolist() == [index % 50 % 20 for index in range(n)]

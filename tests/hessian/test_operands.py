@@ -252,6 +252,18 @@ def test_all_three_are_searched_together_and_the_same_fit_gives_the_same_bytes(t
     assert all(torch.equal(layer.weight, linear.layers[name].weight) for name, layer in first.layers.items())
 
 
+def test_operands_have_the_candidates_of_their_own_rule(tiny_model, data):
+    """Whatever those of weights and inputs are, which are searched by themselves."""
+    few = replace(RULE, candidates=3, alpha=0.9)
+
+    def found(own, others=None):
+        return numbers(quantize(tiny_model, recipe(attention(own), others), lambda: data))
+
+    alone = found(RULE)
+    assert all(torch.equal(own, alone[name]) for name, own in found(RULE, few).items())
+    assert any(not torch.equal(own, alone[name]) for name, own in found(few, RULE).items())
+
+
 def test_golden_10_sixteen_bits_are_full_precision(tiny_model, data):
     part = replace(recipe(attention(), RULE, bits=16), weight_bits=16)
     assert distance(tiny_model, quantize(tiny_model, part, lambda: data), data) == 0

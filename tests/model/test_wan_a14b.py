@@ -18,6 +18,7 @@ from qdit.model.wan import LoadedWan, Wan
 from qdit.model.wan_a14b import NETWORKS, WanA14B
 from qdit.policies import Policy
 from qdit.runs.diagnose import Trajectory, layer_report, reported
+from qdit.runs.setup import too_many_groups
 from qdit.runs.stages import called
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.sampler.two_scales import TwoScalesSampler
@@ -226,3 +227,14 @@ def test_scales_that_cannot_be_are_refused(model):
     assert "allowed: 1 (the conditional" in sampler(3.0, 0.5).check(model)[0]
     assert sampler().check(model) == []
     assert sampler().protocol(model).endswith("|cfg=3 on all, 2 in the second network")
+
+
+def test_more_groups_of_timesteps_than_a_network_has_steps_are_said_before_a_fit(model):
+    steps = [sum(bool(turn.takes(torch.tensor(t))) for t in TIMES) for turn in model.turns()]
+    fewest = min(steps)
+    method = qdit.recipe("tq_dit", f"activation.time.groups={fewest + 1}")
+    said = too_many_groups(method, sampler(), model)
+    names = [turn.name for turn, own in zip(model.turns(), steps, strict=True) if own <= fewest]
+    assert [line.split(" has ")[0].split(", and ")[1] for line in said] == names
+    assert all(f"use activation.time.groups={fewest} at most" in line for line in said)
+    assert too_many_groups(qdit.recipe("tq_dit", f"activation.time.groups={fewest}"), sampler(), model) == []

@@ -66,6 +66,15 @@ def test_folders_of_others_and_of_qdit_stand_in_one_table(folders, words, tmp_pa
     assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")] == before
 
 
+def test_overwrite_judges_again(folders, words, tmp_path):
+    first = run(composed(*words, f"model.path={folders / 'own'}"))
+    again = run(composed(*words, f"model.path={folders / 'own'}", "overwrite=true"))
+    assert first is not None
+    assert again is not None
+    assert again["started"] != first["started"]
+    assert again["metrics"]["sqnr"]["value"] == first["metrics"]["sqnr"]["value"]
+
+
 def test_it_samples_what_the_stock_call_samples(folders):
     from diffusers import DiffusionPipeline
 

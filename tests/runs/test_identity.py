@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.configs import config
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from qdit.assets import cached
 from qdit.eval.distribution import DistributionMetric
-from qdit.runs.identity import WITHOUT_REFERENCE, settings
+from qdit.runs.identity import WITHOUT_REFERENCE, full_precision, run_id, science, settings
+from qdit.runs.stages import path_id
 from qdit.storage.digest import sha256
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "eval"
@@ -76,3 +78,31 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path):
     assert sha256(path) == first  # size and time are the key
     path.write_bytes(b"three")
     assert sha256(path) != first
+
+
+def test_what_a_file_of_captions_says_is_part_of_a_run(tmp_path):
+    """And of what runs share; lists that come with qdit tell by their names, and change no id that was."""
+    file = tmp_path / "captions.txt"
+    file.write_text("a red cat\n")
+    words = ("model=emoji_pixart", "dataset=prompts", "quantizer=rtn")
+    mine = config(*words, f"dataset.file={file}")
+    before = run_id(mine), run_id(full_precision(mine)), path_id(mine)
+    assert before == (run_id(mine), run_id(full_precision(mine)), path_id(mine))
+    file.write_text("a blue dog\n")
+    after = run_id(mine), run_id(full_precision(mine)), path_id(mine)
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    other = config(*words, f"dataset.file={file}", f"dataset.calibration_file={tmp_path / 'calibration.txt'}")
+    alone = run_id(other)
+    (tmp_path / "calibration.txt").write_text("a green bird\n")
+    assert run_id(other) != alone
+    assert science(config(*words, "dataset.file=plain"))["dataset"] == config(*words, "dataset.file=plain")["dataset"]
+
+
+def test_the_head_of_a_metric_is_part_of_its_settings(tmp_path):
+    head = tmp_path / "head.pth"
+    node = {"_target_": "qdit.eval.text.Aesthetic", "extractor": "clip_l14_vbench", "head": str(head)}
+    found = [settings(node, "none", tmp_path)]
+    for content in (b"one", b"another"):
+        head.write_bytes(content)
+        found.append(settings(node, "none", tmp_path))
+    assert len(set(found)) == 3

@@ -5,6 +5,8 @@ import pytest
 from qdit.api.compose import composed
 from qdit.config import resolved
 from qdit.errors import UserError
+from qdit.eval.preflight import Prepared
+from qdit.eval.static_filter import StaticFlickering
 from qdit.runs import setup
 from qdit.runs.identity import canonical
 from qdit.storage.weights import VARIABLE, WEIGHTS
@@ -39,3 +41,16 @@ def test_prompts_networks_and_programs_that_are_missing_are_one_message(nothing)
 def test_a_data_set_that_is_wrong_alone_is_said_alone(nothing):
     with pytest.raises(UserError, match="^dataset.file=gone.txt: no such file"):
         setup.plan(config("model=pixart_sigma", "dataset=prompts", "dataset.file=gone.txt", "eval=paired"))
+
+
+def test_metrics_are_asked_about_the_prompts_that_will_be_sampled(nothing, monkeypatch):
+    """Each as often as it will be, and no others."""
+    asked = []
+    monkeypatch.setattr(setup, "prepare", lambda *_, prompts, **__: asked.append(list(prompts)) or Prepared({}, {}))
+    (nothing / "two.txt").write_text("a cat\na dog\n")
+    words = ("model=latte", "dataset=prompts", "dataset.file=two.txt", "eval=temporal_flickering_static")
+    setup.plan(config(*words, "num_samples=5"))
+    assert asked.pop() == ["a cat", "a dog", "a cat", "a dog", "a cat"]
+    setup.plan(config(*words, "num_samples=1"))
+    assert asked.pop() == ["a cat"]
+    assert StaticFlickering().unreadable(["a cat", "a dog"] * 25) == []

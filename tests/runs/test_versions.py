@@ -164,3 +164,18 @@ def test_versions_and_new_keys_are_told_by_the_config_alone(monkeypatch):
         versions, "VERSIONS", (Version("a", 1, "", lambda _: True), Version("b", 3, "", lambda _: True))
     )
     assert versions.versions(config) == {"b": 3}
+
+
+def test_calibration_data_are_known_by_the_versions_of_what_chose_them():
+    assert versions.versions(composed("quantizer=eda_dm"), calibrating=True) == {"density": 2}
+    assert versions.versions(composed("quantizer=qdrop"), calibrating=True) == {}
+    two_calls = composed("quantizer=eda_dm", "model=wan_2_1_1b")
+    assert versions.versions(two_calls, calibrating=True) == {"density": 2, "density_calls": 2}
+
+
+def test_operands_with_a_rule_of_their_own_have_a_version():
+    assert versions.versions(composed("quantizer=q_hyvit"))["operands"] == 2
+    assert "operands" not in versions.versions(composed("quantizer=tq_dit")) | versions.versions(
+        composed("quantizer=ptq_vit")
+    )
+    assert versions.versions(composed("quantizer=ptq_vit", "attention.range.ranking=0"))["operands"] == 2

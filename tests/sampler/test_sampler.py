@@ -1,6 +1,7 @@
 """Samplers against the original DiT's formulas and against diffusers; batch invariance; guidance; complaints."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from qdit.model.dit import DiT
 from qdit.sampler.ddim import DDIM
 from qdit.sampler.ddpm import DDPM
 from qdit.sampler.dpm_solver import DPMSolver
+from qdit.sampler.pipeline import PipelineSampler
 from qdit.sampler.spacing import visited
 from qdit.seeding import generator, noise
 
@@ -224,3 +226,13 @@ def test_protocol_is_readable():
     assert make(DDIM).protocol() == "ddim5 linspace|eta=0|cfg=1.5 on all"
     assert make(DDPM, guided_channels=3, eta=1.0).protocol() == "ddpm5 linspace|eta=1|cfg=1.5 on 3 channels"
     assert make(DPMSolver, guidance=1.0, guided_channels=3).protocol() == "dpm_solver5 linspace|eta=0|cfg=none"
+
+
+def test_a_stock_scheduler_without_eta_is_given_none(tiny_model):
+    own = {"steps": 3, "guidance": 2.0, "guided_channels": None, "spacing": "scheduler", "name": "pipeline"}
+    model = SimpleNamespace(guided="one_call", scheduler_config=lambda: {"_class_name": "DPMSolverMultistepScheduler"})
+    [said] = PipelineSampler(**own, eta=0.5).check(model)  # pyright: ignore[reportArgumentType]
+    assert said == "sampler.eta=0.5; the model's scheduler, DPMSolverMultistepScheduler, reads none: use sampler.eta=0"
+    assert PipelineSampler(**own, eta=0.0).check(model) == []  # pyright: ignore[reportArgumentType]
+    model.scheduler_config = lambda: {"_class_name": "DDIMScheduler"}
+    assert PipelineSampler(**own, eta=0.5).check(model) == []  # pyright: ignore[reportArgumentType]

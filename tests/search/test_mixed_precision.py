@@ -22,6 +22,7 @@ from qdit.policies import LayerSpec, Policy, Span
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
+from qdit.repair import BiasRepair
 from qdit.rounding import GPTQ
 from qdit.runs.setup import build_recipe
 from qdit.sampler.ddim import DDIM
@@ -237,6 +238,13 @@ def test_a_kill_while_measuring_changes_nothing(parts, recipe, tiny_model, tmp_p
         return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in path.open()]
 
     assert lines(torn) == lines(journal)
+
+
+def test_layers_that_are_repaired_are_measured_for_themselves(parts, recipe, tiny_model, tmp_path):
+    plain = recipe(search=search())
+    quantize(tiny_model, plain, parts.data, tmp_path, setting(parts))
+    quantize(tiny_model, replace(plain, repair=BiasRepair()), parts.data, tmp_path, setting(parts))
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 2
 
 
 def test_all_budgets_share_one_measurement(parts, recipe, tiny_model, tmp_path, monkeypatch):

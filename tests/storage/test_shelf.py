@@ -119,6 +119,16 @@ def test_lines_of_another_execution_are_not_used(tmp_path):
     assert journal(tmp_path, THERE, shared=True).entries == [{"value": 2.5}]
 
 
+def test_a_journal_that_is_deleted_beside_its_owner_begins_anew(tmp_path):
+    """As `overwrite=true` in another terminal does, whose search is of the same sensitivities."""
+    mine = journal(tmp_path, HERE)
+    mine.append({"value": 1.5})
+    (tmp_path / "search.jsonl").unlink()
+    mine.append({"value": 2.5})
+    mine.append({"value": 3.5})
+    assert journal(tmp_path, HERE).entries == [{"value": 2.5}, {"value": 3.5}]
+
+
 def test_a_flipped_line_or_another_identity_is_refused(tmp_path):
     journal(tmp_path, HERE, identity={"run": 1}).append({"value": 1.5})
     path = tmp_path / "search.jsonl"

@@ -119,3 +119,18 @@ def test_the_protocol_stands_below_the_table(runs):
     assert last.endswith(
         "emoji_dit · emoji · ddim20 · cfg=2.0 · N=256 · bs=32 · float32 · seed 0 · quantized runs: simulated."
     )
+
+
+def test_metrics_that_judge_some_of_the_samples_share_a_column(tmp_path):
+    """Such as VBench's static filter: as many were drawn."""
+    for name, kept in (("rtn", 45), ("q_dit", 41)):
+        one = record(name, "w8a8", {"temporal_flickering_static": metric(0.9, n=kept)}, config={"num_samples": 256})
+        write(tmp_path, one)
+    assert set(column(build_table(load_results(tmp_path)), "temporal_flickering_static").values()) == {"0.900"}
+
+
+def test_programs_elsewhere_that_differ_have_a_column_each(tmp_path):
+    for name, version in (("rtn", "0.1.5"), ("q_dit", "0.1.6")):
+        made = metric(0.9) | {"settings": "1a2b3c4d", "protocol": f"vbench {version}"}
+        write(tmp_path, record(name, "w8a8", {"scene": made}))
+    assert len([cell for cell in build_table(load_results(tmp_path)).header if "scene" in cell]) == 2

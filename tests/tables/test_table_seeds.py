@@ -4,6 +4,7 @@ import pytest
 from helpers.fake_records import column, failed, metric, record, write
 
 from qdit.tables import build_table, load_results
+from qdit.tables.summary import summarise
 
 
 @pytest.fixture
@@ -62,3 +63,15 @@ def test_calibration_seeds_are_seeds(tmp_path):
     assert column(build_table(load_results(tmp_path)), "SQNR") == {("q_dit", "w4a8"): "21.0 ± 1.4"}
     split = build_table(load_results(tmp_path), seeds="all")
     assert split.header[:4] == ["quantizer", "bits", "seed", "calibration.seed"]
+
+
+def test_seeds_that_share_their_prompts_share_the_error_of_these(tmp_path):
+    """Which the mean of seeds does not lower; that of classes, which are drawn anew, it does."""
+    prompts = {"dataset.file": "captions.txt"}
+    for study, config in (("classes", {}), ("prompts", prompts)):
+        for seed, value in enumerate((20.0, 20.1, 20.2, 20.1)):
+            write(tmp_path, record("rtn", "w4a8", {"sqnr": metric(value, 0.8)}, seed=seed, study=study, config=config))
+    shown = {name: column(build_table(load_results(tmp_path, name)), "SQNR") for name in ("classes", "prompts")}
+    frames = {name: summarise(load_results(tmp_path, name), ["quantizer"]).rows[0] for name in shown}
+    assert frames["classes"]["sqnr_stderr"] == pytest.approx(0.4)
+    assert frames["prompts"]["sqnr_stderr"] == pytest.approx(0.8)
