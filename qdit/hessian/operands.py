@@ -28,7 +28,7 @@ from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
 from qdit.hessian.importance import Importance
 from qdit.hessian.pearson import judge_of
-from qdit.hessian.products import Judge, Moving, Other, best, shortlist
+from qdit.hessian.products import Judge, Moving, Other, best, in_turn, shortlist
 from qdit.hessian.rule import Hessian
 from qdit.model.base import OPERANDS, Attention
 from qdit.nn.quantizers import BookQuantizer, StaticQuantizer
@@ -42,12 +42,7 @@ Values = dict[str, Float[Tensor, "points heads tokens inner"]]
 def chosen_points(timesteps: Int[Tensor, " n"], groups: Groups, count: int, seed: int) -> Int[Tensor, " count"]:
     """Indices of the points (or their frames) that are used, in random order, from the groups of timesteps in turn."""
     order = torch.randperm(len(timesteps), generator=generator(seed, "hessian points", 0))
-    member = groups.of(timesteps)[order]
-    turns = torch.zeros_like(member)
-    for group in range(groups.count):
-        own = member == group
-        turns[own] = torch.arange(int(own.sum()))
-    return order[turns.argsort(stable=True)[:count]]
+    return order[in_turn(groups.of(timesteps)[order], groups.count)[:count]]
 
 
 def operands_of(walk: Walk, part: Segment, attention: Attention, items: Int[Tensor, " n"]) -> Values:

@@ -51,7 +51,7 @@ class Moving:
     cells: Int[Tensor, " items"]
     """Which of the grids is an item's: they differ by head and by group of timesteps."""
 
-    def piece(self, items: slice) -> "Moving":
+    def piece(self, items: slice | Tensor) -> "Moving":
         """Some of the items."""
         return replace(self, values=self.values[items], cells=self.cells[items])
 
@@ -76,7 +76,7 @@ class Other:
     counted: Float[Tensor, "items #rows #columns"] | None = None
     """1 for the entries that a judge of whole products looks at, 0 for those that nothing depends on; None: all."""
 
-    def piece(self, items: slice) -> "Other":
+    def piece(self, items: slice | Tensor) -> "Other":
         """For some of the items."""
         counted = None if self.counted is None else self.counted[items]
         if self.rounded.ndim == 2:
@@ -172,6 +172,16 @@ def errors(
     return totals
 
 
+def in_turn(member: Int[Tensor, " n"], count: int) -> Int[Tensor, " n"]:
+    """The order in which the first of each group comes first, then the second of each, …
+
+    >>> in_turn(torch.tensor([0, 0, 0, 1, 2, 1]), 3).tolist()
+    [0, 3, 4, 1, 5, 2]
+    """
+    turns = F.one_hot(member, count).cumsum(0).gather(1, member.unsqueeze(1)).squeeze(1)
+    return turns.argsort(stable=True)
+
+
 def shortlist(
     moving: Moving,
     others: Sequence[Other],
@@ -179,6 +189,8 @@ def shortlist(
     judge: Judge | None = None,
 ) -> Float[Tensor, "fewer cells numbers"]:
     """The first candidate and the best ones on a sample, for each cell by itself; with few items, all.
+
+    Every cell has items in the sample, though neighbours (the heads of a point) are of one group of timesteps.
 
     Args:
         moving: the operand.
@@ -191,7 +203,7 @@ def shortlist(
     sample = max(ceil(SAMPLE_ROWS * max(1, cells / 4) / rows), 2 * cells, items // SAMPLE_SHARE)
     if len(table) <= SHORTLIST + 1 or 2 * sample > items:
         return table
-    few = slice(sample)
+    few = in_turn(moving.cells, cells)[:sample]
     scores = (judge or errors)(moving.piece(few), [other.piece(few) for other in others], table)
     ranked = scores.argsort(stable=True, dim=0)[:SHORTLIST].unsqueeze(-1)
     return torch.cat([table[:1], table.gather(0, ranked.expand(-1, -1, table.shape[-1]))])

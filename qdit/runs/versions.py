@@ -127,6 +127,13 @@ def _calls_twice(config: Tree) -> bool:
     return _compares_features(config) and family in ("Wan", "Wan22", "Flux", "Flux2Klein", "QwenImage")
 
 
+def _searches_over_time(config: Tree) -> bool:
+    """Whether ranges of inputs or operands are searched for each of several groups of timesteps."""
+    groups = (config["activation"].get("time") or {}).get("groups", 1)
+    ranges = [config[group].get("range") or {} for group in ("activation", "attention")]
+    return groups > 1 and any(str(found.get("_target_")).startswith("qdit.hessian.") for found in ranges)
+
+
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
@@ -145,6 +152,12 @@ VERSIONS: tuple[Version, ...] = (
         2,
         "operands of attentions have the candidates of their own rule; they had those of weights",
         _operands_have_a_rule_of_their_own,
+    ),
+    Version(
+        "searched_in_time",
+        2,
+        "candidates are ranked on items of every group of timesteps; of operands most groups had none",
+        _searches_over_time,
     ),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )

@@ -21,6 +21,7 @@ from qdit.hessian import Hessian, LegacyKL, Probe, products
 from qdit.hessian.grids import multiples
 from qdit.hessian.importance import Importance, output_importances
 from qdit.hessian.operands import Side, alternate, chosen_points, output_weights, score_weights
+from qdit.hessian.products import Moving, Other, best, shortlist
 from qdit.method import Method, quantize
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import BookQuantizer
@@ -250,6 +251,23 @@ def test_all_three_are_searched_together_and_the_same_fit_gives_the_same_bytes(t
         assert all(torch.equal(layer.weight, other.layers[name].weight) for name, layer in first.layers.items())
     linear = quantize(tiny_model, recipe(attention(MinMax()), RULE, time=2), lambda: data)
     assert all(torch.equal(layer.weight, linear.layers[name].weight) for name, layer in first.layers.items())
+
+
+def test_every_group_of_timesteps_ranks_its_candidates_on_items_of_its_own():
+    """Items lie point by point, whose heads are of one group: the first of them would be of a few groups."""
+    points, heads, groups = 32, 16, 10
+    cells = (torch.arange(points) % groups).repeat_interleave(heads)
+    left = draw(points * heads, 8, 4) * 0.3 * (1 + cells.view(-1, 1, 1))  # each group wants another multiple
+    other = Other(
+        draw(points * heads, 4, 8, seed=1), torch.zeros(points * heads, 4, 8), torch.ones(1, 1, 1).expand(512, 8, 8)
+    )
+    moving = Moving(left, Uniform(-8, 7), cells)
+    table = multiples(torch.tensor([[1.0, 0.0]]).repeat(groups, 1), 0, RULE.factors())
+    ranked = shortlist(moving, [other], table)
+    assert len(ranked) < len(table)
+    expected = best(moving, [other], table)
+    assert torch.equal(best(moving, [other], ranked), expected)
+    assert len(expected[:, 0].unique()) > groups // 2
 
 
 def test_operands_have_the_candidates_of_their_own_rule(tiny_model, data):
