@@ -26,6 +26,7 @@ COMPONENTS = (
 RECIPE_KEYS = (*COMPONENTS, "bits")
 NEUTRAL: Mapping[str, Any] = {
     "model.vae_revision": None,
+    "model.mask_negative": True,
     "repair": {"name": "none"},
     **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
     "rounding.units": "blocks",

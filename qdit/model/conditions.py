@@ -84,26 +84,32 @@ def conditions(
     Raises:
         UserError: the encoder is needed and cannot be loaded.
     """
-    prompts = _marked(prompts, negative_apart)
-    wanted = list(dict.fromkeys(prompts))
-    kept = {prompt: found for prompt in wanted if (found := _read(folder, prompt)) is not None}
-    if missing := [prompt for prompt in wanted if prompt not in kept]:
-        log.info("encoding %d prompts of %d; the others are in %s", len(missing), len(wanted), folder)
+    table, missing = _Filling(_marked(prompts, negative_apart)), []
+    for prompt in table.places:
+        if (found := _read(folder, prompt)) is not None:
+            table.put(prompt, found)
+        else:
+            missing.append(prompt)
+    if missing:
+        log.info("encoding %d prompts of %d; the others are in %s", len(missing), len(table.places), folder)
         encode = load()
         for prompt, rows in _each(missing, encode):
-            kept[prompt] = rows
+            table.put(prompt, rows)
             _write(folder, prompt, rows)
         del encode
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return _table(prompts, kept)
+    return Conditions(table.rows)
 
 
 def encoded(prompts: Sequence[str], encode: Encoder) -> Conditions:
     """The table of some prompts, encoded now and not kept; the negative prompt is the last."""
     prompts = _marked(prompts, getattr(encode, "negative", None) is not None)
-    return _table(prompts, dict(_each(list(dict.fromkeys(prompts)), encode)))
+    table = _Filling(prompts)
+    for prompt, rows in _each(list(table.places), encode):
+        table.put(prompt, rows)
+    return Conditions(table.rows)
 
 
 def _marked(prompts: Sequence[str], negative_apart: bool) -> list[str]:
@@ -131,8 +137,21 @@ def _each(prompts: list[str], encode: Encoder) -> Iterator[tuple[str, Rows]]:
             yield prompt, {key: rows[number] for key, rows in found.items()}
 
 
-def _table(prompts: Sequence[str], known: dict[str, Rows]) -> Conditions:
-    return Conditions({key: torch.stack([known[p][key] for p in prompts]) for key in known[prompts[0]]})
+class _Filling:
+    """A table that is filled prompt by prompt, as thousands of prompts are gigabytes, which are held once."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.count, self.rows = len(prompts), Rows()
+        self.places: dict[str, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            self.places.setdefault(prompt, []).append(number)
+
+    def put(self, prompt: str, rows: Rows) -> None:
+        """Keep what a prompt became, wherever it stands."""
+        for key, tensor in rows.items():
+            if key not in self.rows:
+                self.rows[key] = tensor.new_empty(self.count, *tensor.shape)
+            self.rows[key][self.places[prompt]] = tensor
 
 
 def _file(folder: Path, prompt: str) -> Path:
@@ -190,14 +209,18 @@ class T5:
         self.tokenizer, self.network, self.clean = tokenizer, network, clean or plain
         self.length, self.names = length, names
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Rows:
         """See `Encoder`."""
+        return self.rows(prompts)
+
+    @torch.no_grad()
+    def rows(self, prompts: Sequence[str], masked: bool = True) -> Rows:
+        """What the denoiser is given of prompts; `masked`: whether rows behind their ends are zeros."""
         wanted = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         ids = self.tokenizer([self.clean(prompt) for prompt in prompts], add_special_tokens=True, **wanted)
         ids = ids.to(self.network.device)
         rows = self.network(ids.input_ids, attention_mask=ids.attention_mask)[0]
-        found = {self.names[0]: rows.masked_fill(ids.attention_mask[..., None] == 0, 0)}
+        found = {self.names[0]: rows.masked_fill(ids.attention_mask[..., None] == 0, 0) if masked else rows}
         return found if self.names[1] is None else found | {self.names[1]: ids.attention_mask}
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:

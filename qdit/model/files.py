@@ -213,7 +213,9 @@ def _short(dtype: torch.dtype) -> str:
 
 def misfit(missing: list[str], surplus: list[str]) -> str:
     """What is wrong with weights that lack tensors, or have more than a config asks for; empty if nothing is."""
-    surplus = [name for name in surplus if not name.endswith("pos_embed.pos_embed")]  # which diffusers makes itself
+    # The one diffusers makes itself, the other only the training of PixArt-α read.
+    idle = ("pos_embed.pos_embed", "caption_projection.y_embedding")
+    surplus = [name for name in surplus if not name.endswith(idle)]
     if not missing and not surplus:
         return ""
     return (

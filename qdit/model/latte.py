@@ -3,30 +3,48 @@
 Spatial blocks see a batch of all frames, temporal ones a batch of all places; both are sample-major, so that a timestep
 counts for each of a sample's rows. The text takes part without a mask: rows behind a prompt's end are zeros, as the
 pipeline makes them for several prompts (a single one it cuts instead, so that there a condition depends on the batch;
-qdit does what it does for several). One projection of the timestep modulates all blocks, as PixArt's.
+qdit does what it does for several); behind the negative prompt's end they are what the encoder made of the padding. One
+projection of the timestep modulates all blocks, as PixArt's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
+from qdit.checked import NEWER
+from qdit.model.conditions import T5, Encoder, Rows
 from qdit.model.loaded_text import LoadedText
 from qdit.model.text import TextModel
+
+
+class LatteT5(T5):
+    """T5 as Latte's pipeline reads it: a negative prompt is not masked."""
+
+    def negative(self, prompts: Sequence[str]) -> Rows:
+        """See `Encoder`: of negative prompts."""
+        return self.rows(prompts, masked=False)
 
 
 class LoadedLatte(LoadedText):
     """A Latte pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     modality = "video"
+    negative_apart = True
     projection = "caption_projection.linear_2"
 
     def __init__(self, denoiser: nn.Module, *parts: Any, **text: Any) -> None:
         config: Any = denoiser.config
         self.frames: int = config.video_length
         super().__init__(denoiser, *parts, **text)
+
+    @classmethod
+    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
+        """See `LoadedText`."""
+        return LatteT5(pipe.tokenizer, pipe.text_encoder, length, cls.names, cls.clean)
 
     @classmethod
     def adapt(cls, transformer: Any, pipe: Any = None, text_length: int | None = None, **facts: int) -> Self:
@@ -60,8 +78,23 @@ class LoadedLatte(LoadedText):
 
 @dataclass(kw_only=True)
 class Latte(TextModel):
-    """Which checkpoint; 120 tokens of a prompt are read."""
+    """Which checkpoint; 120 tokens of a prompt are read.
+
+    Args:
+        mask_negative: whether rows behind the end of the negative prompt are zeros, which they are not in the stock
+            pipeline: as they were here before that was seen, for runs of that time.
+    """
 
     transformer = "LatteTransformer3DModel"
     loaded = LoadedLatte
     counts = ("caption_channels", "video_length")
+    mask_negative: bool = field(default=True, metadata=NEWER)
+
+    @property
+    def negative_apart(self) -> bool:
+        """See `TextModel`."""
+        return not self.mask_negative
+
+    def protocol(self) -> str:
+        """See `TextModel`."""
+        return super().protocol() + ("" if self.mask_negative else ", negative unmasked")

@@ -60,6 +60,7 @@ class PixArt(TextModel):
     """Which checkpoint; α reads 120 tokens of a prompt, Σ 300."""
 
     transformer = "PixArtTransformer2DModel"
+    legacy = ("Transformer2DModel",)
     loaded = LoadedPixArt
 
 

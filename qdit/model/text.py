@@ -47,6 +47,8 @@ class TextModel(Checked, ABC):
     """The name of diffusers' class."""
     loaded: ClassVar[type[LoadedText]]
     """What is made of the parts."""
+    legacy: ClassVar[tuple[str, ...]] = ()
+    """Names under which the class was published, which diffusers reads as it."""
     networks: ClassVar[tuple[str, ...]] = ("transformer",)
     """The folders of what denoises; several take turns over the timesteps."""
     counts: ClassVar[tuple[str, ...]] = ("caption_channels",)
@@ -69,6 +71,11 @@ class TextModel(Checked, ABC):
     vae_revision: str | None = None
     text_length: Annotated[int, Ge(1), Le(4096)]
     text_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def negative_apart(self) -> bool:
+        """Whether the negative prompt is encoded in another way than prompts."""
+        return self.loaded.negative_apart
 
     def protocol(self) -> str:
         """Name what changes the full-precision outputs, readably."""
@@ -119,7 +126,7 @@ class TextModel(Checked, ABC):
         """
         for name in self.networks:
             config = read_config(folder := root / name)
-            check_class(folder, config, (self.transformer,))
+            check_class(folder, config, (self.transformer, *self.legacy))
             self.check_config(folder / "config.json", config)
             if has_weights(folder):
                 check_size(folder, config)
@@ -171,7 +178,7 @@ class TextModel(Checked, ABC):
             return self.loaded.encoder_of(parts, self.text_length)
 
         place = conditions_folder(cache_dir) / digest(about)
-        table = conditions(prompts, place, load, self.loaded.negative_apart)
+        table = conditions(prompts, place, load, self.negative_apart)
         remember(self.path, known, cache_dir)
         return table
 

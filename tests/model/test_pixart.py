@@ -1,10 +1,13 @@
 """The embedded text-to-image model: stock diffusers draws what is asked for, and a run needs its encoder once."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from helpers.configs import composed
+from helpers.pipelines import write_text_pipeline
+from safetensors.torch import load_file, save_file
 
 import qdit
 from qdit.assets import folder_of
@@ -12,6 +15,7 @@ from qdit.dataset.captions import base_emoji
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor
 from qdit.eval.match import ranks
+from qdit.model.pixart import PixArt
 from qdit.runs.run import run
 
 pytest.importorskip("transformers")
@@ -52,3 +56,27 @@ def test_a_run_needs_the_encoder_once(tmp_path, no_charts, monkeypatch):
 def test_a_name_that_is_no_model_is_refused_with_those_that_are():
     with pytest.raises(UserError, match="embedded:emoji_pixart"):
         qdit.embedded("emoji_sora")
+
+
+@pytest.mark.parametrize("family", ["pixart_alpha", "pixart_sigma"])
+def test_folders_as_they_were_published_are_read(family, tmp_path):
+    """Under the name of the class from which diffusers split PixArt's, and with what only the training read."""
+    write_text_pipeline(tmp_path / "now", family)
+    shutil.copytree(tmp_path / "now", tmp_path / "published")
+    folder = tmp_path / "published" / "transformer"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single", "double_self_attention": False}
+    config |= {"only_cross_attention": False, "num_vector_embeds": None, "use_linear_projection": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(weights) | {"caption_projection.y_embedding": torch.ones(10, 16)}, weights)
+    made = [PixArt(name="tiny", path=str(tmp_path / which), text_length=10) for which in ("now", "published")]
+    now, published = (option.load("cpu", torch.float32).denoiser.state_dict() for option in made)
+    assert now.keys() == published.keys()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in now.items())
+    sites = [option.outline("cpu", torch.float32).sites() for option in made]
+    assert sites[0] == sites[1]
+    config["norm_type"] = "layer_norm"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="norm_type"):
+        made[1].load("cpu", torch.float32)
