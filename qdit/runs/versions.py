@@ -134,6 +134,11 @@ def _searches_over_time(config: Tree) -> bool:
     return groups > 1 and any(str(found.get("_target_")).startswith("qdit.hessian.") for found in ranges)
 
 
+def _learns_attention_beside_searched_weights(config: Tree) -> bool:
+    """Whether steps of operands are learned with weights whose sizes or bits a search chooses."""
+    return _reconstructs(config) and all("_target_" in config.get(group, {}) for group in ("search", "attention"))
+
+
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
@@ -158,6 +163,12 @@ VERSIONS: tuple[Version, ...] = (
         2,
         "candidates are ranked on items of every group of timesteps; of operands most groups had none",
         _searches_over_time,
+    ),
+    Version(
+        "searched_attention",
+        2,
+        "an attention has the steps that were learned beside its own queries' weights, not the first layer's",
+        _learns_attention_beside_searched_weights,
     ),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )

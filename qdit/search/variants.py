@@ -10,7 +10,7 @@ measured.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -54,6 +54,21 @@ class Fits:
         sites = self.recipe.scope.select(self.model.sites())
         return rewritten(self.recipe.transform, self.model, sites, self.collect, Trial(self.recipe), self.folder)
 
+    def attention(self, chosen: Mapping[str, Quantized]) -> dict[str, nn.Module]:
+        """The quantizers of each attention from the fit that its queries have, beside whose weights steps may be learned.
+
+        Args:
+            chosen: the fit of each site; of an attention whose layers have none any one's will do.
+        """
+        found = {}
+        for attention in self.model.attentions():
+            own = [fit for site, fit in chosen.items() if site.startswith(f"{attention.name}.")]
+            queries = chosen.get(f"{attention.name}.to_q")
+            fit = queries or next(iter(own or chosen.values()))
+            if attention.processor in fit.attention:
+                found[attention.processor] = fit.attention[attention.processor]
+        return found
+
 
 class Variants(Fits):
     """The fits of a recipe by group size."""
@@ -70,9 +85,8 @@ class Variants(Fits):
     def assembled(self, space: Space, choice: Choice) -> Quantized:
         """The model in which each gene has the layers of its group size."""
         pairs = zip(space.genes, choice, strict=True)
-        layers = {s.name: self.of_size(size).layers[s.name] for gene, size in pairs for s in gene.sites}
-        # Group sizes are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
-        attention = self.of_size(choice[0]).attention
+        fits = {s.name: self.of_size(size) for gene, size in pairs for s in gene.sites}
+        layers, attention = {name: fit.layers[name] for name, fit in fits.items()}, self.attention(fits)
         policy = self.recipe.completed(space.policy(choice), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)
 
@@ -107,7 +121,6 @@ class BitVariants(Fits):
         now = Now(self.model.clock, ranges.groups)
         pairs = list(zip(space.genes, plan, strict=True))
         layers = {s.name: self.layer(s.name, pattern, now) for gene, pattern in pairs for s in gene.sites}
-        # Bits are of linear layers; all fits calibrate the attentions in the same way, so any one's can be used.
-        attention = self.at(plan[0][0]).attention
+        attention = self.attention({s.name: self.at(pattern[0]) for gene, pattern in pairs for s in gene.sites})
         policy = self.recipe.completed(space.policy(plan, ranges), self.model)
         return Quantized(policy, layers, attention, rewrite=self.rewrite)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,6 +239,26 @@ def test_a_kill_while_measuring_changes_nothing(parts, recipe, tiny_model, tmp_p
         return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in path.open()]
 
     assert lines(torn) == lines(journal)
+
+
+def test_an_attention_comes_from_the_fit_of_its_own_queries(recipe, tiny_model):
+    """Rounding may have learned its steps beside these weights."""
+    variants, attentions = BitVariants(tiny_model, recipe(), parts_are_not_collected), tiny_model.attentions()
+    fits = {bits: SimpleNamespace(attention={a.processor: (bits, a.name) for a in attentions}) for bits in WIDTHS}
+    sites = [site.name for site in tiny_model.sites()]
+    first, *others = [a.name for a in attentions]
+    chosen = {name: fits[4] for name in sites} | {f"{first}.to_q": fits[8], f"{first}.to_v": fits[2]}
+    found = variants.attention(chosen)
+    assert found[f"{first}.processor"] == (8, first)
+    assert all(found[f"{name}.processor"] == (4, name) for name in others)
+    del chosen[f"{first}.to_q"]
+    assert variants.attention(chosen)[f"{first}.processor"] in ((4, first), (2, first))
+    alone = {name: fits[2] for name in sites if "ff" in name}
+    assert variants.attention(alone)[f"{first}.processor"] == (2, first)
+
+
+def parts_are_not_collected():
+    raise AssertionError("no data are needed")
 
 
 def test_layers_that_are_repaired_are_measured_for_themselves(parts, recipe, tiny_model, tmp_path):
