@@ -55,7 +55,7 @@ class Fits:
         return rewritten(self.recipe.transform, self.model, sites, self.collect, Trial(self.recipe), self.folder)
 
     def attention(self, chosen: Mapping[str, Quantized]) -> dict[str, nn.Module]:
-        """The quantizers of each attention from the fit that its queries have, beside whose weights steps may be learned.
+        """The quantizers of each attention from the fit of its queries, beside whose weights steps may be learned.
 
         Args:
             chosen: the fit of each site; of an attention whose layers have none any one's will do.
