@@ -12,15 +12,14 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qdit.assets import CONF
-from qdit.cli.cells import tell
+from qdit.cli.cells import note, tell
 from qdit.cli.interrupts import leave_to_controller
 from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
 from qdit.errors import UserError
-from qdit.storage.names import fits
 
 log = logging.getLogger("qdit")
 quicken()
@@ -36,22 +35,24 @@ def main(cfg: DictConfig) -> float | None:
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     if multirun:
         check_objective(cfg)
+    record, outcome = None, "done"
     try:
         record = run.run(cfg)
     except UserError as error:
         log.error("%s", error)
         if not multirun:
             sys.exit(2)
-        note_failure(cfg, error, "user")
-        record = None
+        outcome = failure(cfg, error, "user")
     except Exception as error:
         if not multirun:
             raise
         traceback.print_exc()
-        note_failure(cfg, error, "internal")
-        record = None
-    if multirun and not cfg.dry:
-        tell(HydraConfig.get().job.num, str(cfg.name), record, str(cfg.objective))
+        outcome = failure(cfg, error, "internal")
+    if multirun:
+        study = OmegaConf.select(cfg, "study", throw_on_resolution_failure=False)
+        note(Path(str(cfg.runs_dir)), str(study), outcome)
+        if not cfg.dry:
+            tell(HydraConfig.get().job.num, str(cfg.name), record, str(cfg.objective))
     if record is not None and not multirun:
         from qdit.cli.sweep import print_table
 
@@ -69,11 +70,10 @@ def check_objective(cfg: DictConfig) -> None:
         sys.exit(2)
 
 
-def note_failure(cfg: DictConfig, error: Exception, kind: str) -> None:
-    """Record a failed cell of a multirun; what cannot be recorded still counts in this process's exit code."""
-    from qdit.cli import sweep as callback
+def failure(cfg: DictConfig, error: Exception, kind: str) -> str:
+    """The kind of a failure of a multirun's cell, which its record tells of, too; a dry run leaves records alone."""
     from qdit.runs.settled import record_failure
 
-    if not record_failure(cfg, error, kind):
-        folder = Path(str(cfg.runs_dir))
-        callback.note_unrecorded(folder / str(cfg.study) if fits(cfg.study) else folder, kind)
+    if not cfg.dry:
+        record_failure(cfg, error, kind)
+    return kind

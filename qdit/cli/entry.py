@@ -3,14 +3,20 @@
 Imports no torch, so that a command's help and its mistakes come at once.
 """
 
+import io
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qdit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+CLOSED = 141
+"""Exit code of a command whose reader has gone, as in `qdit-ls | head -1`: what a shell calls SIGPIPE."""
 
 
 def carried_out(program: str, work: Callable[[], int | None]) -> int:
@@ -20,11 +26,34 @@ def carried_out(program: str, work: Callable[[], int | None]) -> int:
         program: the command's name, which begins the message.
         work: gives an exit code, or None for 0.
     """
+    tolerant()
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        hushed()
+        return CLOSED
+
+
+def tolerant() -> None:
+    """From now on a character that the terminal or the file has no code for is printed as ?, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if stream.errors == "strict" or (stream.errors == "surrogateescape" and stream.encoding.lower() != "utf-8"):
+            stream.reconfigure(errors="replace")
+
+
+def hushed() -> None:
+    """Print no more on the standard output, which nobody reads any longer; else Python complains of it at the end."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def device_of(name: str) -> "torch.device":

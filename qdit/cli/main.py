@@ -19,7 +19,9 @@ def main() -> None:
     try:
         with interrupts.taken():
             from qdit.cli.command import main as run
+            from qdit.cli.entry import tolerant
 
+            tolerant()
             sys.argv[1:] = [as_text(word) for word in sys.argv[1:]]
             run()
     except KeyboardInterrupt as stop:

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
+from qdit.cli.entry import CLOSED, hushed
 from qdit.config import flatten
 from qdit.errors import did_you_mean
 
@@ -60,16 +61,21 @@ def explained(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def told(run_and_report: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a command; a mistyped name is its message alone, and code 2."""
+    """Runs a command; a mistyped name is its message alone, and code 2; a reader that has gone is no error of ours."""
 
     @wraps(run_and_report)
     def run(func: Callable[[], Any]) -> Any:
         def work() -> Any:
             try:
-                return func()
+                found = func()
+                sys.stdout.flush()
+                return found
             except Mistyped as error:
                 print(error, file=sys.stderr)
                 raise SystemExit(2) from None
+            except BrokenPipeError:
+                hushed()
+                raise SystemExit(CLOSED) from None
 
         return run_and_report(work)
 

@@ -5,9 +5,10 @@ sweep go on, so the exit code is decided here. Imports no torch; pandas only whe
 """
 
 import json
+import os
 import re
 import sys
-from contextlib import suppress
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,40 +19,27 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from qdit.cli.cells import begin
+from qdit.cli.cells import begin, noted
+from qdit.cli.entry import hushed
 from qdit.cli.mistyped import unknown_options
 from qdit.config import build
 from qdit.errors import UserError, from_problems
 from qdit.storage.atomic import writable
-from qdit.storage.names import component
+from qdit.storage.names import component, fits
 from qdit.tracking import compared
 
 _started: list[tuple[Path, str]] = []  # the studies of the sweep that this process controls
-
-UNRECORDED = ".unrecorded"
-"""File of a study: a line for each failure of its sweep that no record could hold, from whichever process."""
-
-
-def note_unrecorded(study_dir: Path, kind: str) -> None:
-    """Note a failure ("user" or "internal") of a cell that has no record; the exit code of the sweep tells of it."""
-    with suppress(OSError):
-        study_dir.mkdir(parents=True, exist_ok=True)
-        with (study_dir / UNRECORDED).open("a") as stream:
-            stream.write(f"{kind}\n")
-
-
-def _unrecorded(study_dir: Path) -> set[str]:
-    """The kinds of failures that were noted; they are forgotten with this."""
-    found: set[str] = set()
-    with suppress(OSError):
-        found = set((study_dir / UNRECORDED).read_text().split())
-        (study_dir / UNRECORDED).unlink()
-    return found
+_OVERLAY = re.compile(r"\+*(experiment|grid|local)(@[^=]*)?=")
+"""Words that may bring a study of their own."""
 
 
 class TableCallback(Callback):
-    """Check the runs folder, print the study's table, exit 1 after a failed run, 2 when only the user can mend it."""
+    """Check the runs folder, print the study's table, exit 1 after a failed run, 2 when only the user can mend it.
+
+    Hydra turns an exception of a callback into a warning, so that only SystemExit ends a sweep.
+    """
 
     def __init__(self) -> None:
         self.before: dict[Path, int] = {}
@@ -61,32 +49,51 @@ class TableCallback(Callback):
         runs_dir = Path(str(config.runs_dir))
         try:
             cells = _cells(config)
+            _refuse_unknown(cells)
             chosen = _studies(config, cells)
-            _refuse_sweep(config, cells)
+            _refuse_common(config, cells)
             for key in ("runs_dir", "cache_dir"):
                 writable(Path(str(config[key])), key)
-        except UserError as error:
+        except (UserError, HydraException) as error:
+            if isinstance(error, HydraException) and os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise  # Hydra meets it again when it composes the cell, and tells all of it
             print(error, file=sys.stderr)
             raise SystemExit(2) from None
         begin(len(cells))
         _started[:] = [(runs_dir, study) for study in chosen]
-        for folder in (runs_dir, *(runs_dir / study for study in chosen)):
-            self.before |= _records(folder)
-            _unrecorded(folder)
+        for study in chosen:
+            self.before |= _records(runs_dir / study)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; leave with code 1 or 2 if a run that this sweep made has failed."""
         runs_dir = Path(str(config.runs_dir))
-        kinds = _unrecorded(runs_dir)
-        for _, study in _started:
-            print_table(runs_dir, study)
-            made = [path for path, time in _records(runs_dir / study).items() if self.before.get(path) != time]
-            if made and config.get("logger") is not None:
-                compared(build(config.logger), study, runs_dir / study, partial(_page, runs_dir, study))
-            kinds |= {kind for path in made if (kind := _failure(path)) is not None} | _unrecorded(runs_dir / study)
+        notes = noted(runs_dir)
+        studies = _watched(runs_dir, notes)
         _started.clear()
+        made = {study: self._made(runs_dir / study) for study in studies}
+        kinds = {outcome for outcome, _ in notes} - {"done"}
+        if not notes:  # of processes that do not know of the sweep: what was written meanwhile tells
+            kinds = {kind for paths in made.values() for path in paths if (kind := _failure(path)) is not None}
+        for study in [] if config.get("dry") else studies:
+            try:
+                print_table(runs_dir, study)
+                if made[study] and config.get("logger") is not None:
+                    compared(build(config.logger), study, runs_dir / study, partial(_page, runs_dir, study))
+            except Exception:
+                traceback.print_exc()
+                kinds.add("internal")
         if kinds:
             raise SystemExit(2 if kinds == {"user"} else 1)
+
+    def _made(self, folder: Path) -> list[Path]:
+        """The records of a study that were written since the sweep began."""
+        return [path for path, time in _records(folder).items() if self.before.get(path) != time]
+
+
+def _watched(runs_dir: Path, notes: list[tuple[str, str]]) -> list[str]:
+    """The studies of a sweep: those that its words name, and those that only its cells could tell."""
+    known = [study for _, study in _started]
+    return list(dict.fromkeys([*known, *(study for _, study in notes if fits(study))]))
 
 
 def _cells(config: DictConfig) -> list[list[str]]:
@@ -94,7 +101,12 @@ def _cells(config: DictConfig) -> list[list[str]]:
     sweeper = OmegaConf.select(config, "hydra.sweeper")
     if sweeper is None or not str(sweeper["_target_"]).endswith("BasicSweeper"):
         return []
-    words = [*(f"{k}={v}" for k, v in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    # As they were written: `study=${quantizer.name}` is another one in each cell.
+    task, params = (
+        OmegaConf.to_container(config.hydra[part][key] or OmegaConf.create(empty), resolve=False)
+        for part, key, empty in (("overrides", "task", []), ("sweeper", "params", {}))
+    )
+    words = [*(f"{k}={v}" for k, v in params.items()), *task]  # pyright: ignore
     loader = GlobalHydra.instance().config_loader()
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -104,29 +116,42 @@ def _cells(config: DictConfig) -> list[list[str]]:
 
 
 def _studies(config: DictConfig, cells: list[list[str]]) -> list[str]:
-    """The studies of a sweep, each a name of one folder."""
-    found = [_study(cell, config.study) for cell in cells] or [config.study]
+    """The studies of a sweep as far as they are known before it, each a name of one folder."""
+    found = [study for cell in cells or [[]] for study in _study(config, cell)]
     return [component(study, "study") for study in dict.fromkeys(found)]
 
 
-def _study(cell: list[str], default: object) -> object:
-    """The study of a cell, before it is composed: Hydra makes its folder."""
+def _study(config: DictConfig, cell: list[str]) -> list[Any]:
+    """The study of a cell, before Hydra makes its folder; nothing where only the running cell could tell."""
     words = [word for word in cell if re.match(r"\+*study=", word)]
-    return OverridesParser.create().parse_override(words[-1]).value() if words else default
+    value = OverridesParser.create().parse_override(words[-1]).value() if words else None
+    if words and "${" not in str(value):
+        return [value]
+    own = bool(words) or OmegaConf.is_interpolation(config, "study") or any(map(_OVERLAY.match, cell))
+    try:
+        return [(_composed(config, cell) if own and cell else config).study]
+    except OmegaConfBaseException:
+        return []
 
 
-def _refuse_sweep(config: DictConfig, cells: list[list[str]]) -> None:
-    """Raise one error if an option is not there, or all cells are wrong in the same way that shows without a model."""
+def _composed(config: DictConfig, cell: list[str]) -> DictConfig:
+    return GlobalHydra.instance().config_loader().load_sweep_config(config, cell)
+
+
+def _refuse_unknown(cells: list[list[str]]) -> None:
+    """Raise one error if an option is not there."""
+    words = [word for cell in cells for word in cell]
+    if words and (unknown := unknown_options(GlobalHydra.instance().config_loader(), words)):
+        raise from_problems(unknown, "this sweep")
+
+
+def _refuse_common(config: DictConfig, cells: list[list[str]]) -> None:
+    """Raise one error if all cells are wrong in the same way that shows without a model."""
     from qdit.runs.settled import complaints
 
-    if not cells:
-        return
-    loader = GlobalHydra.instance().config_loader()
-    if unknown := unknown_options(loader, (word for cell in cells for word in cell)):
-        raise from_problems(unknown, "this sweep")
     common: list[str] | None = None
     for cell in cells if len(cells) > 1 else []:
-        composed = loader.load_sweep_config(config, cell)
+        composed = _composed(config, cell)
         with open_dict(composed):
             del composed["hydra"]
         found = complaints(composed)
@@ -163,9 +188,10 @@ def _page(runs_dir: Path, study: str) -> str:
 
 def print_finished() -> None:
     """Print the tables of a sweep that was stopped, if any run of it is finished."""
-    for runs_dir, study in _started:
-        if _records(runs_dir / study):
-            print_table(runs_dir, study)
+    for runs_dir in dict.fromkeys(runs_dir for runs_dir, _ in _started):
+        for study in _watched(runs_dir, noted(runs_dir)):
+            if _records(runs_dir / study):
+                print_table(runs_dir, study)
 
 
 def print_table(runs_dir: Path, study: str) -> None:
@@ -175,6 +201,8 @@ def print_table(runs_dir: Path, study: str) -> None:
     try:
         frame = load_results(runs_dir, study)
         table = (compare if is_comparison(frame) else build_table)(frame, mix_protocols=True)
-        print(render(table, "markdown"), end="")
+        print(render(table, "markdown"), end="", flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
+    except BrokenPipeError:  # whoever reads has seen enough; the runs are what counts
+        hushed()

@@ -1,5 +1,6 @@
 """Runs that are over: which are finished with all that is wanted of them, and what a failed one leaves. No torch."""
 
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig
@@ -8,6 +9,7 @@ from qdit.config import build, resolved
 from qdit.environment import now
 from qdit.errors import UserError
 from qdit.runs.identity import canonical, is_full_precision, run_dir, run_id, wanted_metrics
+from qdit.storage.run_folder import RunDir
 from qdit.tracking import reported, reporting
 
 
@@ -33,6 +35,7 @@ def finished(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     records = [record for config in configs if (record := settled(config)) is not None]
     if len(records) < len(configs):
         return None
+    records = [without_error(run_dir(config), record) for config, record in zip(configs, records, strict=True)]
     for config, record in zip(configs, records, strict=True):
         logger, where = build(config["logger"]), run_dir(config)
         if not reported(logger, where.path):
@@ -77,6 +80,18 @@ def check_execution(record: dict[str, Any], config: dict[str, Any]) -> None:
 def unsaved(record: dict[str, Any], config: dict[str, Any]) -> bool:
     """Whether a checkpoint is wanted that the run was told not to save; a deleted one is not made again."""
     return config["save_checkpoint"] and record.get("checkpoint", {}) is None
+
+
+def without_error(where: RunDir, record: dict[str, Any]) -> dict[str, Any]:
+    """A record that holds all that is wanted, without the failure to extend it that an earlier command left there."""
+    if "update_error" not in record:
+        return record
+    with suppress(UserError), where.lock():  # another process that holds it writes it anew
+        known = where.result()
+        if known == record:
+            whole = {key: value for key, value in record.items() if key not in ("update_error", "error_kind")}
+            return where.save_result(whole)
+    return record
 
 
 def record_failure(cfg: DictConfig, error: Exception, kind: str) -> bool:

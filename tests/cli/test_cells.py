@@ -36,3 +36,19 @@ def test_what_is_not_known_is_not_said(said, monkeypatch):
     monkeypatch.setenv(cells.VARIABLE, "of another program")
     cells.tell(2, "rtn", RECORD, "psnr")
     assert said.messages == ["[3] rtn: sqnr 1", "[3] rtn: done"]
+
+
+def test_a_sweep_reads_the_notes_of_its_own_cells_and_leaves_those_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv(cells.VARIABLE, "")
+    cells.note(tmp_path, "s", "user")  # of no sweep
+    assert cells.noted(tmp_path) == []
+    cells.begin(2)
+    cells.note(tmp_path, "s", "user")
+    first = cells.os.environ[cells.VARIABLE]
+    cells.begin(0)  # another sweep starts in the same folder, and ends
+    cells.note(tmp_path, "two words", "done")
+    assert cells.noted(tmp_path) == [("done", "two words")]
+    monkeypatch.setenv(cells.VARIABLE, first)
+    cells.note(tmp_path, "t", "internal")
+    assert cells.noted(tmp_path) == [("user", "s"), ("internal", "t")]
+    assert list(tmp_path.iterdir()) == []

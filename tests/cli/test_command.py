@@ -32,7 +32,9 @@ def test_an_objective_that_no_run_measures_ends_the_sweep(monkeypatch, caplog):
 def test_a_sweeper_is_told_the_value_of_the_objective(monkeypatch):
     from qdit.runs import run
 
-    config = OmegaConf.create({"objective": "sqnr", "eval": {"sqnr": {}}, "dry": False, "name": "rtn"})
+    monkeypatch.delenv("QDIT_SWEEP", raising=False)
+    config = {"objective": "sqnr", "eval": {"sqnr": {}}, "dry": False, "name": "rtn", "runs_dir": "none", "study": "s"}
+    config = OmegaConf.create(config)
     about = {"sweeper": {"_target_": OTHER}, "job": SimpleNamespace(num=0)}
     found = SimpleNamespace(mode=command.RunMode.MULTIRUN, **about)
     monkeypatch.setattr(command, "HydraConfig", SimpleNamespace(get=lambda: found))

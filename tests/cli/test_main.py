@@ -157,3 +157,40 @@ def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, tiny_pipeline, q
     assert result.stdout.count("| rtn") == 2
     assert table.main(["--study", "grid", "--format", "csv"]) == 0
     assert "sqnr_stderr" in capfd.readouterr().out.splitlines()[0]
+
+
+def test_a_dry_sweep_records_nothing_and_tells_of_its_failures(tmp_path, tiny_pipeline, qdit):
+    words = ["-m", *TINY, f"model.path={tiny_pipeline}", "study=grid", "weight=group", "weight.group_size=24,16"]
+    result = qdit(*words, "dry=true", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "group_size=24 does not divide" in result.stderr
+    assert "| rtn" not in result.stdout
+    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["grid", "multirun.yaml"]  # Hydra's, of the words
+
+
+def test_the_studies_of_a_sweep_may_be_made_of_other_words(tmp_path, tiny_pipeline, qdit):
+    words = ["-m", *TINY, f"model.path={tiny_pipeline}", "weight=group", "weight.group_size=24,40"]
+    result = qdit(*words, "study=size_${weight.group_size}", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "no readable" not in result.stderr
+    assert result.stdout.count("| rtn") == 2
+    records = (tmp_path / "runs").glob("*/*/result.json")
+    assert sorted(path.parents[1].name for path in records) == ["size_24", "size_40"]
+
+
+def test_the_studies_of_a_sweep_may_come_with_its_experiments(tmp_path, qdit, monkeypatch):
+    from qdit.cli import sweep
+
+    monkeypatch.setattr(sweep, "begin", lambda count: sys.exit(5))
+    watched = []
+    monkeypatch.setattr(sweep, "_refuse_common", lambda config, cells: watched.extend(sweep._studies(config, cells)))
+    assert qdit("-m", "experiment=smoke,vidit_q", cwd=tmp_path).returncode == 5
+    assert watched == ["smoke", "vidit_q"]
+
+
+def test_a_key_that_a_cell_does_not_have_is_told_once_before_the_first(tmp_path, qdit):
+    result = qdit("-m", "quantizer=rtn,awq", "transform.nope=1,2", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("there is no key transform.nope") == 1
+    assert "Warning" not in result.stderr
+    assert not list(tmp_path.iterdir())

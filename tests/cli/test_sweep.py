@@ -111,4 +111,4 @@ def test_a_failure_that_no_record_holds_reaches_the_exit_code_from_another_proce
     )
     assert done.returncode == 2, done.stderr
     assert "a name of one folder is needed" in done.stderr
-    assert not list((tmp_path / "runs" / "sweep").glob(".unrecorded"))
+    assert not list((tmp_path / "runs").rglob(".sweep-*"))

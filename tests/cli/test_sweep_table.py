@@ -5,11 +5,18 @@ from helpers.fake_records import PROTOCOL, failed, metric, record, write
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
+from qdit.cli import cells
+from qdit.cli import sweep as callback
 from qdit.cli.sweep import TableCallback
 from qdit.tracking import NoTracker
 
 
-def sweep(runs_dir, made, **more) -> int:
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setenv(cells.VARIABLE, "")  # and what it was comes back
+
+
+def sweep(runs_dir, made, meanwhile=lambda: None, **more) -> int:
     """Go through Hydra's own dispatcher, which swallows exceptions but not SystemExit."""
     config = OmegaConf.create({"runs_dir": str(runs_dir), "cache_dir": str(runs_dir / "cache"), "study": "s", **more})
     callbacks = Callbacks()
@@ -17,6 +24,7 @@ def sweep(runs_dir, made, **more) -> int:
     try:
         callbacks.on_multirun_start(config=config)
         write(runs_dir, *made)
+        meanwhile()
         callbacks.on_multirun_end(config=config)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -60,3 +68,38 @@ def test_a_sweep_that_made_something_reports_its_study(tmp_path, monkeypatch):
     assert "rtn" in page
     sweep(tmp_path, [], **more)
     assert len(told) == 1
+
+
+def test_a_dry_sweep_has_no_table_and_its_failures_count(tmp_path, capsys):
+    assert sweep(tmp_path, [], lambda: cells.note(tmp_path, "s", "done"), dry=True) == 0
+    assert sweep(tmp_path, [], lambda: cells.note(tmp_path, "s", "user"), dry=True) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("kinds", "code"), [((), 1), (("user",), 1), (("internal",), 1)])
+def test_a_table_that_cannot_be_made_hides_no_failure(tmp_path, capsys, monkeypatch, kinds, code):
+    monkeypatch.setattr(callback, "print_table", lambda *where: 1 / 0)
+    made = [failed(f"bad{i}", "w8a8", "no", error_kind=kind) for i, kind in enumerate(kinds)]
+    assert sweep(tmp_path, made) == code
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_failure_of_another_sweep_in_the_study_is_not_this_ones(tmp_path):
+    made = [failed("bad", "w8a8", "no", error_kind="internal"), record("rtn", "w8a8", {"sqnr": metric(40.0)})]
+    assert sweep(tmp_path, made, lambda: cells.note(tmp_path, "s", "done")) == 0
+
+
+def test_a_study_that_only_the_cells_could_tell_has_its_table(tmp_path, capsys):
+    made = [record("rtn", "w8a8", {"sqnr": metric(40.0)}, study="t")]
+    assert sweep(tmp_path, made, lambda: cells.note(tmp_path, "t", "done")) == 0
+    assert "| rtn" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_gone_is_no_failure(tmp_path, monkeypatch):
+    def gone(*text, **how):
+        raise BrokenPipeError
+
+    write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}))
+    monkeypatch.setattr(callback, "hushed", lambda: None)
+    monkeypatch.setattr(callback, "print", gone, raising=False)
+    callback.print_table(tmp_path, "s")
