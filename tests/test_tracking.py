@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from qdit import tracking
 from qdit.config import build, type_problems
+from qdit.errors import UserError
 from qdit.tracking import weights_and_biases
 
 matplotlib.use("Agg")
@@ -194,6 +196,65 @@ def test_a_study_has_a_run_of_its_own_from_which_it_can_be_made_again(runs, no_a
     assert len(made_of.manifest.contents) == 14
 
 
+def test_a_study_without_a_page_has_its_runs_and_what_made_them(runs, no_account, caplog):
+    import wandb
+
+    def page():
+        raise UserError("the runs are of two models; narrow them to one")
+
+    with caplog.at_level(logging.INFO, "qdit"):
+        tracking.compared(logger("wandb_offline"), "s", runs / "s", page)
+    wandb.teardown()
+    [file] = (runs / "s" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert "without its page (the runs are of two models" in caplog.text
+    assert next((file.parent / "files").rglob("runs_*.table.json"))
+    assert not list((file.parent / "files").rglob("comparison_*"))
+    assert "study" in {record.artifact.type for record in wandb_records(file)}
+
+
+@pytest.mark.parametrize("option", ["csv", "wandb_offline"])
+def test_a_report_is_whole_where_the_record_was_told_as_it_is(option, tmp_path, no_account):
+    (tmp_path / "result.json").write_text(json.dumps(RECORD))
+    config = CONFIG | {"name": "n"}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracking.reporting(logger(option), config, "1a2b3c4d", tmp_path),
+    ):
+        raise KeyboardInterrupt  # an attempt that leaves a file, which is no report
+    assert not tracking.reported(logger(option), tmp_path)
+    with tracking.reporting(logger(option), config, "1a2b3c4d", tmp_path) as tracker:
+        tracker.finish(RECORD, tmp_path)
+    assert tracking.reported(logger(option), tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(RECORD | {"protocol": "with another metric"}))
+    assert not tracking.reported(logger(option), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "mode", "said"),
+    [
+        ("", "offline", "no WANDB_API_KEY"),
+        ("Offline", "offline", "offline mode was chosen"),
+        ("dryrun", "offline", "offline mode was chosen"),
+        ("shared", "offline", "WANDB_MODE=shared: qdit knows online, offline, disabled"),
+        ("Disabled", "disabled", None),
+    ],
+)
+def test_a_mode_that_the_environment_names_is_understood_or_told(
+    word, mode, said, tmp_path, no_account, monkeypatch, caplog
+):
+    monkeypatch.setenv("WANDB_MODE", word)
+    with (
+        caplog.at_level(logging.INFO, "qdit"),
+        logger("wandb").open(CONFIG, "s", "rtn-w4a8", "1a2b3c4d", tmp_path / "run") as tracker,
+    ):
+        assert tracker.run.settings.mode == mode
+        tracker.finish({"status": "done"}, tmp_path / "run")
+    assert said in caplog.text if said else not caplog.text
+    assert ("upload later" in caplog.text) == (mode == "offline")
+    assert os.environ["WANDB_MODE"] == word
+    assert (tmp_path / "run" / ".reported-wandb").exists() == (mode == "offline")
+
+
 def test_memory_is_a_curve_beside_the_others_in_any_logger(tmp_path, no_account, monkeypatch):
     import pandas as pd
     import torch
@@ -334,7 +395,6 @@ def test_csv_has_a_line_a_value_goes_on_when_resumed_and_begins_anew_when_overwr
         with tracking.reporting(csv, CONFIG | {"name": "rtn-w4a8"}, "1a2b3c4d", run) as tracker:
             tracker.log(lambda number=number: {"loss": 0.5 / number, "flipped": 0.25}, number, "rounding")
             tracker.finish(RECORD, run)
-    assert csv.knows(run)
     found = pd.read_csv(run / "progress.csv")
     rounding = found[found.stage == "rounding"].pivot(index="step", columns="name", values="value")
     assert rounding.loss.tolist() == [0.5, 0.25]

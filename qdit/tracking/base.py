@@ -1,5 +1,6 @@
 """What a run reports to, and how that is done so that no failure of a logger costs a run."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -8,6 +9,8 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from qdit.environment import memory_megabytes
+from qdit.storage.atomic import atomic_write
+from qdit.storage.seal import DIGEST, digest_of
 
 log = logging.getLogger("qdit")
 _T = TypeVar("_T")
@@ -36,7 +39,7 @@ class Logger(Protocol):
     """A config object that opens a tracker."""
 
     def knows(self, run_dir: Path) -> bool:
-        """Whether the run of this directory was reported before."""
+        """Whether the record of this directory was reported before, as it is now."""
         ...
 
     def open(
@@ -137,6 +140,27 @@ def reporting(logger: Logger, config: dict[str, Any], run_id: str, run_dir: Path
 def reported(logger: Logger, run_dir: Path) -> bool:
     """Whether a logger has the run of a directory; one that cannot say so is not asked again."""
     return _Guarded(NoTracker()).attempt(lambda: logger.knows(run_dir)) is not False
+
+
+def note_reported(run_dir: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Note that the logger of a name has the whole report of a run up to this record."""
+    atomic_write(run_dir / f".reported-{name}", f"{_digest(record)}\n")
+
+
+def was_reported(run_dir: Path, name: str) -> bool:
+    """Whether the record of a directory is the one that the logger of a name was told of last.
+
+    What a logger has written tells less: an attempt that was killed leaves files, too.
+    """
+    try:
+        known = (run_dir / f".reported-{name}").read_text(encoding="utf-8").strip()
+        return known == _digest(json.loads((run_dir / "result.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return record.get(DIGEST) or digest_of(record)
 
 
 def compared(logger: Logger, study: str, folder: Path, page: Callable[[], str]) -> None:

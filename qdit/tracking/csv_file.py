@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from qdit.tracking.base import Values
+from qdit.tracking.base import Values, note_reported, was_reported
 
 NAME = "progress.csv"
 """In a run's folder."""
@@ -30,8 +30,8 @@ class CsvTracker:
     """
 
     def knows(self, run_dir: Path) -> bool:
-        """Whether the folder has its file."""
-        return (run_dir / NAME).is_file()
+        """Whether the folder has its file, with all of the record."""
+        return (run_dir / NAME).is_file() and was_reported(run_dir, "csv")
 
     @contextmanager
     def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["_Lines"]:
@@ -41,7 +41,10 @@ class CsvTracker:
         if config.get("overwrite"):
             file.unlink(missing_ok=True)
         with file.open("a", encoding="utf-8", newline="") as stream:
-            yield _Lines(stream)
+            lines = _Lines(stream)
+            yield lines
+        if lines.finished is not None:
+            note_reported(run_dir, "csv", lines.finished)
 
     def compare(self, study: str, folder: Path, page: Callable[[], str]) -> None:
         """Nothing: `qdit-table --format csv` has a study's numbers."""
@@ -52,6 +55,7 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.finished: Mapping[str, Any] | None = None
         self.writer = csv.writer(stream, lineterminator="\n")
         if stream.tell() == 0:
             self.writer.writerow(COLUMNS)
@@ -71,3 +75,4 @@ class _Lines:
             if metric.get("stderr") is not None:
                 final[f"{name}_stderr"] = metric["stderr"]
         self.log(final, 0, "final")
+        self.finished = record

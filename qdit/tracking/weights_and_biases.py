@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from qdit.config import flatten
+from qdit.errors import UserError
 from qdit.storage.names import fitting
-from qdit.tracking.base import Values
+from qdit.tracking.base import Values, note_reported, was_reported
 from qdit.tracking.samples import samples_table
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class WandbTracker:
     init_timeout: int = 20
 
     def knows(self, run_dir: Path) -> bool:
-        """Whether W&B has written its folder here."""
-        return (run_dir / "wandb").is_dir()
+        """Whether W&B has written its folder here, with all of the record."""
+        return (run_dir / "wandb").is_dir() and was_reported(run_dir, "wandb")
 
     @contextmanager
     def open(self, config: dict[str, Any], study: str, name: str, run_id: str, run_dir: Path) -> Iterator["WandbRun"]:
@@ -59,7 +60,10 @@ class WandbTracker:
             "config": {key: value for key, value in config.items() if key not in _PRIVATE},
         }
         with self._start(options, run_dir) as run:
-            yield WandbRun(run)
+            tracker = WandbRun(run)
+            yield tracker
+        if tracker.finished is not None and run.settings.mode != "disabled":
+            note_reported(run_dir, "wandb", tracker.finished)
 
     def compare(self, study: str, folder: Path, page: Callable[[], str]) -> None:
         """Make the W&B run `<study>-study`: all runs as a table, the page of `qdit-report`, records and configs."""
@@ -68,25 +72,51 @@ class WandbTracker:
             **{"id": acceptable_id(study, "study"), "dir": str(folder)},
         }
         with self._start(options, folder) as run:
-            report_study(run, study, folder, page())
+            report_study(run, study, folder, page)
 
     def _start(self, options: dict[str, Any], run_dir: Path) -> "wandb.Run":
         import wandb
         from wandb.errors import Error
 
-        mode, reason = os.environ.get("WANDB_MODE", self.mode), "offline mode was chosen"
+        mode, reason = chosen_mode(self.mode)
         if mode == "online" and not has_credentials():
             mode, reason = "offline", "no WANDB_API_KEY and no entry in netrc (`wandb login` makes one)"
         if mode == "online":
             try:
-                settings = wandb.Settings(quiet=True, console="off", init_timeout=self.init_timeout)
-                return wandb.init(**options, mode="online", resume="allow", settings=settings)
+                with _stated(mode):
+                    settings = wandb.Settings(quiet=True, console="off", init_timeout=self.init_timeout)
+                    return wandb.init(**options, mode="online", resume="allow", settings=settings)
             except Error as error:
                 mode, reason = "offline", (str(error) or type(error).__name__).splitlines()[0]
         if mode == "offline":
             log.info("wandb: offline (%s); upload later with: wandb sync %s/wandb/offline-run-*", reason, run_dir)
-        settings = wandb.Settings(silent=True, console="off")
-        return wandb.init(**options, mode="disabled" if mode == "disabled" else "offline", settings=settings)
+        with _stated(mode):
+            settings = wandb.Settings(silent=True, console="off")
+            return wandb.init(**options, mode="disabled" if mode == "disabled" else "offline", settings=settings)
+
+
+@contextmanager
+def _stated(mode: str) -> Iterator[None]:
+    """Have WANDB_MODE say the mode while W&B reads it, which refuses an empty one, and capitals."""
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = mode
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_MODE")
+        os.environ.update({} if before is None else {"WANDB_MODE": before})
+
+
+def chosen_mode(given: str) -> tuple[str, str]:
+    """The mode, which is `given` or what WANDB_MODE says (empty: nothing), and why it is offline where it is.
+
+    Another word than W&B's own is no reason to lose a report, so that it is recorded offline.
+    """
+    known = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    wanted = os.environ.get("WANDB_MODE", "").strip()
+    if (mode := known.get((wanted or given).lower())) is not None:
+        return mode, "offline mode was chosen"
+    return "offline", f"WANDB_MODE={wanted}: qdit knows online, offline, disabled"
 
 
 class WandbRun:
@@ -95,6 +125,7 @@ class WandbRun:
     def __init__(self, run: "wandb.Run") -> None:
         self.run = run
         self.stages: set[str] = set()
+        self.finished: Mapping[str, Any] | None = None
 
     def log(self, values: Values, step: int, stage: str) -> None:
         """Log `stage/<name>` curves over `stage/step`, each stage with its own axis."""
@@ -132,10 +163,14 @@ class WandbRun:
                 artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
                 artifact.add_file(str(run_dir / file))
                 self.run.log_artifact(artifact)
+        self.finished = record
 
 
-def report_study(run: "wandb.Run", study: str, folder: Path, page: str) -> None:
-    """Log a study to an open W&B run: `runs`, a row each; `comparison`, the page; what made them."""
+def report_study(run: "wandb.Run", study: str, folder: Path, page: Callable[[], str]) -> None:
+    """Log a study to an open W&B run: `runs`, a row each; what made them; `comparison`, the page, if it has one.
+
+    Runs of several models or protocols are on no page together.
+    """
     import wandb
 
     from qdit.tables import load_results
@@ -144,11 +179,15 @@ def report_study(run: "wandb.Run", study: str, folder: Path, page: str) -> None:
     plain = frame.drop(columns=[name for name in ("folder",) if name in frame]).astype(object)
     rows = plain.where(frame.notna(), None).to_numpy().tolist()
     runs = wandb.Table(columns=[str(name) for name in plain.columns], data=rows, allow_mixed_types=True)
-    run.log({"runs": runs, "comparison": wandb.Html(page, inject=False)})
+    run.log({"runs": runs})
     made_of = wandb.Artifact(f"study-{run.id}", type="study")
     for file in sorted([*folder.glob("*/config.yaml"), *folder.glob("*/result.json")]):
         made_of.add_file(str(file), name=f"{file.parent.name}/{file.name}")
     run.log_artifact(made_of)
+    try:
+        run.log({"comparison": wandb.Html(page(), inject=False)})
+    except UserError as error:
+        log.info("wandb: the study %s is there without its page (%s)", study, error.lines()[0])
 
 
 def video(run_dir: Path) -> "wandb.Video | None":
