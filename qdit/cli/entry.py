@@ -35,8 +35,14 @@ def carried_out(program: str, work: Callable[[], int | None]) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        hushed()
+        if not hushed():
+            raise
         return CLOSED
+
+
+def study_name(word: str) -> str:
+    """The study that a word of the command line names, which ends with a / where a shell completed a folder's name."""
+    return word.rstrip("/") or word
 
 
 def tolerant() -> None:
@@ -48,12 +54,21 @@ def tolerant() -> None:
             stream.reconfigure(errors="replace")
 
 
-def hushed() -> None:
-    """Print no more on the standard output, which nobody reads any longer; else Python complains of it at the end."""
+def hushed() -> bool:
+    """Print no more on the standard output if nobody reads it any longer; else Python complains of it at the end.
+
+    False if a reader is there: the pipe that broke is another one, such as that of a program which was started.
+    """
+    try:
+        sys.stdout.flush()  # which fails again: what could not be written waits
+        return False
+    except BrokenPipeError:
+        pass
     with suppress(OSError, ValueError):  # a stream that is no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+    return True
 
 
 def device_of(name: str) -> "torch.device":

@@ -14,7 +14,7 @@ from textwrap import shorten
 
 from tabulate import tabulate
 
-from qdit.cli.entry import carried_out
+from qdit.cli.entry import carried_out, study_name
 from qdit.errors import UserError, did_you_mean
 from qdit.storage.names import one_line
 from qdit.tables import select
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
-    parser.add_argument("--study", help="list the runs of this one")
+    parser.add_argument("--study", type=study_name, help="list the runs of this one")
     return parser
 
 

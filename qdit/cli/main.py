@@ -4,6 +4,7 @@ Imports nothing heavy until signal handlers are installed.
 """
 
 import sys
+from collections.abc import Callable
 
 from qdit.cli import interrupts
 from qdit.cli.words import as_text
@@ -23,9 +24,25 @@ def main() -> None:
 
             tolerant()
             sys.argv[1:] = [as_text(word) for word in sys.argv[1:]]
-            run()
+            _read_by_somebody(run)
     except KeyboardInterrupt as stop:
         sys.exit(interrupts.report(stop))
+
+
+def _read_by_somebody(run: Callable[[], object]) -> None:
+    """Call Hydra; where the reader of its output goes early, as in `qdit --help | head -1`, that is its quiet end."""
+    from qdit.cli.entry import CLOSED, hushed
+
+    try:
+        run()
+        if hushed():
+            sys.exit(CLOSED)
+    except BrokenPipeError:
+        if not hushed():
+            raise
+        sys.exit(CLOSED)
+    finally:
+        hushed()  # before Python writes what is left; the code of a sweep stays
 
 
 if __name__ == "__main__":

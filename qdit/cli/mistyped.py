@@ -67,14 +67,13 @@ def told(run_and_report: Callable[..., Any]) -> Callable[..., Any]:
     def run(func: Callable[[], Any]) -> Any:
         def work() -> Any:
             try:
-                found = func()
-                sys.stdout.flush()
-                return found
+                return func()
             except Mistyped as error:
                 print(error, file=sys.stderr)
                 raise SystemExit(2) from None
             except BrokenPipeError:
-                hushed()
+                if not hushed():
+                    raise
                 raise SystemExit(CLOSED) from None
 
         return run_and_report(work)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from qdit.cli.entry import carried_out
+from qdit.cli.entry import carried_out, study_name
 from qdit.tables import select
 from qdit.tables.pareto import CHARGED, Bar, Picked, bars_of, front_rows, pick
 from qdit.tables.quantity import Quantity, cost_quantity
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     quality = {"nargs": "+", "action": "extend", "default": [], "metavar": "METRIC=NUMBER"}
     smaller = [name for name in COSTS if name not in (*CHARGED.values(), "samples_per_second")]
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
-    parser.add_argument("--study", help="one study of it (default: all)")
+    parser.add_argument("--study", type=study_name, help="one study of it (default: all)")
     parser.add_argument("--min", **quality, help="at least this much, in the unit of tables: sqnr=20")
     parser.add_argument("--max", **quality, help="at most this much, of metrics where lower is better")
     parser.add_argument(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdit.cli.entry import carried_out
+from qdit.cli.entry import carried_out, study_name
 from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
 from qdit.tables.records import load_results
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", metavar="STUDY", help="folder of runs")
+    parser.add_argument("study", type=study_name, metavar="STUDY", help="folder of runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: STUDY.html)")
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep these runs")

@@ -205,4 +205,5 @@ def print_table(runs_dir: Path, study: str) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
     except BrokenPipeError:  # whoever reads has seen enough; the runs are what counts
-        hushed()
+        if not hushed():
+            raise

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from qdit.cli.documents import filled
-from qdit.cli.entry import carried_out
+from qdit.cli.entry import carried_out, study_name
 from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
 from qdit.tables.compare import compare, is_comparison
@@ -67,7 +67,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _part(words: str) -> str:
     """The table that a document asks for in the words of the command line."""
-    options = _parser().parse_args(shlex.split(words))
+    try:
+        options = _parser().parse_args(shlex.split(words))
+    except ValueError as error:  # of shlex
+        raise UserError(
+            f"<!-- qdit-table: {words} -->: {str(error).lower()}; the words are those of a shell, whose quotes close"
+        ) from error
     if options.format == "parquet":
         raise UserError(f"<!-- qdit-table: {words} -->: a document holds no Parquet; ask for another --format")
     return _text(_frame(options), options)
@@ -119,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
-    parser.add_argument("--study", help="one study of it (default: all)")
+    parser.add_argument("--study", type=study_name, help="one study of it (default: all)")
     parser.add_argument("--rows", nargs="+", metavar="KEY", help="config keys of the rows (default: quantizer)")
     parser.add_argument("--cols", metavar="KEY", help="spread this key over the columns, e.g. bits")
     parser.add_argument("--metrics", nargs="+", metavar="M", help="metrics, <metric>_delta, ledger columns, or all")

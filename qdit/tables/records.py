@@ -67,6 +67,7 @@ def record_files(runs_dir: Path, study: str | None = None) -> list[Path]:
     """The records of a study, of all studies for None; names are taken as they are, brackets and stars too."""
     if study is None:
         return sorted(runs_dir.glob("*/*/result.json"))
+    study = study.rstrip("/")  # which a shell puts behind a folder's name
     return sorted((runs_dir / study).glob("*/result.json")) if fits(study) else []
 
 

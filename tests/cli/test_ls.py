@@ -62,3 +62,7 @@ def test_where_there_is_nothing_it_says_what_to_do(runs, tmp_path, capsys):
     assert "is no folder" in complaint(capsys, main, "--runs-dir", tmp_path / "lost")
     (runs / "methods").mkdir()
     assert "did you mean methods" in complaint(capsys, main, "--runs-dir", runs, "--study", "metods")
+
+
+def test_a_study_as_a_shell_completes_it(listed):
+    assert listed("--study", "s/") == listed("--study", "s")

@@ -14,6 +14,12 @@ def test_the_page_is_written(runs, tmp_path, capsys):
     assert str(output) in capsys.readouterr().err
 
 
+def test_a_study_as_a_shell_completes_it(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["s/", "--runs-dir", str(runs)]) == 0
+    assert (tmp_path / "s.html").is_file()
+
+
 def test_runs_are_chosen(runs, tmp_path):
     output = tmp_path / "out.html"
     main(["s", "--runs-dir", str(runs), "--output", str(output), "--where", "bits=w8a8"])

@@ -28,3 +28,15 @@ def test_mistakes_of_the_user_are_one_message_and_code_2(runs, capsys, arguments
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_marker_whose_quotes_do_not_close_is_told(tmp_path, capsys):
+    document = tmp_path / "page.md"
+    document.write_text('<!-- qdit-table: --study "s -->\n<!-- /qdit-table -->\n')
+    assert main(["--write", str(document)]) == 2
+    assert '--study "s -->: no closing quotation; the words are' in capsys.readouterr().err
+
+
+def test_a_study_as_a_shell_completes_it(runs, capsys):
+    assert main(["--runs-dir", str(runs), "--study", "s/"]) == 0
+    assert "rtn" in capsys.readouterr().out

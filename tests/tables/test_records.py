@@ -135,3 +135,7 @@ def test_a_scope_that_names_roles_of_other_families_is_the_same_scope_on_a_dit(t
 
     assert lines("qdit.model.dit.DiT", "dit") == 1
     assert lines("qdit.model.pixart.PixArt", "pixart") == 2
+
+
+def test_a_study_as_a_shell_completes_it(runs):
+    assert len(load_results(runs, "s/")) == len(load_results(runs, "s"))
