@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from qdit.assets import CONF
 from qdit.cli.cells import note, tell
-from qdit.cli.entry import hushed
 from qdit.cli.interrupts import leave_to_controller
 from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
@@ -47,9 +46,8 @@ def main(cfg: DictConfig) -> float | None:
     except Exception as error:
         if not multirun:
             raise
-        if not (isinstance(error, BrokenPipeError) and hushed()):  # whoever reads the plans has seen enough
-            traceback.print_exc()
-            outcome = failure(cfg, error, "internal")
+        traceback.print_exc()
+        outcome = failure(cfg, error, "internal")
     if multirun:
         study = OmegaConf.select(cfg, "study", throw_on_resolution_failure=False)
         note(Path(str(cfg.runs_dir)), str(study), outcome)

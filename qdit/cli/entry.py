@@ -5,6 +5,7 @@ Imports no torch, so that a command's help and its mistakes come at once.
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,16 +60,26 @@ def hushed() -> bool:
 
     False if a reader is there: the pipe that broke is another one, such as that of a program which was started.
     """
-    try:
-        sys.stdout.flush()  # which fails again: what could not be written waits
+    if not _unread():
         return False
-    except BrokenPipeError:
-        pass
     with suppress(OSError, ValueError):  # a stream that is no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
     return True
+
+
+def _unread() -> bool:
+    """Whether the reader of the standard output has gone, as a flush says, or the pipe itself after one that failed."""
+    try:
+        sys.stdout.flush()
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # errors alone
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    except BrokenPipeError:
+        return True
+    except (OSError, ValueError):  # a stream that is no file
+        return False
 
 
 def device_of(name: str) -> "torch.device":
