@@ -1,5 +1,6 @@
 """Configs in Python: `conf/` composed in the words of the command line, by Hydra, as the command line does."""
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +20,9 @@ from qdit.errors import UserError
 from qdit.method import Method
 from qdit.runs.setup import build_recipe
 
+_COMMANDS = re.compile(r"[+~]*(grid|hydra)(@[^=]*)?=|[+~]*hydra[./]")
+"""Words that a command reads before it composes a run: a sweep, and Hydra's own settings."""
+
 
 def composed(*words: str) -> DictConfig:
     """The config of a run.
@@ -27,10 +31,15 @@ def composed(*words: str) -> DictConfig:
         words: as on the command line, such as `"weight.group_size=64"`.
 
     Raises:
-        UserError: a word has no place in the config, or names an option that is not there.
+        UserError: a word has no place in the config, names an option that is not there, or is for the command itself.
     """
     if wrong := [word for word in words if not isinstance(word, str) or "=" not in word.lstrip("~")[:-1] + " "]:
         raise UserError(f"{wrong[0]!r} is no word of the command line, which are such as 'weight.group_size=64'")
+    if ours := [word for word in words if _COMMANDS.match(word)]:
+        raise UserError(
+            f"{ours[0]!r} says how the command line runs, not what: here one run is composed, and it would do nothing. "
+            f"Give it to the command, as in `qdit {ours[0].lstrip('+~')}`"
+        )
     quicken()
     explain()
     try:

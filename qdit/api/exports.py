@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from qdit.api.adapters import embedded, network_of
-from qdit.api.compose import composed_recipe
+from qdit.api.compose import composed, composed_recipe
 from qdit.api.measures import cost
 from qdit.api.models import load
 from qdit.assets import CONF
@@ -117,7 +117,7 @@ def targets(*names: str, bits: str = "w8a8") -> pd.DataFrame:
         bits: an option of `conf/bits`.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: a name is unknown, or `bits` are.
 
     >>> import qdit
     >>> qdit.targets("svdquant").loc["svdquant"].tolist()
@@ -125,6 +125,7 @@ def targets(*names: str, bits: str = "w8a8") -> pd.DataFrame:
     """
     if unknown := [name for name in names if name not in recipes()]:
         raise UserError(f"there is no recipe {unknown[0]!r}; there are {', '.join(recipes())}")
+    composed(f"bits={bits}")  # what is wrong with bits is no reason of a recipe's
     model, asked = DiT(name="emoji_dit").outline("cpu", torch.float32), list(names) or recipes()
     return pd.DataFrame([_row(name, bits, model) for name in asked], pd.Index(asked, name="recipe"))
 

@@ -77,7 +77,9 @@ def _command(row: select.Row) -> str:
 
 
 def _front(summary: Summary, bar: Bar, cost: Quantity, names: Mapping[int, str]) -> str:
-    """The Pareto front as a table, and which of its rows reach the bar."""
+    """The Pareto front as a table, and which of its rows reach the bar; a sentence where the metric has no front."""
+    if bar.quantity.higher_is_better is None:
+        return f"no Pareto front of {bar.quantity.column}: neither more nor less of it is better"
     rows = [summary.rows[number] for number in front_rows(summary.rows, cost.column, bar.quantity)]
     body = [
         [

@@ -10,6 +10,9 @@ from typing import Any
 
 from qdit.ledger import Ledger
 
+_BETTER = {True: "↑", False: "↓", None: "—"}
+"""By a metric's direction; without one, what is nearer to full precision's is better."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class About:
@@ -96,7 +99,7 @@ def _measured(about: About) -> list[str]:
     if about.record is None:
         return []
     rows = [
-        f"| {name} | {'↑' if each['higher_is_better'] else '↓'} | {each['value']:.4g}"
+        f"| {name} | {_BETTER[each['higher_is_better']]} | {each['value']:.4g}"
         + (f" ± {each['stderr']:.2g}" if each.get("stderr") is not None else "")
         + f" | {each['n']} |"
         for name, each in _metrics(about).items()

@@ -58,7 +58,8 @@ def by_bits(study: Study, metric: str) -> Figure:
 def against_cost(study: Study, cost: str, metric: str) -> Figure:
     """Draw a metric against a column of the cost ledger: a point per method and bit-width, the Pareto front as a line.
 
-    Colours are families, markers bit-widths; the points of the front have their names, or all where they are few.
+    Colours are families, markers bit-widths; the points of the front have their names, or all where they are few. A
+    metric of which neither more nor less is better has no front, which the legend says.
     """
     quantity = study.summary.quantity(metric)
     rows = [row for row in study.rows if None not in (row[cost], row[metric])]
@@ -69,7 +70,7 @@ def against_cost(study: Study, cost: str, metric: str) -> Figure:
         about |= {"yerr": bar(row, quantity), "markersize": 4, "elinewidth": 0.6}
         axes.errorbar(row[cost], row[metric] * quantity.factor, **about)
     points = np.array([(row[cost], row[metric] * quantity.factor) for row in rows], dtype=float).reshape(-1, 2)
-    chosen = front(points, quantity.higher_is_better is not False)
+    chosen = front(points, quantity.higher_is_better)
     axes.plot(*points[chosen].T, color="black", linewidth=0.9, alpha=0.7, zorder=1, drawstyle="steps-post")
     axes.set(xlabel=cost_quantity(cost).label, ylabel=quantity.label)
     axes.margins(x=0.08)
@@ -78,7 +79,10 @@ def against_cost(study: Study, cost: str, metric: str) -> Figure:
     legend(axes, family_handles([row["family"] for row in rows]))
     shapes: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markersize": 4.5}
     kinds = [Line2D([], [], marker=marker[bits], label=bits, **shapes) for bits in study.bits]
-    legend(axes, [*kinds, Line2D([], [], color="black", linewidth=0.9, label="Pareto front")], "lower")
+    line: dict[str, Any] = {"color": "black", "linewidth": 0.9, "label": "Pareto front"}
+    if quantity.higher_is_better is None:
+        line = {"linestyle": "none", "label": "no Pareto front: neither\nmore nor less is better"}
+    legend(axes, [*kinds, Line2D([], [], **line)], "lower")
     names = [
         (study.names[id(row)], *point, study.colour(row)) for row, point in zip(rows, points.tolist(), strict=True)
     ]

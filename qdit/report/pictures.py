@@ -78,7 +78,7 @@ def _drawable(shown: Images) -> bool:
 
 
 def _judged(summary: Summary, row: select.Row, count: int) -> dict[str, Any] | None:
-    """The sharpest paired metric that a run keeps of each sample, as its page shows it.
+    """The sharpest paired metric with a direction that a run keeps of each sample, as its page shows it.
 
     Returns:
         `label`, `each` (values of the samples that have pictures), `worst` (which of these are, worst first) and
@@ -89,7 +89,9 @@ def _judged(summary: Summary, row: select.Row, count: int) -> dict[str, Any] | N
         if (found := values(run, metric)) is None or len(found) < count:
             continue
         quantity = summary.quantity(metric)
-        sign = 1 if quantity.higher_is_better is not False else -1
+        if quantity.higher_is_better is None:  # no sample is the worst by it
+            continue
+        sign = 1 if quantity.higher_is_better else -1
         order = [int(place) for place in np.argsort(sign * found, kind="stable") if isfinite(found[place])]
         shown = [round(float(value) * quantity.factor, quantity.decimals) for value in found]
         return {

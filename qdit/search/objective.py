@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import Tensor
 
 from qdit.checked import Checked, Samples
+from qdit.errors import UserError
 from qdit.eval.base import Metric
 from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
@@ -40,7 +41,7 @@ class Objective(Checked):
         seed: of the candidates' noise and labels, added to the run's.
 
     Raises:
-        UserError: a number is below 1.
+        UserError: a number is below 1, or neither more nor less of the metric is better.
     """
 
     name: str
@@ -48,6 +49,14 @@ class Objective(Checked):
     num_samples: Samples
     batch_size: Samples
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self.metric, "higher_is_better", True) is None:
+            raise UserError(
+                f"search.objective={self.name}: neither more nor less of its metric is better, so that it ranks no "
+                "candidates; choose a metric with a direction, such as sqnr"
+            )
 
     def goodness(self, score: Score) -> float:
         """A number that is higher for a better score."""

@@ -21,9 +21,11 @@ CHARGED = {"bits": "weight_bits", "bytes": "model_mb", "bitops": "gbops"}
 """What a model is charged for → the column of the cost ledger."""
 
 
-def front(points: NDArray[np.float64], higher: bool) -> list[int]:
-    """Return which points [m, 2] no other beats in both cost and quality, by rising cost."""
+def front(points: NDArray[np.float64], higher: bool | None) -> list[int]:
+    """Return which points [m, 2] no other beats in both cost and quality, by rising cost; none without a direction."""
     kept: list[int] = []
+    if higher is None:  # neither the highest nor the lowest value is the best
+        return kept
     sign = 1 if higher else -1
     for number in sorted(range(len(points)), key=lambda n: (points[n, 0], -sign * points[n, 1])):
         if not kept or sign * points[number, 1] > sign * points[kept[-1], 1]:
@@ -32,7 +34,10 @@ def front(points: NDArray[np.float64], higher: bool) -> list[int]:
 
 
 def front_rows(rows: Sequence[select.Row], cost: str, quantity: Quantity) -> list[int]:
-    """The numbers of the quantized rows on the front of a column of costs and a metric, from cheap to dear."""
+    """The numbers of the quantized rows on the front of a column of costs and a metric, from cheap to dear.
+
+    A metric of which neither more nor less is better has no front.
+    """
     drawn = [
         (number, row[cost], row[quantity.column])
         for number, row in enumerate(rows)
@@ -41,7 +46,7 @@ def front_rows(rows: Sequence[select.Row], cost: str, quantity: Quantity) -> lis
         and row["quantizer"] != select.FULL_PRECISION
     ]
     points = np.array([point for _, *point in drawn], dtype=float).reshape(-1, 2)
-    return [drawn[place][0] for place in front(points, quantity.higher_is_better is not False)]
+    return [drawn[place][0] for place in front(points, quantity.higher_is_better)]
 
 
 @dataclass(frozen=True)

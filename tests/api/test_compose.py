@@ -37,6 +37,12 @@ def test_a_word_that_has_no_place_is_one_message(words, message):
         composed(*words)
 
 
+@pytest.mark.parametrize("word", ["grid=bits", "+grid=bits", "hydra.mode=MULTIRUN", "hydra/launcher=joblib"])
+def test_words_of_the_command_itself_are_refused_instead_of_dropped(word):
+    with pytest.raises(UserError, match=f"`qdit {word.lstrip('+')}`"):
+        composed("quantizer=rtn", word)
+
+
 def test_the_design_is_the_commands_table(monkeypatch):
     row = Row("mine", "My method", None, "own", ["·"] * len(COMPONENTS))
     monkeypatch.setattr("qdit.api.compose.listed", lambda: [row])

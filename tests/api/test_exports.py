@@ -144,3 +144,8 @@ def test_what_a_recipe_is_said_to_make_is_what_a_fit_makes(name, tiny_pipe):
         assert (form.weight, form.inputs) == (made[path].weight, made[path].inputs), path
         assert {*form.parts} >= {*made[path].parts}, path  # a factor of 1 is left out
         assert bool(form.parts) == bool(made[path].parts) or name in ("smoothquant", "awq", "repq_vit"), path
+
+
+def test_bits_that_are_not_there_are_refused_and_no_cells():
+    with pytest.raises(UserError, match="bits=w9a9: there is no such option"):
+        qdit.targets("rtn", bits="w9a9")

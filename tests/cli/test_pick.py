@@ -2,6 +2,7 @@
 
 import pytest
 from helpers.commands import complaint
+from helpers.fake_records import metric, record, write
 
 from qdit.cli.pick import main
 
@@ -24,6 +25,14 @@ def test_several_bars_and_what_is_not_certain(runs, capsys):
     assert out.startswith("q_dit w8a8: ")
     assert "fid_lite0 ≤ 62: reached by 1.80, less than two standard errors" in out
     assert "no row of these reaches that by two standard errors" in out
+
+
+def test_a_metric_without_a_direction_has_no_front(tmp_path, capsys):
+    write(tmp_path, *(record("rtn", bits, {"motion_energy": metric(3.0, 0.1, None)}) for bits in ("w4a8", "w8a8")))
+    assert main(["--runs-dir", str(tmp_path), "--min", "motion_energy=2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rtn w4a8: ")
+    assert out.endswith("no Pareto front of motion_energy: neither more nor less of it is better\n")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,12 @@ def test_a_person_reads_bits_metrics_with_errors_and_the_command(about):
     assert "max / 127.5" in card(replace(about, near=True)).text
 
 
+def test_a_metric_without_a_direction_has_no_arrow(about):
+    energy = {"value": 2.5, "stderr": None, "n": 8, "higher_is_better": None, "delta": None}
+    text = card(replace(about, record=RECORD | {"metrics": {"motion_energy": energy}})).text
+    assert "| motion_energy | — | 2.5 | 8 |" in text
+
+
 def test_without_a_run_there_are_no_metrics(about):
     made = card(replace(about, record=None, config=None, base=None, command=None))
     assert "Metrics" not in made.text

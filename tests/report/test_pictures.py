@@ -5,9 +5,14 @@ from base64 import b64decode
 
 import numpy as np
 import pytest
+from helpers.fake_records import SETTINGS, metric, record, write
 from PIL import Image
+from safetensors.numpy import save
 
-from qdit.report.pictures import CLIPS, FRAMES, sheet
+from qdit.report.pictures import CLIPS, FRAMES, samples, sheet
+from qdit.storage.run_folder import IMAGES, VALUES
+from qdit.tables import load_results
+from qdit.tables.summary import ROWS, summarise
 
 ROOM = 10**6
 
@@ -52,3 +57,16 @@ def test_clips_are_rows_of_frames():
     shown = pixels(made)
     assert (shown[0] == clips[:CLIPS, 0].transpose(0, 2, 3, 1)).all()
     assert (shown[-1] == clips[:CLIPS, -1].transpose(0, 2, 3, 1)).all()
+
+
+@pytest.mark.parametrize(("higher", "worst"), [(True, [1, 2, 0]), (False, [0, 2, 1]), (None, None)])
+def test_no_sample_is_the_worst_by_a_metric_without_a_direction(higher, worst, noise, tmp_path):
+    made = record("rtn", "w4a8", {"energy": metric(2.0, 0.1, higher, n=3) | SETTINGS})
+    write(tmp_path, made)
+    folder = tmp_path / "s" / f"{made['name']}-{made['run_id']}"
+    (folder / "samples").mkdir()
+    (folder / VALUES).write_bytes(save({f"energy@{SETTINGS['settings']}": np.array([3.0, 1.0, 2.0])}))
+    (folder / IMAGES).write_bytes(save({"images": noise[:3]}))
+    summary = summarise(load_results(tmp_path), ROWS)
+    found = samples(summary, summary.rows)["judged"]
+    assert (found[0]["worst"] if found else None) == worst

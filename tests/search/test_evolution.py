@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qdit.errors import UserError
+from qdit.eval.video import MotionEnergy
 from qdit.model.base import Site
 from qdit.policies import LayerSpec
 from qdit.quant.spec import QuantSpec
@@ -199,6 +200,11 @@ def test_values_out_of_range_are_refused_together():
         evolution(crossover_share=0.8)
     with pytest.raises(UserError, match="candidates=0"):
         RandomSearch(budget=MeanGroup(), group_sizes=[32], objective=OBJECTIVE, candidates=0)
+
+
+def test_a_metric_without_a_direction_ranks_nothing():
+    with pytest.raises(UserError, match="objective=motion: neither more nor less of its metric is better"):
+        Objective(name="motion", metric=MotionEnergy(), num_samples=1, batch_size=1)
 
 
 def test_table_is_a_sum():

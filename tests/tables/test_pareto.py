@@ -6,7 +6,7 @@ from helpers.fake_records import metric, record, write
 
 from qdit.errors import UserError
 from qdit.tables import load_results
-from qdit.tables.pareto import bars_of, front, pick
+from qdit.tables.pareto import bars_of, front, front_rows, pick
 from qdit.tables.summary import ROWS, summarise
 
 
@@ -15,6 +15,13 @@ def test_front():
     assert front(points, higher=True) == [3, 1]
     assert front(points, higher=False) == [3, 4, 2]
     assert front(np.empty((0, 2)), higher=True) == []
+    assert front(points, higher=None) == []  # neither the highest nor the lowest is the best
+
+
+def test_a_metric_without_a_direction_has_no_front(tmp_path):
+    made = (record("rtn", bits, {"motion_energy": metric(3.0, 0.1, None)}) for bits in ("w4a8", "w8a8"))
+    summary = summarise(load_results(write(tmp_path, *made)), ROWS)
+    assert front_rows(summary.rows, "weight_bits", summary.quantity("motion_energy")) == []
 
 
 @pytest.fixture
