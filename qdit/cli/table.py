@@ -16,11 +16,12 @@ from qdit.errors import UserError
 from qdit.storage.atomic import atomic_write
 from qdit.tables.compare import compare, is_comparison
 from qdit.tables.expect import differences
+from qdit.tables.quantity import Quantity
 from qdit.tables.records import load_results
 from qdit.tables.render import FORMATS, render, to_csv, to_parquet
 from qdit.tables.select import at_bits, where
 from qdit.tables.summary import Summary, summarise
-from qdit.tables.table import Table, build_table
+from qdit.tables.table import Table, build_table, choose_quantities, refuse_twice
 
 _EXAMPLES = """examples:
   qdit-table                                              every run below runs/, a row a quantizer and bits
@@ -35,6 +36,10 @@ _EXAMPLES = """examples:
                                                           <!-- qdit-table: --study methods --> and <!-- /qdit-table -->
   qdit-table --format csv --out table.csv                 later: qdit-table --expect table.csv
 """
+_NEEDS = {"tolerance": "expect", "at": "figures", "figure_files": "figures"}
+"""Options that do nothing without another."""
+_APART = ("out", "figures", "expect", "write", *_NEEDS)
+"""What a command does beside the text of its table, and a document cannot ask for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if idle := _idle(options):
+        raise UserError(idle)
     if options.write:
         for path in options.write:
             atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))
@@ -65,6 +72,28 @@ def _run(options: argparse.Namespace) -> int:
     return int(bool(found))
 
 
+def _given(options: argparse.Namespace, name: str) -> bool:
+    return getattr(options, name) != _parser().get_default(name)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _idle(options: argparse.Namespace) -> str:
+    """What is wrong with options that would do nothing; an empty text where all do something."""
+    others = [name for name in vars(options) if name != "write" and _given(options, name)]
+    if options.write and others:
+        return (
+            f"{_option(others[0])} does nothing beside --write, which writes what documents ask for in their words; "
+            "give it between their lines, or without --write"
+        )
+    for name, needed in _NEEDS.items():
+        if _given(options, name) and not _given(options, needed):
+            return f"{_option(name)} does nothing without {_option(needed)}; give both, or neither"
+    return ""
+
+
 def _part(words: str) -> str:
     """The table that a document asks for in the words of the command line."""
     try:
@@ -75,6 +104,8 @@ def _part(words: str) -> str:
         ) from error
     if options.format == "parquet":
         raise UserError(f"<!-- qdit-table: {words} -->: a document holds no Parquet; ask for another --format")
+    if given := [name for name in _APART if _given(options, name)]:
+        raise UserError(f"<!-- qdit-table: {words} -->: {_option(given[0])} does nothing in a document; leave it out")
     return _text(_frame(options), options)
 
 
@@ -84,20 +115,27 @@ def _frame(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def _summary(frame: pd.DataFrame, options: argparse.Namespace) -> Summary:
-    keys = list(dict.fromkeys([*(options.rows or ["quantizer"]), *filter(None, [options.cols]), "bits"]))
+    refuse_twice(rows := options.rows or ["quantizer"], options.cols)
+    keys = list(dict.fromkeys([*rows, *filter(None, [options.cols]), "bits"]))
     return summarise(frame, keys, seeds=options.seeds, mix_protocols=options.mix_protocols)
+
+
+def _long(frame: pd.DataFrame, options: argparse.Namespace) -> tuple[Summary, list[Quantity] | None]:
+    """The rows of a long table, and what --metrics asks for; None where it is not given, and all is written."""
+    summary = _summary(frame, options)
+    return summary, None if options.metrics is None else choose_quantities(summary, options.metrics)
 
 
 def _text(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     if options.format == "csv":
-        return to_csv(_summary(frame, options))
+        return to_csv(*_long(frame, options))
     return render(replace(_table(frame, options), title=options.study or ""), options.format)
 
 
 def _write_parquet(frame: pd.DataFrame, options: argparse.Namespace) -> None:
     if options.out is None:
         raise UserError("--format parquet makes bytes for a file: name it with --out, as in --out table.parquet")
-    atomic_write(options.out, to_parquet(_summary(frame, options)))
+    atomic_write(options.out, to_parquet(*_long(frame, options)))
 
 
 def _table(frame: pd.DataFrame, options: argparse.Namespace) -> Table:

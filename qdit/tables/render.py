@@ -4,7 +4,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from tabulate import tabulate
@@ -13,6 +13,7 @@ from qdit.errors import UserError
 from qdit.storage.names import one_line
 from qdit.tables.latex import latex
 from qdit.tables.layout import notes, spans
+from qdit.tables.quantity import Quantity
 from qdit.tables.records import COSTS, METRIC_FIELDS
 from qdit.tables.select import shown
 from qdit.tables.summary import Summary
@@ -34,13 +35,14 @@ def render(table: Table, format: str) -> str:
     return FORMATS[format](table)
 
 
-def to_csv(summary: Summary) -> str:
+def to_csv(summary: Summary, quantities: Sequence[Quantity] | None = None) -> str:
     """Return one line per row of the summary: keys, status, protocol, each metric with its errors, the cost ledger.
 
-    Numbers are plain and complete, a missing one is an empty field. With several seeds `X` is the mean, `X_stderr` the
-    standard error of that mean and `X_std` the standard deviation over seeds.
+    Of `quantities` the metrics alone are written, in their order, each with its differences to full precision, too; the
+    ledger stays. Numbers are plain and complete, a missing one is an empty field. With several seeds `X` is the mean,
+    `X_stderr` the standard error of that mean and `X_std` the standard deviation over seeds.
     """
-    columns = [*_texts(summary), *_numbers(summary), "executed"]
+    columns = [*_texts(summary), *_numbers(summary, quantities), "executed"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(in_csv, columns))
@@ -49,7 +51,7 @@ def to_csv(summary: Summary) -> str:
     return text.getvalue()
 
 
-def to_parquet(summary: Summary) -> bytes:
+def to_parquet(summary: Summary, quantities: Sequence[Quantity] | None = None) -> bytes:
     """Return the rows and columns of `to_csv` as a Parquet file: numbers as numbers, the rest as text, gaps as null.
 
     Raises:
@@ -59,7 +61,8 @@ def to_parquet(summary: Summary) -> bytes:
         name: [None if row.get(name) is None else shown(row[name]) for row in summary.rows]
         for name in (*_texts(summary), "executed")
     }
-    numbers = {name: pd.Series([row.get(name) for row in summary.rows], dtype=float) for name in _numbers(summary)}
+    measured = _numbers(summary, quantities)
+    numbers = {name: pd.Series([row.get(name) for row in summary.rows], dtype=float) for name in measured}
     try:
         return pd.DataFrame(texts | numbers).to_parquet(index=False)
     except ImportError as error:
@@ -72,10 +75,15 @@ def _texts(summary: Summary) -> list[str]:
     return [*keys, *(key for key in ("quantizer", "bits", "seed") if key not in keys)]
 
 
-def _numbers(summary: Summary) -> list[str]:
-    """The columns of a summary that are measured."""
+def _numbers(summary: Summary, quantities: Sequence[Quantity] | None) -> list[str]:
+    """The columns of a summary that are measured: of all metrics, or of some."""
     suffixes = [*METRIC_FIELDS.values(), "_std"]
-    return [*(name + suffix for name in summary.metrics for suffix in suffixes), *COSTS, "seconds"]
+    metrics, costs = list(summary.metrics), [*COSTS, "seconds"]
+    if quantities is not None:
+        asked = [each.column.removesuffix("_delta") if each.is_delta else each.column for each in quantities]
+        metrics = [name for name in dict.fromkeys(asked) if name in summary.metrics]
+        costs += [name for name in dict.fromkeys(asked) if name not in (*metrics, *costs, "executed")]
+    return [*(name + suffix for name in metrics for suffix in suffixes), *costs]
 
 
 def _plain(value: object) -> str:

@@ -36,18 +36,30 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     Full precision stays as long as a run of its protocol and seed does: it is what that run is measured against.
 
     Raises:
-        UserError: a condition is malformed, names no column, or nothing is left.
+        UserError: a condition is malformed, names no column, has a value that no run has, or nothing is left.
     """
     keep = pd.Series(True, index=frame.index)
     for condition in conditions:
         key, equals, values = condition.partition("=")
         if not equals:
             raise UserError(f"--where {condition}: write key=value, as in --where bits=w4a8 or sampler.steps=20,50")
-        column = resolve(key, frame.columns)
-        keep &= frame[column].map(partial(_matches, allowed=values.split(","))).astype(bool)
+        column = resolve(key.strip(), frame.columns)
+        allowed = [value.strip() for value in values.split(",")]
+        found = sorted({shown(cell) for cell in frame[column]})
+        takes = f"{column} takes {', '.join(found[:12])}"
+        absent = [value for value in allowed if not frame[column].map(partial(_matches, allowed=[value])).any()]
+        if len(absent) == len(allowed):
+            raise UserError(f"--where {condition} leaves no run; {takes}{did_you_mean(absent[0], found)}")
+        if absent:
+            raise UserError(f"--where {condition}: no run has {absent[0]!r}{did_you_mean(absent[0], found)}; {takes}")
+        keep &= frame[column].map(partial(_matches, allowed=allowed)).astype(bool)
         if not keep.any():
-            found = sorted({shown(cell) for cell in frame[column]})
-            raise UserError(f"--where {condition} leaves no run; {column} takes {', '.join(found[:12])}")
+            raise UserError(f"--where {condition} leaves no run of those that the conditions before it leave; {takes}")
+    return _with_baseline(frame, keep)
+
+
+def _with_baseline(frame: pd.DataFrame, keep: "pd.Series[bool]") -> pd.DataFrame:
+    """The runs that are kept, and full precision of their protocols and seeds."""
     rows = records(frame)
     needed = {
         (row["protocol_key"], row["seed"])
@@ -77,8 +89,7 @@ def at_bits(frame: pd.DataFrame, span: str) -> pd.DataFrame:
         raise UserError(
             f"--at-bits {span} leaves no run; weights have {', '.join(map(str, found[:12])) or 'none'} bits"
         )
-    chosen = frame.loc[kept, "run_id"].astype(str)
-    return where(frame, [f"run_id={','.join(chosen)}"])
+    return _with_baseline(frame, kept)
 
 
 def records(frame: pd.DataFrame) -> list[Row]:

@@ -82,8 +82,7 @@ def build_table(
         UserError: the runs mix protocols, or a name is unknown.
     """
     keys = [*rows, cols] if cols else [*rows, "bits"] if "bits" not in rows else list(rows)
-    if len(set(keys)) < len(keys):
-        raise UserError(f"--rows {' '.join(rows)} and --cols {cols} name one key twice")
+    refuse_twice(rows, cols)
     summary = summarise(frame, keys, seeds=seeds, mix_protocols=mix_protocols)
     quantities = choose_quantities(summary, metrics)
     column_key = select.resolve(cols, frame.columns) if cols else None
@@ -113,6 +112,13 @@ def build_table(
     if metrics is None:
         lines[:0] = _unshown(summary, quantities)
     return Table(header, body, len(labels), footnotes, lines, sections, _spans(columns))
+
+
+def refuse_twice(rows: Sequence[str], cols: str | None) -> None:
+    """Raise a UserError where a key is given twice."""
+    keys = [*rows, cols] if cols else list(rows)
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--rows {' '.join(rows)} and --cols {cols} name one key twice")
 
 
 def _grouped(lines: Lines, group_by: str | None) -> Iterator[tuple[tuple[str, ...], list[select.Row], str | None]]:

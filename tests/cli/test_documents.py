@@ -48,3 +48,11 @@ def test_tables_of_a_document_are_those_of_the_command(tmp_path, capsys):
     path.write_text("Nothing asked for.")
     assert table.main(["--write", str(path)]) == 2
     assert "has no lines <!-- qdit-table: --study methods -->" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--out f", "--expect 3", "--figures f", "--tolerance 0.1"])
+def test_what_a_document_cannot_ask_for_is_said(word, tmp_path, capsys):
+    path = tmp_path / "page.md"
+    path.write_text(f"<!-- qdit-table: --study s {word} -->\n<!-- /qdit-table -->\n")
+    assert table.main(["--write", str(path)]) == 2
+    assert f"{word.split()[0]} does nothing in a document" in capsys.readouterr().err

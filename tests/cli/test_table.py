@@ -21,6 +21,13 @@ def test_command_writes_a_file(runs, tmp_path, capsys):
         (["--where", "bits"], "write key=value"),
         (["--rows", "bits", "--cols", "bits"], "one key twice"),
         (["--expect", "missing.csv"], "cannot be read"),
+        (["--format", "csv", "--metrics", "sqrn"], "did you mean sqnr"),
+        (["--format", "csv", "--rows", "bits", "--cols", "bits"], "one key twice"),
+        (["--format", "csv", "--rows", "bits", "bits"], "one key twice"),
+        (["--write", "d.md", "--expect", "99999"], "does nothing beside --write"),
+        (["--tolerance", "0.1"], "--tolerance does nothing without --expect"),
+        (["--at", "w4a8"], "--at does nothing without --figures"),
+        (["--figure-files", "svg"], "--figure-files does nothing without --figures"),
     ],
 )
 def test_mistakes_of_the_user_are_one_message_and_code_2(runs, capsys, arguments, message):

@@ -30,7 +30,7 @@ def test_html_is_escaped(tmp_path):
 
 
 def test_csv_is_long_and_plain(runs, capsys):
-    assert main(["--runs-dir", str(runs), "--format", "csv", "--cols", "bits", "--metrics", "sqnr"]) == 0
+    assert main(["--runs-dir", str(runs), "--format", "csv", "--cols", "bits"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 7
     assert list(rows[0])[:2] == ["quantizer", "bits"]
@@ -41,10 +41,23 @@ def test_csv_is_long_and_plain(runs, capsys):
     assert (lost["sqnr"], lost["weight_bits"]) == ("", "")
 
 
+def test_a_long_table_has_the_metrics_that_are_asked_for(runs, capsys):
+    words = ["--runs-dir", str(runs), "--format", "csv", "--metrics"]
+    assert main([*words, "fid_lite0_delta", "seconds_sample"]) == 0
+    head = capsys.readouterr().out.splitlines()[0].split(",")
+    assert {"fid_lite0", "fid_lite0_delta", "weight_bits", "seconds_sample", "executed"} <= set(head)
+    assert "sqnr" not in head
+    assert len(set(head)) == len(head)
+    assert main([*words, "all"]) == 0
+    every = capsys.readouterr().out
+    assert main(words[:-1]) == 0
+    assert sorted(every.splitlines()[0].split(",")) == sorted(capsys.readouterr().out.splitlines()[0].split(","))
+
+
 def test_parquet_has_numbers_as_numbers(runs, tmp_path):
     pytest.importorskip("pyarrow")
     out = tmp_path / "table.parquet"
-    words = ["--runs-dir", str(runs), "--format", "parquet", "--cols", "bits", "--metrics", "sqnr"]
+    words = ["--runs-dir", str(runs), "--format", "parquet", "--cols", "bits"]
     assert main([*words, "--out", str(out)]) == 0
     found = pd.read_parquet(out).set_index(["quantizer", "bits"])
     assert found.loc[("q_dit", "w4a8"), ["fid_lite0", "fid_lite0_stderr", "weight_bits"]].tolist() == [66, 1, 4.5]

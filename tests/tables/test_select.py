@@ -7,6 +7,11 @@ from qdit.tables import load_results, where
 from qdit.tables.select import at_bits
 
 
+def test_blanks_beside_values_are_no_part_of_them(runs):
+    frame = where(load_results(runs), ["bits=w4a8", "quantizer=rtn, q_dit"])
+    assert sorted(frame["quantizer"]) == ["fp", "q_dit", "rtn"]
+
+
 def test_where_keeps_the_full_precision_of_what_is_left(runs):
     frame = where(load_results(runs), ["bits=w4a8", "quantizer=rtn,q_dit", "sampler.steps=20"])
     assert sorted(zip(frame["quantizer"], frame["bits"], strict=True)) == [
@@ -21,6 +26,10 @@ def test_where_keeps_the_full_precision_of_what_is_left(runs):
     [
         ("bits", "write key=value"),
         ("bitz=w4a8", r"'bitz' \(did you mean bits"),
+        (
+            "quantizer=rtn,q_ditt",
+            r"no run has 'q_ditt' \(did you mean q_dit, ptq4dit\?\); quantizer takes fp, ptq4dit, q_dit, rtn",
+        ),
         ("bits=w3a8", "leaves no run; bits takes w16a16, w4a8, w8a8"),
     ],
 )
