@@ -57,8 +57,8 @@ def _answer(picked: Picked, bars: Sequence[Bar], cost: Quantity, names: Mapping[
     elif picked.sure is not picked.row:
         lines.append(f"  the smallest that reaches it by two standard errors: {told(picked.sure)}")
     lines += [f"  smaller, and short of it by less than two standard errors: {told(row)}" for row in picked.near]
-    if command := _command(picked.row):
-        lines.append(f"  {command}")
+    command, reason = _command(picked.row)
+    lines.append(f"  {command}" if command else f"  no command: {reason}")
     return [*lines, *(f"  {run['folder']}" for run in picked.row["runs"])]
 
 
@@ -69,11 +69,12 @@ def _certainty(bar: Bar, row: select.Row) -> str:
     return f"{margin}, {'more' if bar.clears(row) else 'less'} than two standard errors"
 
 
-def _command(row: select.Row) -> str:
-    from qdit.cli.recall import command  # Hydra takes longer to come than a message does
+def _command(row: select.Row) -> tuple[str, str]:
+    """The command that makes a row again, and why there is none."""
+    from qdit.cli.recall import recalled  # Hydra takes longer to come than a message does
 
     records = (read_record(Path(run["folder"]) / "result.json") for run in row["runs"])
-    return command([record["config"] for record in records if record is not None])
+    return recalled([record["config"] for record in records if record is not None])
 
 
 def _front(summary: Summary, bar: Bar, cost: Quantity, names: Mapping[int, str]) -> str:

@@ -2,13 +2,16 @@
 
 A record has the composed config and not the words that it was composed of. They are found again: the recipe and bits by
 their names, whatever differs from what these compose by the option that is nearest to it, and what is then still left
-key by key. What an earlier qdit did not record, and parts that changed since (`qdit.runs.versions`), are left to the
-present one. Composing takes most of the time, so that it is done once a recipe; bits are put into its place.
+key by key. Overlays of `conf/experiment` give recipes names of their own and are found by these; any other name is given
+to the recipe that it is nearest to. What an earlier qdit did not record, and parts that changed since
+(`qdit.runs.versions`), are left to the present one. Composing takes most of the time, so that it is done once a recipe;
+bits are put into its place.
 """
 
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -18,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
+from qdit.cli.design import NO_METHOD
 from qdit.cli.quick_hydra import quicken
 from qdit.cli.words import as_text
 from qdit.config import COMPONENTS, flatten, resolved
@@ -29,6 +33,9 @@ from qdit.tables.select import FULL_PRECISION
 
 Flat = dict[str, Any]
 _PLAIN, _OTHER = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII), ("null", "true", "false", "inf", "nan")
+_BEFORE_QUOTE = re.compile(r"\\+(?='|\Z)")
+_OPEN = re.compile(r"\$\{(\w+)\}")
+"""A top-level key that a name depends on."""
 
 
 def command(configs: Sequence[Mapping[str, Any]]) -> str:
@@ -43,28 +50,46 @@ def command(configs: Sequence[Mapping[str, Any]]) -> str:
     >>> command([{"quantizer.name": "nobody's", "bits.name": "w4a8"}])
     ''
     """
+    return recalled(configs)[0]
+
+
+def recalled(configs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """As `command`, and behind it why there is none; the other of the two is empty.
+
+    >>> recalled([{"quantizer.name": "nobody's", "bits.name": "w4a8"}])[1]
+    "recipe nobody's is in no file of conf/, and like none there; --config-dir knows it"
+    """
     first = dict(configs[0])
     try:
         words = _words(first)
-    except (UserError, HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError):
-        return ""
+    except UserError as error:
+        return "", str(error)
+    except (HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError):
+        return "", "this qdit does not compose what was recorded"
     seeds = sorted({key for config in configs for key in config if key.split(".")[-1] == "seed"})
     several = {key: sorted({_written(config.get(key)) for config in configs}, key=counted) for key in seeds}
     several = {key: found for key, found in several.items() if len(found) > 1}
     words = [word for word in words if word.partition("=")[0] not in several]
     words += [f"{key}={','.join(found)}" for key, found in several.items()]
-    if (study := first.get("study")) not in (None, "default"):
+    overlaid = any(word.startswith("experiment=") for word in words)  # which may name a study
+    if (study := first.get("study")) is not None and (overlaid or study != "default"):
         words.append(as_text(f"study={_written(study)}"))
-    return shlex.join(["qdit", *(["-m"] if several else []), *words])
+    return shlex.join(["qdit", *(["-m"] if several else []), *words]), ""
 
 
 def _words(config: Flat) -> list[str]:
-    """The words behind a config, without the study."""
+    """The words behind a config, without the study.
+
+    Raises:
+        UserError: the recipe's name is no option, and nothing here makes what was recorded.
+    """
     path = config.get("quantizer.path")  # of quantizer=load, which has its recipe and bits from a checkpoint
     bare = path is not None or config["quantizer.name"] == FULL_PRECISION
     wanted = _science(nested(config), bare)
     bits = {key.removeprefix("bits."): value for key, value in config.items() if key.startswith("bits.")}
-    words = [f"quantizer={config['quantizer.name']}", *([f"quantizer.path={_written(path)}"] if path else [])]
+    own = config["quantizer.name"] in _recipes()
+    start = (f"quantizer={config['quantizer.name']}",) if own else _start(config, wanted, tuple(bits.items()))
+    words = [*start, *([f"quantizer.path={_written(path)}"] if path else [])]
     if not bare:
         words += [f"bits={option}"] if (option := _bits(bits)) else [f"bits.{k}={_written(v)}" for k, v in bits.items()]
 
@@ -76,13 +101,69 @@ def _words(config: Flat) -> list[str]:
         if known and _kinds(wanted, group) != _kinds(base(), group) and (option := _nearest(group, wanted)) is not None:
             words.append(f"{group}={option}")
     made = base()
+    if not own and (more := sorted(key for key in made if key not in wanted)):
+        raise UserError(f"recipe {config['quantizer.name']} is no option here, and the nearest has {more[0]} beside it")
     changed = {key: value for key, value in wanted.items() if key not in made or made[key] != value}
-    words += [f"{'' if key in made else '+'}{key}={_written(value)}" for key, value in changed.items()]
+    there = _keys(tuple(word for word in words if not word.startswith("bits"))) if changed else made
+    words += [f"{'' if key in there else '+'}{key}={_written(value)}" for key, value in changed.items()]
     metrics = _metrics(config)
-    default = _metrics(_unbitten(tuple(word for word in words if word.startswith("model="))))
+    default = _metrics(_unbitten((*(() if own else start), *(word for word in words if word.startswith("model=")))))
     if metrics and set(metrics) != set(default):
         words.append(f"eval={_suite(metrics)}")
     return words
+
+
+@cache
+def _recipes() -> dict[str, Flat]:
+    """What each option of `conf/quantizer` says of itself: its name, family and paper."""
+    found = {}
+    for file in sorted((CONF / "quantizer").glob("*.yaml")):
+        given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        found[file.stem] = given.get("quantizer") or {}
+    return found
+
+
+@cache
+def _overlays() -> list[tuple[str, str, str | None]]:
+    """The overlays of `conf/experiment` that name a recipe: their option, that name, and the quantizer they pick."""
+    found = []
+    for file in sorted((CONF / "experiment").rglob("*.yaml")):
+        given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        if name := (given.get("quantizer") or {}).get("name"):
+            picks = [each for each in given.get("defaults") or [] if isinstance(each, dict)]
+            picked = next((each["override /quantizer"] for each in picks if "override /quantizer" in each), None)
+            found.append((file.relative_to(CONF / "experiment").with_suffix("").as_posix(), name, picked))
+    return found
+
+
+def _start(config: Flat, wanted: Flat, bits: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
+    """The first words behind a recipe whose name is no option: of an overlay that gives it this name, or of its base.
+
+    The base has the same family and paper, which an overlay leaves as they are. Of several ways the one that makes most
+    of what was recorded.
+
+    Raises:
+        UserError: no recipe here has this family and paper.
+    """
+    name, starts, ways = config["quantizer.name"], [], []
+    about = {key: config.get(f"quantizer.{key}") for key in ("family", "paper")}
+    bases = [each for each, said in _recipes().items() if all(said.get(key) == about[key] for key in about)]
+    bases = [each for each in bases if each not in NO_METHOD]
+    for overlay, named, picked in _overlays():
+        keys = _OPEN.findall(named)
+        if _OPEN.sub(lambda found: str(config.get(found[1])), named) == name:
+            values = [f"{key}={_written(config[key])}" for key in keys if key in config]
+            among = [()] if picked in bases else [(f"quantizer={base}",) for base in bases]
+            starts += [(*base, f"experiment={overlay}", *values) for base in among]
+    if name is not None:
+        starts += [(f"quantizer={base}", f"quantizer.name={_written(name)}") for base in bases]
+    for start in starts:
+        with suppress(UserError, HydraException, OmegaConfBaseException):
+            made = _composed(start, bits, False)
+            ways.append((sum(made.get(key, start) != wanted.get(key, start) for key in {*made, *wanted}), start))
+    if not ways:
+        raise UserError(f"recipe {name} is in no file of conf/, and like none there; --config-dir knows it")
+    return min(ways, key=lambda way: way[0])[1]
 
 
 def _suite(metrics: list[str]) -> str:
@@ -148,6 +229,13 @@ def _unbitten(words: tuple[str, ...]) -> Any:
 
 
 @cache
+def _keys(words: tuple[str, ...]) -> frozenset[str]:
+    """The dotted keys of a config, those too that are left out of its science as long as they are neutral."""
+    tree: Any = OmegaConf.to_container(_unbitten(words), resolve=False)
+    return frozenset(flatten(tree))
+
+
+@cache
 def _composed(words: tuple[str, ...], bits: tuple[tuple[str, Any], ...], bare: bool) -> Flat:
     made = _unbitten(words).copy()
     if not bare:
@@ -182,4 +270,5 @@ def _written(value: Any) -> str:
     text = str(value)
     if isinstance(value, int | float) or (_PLAIN.fullmatch(text) and text.lower() not in _OTHER):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    doubled = _BEFORE_QUOTE.sub(lambda found: 2 * found[0], text)  # Hydra takes others as they are
+    return "'" + doubled.replace("'", "\\'") + "'"

@@ -18,6 +18,12 @@ def test_the_answer_has_the_numbers_the_command_and_the_front(runs, capsys):
     assert [line.split("|")[1].strip() for line in front] == ["q_dit w4a8", "q_dit w8a8"]
 
 
+def test_where_there_is_no_command_it_says_why(tmp_path, capsys):
+    write(tmp_path, record("mine", "w4a8", {"sqnr": metric(24.0, 0.4)}, config={"quantizer.paper": "one's own"}))
+    assert main(["--runs-dir", str(tmp_path), "--min", "sqnr=20"]) == 0
+    assert "\n  no command: recipe mine is in no file of conf/" in capsys.readouterr().out
+
+
 def test_several_bars_and_what_is_not_certain(runs, capsys):
     words = ["--runs-dir", str(runs), "--min", "sqnr=20.5", "--max", "fid_lite0=62", "--by", "weight_bits_quantized"]
     assert main(words) == 0

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from qdit.api.compose import composed
-from qdit.cli.recall import command
+from qdit.cli.recall import command, recalled
 from qdit.config import flatten, resolved
 from qdit.runs.identity import science
 
@@ -26,6 +26,12 @@ def recorded(*words):
         ["quantizer=q_dit", "bits=w4a8", "eval=paired", "scope.exclude=['*.attn1.*']"],
         ["quantizer=q_dit", "rounding=nearest", "sampler=ddpm"],
         ["quantizer=rtn", "bits.name=w5a7", "bits.weight=5", "bits.activation=7", "model.path=/some/where"],
+        ["quantizer=repq_vit", "attention.probabilities.renormalise=true"],
+        ["quantizer=repq_vit", "quantizer.name=mine", "attention.probabilities.renormalise=true"],
+        ["quantizer=qdit_w4a4", "experiment=hybrid_parts/2_bias"],
+        ["quantizer=rtn", "bits=w8a8", "experiment=seed_parts/bias"],
+        ["experiment=alpha/smooth", "alpha=0.3"],
+        ["experiment=q_dit_ablation/3_dynamic", "study=default"],
     ],
     ids=lambda words: words[0] + words[-1],
 )
@@ -37,7 +43,7 @@ def test_the_command_makes_the_same_run(words):
     assert program == "qdit"
     assert science(again) == science(config)
     assert set(again["eval"]) == set(config["eval"])
-    assert again["study"] == config["study"]
+    assert (again["study"], again["name"]) == (config["study"], config["name"])
 
 
 def test_the_words_are_few():
@@ -65,14 +71,48 @@ def test_a_checkpoint_is_loaded_again():
 
 
 @pytest.mark.parametrize("name", ["mine", "<b>", "load=1", None])
-def test_a_recipe_of_ones_own_has_no_command(name):
-    assert command([recorded("quantizer=rtn") | {"quantizer.name": name}]) == ""
+def test_a_recipe_like_none_here_has_no_command_but_a_reason(name):
+    config = recorded("quantizer=rtn") | {"quantizer.name": name, "quantizer.paper": "one's own"}
+    line, reason = recalled([config])
+    assert line == ""
+    assert reason == f"recipe {name} is in no file of conf/, and like none there; --config-dir knows it"
+
+
+def test_a_recipe_of_ones_own_is_given_its_name():
+    line = command([recorded("quantizer=rtn", "calibration.seed=3") | {"quantizer.name": "load=1"}])
+    assert composed(*shlex.split(line)[1:]).name == "load=1-w4a8"
+    assert "quantizer=rtn" in line
+
+
+def test_overlays_are_found_by_the_name_that_they_give():
+    line = command([recorded("quantizer=rtn", "experiment=seed_parts/bias")])
+    assert line == "qdit quantizer=rtn experiment=seed_parts/bias bits=w4a8 study=default"
 
 
 def test_values_are_words_of_hydra():
     from qdit.cli.recall import _written
 
-    values = [None, True, 3, 0.5, "a", "it's", "", ["x y", None], {"a": [1, "b"]}, "1e3", "null", "a,b", "${x}"]
+    values = [
+        None,
+        True,
+        3,
+        0.5,
+        "a",
+        "it's",
+        "",
+        ["x y", None],
+        {"a": [1, "b"]},
+        "1e3",
+        "null",
+        "a,b",
+        "${x}",
+        "C:\\data\\x.txt",
+        "it's \\ ",
+        "\\",
+        "\\'",
+        "a\\\\",
+        "\\\\'b\\",
+    ]
     for value in values:
         [made] = OmegaConf.to_container(_parsed(f"k={_written(value)}"), resolve=False).values()  # pyright: ignore
         assert made == value
