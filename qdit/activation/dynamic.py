@@ -1,6 +1,8 @@
 """Dynamic (per-token) activation quantization: each token, or group of its channels, has its own range.
 
-It needs no calibration, and the result for a sample does not depend on the rest of the batch. Q-DiT calls the variant
+It needs no calibration, and the result for a sample does not depend on the rest of the batch; of scales with two levels
+(NVFP4's) the float32 that a tensor's have in common does. One scale for a whole tensor would be shared by all samples
+of a batch, and by a condition and its null, so that it is refused. Q-DiT calls the variant
 with groups "sample-wise dynamic"; ViDiT-Q and QuaRot use the variant per token.
 """
 
@@ -26,11 +28,14 @@ class DynamicActivation(Newer):
     """Dynamic activation quantization.
 
     Args:
-        granularity, group_size, scale: see `QuantSpec`.
+        granularity, group_size, scale: see `QuantSpec`; `row` or `group`.
         grid: see `QuantSpec`; `float` is the usual floating-point format of the bits.
         columns: of inputs that are two side by side (`Site.second`), whether these have grids of their own: `own`, or
             `joined`.
         regions: inputs with two regions, whose ranges are static; none by default.
+
+    Raises:
+        UserError: a whole tensor is to have one scale.
     """
 
     granularity: Granularity
@@ -40,6 +45,14 @@ class DynamicActivation(Newer):
     scale: Scale | None = field(default=None, metadata=NEWER)
     columns: Columns = field(default="joined", metadata=NEWER)
     time = EqualGroups()
+
+    def __post_init__(self) -> None:
+        if self.granularity == "tensor":
+            raise UserError(
+                "activation.granularity=tensor with ranges that are found at run time gives all samples of a batch one "
+                "scale, so that results depend on batch_size; use activation.granularity=row, or activation=tensor, "
+                "whose ranges are calibrated"
+            )
 
     @property
     def needs_ranges(self) -> bool:

@@ -1,7 +1,9 @@
 """Two regions, below and above 0, for inputs that come from a GELU (TQ-DiT, arXiv 2502.04056, and PTQ4ViT: MRQ).
 
 GELU's negative values lie in a short interval whose end is known, and get half of the codes with a step of their own.
-The step of the positive values follows from the range that the input's range rule finds for them.
+The step of the positive values follows from the range that the input's range rule finds for them. Where images and text
+have feed-forward networks of their own (joint attention), `ffn_down` means both. `parallel_out` (FLUX's single blocks)
+is left out: of its input only a part comes from a GELU, the other is the attention's output.
 """
 
 from collections.abc import Sequence
@@ -21,13 +23,16 @@ from qdit.quant.regions import GELU_MINIMUM, TwoSided
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 
+_LIKE = {"text_down": "ffn_down"}
+"""Of `qdit.model.roles.KIN`, whose whole input comes from the same function."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SidedInputs(Checked):
     """Which inputs have two regions, and where the negative one ends.
 
     Args:
-        roles: of the layers whose inputs have two regions; none by default.
+        roles: of the layers whose inputs have two regions; none by default. `ffn_down` is also the text's, `text_down`.
         negative: how far the negative region reaches; GELU's own minimum, as released, or None for the range rule.
 
     Raises:
@@ -39,7 +44,7 @@ class SidedInputs(Checked):
 
     def at(self, role: str, spec: QuantSpec | None, time: TimeGroups) -> QuantSpec | None:
         """The spec of a site with a role, where others have `spec`."""
-        if spec is None or role not in self.roles:
+        if spec is None or (role not in self.roles and _LIKE.get(role) not in self.roles):
             return spec
         return QuantSpec(
             bits=spec.bits, granularity="tensor", grid="two_sided", dynamic=False, time_groups=time.count("inputs")

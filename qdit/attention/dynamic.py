@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qdit.activation import TimeGroups
 from qdit.attention.balance import both_rounded
 from qdit.checked import NEWER, Checked, Newer
+from qdit.errors import UserError
 from qdit.model.base import Operand
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import OperandQuantizer, SummingToOne
@@ -35,7 +36,8 @@ class DynamicAttention(Newer, Checked):
             data are needed.
 
     Raises:
-        UserError: an operand is unknown, or only one of two operands would be balanced.
+        UserError: an operand is unknown, a whole tensor is to have one scale, or only one of two operands would be
+            balanced.
     """
 
     operands: list[Operand]
@@ -48,6 +50,12 @@ class DynamicAttention(Newer, Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.granularity == "tensor":
+            raise UserError(
+                "attention.granularity=tensor with ranges that are found at run time gives all samples of a batch one "
+                "scale, so that results depend on batch_size; use attention.granularity=row, or attention=uniform, "
+                "whose ranges are calibrated"
+            )
         if self.balance:
             both_rounded(self.operands)
 

@@ -2,8 +2,8 @@
 
 A record has the composed config and not the words that it was composed of. They are found again: the recipe and bits by
 their names, whatever differs from what these compose by the option that is nearest to it, and what is then still left
-key by key. Overlays of `conf/experiment` give recipes names of their own and are found by these; any other name is given
-to the recipe that it is nearest to. What an earlier qdit did not record, and parts that changed since
+key by key. Overlays of `conf/experiment` give recipes names of their own and are found by these; any other name is
+given to the recipe that it is nearest to. What an earlier qdit did not record, and parts that changed since
 (`qdit.runs.versions`), are left to the present one. Composing takes most of the time, so that it is done once a recipe;
 bits are put into its place.
 """

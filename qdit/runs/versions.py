@@ -20,6 +20,8 @@ from qdit.config import DIT, NEUTRAL, scope_of_a_dit
 from qdit.quant.named import owned
 
 Tree = dict[str, Any]
+TEXT_STREAMS = ("SD3", "Flux", "Flux2Klein", "QwenImage", "HunyuanVideo", "Pipeline")
+"""Families, by their class, in which a text may have feed-forward networks of its own."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ def _learns_attention_beside_searched_weights(config: Tree) -> bool:
     return _reconstructs(config) and all("_target_" in config.get(group, {}) for group in ("search", "attention"))
 
 
+def _has_regions_of_a_text(config: Tree) -> bool:
+    """Whether inputs behind a GELU have two regions, in a family that may have layers for the text behind one."""
+    roles = (config["activation"].get("regions") or {}).get("roles") or ()
+    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
+    return "ffn_down" in roles and "text_down" not in roles and family in TEXT_STREAMS
+
+
 VERSIONS: tuple[Version, ...] = (
     Version("values", 2, "a sample of values is fair in every axis; it saw few channels", _samples_values),
     Version("adaround", 2, "the penalty begins with the last iteration of the warm-up, as released", _reconstructs),
@@ -170,6 +179,7 @@ VERSIONS: tuple[Version, ...] = (
         "an attention has the steps that were learned beside its own queries' weights, not the first layer's",
         _learns_attention_beside_searched_weights,
     ),
+    Version("text_regions", 2, "the text's inputs behind GELU have two regions, too", _has_regions_of_a_text),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 

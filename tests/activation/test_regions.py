@@ -53,3 +53,12 @@ def test_a_side_that_a_transform_moved_is_calibrated_or_refused(tiny_model):
     quantized = quantize(tiny_model, recipe(both, **parts), points)
     plain = quantize(tiny_model, recipe(static(), **parts), points)
     assert error(tiny_model, quantized) < 3 * error(tiny_model, plain)
+
+
+@pytest.mark.parametrize("activation", [static(), DynamicActivation(granularity="row", grid="asymmetric")])
+def test_the_texts_layers_are_behind_a_gelu_too_and_flux_single_blocks_only_in_part(activation):
+    activation = replace(activation, regions=SidedInputs(roles=["ffn_down"]))
+    spec = activation.spec(8)
+    roles = ("ffn_down", "text_down", "ffn_up", "text_up", "parallel_out", "qkv")
+    sided = [role for role in roles if activation.at(role, spec).grid == "two_sided"]
+    assert sided == ["ffn_down", "text_down"]

@@ -82,6 +82,20 @@ def test_only_a_part_that_changed_enters_the_hash():
 
 
 @pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        ("quantizer=tq_dit", False),
+        ("quantizer=tq_dit model=pixart_sigma dataset=prompts", False),
+        ("quantizer=tq_dit model=sd35_medium dataset=prompts", True),
+        ("quantizer=tq_dit model=sd35_medium dataset=prompts activation/regions=none", False),
+        ("quantizer=rtn model=sd35_medium dataset=prompts", False),
+    ],
+)
+def test_two_regions_of_a_text_have_other_ids_where_there_is_one(words, texts):
+    assert ("text_regions" in versions.versions(composed(*words.split()))) == texts
+
+
+@pytest.mark.parametrize(
     ("words", "sampled"),
     [
         ("quantizer=rtn activation=tensor", False),  # minimum to maximum, which are exact
