@@ -195,7 +195,9 @@ def value_folds(sites: list[Site], attentions: list[Attention]) -> list[Fold]:
 
     A token of the output is a mean of all tokens' values, weighted by the probabilities, which are the same for all
     channels of a head. In a joint attention the values of image and text make the outputs of both, so that one factor
-    has two sources and two readers. Left out: keys and values with fewer heads than the queries.
+    has two sources and two readers. These read different tensors, and transforms change one tensor at a time
+    (`qdit.transform.inputs.fold_of`): such outputs are scaled and rotated at run time. Left out: keys and values with
+    fewer heads than the queries.
     """
     widths = {site.name: (site.in_features, site.out_features) for site in sites}
     found: list[Fold] = []

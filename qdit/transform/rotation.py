@@ -7,7 +7,9 @@ In a DiT, LayerNorm subtracts the mean and adaLN multiplies channel by channel w
 so that x R has to be computed at run time (`qdit.quant.hadamard`). Only the input of the attention's output layer is
 different: its rotation can be folded into the value rows, within each head, because the attention's probabilities
 multiply whole heads. That input is rotated head by head, at no cost, wherever a head's width has a Hadamard matrix; the
-others are rotated as a whole, or in blocks. What the keys and values of a text read comes straight from a linear layer
+others are rotated as a whole, or in blocks. In a joint attention (SD3, FLUX's double blocks) it is rotated at run time
+where image and text have an output layer each: these read different tensors, and the values of both make each. What the
+keys and values of a text read comes straight from a linear layer
 (PixArt, Latte), which takes up their rotation as a whole.
 
 The signs depend on the seed and the input's name alone and are stored as a buffer, so that a saved model does not

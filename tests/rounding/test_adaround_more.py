@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import text_models
-from helpers.adaround_parts import BLOCKS, QUICK, codes, points, recipe, steps
+from helpers.adaround_parts import BLOCKS, QUICK, STATIC, codes, points, recipe, steps
 from torch import nn
 
+from qdit.activation import SidedInputs
 from qdit.calibration.blocks import segments
 from qdit.errors import UserError
 from qdit.method import quantize
@@ -53,6 +54,15 @@ def test_gradients_of_dropped_elements_do_not_go_through_the_quantizer():
         module(x).sum().backward()
     assert x.grad is not None
     assert set(x.grad.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("roles", "said"), [([], False), (["ffn_down"], True)])
+def test_static_inputs_that_learn_no_step_are_said_once(roles, said, tiny_model, data, caplog):
+    activation = replace(STATIC, regions=SidedInputs(roles=roles))
+    quantize(tiny_model, recipe(AdaRound(**QUICK), ["ffn_up", "ffn_down"], activation=activation), lambda: data)
+    found = [text for text in caplog.messages if "stay as calibrated" in text]
+    assert len(found) == said
+    assert all(text.startswith("adaround: 2 of 4 static quantizers") for text in found), found
 
 
 def fitted(model, data, folder=None, **keys):

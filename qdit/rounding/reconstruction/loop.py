@@ -52,7 +52,8 @@ class Learning(Newer, Checked):
         batch_size: calibration points per iteration.
         rate: Adam's learning rate of the rounding; over all steps, α moves by about `rate` times `iterations` at most.
         step_rate: Adam's learning rate of the step sizes (scales) of static activation quantizers, in units of
-            `step_unit`; it falls to 0 as a cosine.
+            `step_unit`; it falls to 0 as a cosine. Quantizers with several numbers each, of groups of timesteps, heads,
+            two regions or formats with levels, learn none.
         step_unit: `relative`: the step size as calibrated, over 2^bits, so that the far end of the range moves by about
             `step_rate` steps per iteration: finer grids, whose ranges are nearly right, move less. `absolute`: 1, as in
             the released code, where the size of the inputs decides how far a step size gets.

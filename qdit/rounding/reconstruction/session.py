@@ -30,7 +30,7 @@ from qdit.quant.grid import Rounded
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
 from qdit.rounding.reconstruction.soft import LearnedWeight, SoftWeight
-from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, learnable, quantizers
+from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, fixed, learnable, quantizers
 from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.temporal import temporal, temporal_task
 from qdit.rounding.reconstruction.units import Unit, list_units
@@ -65,6 +65,7 @@ class Session:
         branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
         self.exact = {part for module in (*fit.rewrite.inputs.values(), *branches) for part in module.modules()}
         self.seed: int = fit.seed
+        self.static_count = self.fixed_count = 0  # quantizers of the units that learned
 
     def run(self) -> dict[str, Rounded]:
         """The rounded weights of all units."""
@@ -81,6 +82,13 @@ class Session:
                 if not missing or targets is None:
                     break
                 targets.advance(part, self.passed(part))
+        if self.fixed_count:
+            log.warning(
+                "%s: %d of %d static quantizers of inputs and operands stay as calibrated, for they have several "
+                "numbers each (groups of timesteps, heads, regions, levels, channels); rounding.step_rate does nothing "
+                "to them",
+                *(self.name, self.fixed_count, self.fixed_count + self.static_count),
+            )
         return self.weights
 
     def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
@@ -90,6 +98,9 @@ class Session:
         shares = {name: share for name in inner if (share := self.share(name)) is not None}
         made = temporal_task(self.fit.model, self.fit.data) if unit.temporal else targets.task(unit, passed)
         task, importance = replace(made, inner=inner, shares=shares), self.weighting(unit)
+        found = [module for _, module in quantizers(layers, self.exact)]
+        self.fixed_count += sum(map(fixed, found))
+        self.static_count += sum(isinstance(module, StaticQuantizer) for module in found)
         learning = self.learning(layers)
         learner = self.learner(unit, layers, learning)
         nearest = learner.result()

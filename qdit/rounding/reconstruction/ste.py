@@ -1,8 +1,11 @@
 """Activation quantizers while a unit learns: straight-through estimators (STE), and learned step sizes (LSQ).
 
 Esser et al., "Learned step size quantization" (arXiv 1902.08153), without its gradient scaling, as BRECQ and PTQ4DiT
-(arXiv 2405.16005) use it: round(v) counts as v in the derivative, and the zero point stays fixed. All other quantizers
-(dynamic ones, which clip nothing) have nothing to learn; their gradient is the identity. QDrop (Wei et al., arXiv
+(arXiv 2405.16005) use it: round(v) counts as v in the derivative, and the zero point stays fixed. A static quantizer of
+one uniform grid for the whole tensor learns its step; all others learn nothing, and their gradient is the identity. Of
+dynamic ones, which clip nothing, nothing is lost by that. Static ones with several numbers (groups of timesteps, heads,
+two regions, formats with levels, exponents or clusters of channels) do clip, and stay as they were calibrated: a
+learning rate of steps has no effect on them. QDrop (Wei et al., arXiv
 2203.05740) lets each element of what they round pass unrounded with some probability, so that what is learned does not
 lean on the calibration data's very rounding errors.
 """
@@ -54,7 +57,7 @@ class _Stepped(torch.autograd.Function):
 
 
 class Straight(nn.Module):
-    """A quantizer with nothing to learn, with the straight-through estimator: gradients pass through unchanged."""
+    """A quantizer that learns nothing, with the straight-through estimator: gradients pass through unchanged."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
@@ -171,8 +174,17 @@ def quantizers(layers: Mapping[str, nn.Module], exact: Container[nn.Module]) -> 
 def learnable(
     layers: Mapping[str, nn.Module], exact: Container[nn.Module], *, relative: bool = True
 ) -> dict[str, nn.Module]:
-    """Modules that replace the quantizers of installed layers while these learn, by path; see `LearnedStep`."""
+    """Modules that replace the quantizers of installed layers while these learn, by path.
+
+    Those of one static, uniform grid are `LearnedStep`, all others `Straight`, static ones that are `fixed` too.
+    """
     return {
         path: LearnedStep(module, relative=relative) if isinstance(module, StaticQuantizer) else Straight(module)
         for path, module in quantizers(layers, exact)
     }
+
+
+def fixed(module: nn.Module) -> bool:
+    """Whether a quantizer has calibrated numbers that do not learn: it is static, and not one uniform grid."""
+    spec = getattr(module, "spec", None)
+    return spec is not None and not spec.dynamic and not isinstance(module, StaticQuantizer)

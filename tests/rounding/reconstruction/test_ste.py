@@ -1,13 +1,17 @@
 """Quantizers that learn their steps, against their quantizer and autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer
+from qdit.nn.clock import Clock
+from qdit.nn.quantizers import DynamicQuantizer, StaticQuantizer, quantizer_of
 from qdit.quant.affine import affine
 from qdit.quant.spec import QuantSpec
-from qdit.rounding.reconstruction.ste import LearnedStep, Straight, learnable
+from qdit.quant.time_groups import Groups
+from qdit.rounding.reconstruction.ste import LearnedStep, Straight, fixed, learnable, quantizers
 
 
 def static(bits=4):
@@ -58,3 +62,13 @@ def test_quantizers_are_found_once_and_transforms_left_alone():
     layers = {"a": nn.Sequential(scale, shared), "b": nn.Sequential(shared, DynamicQuantizer(QuantSpec(bits=8)))}
     found = learnable(layers, {scale})
     assert {path: type(module) for path, module in found.items()} == {"a.1": LearnedStep, "b.1": Straight}
+
+
+def test_static_quantizers_with_several_numbers_are_fixed():
+    spec = QuantSpec(bits=4, granularity="tensor", dynamic=False)
+    grids = [affine(torch.tensor([[-1.0]]), torch.tensor([[end]]), spec) for end in (1.0, 2.0)]
+    timed = quantizer_of(replace(spec, time_groups=2), grids, Groups((500,)), Clock())
+    layers = {"a": nn.Sequential(static(), timed, DynamicQuantizer(QuantSpec(bits=4)))}
+    assert [fixed(module) for _, module in quantizers(layers, set())] == [False, True, False]
+    made = learnable(layers, set())
+    assert [type(module) for module in made.values()] == [LearnedStep, Straight, Straight]
