@@ -3,10 +3,10 @@
 Published labels such as "W4A4" leave out scales, zero points and the layers that stay in full precision; the ledger
 counts them. Storage: codes at their bits; for each row (of `qdit.quant.spec`) a scale of as many bits as it is kept in
 (16; 8 in MX formats and NVFP4, which has a float32 a tensor, too) and, where the grid is asymmetric, a zero point of as
-many bits as a code (also with `asymmetric_free`, whose zero points are not clamped and may need more); everything else at 16 bits. A weight whose bits or basis change over
-time is counted once for each. BitOps: multiply-accumulates of one forward pass of one sample times the bits of both
-factors: weight and input (with the bits by which codes are shifted), queries and keys, probabilities and values
-(dequantization is not counted). What a transform
+many bits as a code (also with `asymmetric_free`, whose zero points are not clamped and may need more); everything else
+at 16 bits. A weight whose bits or basis change over time is counted once for each. BitOps: multiply-accumulates of one
+forward pass of one sample times the bits of both factors: weight and input (with the bits by which codes are shifted),
+queries and keys, probabilities and values (dequantization is not counted). What a transform
 does at run time is counted in both: factors and branches at 16 bits per value, signs at one bit, and its
 multiplications and additions, each as a multiply-accumulate of 16 x 16 bits. A low-rank branch is part of its layer's
 weight, and counts in its mean bits. Bits of inputs are a mean over the multiply-accumulates of all linear layers: an

@@ -47,7 +47,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         allowed = [value.strip() for value in values.split(",")]
         found = sorted({shown(cell) for cell in frame[column]})
         takes = f"{column} takes {', '.join(found[:12])}"
-        absent = [value for value in allowed if not frame[column].map(partial(_matches, allowed=[value])).any()]
+        absent = [value for value in allowed if not any(_matches(cell, [value]) for cell in frame[column])]
         if len(absent) == len(allowed):
             raise UserError(f"--where {condition} leaves no run; {takes}{did_you_mean(absent[0], found)}")
         if absent:
@@ -58,7 +58,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return _with_baseline(frame, keep)
 
 
-def _with_baseline(frame: pd.DataFrame, keep: "pd.Series[bool]") -> pd.DataFrame:
+def _with_baseline(frame: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:
     """The runs that are kept, and full precision of their protocols and seeds."""
     rows = records(frame)
     needed = {
