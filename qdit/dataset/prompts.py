@@ -171,8 +171,8 @@ class Prompts(Source):
         return f"{self.name}|prompts={len(self.captions)} {digest([c.text for c in self.captions])}{negative}"
 
     def check(self, model: DiffusionModel) -> list[str]:
-        """Describe each mismatch with a model."""
-        if self.image_size not in (None, model.image_size):
+        """Describe each mismatch with a model, whose size may not be known (a stock pipeline's)."""
+        if self.image_size is not None and model.image_size not in (None, self.image_size):
             return [
                 f"dataset {self.name} has references of {self.image_size} px, the model makes {model.image_size}; "
                 "choose a dataset and a model that belong together"

@@ -73,9 +73,11 @@ class Called:
         return self.null_class
 
     @property
-    def image_size(self) -> int:
-        """Pixels along a side, where nothing else is asked for."""
-        return int(self.denoiser.config.sample_size) * 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+    def image_size(self) -> int | None:
+        """Pixels along a side, where nothing else is asked for; None where the configs do not say so."""
+        side = getattr(self.denoiser.config, "sample_size", None)
+        widths = getattr(self.pipe.vae.config, "block_out_channels", None)
+        return side * 2 ** (len(widths) - 1) if isinstance(side, int) and widths else None
 
     def attentions(self) -> list[Any]:
         """None are known."""
@@ -137,11 +139,14 @@ class Called:
         """
         vae = self.pipe.vae
         made = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]
-        return Loaded.pixels(made.transpose(1, 2) if made.ndim == 5 else made, "samples")
+        if made.ndim == 5:  # an autoencoder of clips; where a pipeline makes images with it (Qwen-Image), of one frame
+            made = made.transpose(1, 2) if self.modality == "video" else made[:, :, 0]
+        return Loaded.pixels(made, "samples")
 
 
 def _reached(latents: Tensor, *others: Any, **about: Any) -> None:
-    if others or about.keys() - {"return_dict", "generator"}:
+    # LTX hands over a timestep that is None, where its autoencoder knows none.
+    if any(other is not None for other in others) or about.keys() - {"return_dict", "generator"}:
         raise UserError("this pipeline tells its autoencoder more than latents, and is not judged")
     raise _Reached(latents)
 

@@ -1,10 +1,17 @@
 """Pipelines in memory, judged by their own calls."""
 
 import pytest
-from helpers.joint_pipelines import write_joint_pipeline
+import torch
+from helpers.clip_pipelines import write_clip_pipeline
+from helpers.flux2_pipeline import write_flux2_pipeline
+from helpers.joint_pipelines import write_joint_pipeline, write_wan_pipeline
+from helpers.qwen_pipeline import write_qwen_pipeline
+from helpers.sana_pipeline import write_sana_pipeline
 
 import qdit
 from qdit.errors import UserError
+from qdit.model.pipeline import Called
+from qdit.seeding import generator
 
 
 def test_a_pipeline_of_prompts_is_judged_without_an_adapter(tmp_path, monkeypatch):
@@ -23,9 +30,38 @@ def test_a_pipeline_of_prompts_is_judged_without_an_adapter(tmp_path, monkeypatc
     assert few.n.tolist() == [3, 3]
 
 
+IMAGE, CLIP = {"height": 32, "width": 32}, {"num_frames": 9, "height": 64, "width": 64}
+FAMILIES = {
+    "flux_dev": (lambda folder: write_joint_pipeline(folder, "flux_dev"), IMAGE),
+    "flux2": (write_flux2_pipeline, IMAGE),
+    "qwen": (write_qwen_pipeline, IMAGE),
+    "sana": (write_sana_pipeline, IMAGE | {"use_resolution_binning": False, "clean_caption": False}),
+    "wan": (write_wan_pipeline, CLIP),
+    "cogvideox": (lambda folder: write_clip_pipeline(folder, "cogvideox_2b"), CLIP | {"max_sequence_length": 12}),
+    "ltx": (lambda folder: write_clip_pipeline(folder, "ltx"), CLIP),
+    "hunyuan_video": (lambda folder: write_clip_pipeline(folder, "hunyuan_video"), CLIP),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_whose_configs_do_not_say_a_size_are_judged(tmp_path, family):
+    from diffusers import DiffusionPipeline
+
+    write, call = FAMILIES[family]
+    write(tmp_path / "model")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    words = ", ".join(f"{key}: {value}".lower() for key, value in call.items())
+    found = qdit.judge(pipe, pipe, "sampler.steps=1", f"sampler.call={{{words}}}", prompts=["a red cat"], n=1)
+    assert (found.value == 120).all()  # equal samples
+    called = Called(pipe, ["a red cat", ""])
+    latents = called.call(torch.tensor([0]), [generator(0, "latent", 0)], num_inference_steps=1, **call)
+    assert called.image_size is None
+    assert called.decode(latents).ndim == (5 if "num_frames" in call else 4)
+
+
 def test_classes_and_mistakes(tiny_pipe, tmp_path):
     assert (qdit.judge(tiny_pipe, tiny_pipe, "sampler.steps=2", n=2, metrics=["latent_mse"]).value == 0).all()
-    with pytest.raises(UserError, match="fid_lite0 compares with a data set"):
+    with pytest.raises(UserError, match="fid_lite0 compares no pairs of samples"):
         qdit.judge(tiny_pipe, tiny_pipe, metrics=["fid_lite0"])
     with pytest.raises(UserError, match="a str cannot be judged so: it has no transformer"):
         qdit.judge("pipe", tiny_pipe)

@@ -1,5 +1,7 @@
 """Prompts: files of three kinds, numbers of samples' prompts, and every complaint."""
 
+from types import SimpleNamespace
+
 import pytest
 from helpers.prompts import prompts
 
@@ -65,3 +67,12 @@ def test_each_prompt_has_as_many_samples_and_trajectories_of_calibration():
     shipped = prompts(file="plain")
     for first in (0, CALIBRATION):
         assert shipped.labels(range(first, first + 320), 0).bincount().tolist() == [10] * 32
+
+
+def test_references_of_another_size_are_refused_where_the_model_s_is_known(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red cat\n")
+    dataset = prompts(file=str(tmp_path / "prompts.txt"), image_size=32)
+    assert "has references of 32 px, the model makes 64" in dataset.check(SimpleNamespace(image_size=64))[0]  # pyright: ignore[reportArgumentType]
+    assert dataset.check(SimpleNamespace(image_size=32)) == []  # pyright: ignore[reportArgumentType]
+    assert dataset.check(SimpleNamespace(image_size=None)) == []  # pyright: ignore[reportArgumentType]
+    assert prompts(file=str(tmp_path / "prompts.txt")).check(SimpleNamespace()) == []  # pyright: ignore[reportArgumentType]
