@@ -13,7 +13,7 @@ from qdit.checkpoint import installed
 from qdit.config import build, check, resolved
 from qdit.dataset.base import Dataset, Source
 from qdit.dataset.labels import RandomLabels
-from qdit.dataset.prompts import Prompts
+from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import UserError
 from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
@@ -88,7 +88,7 @@ def protocol_of(
         check(config)
         dataset = build(config["dataset"]) if names_data(words) else classes_of(model)
     sampler = build(config["sampler"])
-    if problems := sampler.check(model) + dataset.check(model):
+    if problems := sampler.check(model) + dataset.check(model) + unshown(dataset, sampler.hides_null(model)):
         raise UserError(*problems)
     sampler.inform(model)
     return model, sampler, dataset, config

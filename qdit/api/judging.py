@@ -11,7 +11,7 @@ from qdit.api.compose import composed
 from qdit.api.measures import compared, extractors_of, paired_metrics
 from qdit.config import RECIPE_KEYS, build, check, resolved
 from qdit.dataset.base import Source
-from qdit.dataset.prompts import Prompts
+from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import UserError
 from qdit.eval.samples import Drawn
 from qdit.model.pipeline import Called
@@ -64,7 +64,8 @@ def judge(
     texts = dataset.texts if isinstance(dataset, Prompts) and (reads or names_data(overrides)) else None
     judged, full = Called(pipe, texts), Called(against, texts)
     source: Source = classes_of(judged) if not (reads or names_data(overrides)) else dataset
-    if problems := sampler.check(judged) + source.check(judged) + unpaired(judged, full):  # pyright: ignore[reportArgumentType]
+    problems = sampler.check(judged) + source.check(judged)  # pyright: ignore[reportArgumentType]
+    if problems := problems + unshown(source, sampler.hides_null(judged)) + unpaired(judged, full):
         raise UserError(*problems)
 
     extract = extractors_of(measures, judged.device)

@@ -105,6 +105,18 @@ def _caption(entry: dict) -> str:
     return caption
 
 
+def unshown(dataset: Source, hides: str | None) -> list[str]:
+    """One sentence if a data set has a negative prompt that would change a run's protocol, and no sample of it.
+
+    Args:
+        dataset: of a run.
+        hides: why the network is not shown it, and what to do about it; None if it is.
+    """
+    if hides is None or not isinstance(dataset, Prompts) or not dataset.negative:
+        return []
+    return [f"dataset.negative={dataset.negative[:60]!r} has no effect: {hides}"]
+
+
 @dataclass(kw_only=True)
 class Prompts(Source):
     """A file of captions.

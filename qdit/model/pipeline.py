@@ -79,6 +79,20 @@ class Called:
         widths = getattr(self.pipe.vae.config, "block_out_channels", None)
         return side * 2 ** (len(widths) - 1) if isinstance(side, int) and widths else None
 
+    def hides_null(self, words: dict[str, Any]) -> str | None:
+        """Why a call with these words shows its network no negative prompt, and what to use; None if it does."""
+        kind = type(self.pipe).__name__
+        if "negative_prompt" not in self.takes:
+            return f"the call of a {kind} takes no negative_prompt; leave it empty"
+        if "negative_prompt" in words:
+            return "sampler.call has another negative_prompt; leave one of them out"
+        key = "true_cfg_scale" if "true_cfg_scale" in self.takes else "guidance_scale"
+        scale = words.get(key, self.takes[key].default if key in self.takes else None)
+        if not isinstance(scale, int | float) or scale > 1:
+            return None
+        option = "sampler.guidance=4" if key == "guidance_scale" else "sampler.call={true_cfg_scale: 4}"
+        return f"the call of a {kind} has {key}={scale:g}; use one above 1 ({option}), or leave it empty"
+
     def attentions(self) -> list[Any]:
         """None are known."""
         return []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.checkpoint import installed
-from qdit.dataset.prompts import Prompts
+from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import from_problems
 from qdit.ledger import FULL_BITS, ledger
 from qdit.model.pipeline import Called
@@ -26,6 +26,7 @@ def assemble(config: dict[str, Any]) -> Setup:
     given = made.device, getattr(torch, config["dtype"]), texts
     external, model = made.loader.load(*given), made.loader.load_reference(*given)
     problems = made.sampler.check(external) + made.dataset.check(external)
+    problems += unshown(made.dataset, made.sampler.hides_null(external))
     problems += unfit({f"eval={name}": metric for name, metric in made.metrics.items()}, config, external)
     problems += unpaired(external, model)
     if problems:

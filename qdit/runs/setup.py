@@ -11,7 +11,7 @@ from qdit.checkpoint.checkpoint import transform_of, verify
 from qdit.checkpoint.manifest import Manifest, is_loaded
 from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
 from qdit.dataset.base import Source
-from qdit.dataset.prompts import Prompts
+from qdit.dataset.prompts import Prompts, unshown
 from qdit.engine import misfits
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
@@ -248,7 +248,7 @@ def assemble(config: dict[str, Any]) -> Setup:
         verify(loaded, model)
         if (made_of := loaded.content["provenance"].get("made_of")) != loader.protocol():
             log.warning("the checkpoint was saved of %s, and this run has %s", made_of, loader.protocol())
-    problems = sampler.check(model) + dataset.check(model)
+    problems = sampler.check(model) + dataset.check(model) + unshown(dataset, sampler.hides_null(model))
     measures = {f"eval={name}": metric for name, metric in made.metrics.items()}
     if search is not None and search.measured is not None:
         measures["search.objective"] = search.measured.metric

@@ -46,6 +46,10 @@ class OwnCall(Checked):
         own = {"generator", "output_type", "latents", model.reads} & (self.call or {}).keys()
         return found + [f"sampler.call has {word}, which qdit gives" for word in sorted(own)]
 
+    def hides_null(self, model: DiffusionModel | Called) -> str | None:
+        """Why the call shows no negative prompt, and what to do about it; None if it does."""
+        return model.hides_null(self.words) if isinstance(model, Called) else None
+
     def inform(self, model: DiffusionModel | Called) -> None:
         """Nothing: the call tells its network itself."""
 

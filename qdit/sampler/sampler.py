@@ -135,6 +135,14 @@ class Sampler(Checked, ABC):
         kinds = {"one_call": OneCall, "two_calls": TwoCalls, "two_calls_normed": TwoCallsNormed}
         return kinds[model.guided](self.guidance, self.guided_channels, self.null_first)
 
+    def hides_null(self, model: DiffusionModel) -> str | None:
+        """Why the network is never shown the null condition, and what to do about it; None if it is."""
+        if self.guide(model).uses_null:
+            return None
+        if model.guided == "embedded":
+            return "the network reads the scale of guidance, and sees no negative prompt; leave it empty"
+        return f"sampler.guidance={self.guidance:g} is no guidance; use one above 1, or leave it empty"
+
     def inform(self, model: DiffusionModel) -> None:
         """Tell a network that reads the scale of guidance what it is, for every call from now on."""
         if model.guided == "embedded":

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.prompts import prompts
 
-from qdit.dataset.prompts import read_captions
+from qdit.dataset.prompts import read_captions, unshown
 from qdit.errors import UserError
 from qdit.seeding import CALIBRATION
 
@@ -76,3 +76,11 @@ def test_references_of_another_size_are_refused_where_the_model_s_is_known(tmp_p
     assert dataset.check(SimpleNamespace(image_size=32)) == []  # pyright: ignore[reportArgumentType]
     assert dataset.check(SimpleNamespace(image_size=None)) == []  # pyright: ignore[reportArgumentType]
     assert prompts(file=str(tmp_path / "prompts.txt")).check(SimpleNamespace()) == []  # pyright: ignore[reportArgumentType]
+
+
+def test_a_negative_prompt_that_no_sample_is_shown_is_one_sentence(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red cat\n")
+    about = {"file": str(tmp_path / "prompts.txt")}
+    found = unshown(prompts(**about, negative="blurry"), "there is no guidance; leave it empty")
+    assert found == ["dataset.negative='blurry' has no effect: there is no guidance; leave it empty"]
+    assert unshown(prompts(**about, negative="blurry"), None) == unshown(prompts(**about), "no guidance") == []

@@ -1,6 +1,8 @@
 """Judging what others quantized: folders that diffusers loads, sampled by their own call on one noise."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +128,35 @@ def test_every_mistake_is_one_message(folders, words, tmp_path):
     assert "takes no class_labels; use another dataset" in refused(good, "dataset=emoji")
     assert "does not take strength; it takes" in refused(good, "sampler.call={strength: 1}")
     assert "sampler.call has generator, which qdit gives" in refused(good, "sampler.call={generator: 1}")
+
+
+def test_a_negative_prompt_that_the_call_would_not_show_is_refused(folders, words, tmp_path):
+    good = [f"model.path={folders / 'ao'}", "dataset.negative=blurry"]
+    with pytest.raises(UserError, match="negative='blurry' has no effect: .* guidance_scale=1; use one above 1"):
+        run(composed(*words, *good, "sampler.guidance=1", "dry=true"))
+    assert run(composed(*words, *good, "dry=true")) is None
+    assert run(composed(*words, *good, "dataset.negative=''", "sampler.guidance=1", "dry=true")) is None
+
+
+def test_a_call_says_what_hides_its_negative_prompt():
+    class Flux:
+        def __call__(self, prompt, negative_prompt=None, true_cfg_scale=1.0, guidance_scale=3.5): ...
+
+    class Klein:
+        def __call__(self, prompt, guidance_scale=4.0): ...
+
+    def called(kind):
+        pipe: Any = kind()
+        network: Any = torch.nn.Linear(1, 1)
+        network.config, network.device, network.dtype = SimpleNamespace(), torch.device("cpu"), torch.float32
+        pipe.transformer, pipe.vae, pipe.set_progress_bar_config = network, torch.nn.Identity(), lambda **_: None
+        return Called(pipe, ["a cat", "blurry"])
+
+    assert "use one above 1 (sampler.call={true_cfg_scale: 4})" in str(called(Flux).hides_null({"guidance_scale": 9.0}))
+    assert called(Flux).hides_null({"true_cfg_scale": 2}) is None
+    again = called(Flux).hides_null({"true_cfg_scale": 2, "negative_prompt": "dark"})
+    assert again == "sampler.call has another negative_prompt; leave one of them out"
+    assert "the call of a Klein takes no negative_prompt" in str(called(Klein).hides_null({}))
 
 
 def test_a_missing_package_is_one_message(folders, words, tmp_path):

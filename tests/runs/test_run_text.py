@@ -122,6 +122,14 @@ def test_what_cannot_be_is_one_message_before_anything_is_computed(kind, folder,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_negative_prompt_that_is_never_shown_is_refused(folder, tmp_path):
+    own = ("dataset.negative=blurry", "dry=true")
+    with pytest.raises(UserError, match="negative='blurry' has no effect: sampler.guidance=1 is no guidance; use one"):
+        running.run(composed(*words(folder, tmp_path, *own, "sampler.guidance=1")))
+    running.run(composed(*words(folder, tmp_path, *own)))
+    running.run(composed(*words(folder, tmp_path, "dry=true", "sampler.guidance=1")))
+
+
 def test_clips_have_curves_over_frames_and_errors_over_prompts(tmp_path):
     """And the table has the metrics' own labels, with a warning where nothing shows motion."""
     own = ["model=latte", "eval=[psnr,temporal_flickering]", "num_samples=4"]

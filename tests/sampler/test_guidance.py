@@ -73,6 +73,9 @@ def test_the_family_says_how_and_a_network_that_reads_the_scale_is_told(scale, g
     sampler = DDIM(name="x", steps=2, guidance=scale, guided_channels=None, eta=0.0, spacing="leading")
     model = SimpleNamespace(guided=guided, told_guidance=0.5)
     assert type(sampler.guide(model)) is kind  # pyright: ignore[reportArgumentType]
+    why = sampler.hides_null(model)  # pyright: ignore[reportArgumentType]
+    assert (why is None) == kind.uses_null
+    assert why is None or ("reads the scale" if guided == "embedded" else "sampler.guidance=1 is no guidance") in why
     sampler.inform(model)  # pyright: ignore[reportArgumentType]
     assert model.told_guidance == (scale if guided == "embedded" else 0.5)
     said = sampler.protocol(model)  # pyright: ignore[reportArgumentType]
