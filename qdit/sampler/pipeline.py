@@ -14,16 +14,18 @@ from torch import Tensor
 
 from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
-from qdit.model.checks import SCHEDULERS
+from qdit.model.checks import COGVIDEOX_SCHEDULERS, SCHEDULERS
 from qdit.quant.time_groups import Time
 from qdit.sampler.remembering import Remembering
 from qdit.sampler.sampler import Sampler, train_timesteps
 
 
 def reads_eta(scheduler: Any) -> bool:
-    """Whether a step of diffusers' scheduler of this name has an eta."""
+    """Whether a step of diffusers' scheduler of this name has an eta that changes it: CogVideoX's never read theirs."""
     import diffusers
 
+    if scheduler in COGVIDEOX_SCHEDULERS:
+        return False
     step = getattr(getattr(diffusers, str(scheduler), None), "step", None)
     return step is not None and "eta" in inspect.signature(step).parameters
 
@@ -66,6 +68,9 @@ class PipelineSampler(Sampler):
             raise UserError(f"the model's scheduler is {name}; sampler=pipeline knows {', '.join(SCHEDULERS)}")
         scheduler = getattr(diffusers, name).from_config(config)
         model.set_timesteps(scheduler, self.steps)
+        if hasattr(scheduler, "set_begin_index"):
+            # Whole timesteps may be equal, and diffusers, told none, starts at the second of two: one step too few.
+            scheduler.set_begin_index(0)
         told = scheduler.timesteps.tolist()
         if "timestep_back" in inspect.signature(scheduler.step).parameters:
             scheduler = Remembering(scheduler)

@@ -127,6 +127,8 @@ def test_every_mistake_has_one_message(pipe):
         qdit.calibrate(pipe, None, "dataset=emoji")
     with pytest.raises(UserError, match="no such file"):
         qdit.calibrate(pipe, None, "dataset.file=nowhere.txt")
+    with pytest.raises(UserError, match="dataset.negative='blurry' has no effect: sampler.guidance=1 is no guidance"):
+        qdit.calibrate(pipe, PROMPTS, "dataset.negative=blurry", "sampler.guidance=1")
     pipe.text_encoder = None
     with pytest.raises(UserError, match=f"this {name} has no text encoder"):
         qdit.calibrate(pipe, PROMPTS)

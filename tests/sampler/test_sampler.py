@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -234,5 +235,26 @@ def test_a_stock_scheduler_without_eta_is_given_none(tiny_model):
     [said] = PipelineSampler(**own, eta=0.5).check(model)  # pyright: ignore[reportArgumentType]
     assert said == "sampler.eta=0.5; the model's scheduler, DPMSolverMultistepScheduler, reads none: use sampler.eta=0"
     assert PipelineSampler(**own, eta=0.0).check(model) == []  # pyright: ignore[reportArgumentType]
+    for unread in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):  # whose steps have an eta, and ignore it
+        model.scheduler_config = lambda name=unread: {"_class_name": name}
+        assert "reads none: use sampler.eta=0" in PipelineSampler(**own, eta=0.5).check(model)[0]  # pyright: ignore[reportArgumentType]
     model.scheduler_config = lambda: {"_class_name": "DDIMScheduler"}
     assert PipelineSampler(**own, eta=0.5).check(model) == []  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_run_whose_first_timesteps_are_equal_takes_all_its_steps(kind):
+    """Wan's shift of 12 puts the first two of 100 whole timesteps at 999."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 12.0}
+    model: Any = SimpleNamespace(
+        scheduler_config=lambda: flow | {"_class_name": kind},
+        set_timesteps=lambda scheduler, steps: scheduler.set_timesteps(steps),
+    )
+    own = {"guidance": 1.0, "guided_channels": None, "spacing": "scheduler", "name": "pipeline", "eta": 0.0}
+    sampler = PipelineSampler(**own, steps=100)
+    scheduler, times, _ = sampler.make_scheduler(model)
+    assert times[:2] == [999, 999]
+    x = torch.ones(1, 2, 2, 2)
+    for t in times:
+        x = sampler.step(scheduler, torch.full_like(x, 0.5), t, x, [])
+    assert torch.allclose(x, torch.full_like(x, 0.5), atol=1e-3)  # one unit of time at a constant velocity
