@@ -8,7 +8,7 @@ from PIL import Image
 
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor, preference
-from qdit.eval.extractor.resizing import for_clip, for_hps
+from qdit.eval.extractor.resizing import CLIP, centre, for_clip, for_hps, normalised, resized, short_side
 from qdit.eval.make_reference import Images, build, floor
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import load
@@ -65,11 +65,32 @@ def test_the_layout_of_hps_has_the_shapes_of_vit_h():
     assert tuple(state["visual.proj"].shape) == (1280, 1024) == (1280, preference.HPS.sizes["pooled"])
 
 
-def test_hps_sees_images_as_clip_does_but_for_rounding():
-    wide = torch.full((1, 3, 224, 300), 77, dtype=torch.uint8)
-    torch.testing.assert_close(for_hps(wide), for_clip(wide))
+def test_hps_sees_squares_as_clip_does_but_for_rounding():
+    square = torch.full((1, 3, 300, 300), 77, dtype=torch.uint8)
+    torch.testing.assert_close(for_hps(square), for_clip(square))
     assert for_hps(PICTURES).shape == (4, 3, 224, 224)
     assert for_hps(PICTURES).max() > 2.2  # bicubic overshoots, and is not clamped
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (480, 854)])
+def test_hps_sees_the_whole_of_a_wide_or_a_tall_image_between_black_bars(height, width):
+    """As `ResizeMaxSize` of hpsv2, by torchvision."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    scale = 224 / float(max(height, width))
+    size = tuple(round(length * scale) for length in (height, width))
+    bicubic = functional.InterpolationMode.BICUBIC
+    whole = functional.resize(images / 255, list(size), bicubic, antialias=True)
+    down, right = 224 - size[0], 224 - size[1]
+    square = functional.pad(whole, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    torch.testing.assert_close(for_hps(images), functional.normalize(square, mean, deviation), atol=1e-5, rtol=1e-5)
+
+
+def test_squares_are_seen_by_hps_as_they_were():
+    square = PICTURES[..., :60]
+    whole = resized(square.float(), short_side(60, 60, 224), "bicubic", antialias=True)
+    assert torch.equal(for_hps(square), normalised(centre(whole, 224) / 255, CLIP))
 
 
 def test_pick_score_has_the_factor_that_it_learned(weights):

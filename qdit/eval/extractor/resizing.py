@@ -22,6 +22,16 @@ def short_side(height: int, width: int, side: int) -> tuple[int, int]:
     return int(side * height / width), side
 
 
+def long_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width with the longer one at `side`; the shorter is rounded half to even, as HPSv2 does.
+
+    >>> long_side(32, 48, 224), long_side(480, 854, 224), long_side(16, 16, 224)
+    ((149, 224), (126, 224), (224, 224))
+    """
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def resized(
     images: Float[Tensor, "b 3 H W"], size: tuple[int, int], mode: Literal["bilinear", "bicubic"], antialias: bool
 ) -> Float[Tensor, "b 3 h w"]:
@@ -33,6 +43,12 @@ def centre(images: Float[Tensor, "b 3 H W"], side: int) -> Float[Tensor, "b 3 si
     """The middle square, as torchvision's centre crop rounds it."""
     top, left = (round((length - side) / 2) for length in images.shape[-2:])
     return images[..., top : top + side, left : left + side]
+
+
+def padded(images: Float[Tensor, "b 3 H W"], side: int) -> Float[Tensor, "b 3 side side"]:
+    """A square with the images in its middle and zeros around them; of an odd number of them one more comes behind."""
+    down, right = (side - length for length in images.shape[-2:])
+    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
 def normalised(images: Tensor, about: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
@@ -60,9 +76,9 @@ def for_clip(images: UInt8[Tensor, "b 3 H W"], side: int = 224) -> Float[Tensor,
 
 
 def for_hps(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
-    """HPSv2's: bicubic with antialiasing on floats, whose overshoot is not clamped; the middle square."""
-    whole = resized(images.float(), short_side(images.shape[-2], images.shape[-1], 224), "bicubic", antialias=True)
-    return normalised(centre(whole, 224) / 255, CLIP)
+    """HPSv2's: bicubic with antialiasing on floats, whose overshoot is not clamped; whole, between black bars."""
+    whole = resized(images.float(), long_side(images.shape[-2], images.shape[-1], 224), "bicubic", antialias=True)
+    return normalised(padded(whole, 224) / 255, CLIP)
 
 
 def for_clip_in_evalcrafter(images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 224 224"]:
