@@ -53,7 +53,7 @@ def _export(args: argparse.Namespace) -> None:
     from qdit.eval.vbench.exchange import export
 
     samples, run_id = _samples(args.folder)
-    print(export(samples.pieces(), samples.prompts, args.out, run_id))
+    print(export(samples.pieces(), samples.prompts, args.out, run_id, samples.frames_per_second))
 
 
 def _samples(folder: Path) -> "tuple[SampleSet, str]":

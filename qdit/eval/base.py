@@ -124,6 +124,8 @@ class Metric(ABC):
     paired: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     """What a model must make to be measured: "image", "video"."""
+    fastest: ClassVar[int | None] = None
+    """Frames a second of the fastest clips that it judges; None: of any."""
     higher_is_better: ClassVar[bool | None]
     needs_reference: ClassVar[bool] = False
     """Whether it compares with statistics of a data set."""

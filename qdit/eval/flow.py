@@ -56,9 +56,11 @@ class FlowMetric(OfFeatures, PerSample):
 class DynamicDegree(FlowMetric):
     """VBench's dynamic degree: the share of clips in which enough steps move.
 
-    All frames are kept, as VBench does of clips of up to 11 frames a second; it thins out faster ones.
+    All frames are kept, as VBench does of clips of up to 11 frames a second; it thins out faster ones, which a run is
+    therefore refused with (`fastest`): VBench's own code judges them.
     """
 
+    fastest = 11
     higher_is_better = True
     shown = Shown(digits=3)
 

@@ -42,6 +42,7 @@ class SampleSet:
         prompts: what each sample was asked to show.
         clusters: the id of each sample's prompt, where samples of one prompt belong together.
         framewise: whether `decode` may be given some frames of a clip.
+        frames_per_second: of clips, which files of them say of themselves.
         weights: extractor name -> a digest of the user's files that it reads; None for one whose name says it all.
     """
 
@@ -55,6 +56,7 @@ class SampleSet:
     prompts: Sequence[str] = ()
     clusters: Sequence[str] | None = None
     framewise: bool = True
+    frames_per_second: int = 8
     weights: Callable[[str], str | None] = lambda name: None
     generated: int = field(default=0, init=False)  # samples made by this process, for the rate
     compiling: float = field(default=0.0, init=False)  # seconds in which the network was compiled for them
@@ -193,6 +195,7 @@ class Drawn:
     prompts: Sequence[str] = ()
     clusters: Sequence[str] | None = None
     framewise: bool = True
+    frames_per_second: int = 8
     n: int = field(init=False)
     _features: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 

@@ -47,12 +47,19 @@ def adapt(transformer: Any, **about: Any) -> DiffusionModel:
         UserError: no adapter is for its class, or it is not a transformer.
     """
     name = type(transformer).__name__
-    if name not in FAMILIES:
+    if (kind := family(transformer)) is None:
         whole = hasattr(transformer, "transformer")
         advice = "give its transformer, pipe.transformer" if whole else "docs/add_a_model.md shows how one is written"
         raise UserError(f"there is no adapter for a {name}; there are for {', '.join(FAMILIES)}; {advice}")
-    module, _, kind = FAMILIES[name].rpartition(".")
-    return getattr(import_module(module), kind).adapt(transformer, **about)
+    return kind.adapt(transformer, **about)
+
+
+def family(transformer: Any) -> Any:
+    """The adapter's class for a transformer; None of a family that has none."""
+    if (path := FAMILIES.get(type(transformer).__name__)) is None:
+        return None
+    module, _, kind = path.rpartition(".")
+    return getattr(import_module(module), kind)
 
 
 def completed(adapter: DiffusionModel, pipe: Any) -> DiffusionModel:

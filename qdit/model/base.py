@@ -183,6 +183,8 @@ class DiffusionModel(Protocol):
     """Either `image` or `video`: which metrics may be taken of it."""
     framewise: bool
     """Whether each frame of a clip is decoded by itself, so that a clip may be decoded some frames at a time."""
+    frames_per_second: int
+    """At which clips are shown."""
     learned_variance: bool
     """Whether the network puts out 2C channels: the noise, and the logits of the variance."""
     device: torch.device

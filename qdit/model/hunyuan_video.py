@@ -31,6 +31,7 @@ class LoadedHunyuanVideo(LoadedClips):
 
     names = ("encoder_hidden_states", "encoder_attention_mask")
     usual = 33, 90, 160
+    frames_per_second = 15
     schedulers = FLOW_SCHEDULERS
     guided = "embedded"
     tokens = 256

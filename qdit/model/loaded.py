@@ -28,6 +28,8 @@ class Loaded(ABC):
     modality: str = "image"
     framewise: bool = True
     """Whether frames of a clip are decoded by themselves."""
+    frames_per_second: int = 8
+    """At which clips are shown, as the family's published ones are."""
     latent_scale: int = LATENT_SCALE
     """Pixels a latent, along a side, where the autoencoder is not known."""
     schedulers: tuple[str, ...] = BETA_SCHEDULERS

@@ -32,6 +32,7 @@ class LoadedLTX(LoadedClips):
 
     names = ("encoder_hidden_states", "encoder_attention_mask")
     usual = 21, 16, 22
+    frames_per_second = FRAMES_PER_SECOND
     compression = 8, 32
     patch = 1
     schedulers = FLOW_SCHEDULERS

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from qdit import compat as compat  # before diffusers
 from qdit.errors import UserError
-from qdit.model.adapter import Listener
+from qdit.model.adapter import Listener, family
 from qdit.model.files import brief, read_config
 from qdit.model.loaded import Loaded
+from qdit.model.wan import LoadedWan22
 from qdit.nn.clock import Clock
 
 log = logging.getLogger("qdit")
@@ -78,6 +79,13 @@ class Called:
         side = getattr(self.denoiser.config, "sample_size", None)
         widths = getattr(self.pipe.vae.config, "block_out_channels", None)
         return side * 2 ** (len(widths) - 1) if isinstance(side, int) and widths else None
+
+    @property
+    def frames_per_second(self) -> int:
+        """Of clips, as its family's are shown; 8 of one that qdit does not know."""
+        if self.pipe.config.get("expand_timesteps"):  # Wan 2.2 with 5 B parameters, of the same class as the others
+            return LoadedWan22.frames_per_second
+        return getattr(family(self.denoiser), "frames_per_second", 8)
 
     def hides_null(self, words: dict[str, Any]) -> str | None:
         """Why a call with these words shows its network no negative prompt, and what to use; None if it does."""

@@ -31,6 +31,7 @@ class LoadedWan(LoadedClips):
     """A Wan pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     usual = 21, 60, 104
+    frames_per_second = 16
     guided: Guided = "two_calls"
     schedulers = ("UniPCMultistepScheduler",)
     projection = "condition_embedder.text_embedder.linear_2"
@@ -110,6 +111,7 @@ class LoadedWan22(LoadedWan):
     """Wan 2.2 with 5 B parameters, whose autoencoder makes a latent of 16×16 pixels."""
 
     usual = 31, 44, 80
+    frames_per_second = 24
     compression = 4, 16
 
 

@@ -283,7 +283,14 @@ def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionMode
 
 def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionModel) -> list[str]:
     """Metrics that are not of what a model makes, one sentence each."""
-    return [
+    fast = model.frames_per_second if model.modality == "video" else 0
+    found = [
+        f"{name} keeps all frames, as VBench does of up to {m.fastest} a second; {config['model']['name']} makes "
+        f"{fast}: leave it out, or have VBench's own code judge (eval=vbench_quality7)"
+        for name, m in measures.items()
+        if m.fastest is not None and fast > m.fastest
+    ]
+    return found + [
         f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
         f"{config['model']['name']} makes {model.modality}s"
         for name, m in measures.items()

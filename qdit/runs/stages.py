@@ -210,6 +210,7 @@ def sample_set(
         prompts=dataset.captions_of(n, config["seed"]),
         clusters=[ids[number] for number in numbers] if ids else None,
         framewise=parts.model.framewise,
+        frames_per_second=parts.model.frames_per_second,
         weights=lambda name: parts.prepared.extractors[name].identity,
     )
     return samples

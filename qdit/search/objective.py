@@ -83,7 +83,8 @@ class Judge:
         wanted, sampler = self.objective, self.setting.sampler
         batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
         chunks = [sampler.sample(self.model, *batch, self.seed).float().cpu() for batch in batches]
-        return Drawn(chunks, self.model.decode, self._extractor, framewise=self.model.framewise)
+        about = {"framewise": self.model.framewise, "frames_per_second": self.model.frames_per_second}
+        return Drawn(chunks, self.model.decode, self._extractor, **about)
 
     @cached_property
     def full_precision(self) -> Drawn:

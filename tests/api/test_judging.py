@@ -56,6 +56,7 @@ def test_families_whose_configs_do_not_say_a_size_are_judged(tmp_path, family):
     called = Called(pipe, ["a red cat", ""])
     latents = called.call(torch.tensor([0]), [generator(0, "latent", 0)], num_inference_steps=1, **call)
     assert called.image_size is None
+    assert called.frames_per_second == {"wan": 16, "ltx": 25, "hunyuan_video": 15}.get(family, 8)
     assert called.decode(latents).ndim == (5 if "num_frames" in call else 4)
 
 

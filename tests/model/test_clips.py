@@ -24,6 +24,11 @@ def test_the_usual_latents_are_those_of_the_published_size(family):
     assert tuple(family.latent_size(*PUBLISHED[family], vae=None).values()) == family.usual
 
 
+def test_clips_have_the_rate_at_which_their_family_s_are_shown():
+    rates = {family: family.frames_per_second for family in PUBLISHED}
+    assert rates == dict(zip(PUBLISHED, (16, 24, 8, 25, 15), strict=True))  # diffusers' examples; LTX's own call
+
+
 def test_a_pipeline_in_memory_says_its_size_itself():
     class Pipe:
         config, vae = {"expand_timesteps": True}, SimpleNamespace(config=SimpleNamespace())

@@ -28,6 +28,7 @@ from qdit.storage.videos import encode
 
 MANIFEST, VIDEOS = "manifest.json", "videos"
 FPS, CRF = 8, 12
+"""Frames a second where nobody says another rate, and the constant rate factor."""
 LONGEST = 220
 """Bytes of a prompt: a file's name takes 255, with a number and more while it is written. VBench's have up to 210."""
 AGAIN = "export the videos again, and run the dimension on them"
@@ -68,7 +69,7 @@ def judged_by(prompts: Sequence[str], names: Sequence[str]) -> dict[str, list[st
     return found
 
 
-def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: str = "") -> Path:
+def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: str = "", fps: int = FPS) -> Path:
     """Write videos and their manifest; returns the manifest's path.
 
     Args:
@@ -76,6 +77,7 @@ def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: st
         prompts: of each sample; those of VBench's suite are `SuitePrompt`.
         folder: to write to.
         of: the id of the run whose samples they are.
+        fps: frames a second, which the files say of themselves: VBench's dynamic degree thins fast clips out by it.
 
     Raises:
         UserError: the prompts give no names, or not on this disk; or the folder cannot be written, or holds others.
@@ -89,12 +91,12 @@ def export(pieces: Iterable[Piece], prompts: Sequence[str], folder: Path, of: st
             continue
         for clip in torch.cat(waiting, 1):
             number = len(videos)
-            video = encode(_even(clip.permute(0, 2, 3, 1).numpy()), FPS, CRF)
+            video = encode(_even(clip.permute(0, 2, 3, 1).numpy()), fps, CRF)
             atomic_write(place / names[number], video)
             about = {"index": number, "prompt": str(prompts[number]), "file": names[number]}
             videos.append(about | {"sha256": hashlib.sha256(video).hexdigest()})
         waiting = []
-    found: dict[str, Any] = {"of": of, "encoding": f"h264 yuv420p crf={CRF} fps={FPS}", "videos": videos}
+    found: dict[str, Any] = {"of": of, "encoding": f"h264 yuv420p crf={CRF} fps={fps}", "videos": videos}
     found["dimensions"] = judged_by(prompts, names)
     write_json(folder / MANIFEST, found | {"digest": digest(found)})
     return folder / MANIFEST

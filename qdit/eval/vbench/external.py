@@ -27,7 +27,7 @@ from qdit.eval.base import Result, Samples, Shown
 from qdit.eval.per_sample import PerSample
 from qdit.eval.reference import Reference
 from qdit.eval.vbench import remote
-from qdit.eval.vbench.exchange import MANIFEST, changed, export, names_of, protocol, read_manifest
+from qdit.eval.vbench.exchange import FPS, MANIFEST, changed, export, names_of, protocol, read_manifest
 from qdit.eval.vbench.results import read_values
 from qdit.eval.vbench.totals import DIMENSIONS
 from qdit.storage.digest import digest
@@ -177,7 +177,8 @@ class External(PerSample):
             root.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=root, prefix=".new-") as scratch:
                 made = Path(scratch) / "made"
-                final = root / read_manifest(export(samples.pieces(), samples.prompts, made))["digest"]
+                fps = getattr(samples, "frames_per_second", FPS)  # clips of a folder do not say theirs
+                final = root / read_manifest(export(samples.pieces(), samples.prompts, made, fps=fps))["digest"]
                 with exclusive(root / ".lock"):
                     if final.exists() and changed(final / MANIFEST):
                         shutil.rmtree(final)

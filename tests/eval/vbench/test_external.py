@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,22 @@ def python(tmp_path, monkeypatch):
 
 def metric(tmp_path, dimension: str = "overall_consistency", **more) -> External:
     return External(dimension=dimension, folder="kept", **more)  # relative, as `cache` is
+
+
+def test_videos_say_the_rate_of_their_model(python, tmp_path, monkeypatch):
+    """VBench's dynamic degree thins clips out by it."""
+    encode, rates = exchange.encode, []
+
+    def told(frames, fps, crf):
+        rates.append(fps)
+        return encode(frames, fps, crf)
+
+    monkeypatch.setattr(exchange, "encode", told)
+    own: Any = Samples()
+    own.frames_per_second = 16
+    result = metric(tmp_path).compute(own, own)
+    assert result.protocol == "h264 yuv420p crf=12 fps=16; device cpu, torch 2.1, vbench 0.1.5"
+    assert rates == [16] * 3
 
 
 def test_a_dimension_is_one_process_and_its_results_are_kept(python, tmp_path, monkeypatch):
