@@ -60,6 +60,13 @@ def test_families_whose_configs_do_not_say_a_size_are_judged(tmp_path, family):
     assert called.decode(latents).ndim == (5 if "num_frames" in call else 4)
 
 
+def test_clips_of_wan_s_small_2_2_are_faster(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(write_wan_pipeline(tmp_path / "wan", token_times=True))
+    assert Called(pipe, ["a red cat", ""]).frames_per_second == 24
+
+
 def test_classes_and_mistakes(tiny_pipe, tmp_path):
     assert (qdit.judge(tiny_pipe, tiny_pipe, "sampler.steps=2", n=2, metrics=["latent_mse"]).value == 0).all()
     with pytest.raises(UserError, match="fid_lite0 compares no pairs of samples"):
