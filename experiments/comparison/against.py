@@ -48,7 +48,7 @@ def verdict(one: Row, other: Row, metric: str) -> tuple[str, bool]:
     if found is None:
         return "—", False
     mean, half = found[0], WIDE * found[1]
-    sign = 1 if one[f"{metric}_higher_is_better"] else -1
+    sign = 1 if one[f"{metric}_higher_is_better"] else -1  # of paired metrics, all of which have a direction
     better = sign * mean > half
     return f"{mean:+.3g} ± {half:.2g}" + " *" * better, better
 
