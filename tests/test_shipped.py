@@ -16,7 +16,7 @@ RECIPES, SEEDS = (
     for grid in ("methods", "seeds")
 )
 """Of the comparison, complete, and of the seeds; test_grid_methods.py names the others."""
-MADE = {(name, "w4a4") for name in ("ditas", "fq_vit", "ptq_vit", "qvd")} | {
+MADE = {(name, "w4a4") for name in ("apq_vit", "ditas", "fq_vit", "passion_sr", "ptq_vit", "qvd", "tfmq_dm")} | {
     ("repq_vit_renormalised", bits) for bits in ("w8a8", "w4a8", "w4a4")
 }
 """Of the seeds and their options, so far."""
