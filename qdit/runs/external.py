@@ -11,8 +11,9 @@ from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import from_problems
 from qdit.ledger import FULL_BITS, ledger
 from qdit.model.pipeline import Called
+from qdit.runs.checks import unfit
 from qdit.runs.identity import full_precision, is_external
-from qdit.runs.setup import Setup, plan, unfit
+from qdit.runs.setup import Setup, plan
 
 
 def assemble(config: dict[str, Any]) -> Setup:

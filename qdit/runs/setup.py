@@ -12,18 +12,16 @@ from qdit.checkpoint.manifest import Manifest, is_loaded
 from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts, unshown
-from qdit.engine import misfits
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
-from qdit.execution import lacks_openvino
-from qdit.exports.forms import forms_of
 from qdit.ledger import Ledger, RunTime, ledger
 from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.text import TextModel
 from qdit.policies import Policy
 from qdit.quant import named
+from qdit.runs.checks import engine_problems, too_many_groups, unfit
 from qdit.runs.identity import is_external, is_full_precision
 from qdit.sampler.sampler import Sampler
 from qdit.scheme import in_formats
@@ -261,38 +259,3 @@ def assemble(config: dict[str, Any]) -> Setup:
         raise from_problems(problems, "this run")
     about = made.metrics, made.prepared, made.objective, loaded
     return Setup(model, loader.protocol(), dataset, sampler, recipe, *about)
-
-
-def too_many_groups(recipe: Method, sampler: Sampler, model: DiffusionModel) -> list[str]:
-    """Networks that have fewer steps of the sampler than inputs have groups of timesteps, one sentence each."""
-    if (time := getattr(recipe.activation, "time", None)) is None or time.groups == 1:
-        return []
-    told = torch.tensor(sampler.timesteps(model))
-    counts = {turn.name: int(turn.takes(told).sum()) for turn in model.turns()} or {None: len(told)}
-    return [problem for name, steps in counts.items() if (problem := time.too_many(steps, name)) is not None]
-
-
-def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionModel) -> list[str]:
-    """Why the engine of a config cannot run a recipe, before it is fitted; a dry run may be of another machine."""
-    if config["execution"] != "openvino":
-        return []
-    lack = None if config["dry"] else lacks_openvino(model.device)
-    found = lack or misfits.problem(forms_of(recipe, model))
-    return [found] if found else []
-
-
-def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionModel) -> list[str]:
-    """Metrics that are not of what a model makes, one sentence each."""
-    fast = model.frames_per_second if model.modality == "video" else 0
-    found = [
-        f"{name} keeps all frames, as VBench does of up to {m.fastest} a second; {config['model']['name']} makes "
-        f"{fast}: leave it out, or have VBench's own code judge (eval=vbench_quality7)"
-        for name, m in measures.items()
-        if m.fastest is not None and fast > m.fastest
-    ]
-    return found + [
-        f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
-        f"{config['model']['name']} makes {model.modality}s"
-        for name, m in measures.items()
-        if model.modality not in m.modalities
-    ]

@@ -17,8 +17,8 @@ from qdit.method import quantize
 from qdit.model.wan import LoadedWan, Wan
 from qdit.model.wan_a14b import NETWORKS, WanA14B
 from qdit.policies import Policy
+from qdit.runs.checks import too_many_groups
 from qdit.runs.diagnose import Trajectory, layer_report, reported
-from qdit.runs.setup import too_many_groups
 from qdit.runs.stages import called
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.sampler.two_scales import TwoScalesSampler

@@ -1,19 +1,14 @@
 """What is missing is said before anything is loaded, and all of it at once."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from qdit.api.compose import composed
 from qdit.config import resolved
 from qdit.errors import UserError
-from qdit.eval.flow import DynamicDegree, FlowScore
 from qdit.eval.preflight import Prepared
 from qdit.eval.static_filter import StaticFlickering
 from qdit.runs import setup
 from qdit.runs.identity import canonical
-from qdit.runs.setup import unfit
 from qdit.storage.weights import VARIABLE, WEIGHTS
 
 
@@ -59,12 +54,3 @@ def test_metrics_are_asked_about_the_prompts_that_will_be_sampled(nothing, monke
     setup.plan(config(*words, "num_samples=1"))
     assert asked.pop() == ["a cat"]
     assert StaticFlickering().unreadable(["a cat", "a dog"] * 25) == []
-
-
-def test_clips_that_vbench_would_thin_out_are_not_judged_whole():
-    measures = {"eval=dynamic_degree": DynamicDegree(extractor="raft"), "eval=flow_score": FlowScore(extractor="raft")}
-    model: Any = SimpleNamespace(modality="video", frames_per_second=16)
-    [said] = unfit(measures, {"model": {"name": "wan"}}, model)
-    assert said.startswith("eval=dynamic_degree keeps all frames, as VBench does of up to 11 a second; wan makes 16: ")
-    model.frames_per_second = 8
-    assert unfit(measures, {"model": {"name": "latte"}}, model) == []
