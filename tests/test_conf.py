@@ -172,6 +172,7 @@ def test_options_of_a_group_have_the_same_keys(group):
     }  # of one option each
     own |= {"size", "frames", "height", "width"}  # of families whose configs do not say them
     own |= {"boundary_ratio", "guidance_2"}  # of two networks
+    own |= {"mask_negative"}  # of Latte
     keys: dict[str, set[frozenset[str]]] = {}
     for node in chosen(group).values():
         reads = "prompts" if {"text_length", "negative"} & node.keys() else "classes"  # a model, or its data

@@ -98,8 +98,8 @@ def write_policy(folder: Path) -> None:
 
 def write_journal(folder: Path) -> None:
     journal = Journal.__new__(Journal)
-    journal.path, journal.entries = folder / "search.jsonl", []
-    for entry in ({"ledger": 1, "x": {"y": 2}}, {"score": 1.5}, {"score": -2.25}):
+    journal.path, journal.entries, journal.first = folder / "search.jsonl", [], {"ledger": 1, "x": {"y": 2}}
+    for entry in (journal.first, {"score": 1.5}, {"score": -2.25}):
         journal.append(entry)
 
 
