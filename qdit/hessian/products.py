@@ -46,7 +46,7 @@ class Moving:
     """The operand whose grids are searched: one matrix for each item."""
 
     values: Float[Tensor, "items rows inner"]
-    """In full precision; items in random order."""
+    """In full precision; rows of a layer in random order, operands of attentions point by point and head by head."""
     book: Book
     cells: Int[Tensor, " items"]
     """Which of the grids is an item's: they differ by head and by group of timesteps."""
@@ -190,7 +190,8 @@ def shortlist(
 ) -> Float[Tensor, "fewer cells numbers"]:
     """The first candidate and the best ones on a sample, for each cell by itself; with few items, all.
 
-    Every cell has items in the sample, though neighbours (the heads of a point) are of one group of timesteps.
+    Every cell has items in the sample, though neighbours (the heads of a point) are of one group of timesteps. Of a
+    cell they are the first: where heads share a grid, those of its first point and heads.
 
     Args:
         moving: the operand.
