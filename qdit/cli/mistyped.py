@@ -18,7 +18,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
@@ -43,14 +43,29 @@ def explain() -> None:
 
 
 def explained(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Loads a config; what Hydra says of a name that is not there is said better."""
+    """Loads a config; what Hydra says of a name that is not there is said better.
+
+    A sweep over options, such as of `quantizer`, is loaded without its values that the default option has no key for:
+    Hydra composes the sweep once without what it sweeps, before it composes the cells, each with all of its words.
+    """
 
     @wraps(load)
-    def load_configuration(self: Any, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+    def load_configuration(
+        self: Any, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
+    ) -> Any:
         try:
-            return load(self, config_name, overrides, *args, **kwargs)
+            return load(self, config_name, overrides, run_mode, *args, **kwargs)
         except ConfigCompositionException as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or config_name is None:
+            if config_name is None:
+                raise
+            if run_mode == RunMode.MULTIRUN and (word := _of_a_swept_option(error, self, overrides)):
+                rest = [each for each in overrides if each != word]
+                config = load_configuration(self, config_name, rest, run_mode, *args, **kwargs)
+                task = [*config.hydra.overrides.task, word]
+                with flag_override(config, "readonly", False):
+                    config.hydra.overrides.task = [each for each in overrides if each in task]
+                return config
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             message = _message(error, self, config_name, overrides, load)
             if message is None:
@@ -58,6 +73,16 @@ def explained(load: Callable[..., Any]) -> Callable[..., Any]:
             raise Mistyped(message) from None
 
     return load_configuration
+
+
+def _of_a_swept_option(error: ConfigCompositionException, loader: Any, words: Sequence[str]) -> str | None:
+    """The word that Hydra cannot place, if what is swept beside it are options, one of which may have its key."""
+    match, groups = _KEY.search(str(error)), _groups(loader)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+    if match is None or not any(each.is_sweep_override() and each.key_or_group in groups for each in parsed):
+        return None
+    meant = [each.input_line for each in parsed if each.key_or_group == match[1] and not each.is_sweep_override()]
+    return meant[0] if meant else None
 
 
 def told(run_and_report: Callable[..., Any]) -> Callable[..., Any]:

@@ -106,7 +106,9 @@ class BlockSearch:
         self.weights = weights.reshape(self.exact.shape)
         cells = torch.zeros(len(points), dtype=torch.long)
         self.cells = groups_of(self.module, walk.data.t[points].to(device)) if self.module is not None else cells
-        self.factors = {site.name: torch.ones(()) for site in readers if fit.rounds(site)}
+        self.starts = {site.name: fit.grid(site) for site in readers if fit.rounds(site)}
+        self.factors = {name: torch.ones(()) for name in self.starts}
+        self.layers: dict[str, tuple[Tensor | None, nn.Module]] = {}
         self.tried: Float[Tensor, "candidates cells numbers"] | None = None
 
     def output(self, layers: dict[str, nn.Module]) -> Float[Tensor, "points rows channels"]:
@@ -124,18 +126,23 @@ class BlockSearch:
                 found.append(by_point(outputs[0].float(), len(rows)))
         return torch.cat(found).flatten(1, -2)
 
-    def layer(self, site: Site, factor: Tensor | None) -> nn.Module:
-        """A reader with its weight on the grid of a multiple; None leaves it in full precision."""
+    def layer(self, site: Site) -> nn.Module:
+        """A reader with its weight, if that is quantized, on the grid of its multiple; kept until the multiple changes."""
+        factor, (known, kept) = self.factors.get(site.name), self.layers.get(site.name, (None, None))
+        if kept is not None and known is factor:
+            return kept
         full, rounded = self.fit.layer(site), None
         if factor is not None:
-            start = self.fit.grid(site)
+            start = self.starts[site.name]
             grid = start.scaled(factor.to(start.scale).expand(len(start.scale), 1))
             rounded = Rounded.of(self.fit.weight_of(site), grid, self.fit.weight_spec(site))
-        return QuantLinear(full, rounded, self.fit.quantizers.get(site.name)).eval()
+        made = QuantLinear(full, rounded, self.fit.quantizers.get(site.name)).eval()
+        self.layers[site.name] = factor, made
+        return made
 
     def losses(self, count: int, rule: Hessian) -> Float[Tensor, " cells"]:
         """The score of the readers as they are, for each group of timesteps."""
-        layers = {site.name: self.layer(site, self.factors.get(site.name)) for site in self.readers}
+        layers = {site.name: self.layer(site) for site in self.readers}
         change = self.output(layers) - self.exact
         parts = [self.cells == cell for cell in range(count)]
         return torch.stack([kept_error(change[own], self.weights[own], rule.eliminate) for own in parts])
@@ -152,7 +159,7 @@ class BlockSearch:
                 break
         found: dict[str, Tensor] = {}
         if self.weight_rule is not None:
-            sizes = {site.name: len(self.fit.grid(site).scale) for site in self.readers if site.name in self.factors}
+            sizes = {name: len(start.scale) for name, start in self.starts.items()}
             found |= {f"{name}.weight": self.factors[name].expand(size, 1).clone() for name, size in sizes.items()}
         if self.module is not None:
             found[f"{self.readers[0].name}.input"] = numbers_of(self.module)

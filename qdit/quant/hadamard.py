@@ -1,14 +1,14 @@
 """The fast Hadamard transform of rows: x H / √n without forming the n × n matrix. It is orthogonal, as H Hᵀ = n I.
 
-H is the Kronecker product of a Sylvester matrix of size 2^p and a small matrix of size K, where n = 2^p K. The small
-one is Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic character of the difference,
+H is the Kronecker product of a Sylvester matrix of size 2^p and a small matrix of size K, where n = 2^p K, or two of
+them. The small ones are Paley's (1933): for a prime q, with Q_ij = χ(j - i) the quadratic character of the difference,
 
     q = 3 mod 4, K = q + 1:      H = I + S,   S = [[0, 1], [-1, Q]]
     q = 1 mod 4, K = 2 (q + 1):  H = C ⊗ [[1, 1], [1, -1]] + I ⊗ [[1, -1], [-1, -1]],   C = [[0, 1], [1, Q]]
 
 which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more, and with them the widths of published
-diffusion transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140). QuaRot (arXiv 2404.00456)
-reads these matrices from tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Here each
+diffusion transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140, 5600 = 2 · 20 · 140). QuaRot
+(arXiv 2404.00456) reads these matrices from tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Here each
 factor is applied as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications per row
 instead of n². A dedicated kernel would need no multiplications for the powers of two, and p additions instead of
 Σ 2^pᵢ; `operations` counts the operations of such a kernel.
@@ -17,6 +17,7 @@ Left out: half precision inside (16-bit butterflies were seen to flicker in vide
 """
 
 from functools import cache
+from math import isqrt
 
 import torch
 from jaxtyping import Float, Int8, Integer
@@ -36,20 +37,29 @@ def _paley(order: int) -> bool:
     return first or (order % 4 == 0 and (order // 2 - 1) % 4 == 1 and _prime(order // 2 - 1))
 
 
-def split(n: int) -> tuple[int, int]:
-    """p and K of n = 2^p K, with the smallest K that has a known matrix.
+def _small(order: int) -> bool:
+    """Whether there is a matrix of this order that is small enough to be multiplied with."""
+    return order <= LARGEST_BASE and _paley(order)
 
-    >>> split(1152), split(4608), split(1024), split(72)
-    ((5, 36), (7, 36), (10, 1), (1, 36))
+
+def split(n: int) -> tuple[int, tuple[int, ...]]:
+    """p and the orders of small matrices whose product with 2^p is n: none, one (the smallest), or else two.
+
+    >>> split(1152), split(4608), split(1024), split(72), split(5600)
+    ((5, (36,)), (7, (36,)), (10, ()), (1, (36,)), (1, (20, 140)))
 
     Raises:
-        ValueError: there is none; the message is for a user.
+        ValueError: there are none; the message is for a user.
     """
     p = (n & -n).bit_length() - 1
-    for power in range(p, -1, -1):
-        base = n >> power
-        if base == 1 or (base <= LARGEST_BASE and _paley(base)):
-            return power, base
+    rests = [(power, n >> power) for power in range(p, -1, -1)]
+    for power, rest in rests:
+        if rest == 1 or _small(rest):
+            return power, (rest,) if rest > 1 else ()
+    for power, rest in rests:
+        for first in range(min(isqrt(rest), LARGEST_BASE), 0, -1):  # the nearer the two, the fewer multiplications
+            if rest % first == 0 and _small(first) and _small(rest // first):
+                return power, (first, rest // first)
     advice = f"blocks of {2**p} divide them" if p else "they are odd"
     raise ValueError(f"no Hadamard matrix is known here for {n} channels; {advice}")
 
@@ -91,10 +101,10 @@ def sylvester(order: int) -> Float[Tensor, "order order"]:
 @cache
 def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """The orthogonal Kronecker factors of H / √n, the slowest axis first."""
-    power, base = split(n)
+    power, bases = split(n)
     parts = -(-power // _CHUNK)
     digits = [power // parts + (i < power % parts) for i in range(parts)]
-    made = [sylvester(2**d) for d in digits] + ([base_matrix(base)] if base > 1 or not digits else [])
+    made = [sylvester(2**d) for d in digits] + [base_matrix(base) for base in bases or ([] if digits else [1])]
     return tuple((each / len(each) ** 0.5).to(device, dtype) for each in made)
 
 
@@ -150,6 +160,6 @@ def permuted(
 
 
 def operations(n: int, block: int | None = None) -> int:
-    """Additions and multiplications of `rotate` for one row: n (1 + p + K); K = 1 costs nothing."""
-    power, base = split(block or n)
-    return n * (1 + power + (base if base > 1 else 0))
+    """Additions and multiplications of `rotate` for one row: n (1 + p + K), with the sum of two K."""
+    power, bases = split(block or n)
+    return n * (1 + power + sum(bases))

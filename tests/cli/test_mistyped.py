@@ -4,6 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.types import RunMode
 
 from qdit.api.compose import composed
 from qdit.cli.mistyped import Mistyped, explain, unknown_options
@@ -12,7 +13,12 @@ from qdit.errors import UserError
 TEXTS = {
     "config": "defaults: [model: base, data: tiny, parts: [one], _self_]\nsize: 1\nsampler: {steps: 20, cfg: 2.0}\n",
     **{"data/tiny": "name: tiny\n", "data/large": "name: large\n", "data/inner/deep": "name: deep\n"},
-    **{"model/base": "width: 8\nhead: {count: 2}\n", "parts/one": "a: 1\n", "parts/two": "b: 2\n"},
+    **{
+        "model/base": "width: 8\nhead: {count: 2}\n",
+        "model/deep": "depth: 2\n",
+        "parts/one": "a: 1\n",
+        "parts/two": "b: 2\n",
+    },
 }
 
 
@@ -78,6 +84,21 @@ def test_the_options_of_a_sweep_are_looked_up_together(words, tmp_path):
         assert unknown_options(loader, right) == []
         found = unknown_options(loader, [*right, "data=x", "data=x", "parts=[two,three]"])
     assert [text.split(":")[0] for text in found] == ["data=x", "parts=three"]
+
+
+def test_a_sweep_over_options_may_set_what_the_default_option_lacks(words, tmp_path):
+    words()
+    sweep = ["model=deep,base", "model.depth=3", "size=4", "+more=1"]
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", sweep, RunMode.MULTIRUN)
+        assert list(config.hydra.overrides.task) == sweep
+        cell = loader.load_sweep_config(config, ["model=deep", *sweep[1:]])
+        assert (cell.model.depth, cell.size, cell.more) == (3, 4, 1)
+        with pytest.raises(Mistyped, match=r"model\.depth=3: there is no key model\.depth"):
+            loader.load_sweep_config(config, ["model=base", *sweep[1:]])
+        with pytest.raises(Mistyped, match=r"szie=4: there is no key szie"):
+            loader.load_configuration("config", ["size=1,2", "szie=4"], RunMode.MULTIRUN)
 
 
 def test_the_python_api_says_the_same():
