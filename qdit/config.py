@@ -4,7 +4,7 @@ Imports no torch by itself; building imports what the targets need.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import isfinite
 from typing import Any, Literal, get_type_hints
 
@@ -15,36 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit import checked
 from qdit.errors import UserError, from_problems
+from qdit.keys import flatten
 from qdit.quant import named
 from qdit.storage import names
 
-COMPONENTS = (
-    *("scope", "calibration", "transform", "weight", "activation", "attention", "rounding", "repair", "correction"),
-    "search",
-)
-"""The config groups that a recipe picks its parts from."""
-RECIPE_KEYS = (*COMPONENTS, "bits")
-NEUTRAL: Mapping[str, Any] = {
-    "model.vae_revision": None,
-    "model.mask_negative": True,
-    "repair": {"name": "none"},
-    **dict.fromkeys(("rounding.drop", "rounding.inner"), 0.0),
-    "rounding.units": "blocks",
-    "rounding.scale_aware": False,
-    **dict.fromkeys((f"{group}.range.unit" for group in ("weight", "activation", "attention")), "layer"),
-    **dict.fromkeys((f"{group}.range.eliminate" for group in ("weight", "activation", "attention")), 0.0),
-    "activation.range.scheme": "fixed",
-    **dict.fromkeys(("attention.renormalise", "attention.probabilities.renormalise", "attention.balance"), False),
-    "activation.columns": "joined",
-    **dict.fromkeys(("weight.scale", "activation.scale", "bits.weight_format", "bits.activation_format")),
-}
-"""New keys by their dotted path in the config, with their neutral value."""
-DIT = "qdit.model.dit.DiT"
-FOREIGN = (
-    *("cross_q", "cross_kv", "cross_out", "text_qkv", "text_out", "text_up", "text_down", "image_kv"),
-    *("parallel_in", "parallel_out", "modulation", "refiner"),
-)
-"""Roles of layers that a class-conditional DiT does not have: a scope that names them is the same scope there."""
 _NAMES = ("study", "name")
 _NAMED = ("quantizer", "bits", "model", "dataset")  # groups whose `name` stands in tables
 _KEYS = {
@@ -53,12 +27,6 @@ _KEYS = {
     "execution": Literal["auto", "int8", "fp8", "simulated", "openvino"],
     "dtype": Literal["float32", "bfloat16", "float16"],
 }
-
-
-def scope_of_a_dit(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """A scope's config without what it names for other families: their roles, and their last layer, `proj_out`."""
-    kept = {"roles": FOREIGN, "include": ("proj_out",)}
-    return {**scope} | {key: [each for each in scope[key] if each not in foreign] for key, foreign in kept.items()}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -107,14 +75,6 @@ def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(tree, dict | list):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _numbers(value, f"{path}.{key}" if path else str(key))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def build(node: Any) -> Any:

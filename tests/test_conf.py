@@ -5,8 +5,9 @@ from helpers.configs import config as composed
 from omegaconf import OmegaConf
 
 from qdit.assets import CONF
-from qdit.config import COMPONENTS, check, flatten, type_problems
+from qdit.config import check, type_problems
 from qdit.errors import UserError
+from qdit.keys import COMPONENTS, flatten
 from qdit.quant.named import label
 from qdit.runs.identity import science
 from qdit.runs.setup import build_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 QDIT = Path(__file__).parents[1] / "qdit"
 LAYERS = """
-errors checked seeding compat environment
+errors checked seeding compat environment keys
 storage config quant execution assets
 nn policies eval tables tracking
 model plots

@@ -15,8 +15,9 @@ from qdit.cli.design import NO_METHOD, listed
 from qdit.cli.mistyped import explain
 from qdit.cli.quick_hydra import quicken
 from qdit.cli.words import as_text
-from qdit.config import COMPONENTS, RECIPE_KEYS, check, resolved
+from qdit.config import check, resolved
 from qdit.errors import UserError
+from qdit.keys import COMPONENTS, RECIPE_KEYS
 from qdit.method import Method
 from qdit.runs.setup import build_recipe
 

@@ -9,11 +9,12 @@ import pandas as pd
 from qdit.api.adapters import classes_of, names_data
 from qdit.api.compose import composed
 from qdit.api.measures import compared, extractors_of, paired_metrics
-from qdit.config import RECIPE_KEYS, build, check, resolved
+from qdit.config import build, check, resolved
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import UserError
 from qdit.eval.samples import Drawn
+from qdit.keys import RECIPE_KEYS
 from qdit.model.pipeline import Called
 from qdit.runs.external import unpaired
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qdit.checkpoint.claims import contradictions
-from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError
+from qdit.keys import RECIPE_KEYS
 from qdit.storage.atomic import write_json
 from qdit.storage.digest import blake2b, digest, file_digest
 from qdit.storage.reading import read_json, size_of

@@ -31,8 +31,8 @@ from qdit.cli.documents import filled
 from qdit.cli.entry import carried_out
 from qdit.cli.options import defaults, head, option_table
 from qdit.cli.quick_hydra import quicken
-from qdit.config import COMPONENTS, flatten
 from qdit.errors import UserError
+from qdit.keys import COMPONENTS, flatten
 from qdit.storage.atomic import atomic_write
 from qdit.tables import families
 
@@ -88,7 +88,7 @@ def table(config_dir: Path | None = None) -> str:
 
 
 def listed(config_dir: Path | None = None) -> list[Row]:
-    """The table's rows: every recipe, with what it picks in each of `qdit.config.COMPONENTS`.
+    """The table's rows: every recipe, with what it picks in each of `qdit.keys.COMPONENTS`.
 
     Raises:
         UserError: `config_dir` is no folder, or holds a recipe that does not compose.

@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
 from qdit.cli.entry import CLOSED, hushed
-from qdit.config import flatten
 from qdit.errors import did_you_mean
+from qdit.keys import flatten
 
 _KEY = re.compile(r"Could not (?:override|delete) '([^']+)'|config group '([^']+)' does not exist")
 MOST = 40  # names that a message lists

@@ -24,8 +24,9 @@ from qdit.assets import CONF
 from qdit.cli.design import NO_METHOD
 from qdit.cli.quick_hydra import quicken
 from qdit.cli.words import as_text
-from qdit.config import COMPONENTS, flatten, resolved
+from qdit.config import resolved
 from qdit.errors import UserError
+from qdit.keys import COMPONENTS, flatten
 from qdit.runs.identity import PROTOCOL_KEYS
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.names import counted

@@ -127,7 +127,7 @@ class BlockSearch:
         return torch.cat(found).flatten(1, -2)
 
     def layer(self, site: Site) -> nn.Module:
-        """A reader with its weight, if that is quantized, on the grid of its multiple; kept until the multiple changes."""
+        """A reader with its weight, if quantized, on the grid of its multiple; kept until the multiple changes."""
         factor, (known, kept) = self.factors.get(site.name), self.layers.get(site.name, (None, None))
         if kept is not None and known is factor:
             return kept

@@ -8,10 +8,10 @@ them. The small ones are Paley's (1933): for a prime q, with Q_ij = χ(j - i) th
 
 which gives 12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140 and more, and with them the widths of published
 diffusion transformers (1152 = 32 · 36, 3072 = 256 · 12, 1920 = 32 · 60, 2240 = 16 · 140, 5600 = 2 · 20 · 140). QuaRot
-(arXiv 2404.00456) reads these matrices from tables; released ViDiT-Q multiplies with a dense matrix in float64 at every call. Here each
-factor is applied as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ) multiplications per row
-instead of n². A dedicated kernel would need no multiplications for the powers of two, and p additions instead of
-Σ 2^pᵢ; `operations` counts the operations of such a kernel.
+(arXiv 2404.00456) reads these matrices from tables; released ViDiT-Q multiplies with a dense matrix in float64 at
+every call. Here each factor is applied as a small matrix product over its own axis, which costs n (K + Σ 2^pᵢ)
+multiplications per row instead of n². A dedicated kernel would need no multiplications for the powers of two, and p
+additions instead of Σ 2^pᵢ; `operations` counts the operations of such a kernel.
 
 Left out: half precision inside (16-bit butterflies were seen to flicker in video), and sizes from prime powers (52).
 """

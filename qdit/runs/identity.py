@@ -12,8 +12,8 @@ from typing import Any
 
 from qdit.assets import PROMPTS, captions_file, folder_of, places
 from qdit.checkpoint.manifest import is_loaded, with_recipe
-from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError
+from qdit.keys import RECIPE_KEYS
 from qdit.model.encoder import encoder_digest, encodes, reads_text
 from qdit.model.hub import named, pinned
 from qdit.runs.versions import versioned, without_neutral

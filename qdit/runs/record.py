@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from qdit.config import flatten
 from qdit.environment import git_state, now, peak_memory_bytes, versions
+from qdit.keys import flatten
 from qdit.storage.run_folder import SCHEMA
 
 _SAMPLING = ("samples_per_second", "executed", "executed_layers", "resident_bytes")

@@ -9,12 +9,13 @@ import torch
 
 from qdit.checkpoint.checkpoint import transform_of, verify
 from qdit.checkpoint.manifest import Manifest, is_loaded
-from qdit.config import COMPONENTS, RECIPE_KEYS, build, check
+from qdit.config import build, check
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import UserError, from_problems
 from qdit.eval.base import Metric
 from qdit.eval.preflight import Prepared, prepare
+from qdit.keys import COMPONENTS, RECIPE_KEYS
 from qdit.ledger import Ledger, RunTime, ledger
 from qdit.method import Method
 from qdit.model.base import DiffusionModel, Site

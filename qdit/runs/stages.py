@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from qdit.calibration import CalibrationData
 from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import FOLDER, is_loaded
-from qdit.config import RECIPE_KEYS
 from qdit.dataset.prompts import Prompts
 from qdit.engine.openvino import OpenVINO
 from qdit.eval.samples import SampleSet
 from qdit.execution import stamp, way
+from qdit.keys import RECIPE_KEYS
 from qdit.method import quantize
 from qdit.model.base import DiffusionModel
 from qdit.nn.compiled import Calls, Compiled, calling

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qdit.config import DIT, NEUTRAL, scope_of_a_dit
+from qdit.keys import DIT, NEUTRAL, scope_of_a_dit
 from qdit.quant.named import owned
 
 Tree = dict[str, Any]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from qdit.config import DIT, NEUTRAL, scope_of_a_dit
 from qdit.errors import UserError, visible
+from qdit.keys import DIT, NEUTRAL, scope_of_a_dit
 from qdit.storage.digest import digest
 from qdit.storage.names import fits
 from qdit.storage.record_check import wrong

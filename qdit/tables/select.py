@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from qdit.config import RECIPE_KEYS
 from qdit.errors import UserError, did_you_mean
+from qdit.keys import RECIPE_KEYS
 
 Row = dict[str, Any]
 FULL_PRECISION = "fp"

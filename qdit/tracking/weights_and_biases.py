@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from qdit.config import flatten
 from qdit.errors import UserError
+from qdit.keys import flatten
 from qdit.storage.names import fitting
 from qdit.tracking.base import Values, note_reported, was_reported
 from qdit.tracking.samples import samples_table

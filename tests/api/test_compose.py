@@ -6,8 +6,8 @@ from hydra.core.global_hydra import GlobalHydra
 import qdit
 from qdit.api.compose import composed, composed_recipe
 from qdit.cli.design import Row
-from qdit.config import COMPONENTS
 from qdit.errors import UserError
+from qdit.keys import COMPONENTS
 
 
 def test_a_recipe_is_what_the_command_line_composes():

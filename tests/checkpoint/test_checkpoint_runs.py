@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from qdit.assets import CONF
 from qdit.checkpoint.manifest import MANIFEST
-from qdit.config import RECIPE_KEYS, resolved
+from qdit.config import resolved
 from qdit.errors import UserError
+from qdit.keys import RECIPE_KEYS
 from qdit.runs import run as running
 from qdit.storage.tensors import load_tensors
 

@@ -75,6 +75,14 @@ def test_what_starts_at_once_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_tables_are_read_without_hydra():
+    code = (
+        "import sys, qdit.cli.table, qdit.cli.ls, qdit.runs.versions; assert not {'hydra', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_as_a_process(tmp_path):
     result = process("study=a/b", cwd=tmp_path)  # which is seen before torch is imported
     assert result.returncode == 2

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from qdit.api.compose import composed
 from qdit.cli.recall import command, recalled
-from qdit.config import flatten, resolved
+from qdit.config import resolved
+from qdit.keys import flatten
 from qdit.runs.identity import science
 
 

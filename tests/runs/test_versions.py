@@ -18,7 +18,7 @@ RECORDS = sorted(RESULTS.rglob("result.json"))
 
 
 def nested(flat: dict) -> dict:
-    """The inverse of `qdit.config.flatten`."""
+    """The inverse of `qdit.keys.flatten`."""
     tree: dict = {}
     for key, value in flat.items():
         *path, last = key.split(".")
