@@ -16,9 +16,12 @@ RECIPES, SEEDS = (
     for grid in ("methods", "seeds")
 )
 """Of the comparison, complete, and of the seeds; test_grid_methods.py names the others."""
-MADE = {(name, "w4a4") for name in ("apq_vit", "ditas", "fq_vit", "passion_sr", "ptq_vit", "qvd", "tfmq_dm")} | {
-    ("repq_vit_renormalised", bits) for bits in ("w8a8", "w4a8", "w4a4")
-}
+AT_FOUR = ("apq_vit", "ditas", "eda_dm", "fq_vit", "passion_sr", "ptq_vit", "q_hyvit", "qvd", "tfmq_dm")
+MADE = (
+    {(name, "w4a4") for name in (*AT_FOUR, "repq_vit_renormalised")}
+    | {(name, bits) for name in ("ditas", "fq_vit", "repq_vit_renormalised") for bits in ("w8a8", "w4a8")}
+    | {("ptq_vit", "w8a8")}
+)
 """Of the seeds and their options, so far."""
 DOCUMENTS = [
     ROOT / "README.md",
