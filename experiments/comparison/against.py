@@ -27,18 +27,26 @@ read = cache(load_results)
 """Each study once, however many rows of it are named."""
 
 
-def row_of(runs_dir: Path, study: str, word: str) -> Row:
-    """The finished run of a word, of the first calibration set."""
+def row_of(runs_dir: Path, study: str, word: str, seed: int = 0) -> Row:
+    """The finished run of a word, of a seed of the noise and the first calibration set.
+
+    Raises:
+        SystemExit: there is none, or there are several.
+    """
     study, word = word.split(":", 1) if ":" in word else (study, word)
     frame = read(runs_dir, study)
     quantizer, _, bits = word.partition("@")
     found = frame[(frame.quantizer == quantizer) & (frame.bits == bits) & (frame.status == "done")]
+    found = found[found.seed == seed]
     if "calibration.seed" in found:
         found = found[found["calibration.seed"].fillna(0) == 0]
     if found.empty:
         raise SystemExit(
-            f"{word}: no such row in {study}; there are {', '.join(sorted(frame.quantizer + '@' + frame.bits))}"
+            f"{word}: no such row of seed {seed} in {study}; there are "
+            f"{', '.join(sorted(set(frame.quantizer + '@' + frame.bits)))}"
         )
+    if len(found) > 1:
+        raise SystemExit(f"{word}: {len(found)} rows of seed {seed} in {study}: {', '.join(map(str, found.run_id))}")
     return {str(key): value for key, value in found.iloc[0].items()}
 
 
@@ -54,7 +62,14 @@ def verdict(one: Row, other: Row, metric: str) -> tuple[str, bool]:
 
 
 def line(one: Row, other: Row, metrics: Sequence[str]) -> list[str]:
-    """Cells of a pair."""
+    """Cells of a pair.
+
+    Raises:
+        SystemExit: they were made under different protocols, so that sample i of one is not sample i of the other.
+    """
+    if one["protocol_id"] != other["protocol_id"]:
+        known = " and ".join(f"{row['quantizer']}@{row['bits']} ({row['protocol_id']})" for row in (one, other))
+        raise SystemExit(f"{known} were made under different protocols, and have no samples in common")
     bits = [[row["weight_bits_quantized"], row["input_bits"]] for row in (one, other)]
     costs = [", ".join("—" if pd.isna(each) else f"{each:.2f}" for each in of) for of in bits]
     found = [verdict(one, other, metric) for metric in metrics]
@@ -69,10 +84,11 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", metavar="[STUDY:]QUANTIZER@BITS", help="an even number of them")
     parser.add_argument("--runs-dir", type=Path, default=Path("experiments/comparison/results"))
     parser.add_argument("--metrics", nargs="+", default=METRICS)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     args = parser.parse_args()
     if len(args.rows) % 2:
         parser.error("rows come in pairs")
-    rows = [row_of(args.runs_dir, args.study, word) for word in args.rows]
+    rows = [row_of(args.runs_dir, args.study, word, args.seed) for word in args.rows]
     lines = [line(one, other, args.metrics) for one, other in zip(rows[::2], rows[1::2], strict=True)]
     heads = ["row", "bits W, A", "against", "bits W, A", *args.metrics, "better"]
     print(tabulate(lines, heads, "github", disable_numparse=True))

@@ -53,11 +53,21 @@ class Verdict(NamedTuple):
 
 
 def gain(runs: Runs, part: str, seed: int, metric: str) -> tuple[float, float] | None:
-    """The mean difference of a part's row and its base's over the samples of a seed, with its standard error."""
+    """The mean gain of a part's row over its base's on the samples of a seed, with its standard error.
+
+    Raises:
+        SystemExit: neither more nor less of the metric is better.
+    """
     with_it, without = (
         [run for run in runs if run["quantizer"] == name and run["seed"] == seed] for name in (part, BASES[part])
     )
-    return difference(with_it, without, metric) if with_it and without else None
+    found = difference(with_it, without, metric) if with_it and without else None
+    if found is None:
+        return None
+    higher = with_it[0].get(f"{metric}_higher_is_better")
+    if higher is None:
+        raise SystemExit(f"{metric} has no better side: neither more nor less of it is a gain")
+    return (found[0] if higher else -found[0]), found[1]
 
 
 def verdicts(runs: Runs, choose: int, judge: int, metric: str) -> list[Verdict]:

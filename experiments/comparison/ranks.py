@@ -34,13 +34,22 @@ class Side(NamedTuple):
     samples: pd.DataFrame | None
 
 
-def side(frame: pd.DataFrame, metric: str, bits: str) -> Side:
-    """The quantized runs of the first calibration set, with higher values for better ones."""
-    runs = frame[(frame.status == "done") & (frame.bits == bits)]
+def side(frame: pd.DataFrame, metric: str, bits: str, seed: int = 0) -> Side:
+    """The quantized runs of a seed of the noise and the first calibration set, with higher values for better ones.
+
+    Raises:
+        SystemExit: a recipe has several, or they were made under several protocols.
+    """
+    runs = frame[(frame.status == "done") & (frame.bits == bits) & (frame.seed == seed)]
     if "calibration.seed" in runs:
         runs = runs[runs["calibration.seed"].fillna(0) == 0]
     rows: list[dict[str, Any]] = [{str(key): value for key, value in row.items()} for row in runs.to_dict("records")]
     rows = [row for row in rows if pd.notna(row.get(metric))]
+    protocols = sorted({str(row["protocol_id"]) for row in rows})
+    if len(rows) > len({row["quantizer"] for row in rows}) or len(protocols) > 1:
+        raise SystemExit(
+            f"{metric} at {bits}: a recipe has several runs of seed {seed}, or protocols differ: {protocols}"
+        )
     sign = -1.0 if any(row.get(f"{metric.removesuffix('_delta')}_higher_is_better") is False for row in rows) else 1.0
     means = pd.Series({row["quantizer"]: sign * float(row[metric]) for row in rows}, dtype=float)
     found = {row["quantizer"]: values(row, metric) for row in rows}
@@ -92,13 +101,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="STUDY:METRIC")
     parser.add_argument("--runs-dir", type=Path, default=Path("experiments/comparison/results"))
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
     parser.add_argument("--draws", type=int, default=DRAWS)
     args = parser.parse_args()
     pairs = {word: word.partition(":")[::2] for word in args.words}
     frames = {study: load_results(args.runs_dir, study) for study, _ in pairs.values()}
     sides = {
-        bits: {word: side(frames[study], metric, bits) for word, (study, metric) in pairs.items()} for bits in args.bits
+        bits: {word: side(frames[study], metric, bits, args.seed) for word, (study, metric) in pairs.items()}
+        for bits in args.bits
     }
     print(table(args.words, sides, args.draws))
 

@@ -54,28 +54,31 @@ def difference(
 ) -> tuple[float, float] | None:
     """Return the mean difference of two methods over samples, and its standard error.
 
-    Runs of one seed that differ in their calibration are averaged first; their spread joins the error.
+    Runs of one seed that differ in their calibration are averaged first; their spread joins the error. Only seeds that
+    both have are compared; the error is never below what the differences of single seeds tell, as a seed also moves the
+    calibration data: each is another quantized model.
 
     Args:
         one, other: the runs of each method, one or several seeds.
         metric: a paired one.
 
     Returns:
-        None where a run keeps no values, or the methods were not run with the same seeds of the noise.
+        None where a run keeps no values, or the methods have no seed of the noise in common.
     """
     first, second = _by_seed(one, metric), _by_seed(other, metric)
-    if first is None or second is None or first.keys() != second.keys():
+    seeds = [seed for seed in first or () if seed in (second or ())]
+    if first is None or second is None or not seeds:
         return None
-    if any(first[seed].shape[1] != second[seed].shape[1] for seed in first):
+    both = [(first[seed], second[seed]) for seed in seeds]
+    if any(a.shape[1] != b.shape[1] or np.isinf(a).any() or np.isinf(b).any() for a, b in both):
         return None
-    if any(np.isinf(rows).any() for side in (first, second) for rows in side.values()):
-        return None
-    each = np.concatenate([first[seed].mean(0) - second[seed].mean(0) for seed in first])
-    each = _by_prompt(each, [_kept(next(run for run in one if run["seed"] == seed)).get(CLUSTERS) for seed in first])
+    by_seed = [a.mean(0) - b.mean(0) for a, b in both]
+    prompts = [_kept(next(run for run in one if run["seed"] == seed)).get(CLUSTERS) for seed in seeds]
+    each = _by_prompt(np.concatenate(by_seed), prompts)
     if len(each) < 2:
         return None
-    calibration = sum(_spread(rows) for side in (first, second) for rows in side.values()) / len(first) ** 2
-    variance = each.var(ddof=1) / len(each) + calibration
+    calibration = sum(_spread(rows) for pair in both for rows in pair) / len(seeds) ** 2
+    variance = max(each.var(ddof=1) / len(each) + calibration, _spread(np.stack(by_seed)))
     return float(each.mean()), float(variance**0.5)
 
 
@@ -104,6 +107,6 @@ def _by_prompt(each: Values, prompts: Sequence[Values | None]) -> Values:
 
 
 def _spread(rows: NDArray[np.float64]) -> float:
-    """Variance of the mean over runs of one noise, which differ in their calibration."""
+    """Variance of the mean over rows, by the spread of their means; 0 of one row."""
     means = np.nanmean(rows, 1)
     return float(means.var(ddof=1) / len(means)) if len(means) > 1 else 0.0

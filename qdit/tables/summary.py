@@ -141,6 +141,8 @@ def _mean(group: list[select.Row], keys: Sequence[str], metrics: dict[str, bool 
 
 
 def _metric(runs: list[select.Row], name: str) -> dict[str, float | None]:
+    """Mean, error and spread of a metric over the runs that have it."""
+    runs = [run for run in runs if run.get(name) is not None]
     values, deltas = _values(runs, name), _values(runs, f"{name}_delta")
     counts, noises = _values(runs, f"{name}_n"), len({run["seed"] for run in runs})
     prompts = any(run.get("dataset.file") for run in runs)

@@ -45,7 +45,16 @@ def test_seeds_of_the_noise_are_paired_one_by_one(tmp_path, hardness):
     one = [kept(tmp_path / "a0", hardness, 0), kept(tmp_path / "a1", hardness + 9, 1)]
     two = [kept(tmp_path / "b1", hardness + 8, 1), kept(tmp_path / "b0", hardness - 1, 0)]
     assert difference(one, two, "sqnr") == pytest.approx((1.0, 0.0), abs=1e-12)
-    assert difference(one, two[:1], "sqnr") is None
+    assert difference(one, two[:1], "sqnr") == pytest.approx((1.0, 0.0), abs=1e-12)  # of the seed that both have
+    assert difference(one[:1], two[:1], "sqnr") is None
+
+
+def test_models_of_several_seeds_differ_by_more_than_their_samples_tell(tmp_path, hardness):
+    """Each seed calibrates another model: the spread of the seeds' means is a lower bound of the error."""
+    gains = (0.0, 0.6, 1.2)
+    one = [kept(tmp_path / f"a{seed}", hardness + gain, seed) for seed, gain in enumerate(gains)]
+    two = [kept(tmp_path / f"b{seed}", hardness, seed) for seed in range(3)]
+    assert difference(one, two, "sqnr") == pytest.approx((0.6, np.std(gains, ddof=1) / 3**0.5), abs=1e-9)
 
 
 def test_there_is_none_without_values_or_of_other_settings(tmp_path, hardness):

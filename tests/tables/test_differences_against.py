@@ -42,7 +42,7 @@ def test_a_row_is_better_where_its_interval_leaves_zero_out_on_the_good_side(run
 
 def test_a_row_that_is_not_there_is_named_with_those_that_are(runs_dir):
     with pytest.raises(
-        SystemExit, match=r"better@w8a8: no such row in s; there are better@w4a4, level@w4a4, usual@w4a4"
+        SystemExit, match=r"better@w8a8: no such row of seed 0 in s; there are better@w4a4, level@w4a4, usual@w4a4"
     ):
         SCRIPT["row_of"](runs_dir, "s", "better@w8a8")
 
@@ -50,3 +50,11 @@ def test_a_row_that_is_not_there_is_named_with_those_that_are(runs_dir):
 def test_a_row_may_be_of_another_study(runs_dir):
     there, here = SCRIPT["row_of"](runs_dir, "other", "s:better@w4a4"), SCRIPT["row_of"](runs_dir, "s", "better@w4a4")
     assert there["run_id"] == here["run_id"]
+
+
+def test_rows_of_other_seeds_or_protocols_are_not_taken(runs_dir):
+    row = SCRIPT["row_of"](runs_dir, "s", "better@w4a4")
+    with pytest.raises(SystemExit, match="no such row of seed 1"):
+        SCRIPT["row_of"](runs_dir, "s", "better@w4a4", 1)
+    with pytest.raises(SystemExit, match="different protocols"):
+        SCRIPT["line"](row, row | {"protocol_id": "another"}, ("sqnr",))

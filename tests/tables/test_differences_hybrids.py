@@ -52,6 +52,15 @@ def test_parts_are_chosen_on_one_seed_and_adopted_by_another(runs):
     assert shown.splitlines()[5].count("—") == 3
 
 
+def test_less_is_a_gain_where_lower_is_better(runs):
+    turned = [run | {"sqnr_higher_is_better": False} for run in runs]
+    gains = [SCRIPT["gain"](each, "2_bias", 1, "sqnr")[0] for each in (runs, turned)]
+    assert gains[0] == pytest.approx(1.0, abs=0.06)
+    assert gains[1] == -gains[0]
+    with pytest.raises(SystemExit, match="no better side"):
+        SCRIPT["gain"]([run | {"sqnr_higher_is_better": None} for run in runs], "2_bias", 1, "sqnr")
+
+
 def test_rows_that_are_not_made_yet_leave_it_open(runs):
     (verdict,) = [v for v in SCRIPT["verdicts"]([r for r in runs if r["seed"]], 1, 0, "sqnr") if v.part == "2_bias"]
     assert verdict.chosen

@@ -54,3 +54,15 @@ def test_noisy_samples_widen_the_interval_and_two_recipes_have_none(tmp_path):
 def test_a_metric_of_whole_sets_has_no_interval(tmp_path):
     one = study(tmp_path, "one", LEVELS, 0.1)
     assert SCRIPT["interval"](one, one._replace(samples=None), [*LEVELS], 10) is None
+
+
+def test_a_ranking_is_of_one_seed_and_one_protocol(tmp_path):
+    study(tmp_path, "one", LEVELS, 0.1)
+    frame = load_results(tmp_path, "one")
+    write(tmp_path, record("rtn", "w4a4", {"sqnr": metric(99.0, 0.1) | SETTINGS}, study="one", seed=1))
+    assert SCRIPT["side"](load_results(tmp_path, "one"), "sqnr", "w4a4").means["rtn"] < 12
+    for changed in ({"quantizer": frame.quantizer.iloc[1]}, {"protocol_id": "another"}):
+        with pytest.raises(SystemExit, match="several runs of seed 0, or protocols differ"):
+            SCRIPT["side"](
+                frame.assign(**{key: [value, *frame[key][1:]] for key, value in changed.items()}), "sqnr", "w4a4"
+            )

@@ -4,7 +4,7 @@ import pytest
 from helpers.fake_records import column, failed, metric, record, write
 
 from qdit.tables import build_table, load_results
-from qdit.tables.summary import summarise
+from qdit.tables.summary import _metric, summarise
 
 
 @pytest.fixture
@@ -47,6 +47,22 @@ def test_recipes_that_were_repeated_at_the_same_bits_are_named_together_and_bits
     alone = [record(name, "w8a8", {"sqnr": metric(40.0, 0.1)}) for name in ("rtn", "q_dit")]
     lines = build_table(load_results(write(tmp_path / "runs", *records, *alone)), metrics=["sqnr"]).lines
     assert "over 3 seeds: q_dit, rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
+
+
+def test_seeds_without_the_metric_do_not_make_its_error_smaller():
+    having = [record("rtn", "w8a8", {"sqnr": metric(v, 1.0)}, seed=s) for s, v in enumerate((39.9, 40.1))]
+    lacking = [record("rtn", "w8a8", {"is_lite0": metric(9.0)}, seed=s) for s in (2, 3)]
+
+    def error(records):
+        return _metric([{"seed": r["seed"]} | {f"sqnr{k}": v for k, v in _flat(r).items()} for r in records], "sqnr")
+
+    assert error(having + lacking)["sqnr_stderr"] == error(having)["sqnr_stderr"] == pytest.approx(0.5**0.5)
+
+
+def _flat(made):
+    """The columns of a record's SQNR, as tables have them; none if it lacks it."""
+    own = made["metrics"].get("sqnr")
+    return {} if own is None else {"": own["value"], "_stderr": own["stderr"], "_n": own.get("n")}
 
 
 def test_seeds_all_is_a_row_each(seeded):
