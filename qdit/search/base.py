@@ -2,7 +2,7 @@
 
 A search holds config only. `problems` reports what cannot work before anything is computed. Searches for group sizes
 (`GroupSearch`) implement `allocate`, which chooses a size for every gene (the sites that share an input); `quantize`
-then assembles the chosen layers, in the same way for all of them. `qdit.search.mixed_precision` chooses bits.
+then assembles the chosen layers, in the same way for all of them. `qdit.search.bit_search` chooses bits.
 """
 
 import logging

@@ -12,49 +12,40 @@ Sensitivities are kept in the cache of the recipe and do not depend on budget, a
 budget needs no sampling. Losses of single sites are added up, as in both papers. Left out: a choice of inputs' bits.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import MinLen
 
-from qdit.calibration import CalibrationData
 from qdit.checked import Bits, Checked, Count
-from qdit.errors import UserError, from_problems
 from qdit.eval.paired import LatentMSE
 from qdit.model.base import DiffusionModel, Site
-from qdit.policies import Policy
 from qdit.quant.spec import divisors
-from qdit.quantized import Allocation, Quantized
 from qdit.recipes import Recipe
 from qdit.search import metric_groups
 from qdit.search.allocate import Allocator
-from qdit.search.base import Search
 from qdit.search.bit_budget import BitBudget, Losses, Rest
-from qdit.search.bit_space import BitSpace, Plan, Ranges
+from qdit.search.bit_search import BitBench, BitSearch
+from qdit.search.bit_space import BitSpace, Plan
 from qdit.search.budget import relaxed
 from qdit.search.metric_groups import MetricGroup, by_gene, partition
 from qdit.search.sensitivity import Cells, Measurement, Meter, Paired, whole
 from qdit.search.significance import evened, standard_error, tied
 from qdit.search.split import Share, Split
-from qdit.search.variants import BitVariants
-from qdit.setting import Setting
 from qdit.storage.digest import digest
 from qdit.storage.journal import Journal
 from qdit.storage.run_folder import RunDir
-from qdit.storage.shelf import Place, Shelf
+from qdit.storage.shelf import Shelf
 
-log = logging.getLogger("qdit")
 FORMAT = 1
 FOLDER = "sensitivity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedPrecision(Search, Checked):
+class MixedPrecision(BitSearch, Checked):
     """Chooses the bits of weights.
 
     Args:
@@ -79,19 +70,12 @@ class MixedPrecision(Search, Checked):
     ranges: Count = 4
 
     def space(self, recipe: Recipe, sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
-        """What there is to choose; steps are those of each range, if a sampler is known."""
+        """See `BitSearch`."""
         space = BitSpace.of(recipe, sites, self.widths, steps or (1,) * self.ranges)
         return space.offering(metric_groups.widths(self.groups, space.genes))
 
-    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
-        """See `Search`."""
-        try:
-            return self._problems(recipe, sites)
-        except UserError as error:  # widths that the recipe's format does not have
-            return list(error.problems)
-
-    def _problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
-        space = self.space(recipe, sites)
+    def misfits(self, space: BitSpace) -> list[str]:
+        """See `BitSearch`."""
         found = metric_groups.problems(self.groups, space.genes)
         found += [
             f"search.groups.{name}.widths={group.widths}; some of search.widths={self.widths} are needed"
@@ -103,17 +87,11 @@ class MixedPrecision(Search, Checked):
         layer = space.layers[min(space.layers)]
         sizes = {spec.group_size for spec in (layer.weight, layer.activation) if spec is not None and spec.group_size}
         bad = {(g, gene.sites[0].in_features): gene.name for gene in space.genes for g in sizes}
-        found += [
+        return [
             f"group_size={size} does not divide {name} ({channels} inputs); {divisors(channels)} do"
             for (size, channels), name in bad.items()
             if channels % size
         ]
-        return found or self.budget.problems(space, Rest.least(sites, recipe))
-
-    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
-        """The cheapest policy: the fewest bits everywhere."""
-        space = self.space(recipe, sites)
-        return space.policy(space.cheapest)
 
     def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
@@ -128,51 +106,43 @@ class MixedPrecision(Search, Checked):
             f"{self.budget.text(space, self.budget.limit(space, rest), rest)}; shown is the cheapest choice"
         )
 
-    def quantize(
-        self,
-        model: DiffusionModel,
-        recipe: Recipe,
-        collect: Callable[[], CalibrationData],
-        folder: Place | None,
-        setting: Setting,
-    ) -> Quantized:
-        """See `Search`."""
-        ranges = Ranges.of(setting.sampler.timesteps(model), self.ranges)
-        space, rest = self.space(recipe, model.sites(), ranges.steps), Rest.of(model, recipe)
-        parts = partition(self.groups, space.genes)
-        found = self.budget.problems(space, rest)
-        for name in parts:
+    def unusable(self, model: DiffusionModel, space: BitSpace) -> list[str]:
+        """Metrics that lack their weights, or are for another modality."""
+        found = []
+        for name in partition(self.groups, space.genes):
             metric = self.groups[name].metric
             found += metric.preflight(image_size=model.image_size)
             if model.modality not in metric.modalities:
                 found.append(f"search.groups.{name}: its metric is for {metric.modalities}, not for {model.modality}s")
-        if found:
-            raise from_problems(found, "this search")
-        variants = BitVariants(model, recipe, cache(collect), folder)
+        return found
+
+    def find(self, bench: BitBench) -> tuple[Plan, list[dict]]:
+        """See `BitSearch`."""
+        space, ranges, variants = bench.space, bench.ranges, bench.variants
+        parts = partition(self.groups, space.genes)
         for bits in self.widths:
             variants.at(bits)  # here, where the network is the original one, of which calibration data are
-        with variants.rewrite.installed(model), self.meter(variants, ranges, setting, folder) as meter:
+        with variants.rewrite.installed(variants.model), self.meter(bench) as meter:
             cells = Measurement(self.groups, space, ranges, variants, meter).cells(parts)
             losses = [[{} for _ in ranges.parts] for _ in space.genes]
             for numbers in parts.values():
                 for number, loss in zip(numbers, tied(evened([cells[n] for n in numbers])), strict=True):
                     losses[number] = [dict(each) for each in loss]
-            plan = self.choose(Case(space, ranges, rest, parts, losses, variants, meter))
-        quantized = variants.assembled(space, plan, ranges)
-        return replace(quantized, allocation=self.allocation(space, rest, parts, cells, plan))
+            plan = self.choose(Case(bench, parts, losses, meter))
+        return plan, recorded(space, parts, cells, plan)
 
     @contextmanager
-    def meter(self, variants: BitVariants, ranges: Ranges, setting: Setting, folder: Place | None) -> Iterator[Meter]:
+    def meter(self, bench: BitBench) -> Iterator[Meter]:
         """The meter, which locks the cache of this recipe; another process that measures the same waits."""
-        recipe = variants.recipe
+        recipe, setting = bench.variants.recipe, bench.setting
         about = {"recipe": [repr(recipe.layer), repr(recipe.rounding), repr(recipe.transform)]}
         about |= {"samples": repr(self.samples), "seed": setting.seed, "sampler": setting.sampler.protocol()}
         about |= {"repair": repr(recipe.repair)} if recipe.repair is not None else {}  # of the layers measured
-        about |= {"ranges": [[part.first, part.last, part.steps] for part in ranges.parts]}
-        place = folder / FOLDER if folder is not None else None
+        about |= {"ranges": [[part.first, part.last, part.steps] for part in bench.ranges.parts]}
+        place = bench.folder / FOLDER if bench.folder is not None else None
         with RunDir(Shelf.of(place).folder).lock(wait=True) if place is not None else nullcontext():
             header = {"ledger": FORMAT, "sensitivity": digest(about), **about}
-            yield Meter(variants.model, setting, self.samples, Journal(place, digest(about), header, whole))
+            yield Meter(bench.variants.model, setting, self.samples, Journal(place, digest(about), header, whole))
 
     def choose(self, case: "Case") -> Plan:
         """The plan of the best split.
@@ -180,8 +150,8 @@ class MixedPrecision(Search, Checked):
         Raises:
             UserError: no plan is within the budget, or samples diverged.
         """
-        space, shares = case.space, case.shares(self.budget)
-        limit = self.budget.limit(space, case.rest)
+        space, shares = case.bench.space, case.shares(self.budget)
+        limit = self.budget.limit(space, case.bench.rest)
         plans = []
         for limits in self.split.limits(shares, limit, case.error):
             bits = [[0] * len(space.steps) for _ in space.genes]
@@ -194,29 +164,7 @@ class MixedPrecision(Search, Checked):
         spent = self.budget.spent(space, best)
         if spent > relaxed(limit):
             raise RuntimeError(f"the plan costs {spent}, and the limit is {limit}")
-        log.info("search: %s", self.budget.text(space, spent, case.rest))
         return best
-
-    def allocation(
-        self, space: BitSpace, rest: Rest, parts: Mapping[str, Sequence[int]], cells: Cells, plan: Plan
-    ) -> Allocation:
-        """What is recorded: for each gene its bits, and the sensitivities by bits and range."""
-        group, bits = by_gene(parts), []
-        for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
-            measured: dict[str, Any] = {"loss": {}, "stderr": {}}
-            for width in gene.sizes:
-                values = np.stack([cell[width] for cell in cells[number]])
-                measured["loss"][str(width)] = values.mean(-1).tolist()
-                measured["stderr"][str(width)] = standard_error(values).tolist()
-            bits.append(gene.place | {"group": group[number], "bits": list(pattern)} | measured)
-        details = {
-            "budget": self.budget.text(space, self.budget.limit(space, rest), rest),
-            "spent": self.budget.text(space, self.budget.spent(space, plan), rest),
-            "mean_bits": space.mean_bits(plan),
-            "steps": list(space.steps),
-            "bits": bits,
-        }
-        return Allocation(choice=(), details=details)
 
 
 @dataclass(frozen=True)
@@ -224,26 +172,20 @@ class Case:
     """What a split and an allocation work on.
 
     Args:
-        space: the genes and their bit-widths.
-        ranges: of the sampler.
-        rest: what the model has besides.
+        bench: the space, and the layers of each bit-width.
         parts: the numbers of each group's genes.
         losses: that allocators see (`qdit.search.significance`).
-        variants: the layers of each bit-width.
         meter: measures whole groups and plans.
     """
 
-    space: BitSpace
-    ranges: Ranges
-    rest: Rest
+    bench: BitBench
     parts: Mapping[str, Sequence[int]]
     losses: Losses
-    variants: BitVariants
     meter: Meter
 
     def shares(self, budget: BitBudget) -> list[Share]:
         """The groups with their costs."""
-        space, found = self.space, []
+        space, found = self.bench.space, []
         for name, numbers in self.parts.items():
             patterns = {bits: (bits,) * len(space.steps) for bits in space.genes[numbers[0]].sizes}
             costs = {b: sum(budget.cost(space, space.genes[n], p) for n in numbers) for b, p in patterns.items()}
@@ -252,13 +194,27 @@ class Case:
 
     def error(self, share: Share, bits: int) -> float:
         """Mean squared error of the final latent with a whole group at the same bits all the time."""
-        layers = self.variants.at(bits).layers
-        names = [site.name for number in share.genes for site in self.space.genes[number].sites]
+        layers = self.bench.variants.at(bits).layers
+        names = [site.name for number in share.genes for site in self.bench.space.genes[number].sites]
         what = f"group {digest(names)} at {bits} bits"
         return float(self.meter.losses(LatentMSE(), what, lambda: {name: layers[name] for name in names}).mean())
 
     def plan_error(self, plan: Plan) -> float:
         """Mean squared error of the final latent under a plan."""
-        genes = [gene.name for gene in self.space.genes]
-        make = lambda: self.variants.assembled(self.space, plan, self.ranges).layers  # noqa: E731
+        space, ranges, variants = self.bench.space, self.bench.ranges, self.bench.variants
+        genes = [gene.name for gene in space.genes]
+        make = lambda: variants.assembled(space, plan, ranges).layers  # noqa: E731
         return float(self.meter.losses(LatentMSE(), f"plan {digest([genes, plan])}", make).mean())
+
+
+def recorded(space: BitSpace, parts: Mapping[str, Sequence[int]], cells: Cells, plan: Plan) -> list[dict]:
+    """For each gene its bits, and the sensitivities by bits and range."""
+    group, found = by_gene(parts), []
+    for number, (gene, pattern) in enumerate(zip(space.genes, plan, strict=True)):
+        measured: dict[str, Any] = {"loss": {}, "stderr": {}}
+        for width in gene.sizes:
+            values = np.stack([cell[width] for cell in cells[number]])
+            measured["loss"][str(width)] = values.mean(-1).tolist()
+            measured["stderr"][str(width)] = standard_error(values).tolist()
+        found.append(gene.place | {"group": group[number], "bits": list(pattern)} | measured)
+    return found

@@ -14,10 +14,10 @@ of the recipe; layers outside of both kinds of module keep the recipe's bits.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -29,22 +29,17 @@ from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import watching_operands
 from qdit.checked import Bits, Checked, Count
-from qdit.errors import UserError, from_problems
 from qdit.hessian.operands import chosen_points, inside
-from qdit.model.base import DiffusionModel, Site
+from qdit.model.base import Site
 from qdit.model.roles import meant
-from qdit.policies import Policy
 from qdit.quant.time_groups import split
-from qdit.quantized import Allocation, Quantized
 from qdit.recipes import Recipe
 from qdit.search.allocate import Allocator, Menu
-from qdit.search.base import Search
 from qdit.search.bit_budget import BitBudget, Rest
-from qdit.search.bit_space import BitSpace, Plan, Ranges
+from qdit.search.bit_search import BitBench, BitSearch
+from qdit.search.bit_space import BitSpace, Plan
 from qdit.search.budget import Costs
 from qdit.search.variants import BitVariants
-from qdit.setting import Setting
-from qdit.storage.shelf import Place
 
 log = logging.getLogger("qdit")
 MOST_TOKENS = 1024
@@ -91,7 +86,7 @@ def modules_of(space: BitSpace) -> list[Module]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nuclear(Search, Checked):
+class Nuclear(BitSearch, Checked):
     """Chooses one bit-width for the weights of each attention and each feed-forward.
 
     Args:
@@ -109,20 +104,17 @@ class Nuclear(Search, Checked):
     allocator: Allocator
     points: Count = 16
     needs_calibration = True
+    ranges = 1
 
-    def space(self, recipe: Recipe, sites: Sequence[Site], steps: int = 1) -> BitSpace:
-        """What there is to choose."""
-        space = BitSpace.of(recipe, sites, [*self.widths, recipe.weight_bits], (steps,))
+    def space(self, recipe: Recipe, sites: Sequence[Site], steps: Sequence[int] | None = None) -> BitSpace:
+        """See `BitSearch`."""
+        space = BitSpace.of(recipe, sites, [*self.widths, recipe.weight_bits], steps or (1,))
         chosen = {number for module in modules_of(space) for number in module.genes}
         own = {n: self.widths if n in chosen else [recipe.weight_bits] for n in range(len(space.genes))}
         return space.offering(own)
 
-    def problems(self, recipe: Recipe, sites: Sequence[Site]) -> list[str]:
-        """See `Search`."""
-        try:
-            space = self.space(recipe, sites)
-        except UserError as error:  # widths that the recipe's format does not have
-            return list(error.problems)
+    def misfits(self, space: BitSpace) -> list[str]:
+        """See `BitSearch`."""
         if not modules_of(space):
             return [
                 "search=nuclear chooses bits of attentions and feed-forwards, and none is in scope; use scope=blocks"
@@ -133,12 +125,7 @@ class Nuclear(Search, Checked):
                 f"search=nuclear decomposes each head's map of tokens by tokens, for each point and bit-width: of "
                 f"{tokens} tokens that takes hours to days; {MOST_TOKENS} are allowed; use search=ilp or another"
             ]
-        return self.budget.problems(space, Rest.least(sites, recipe))
-
-    def plan(self, recipe: Recipe, sites: Sequence[Site]) -> Policy:
-        """The cheapest policy: the fewest bits everywhere."""
-        space = self.space(recipe, sites)
-        return space.policy(space.cheapest)
+        return []
 
     def summary(self, recipe: Recipe, sites: Sequence[Site]) -> str:
         """See `Search`."""
@@ -149,38 +136,17 @@ class Nuclear(Search, Checked):
             f"{self.budget.text(space, self.budget.limit(space, rest), rest)}; shown is the cheapest choice"
         )
 
-    def quantize(
-        self,
-        model: DiffusionModel,
-        recipe: Recipe,
-        collect: Callable[[], CalibrationData],
-        folder: Place | None,
-        setting: Setting,
-    ) -> Quantized:
-        """See `Search`."""
-        ranges = Ranges.of(setting.sampler.timesteps(model), 1)
-        space, rest = self.space(recipe, model.sites(), ranges.steps[0]), Rest.of(model, recipe)
-        if found := self.budget.problems(space, rest):
-            raise from_problems(found, "this search")
-        variants, modules = BitVariants(model, recipe, cache(collect), folder), modules_of(space)
+    def find(self, bench: BitBench) -> tuple[Plan, list[dict]]:
+        """See `BitSearch`."""
+        space, variants, modules = bench.space, bench.variants, modules_of(bench.space)
         data = variants.collect()  # here, where the network is the original one
         for bits in space.layers:
             variants.at(bits)
-        with variants.rewrite.installed(model):
+        with variants.rewrite.installed(variants.model):
             norms, errors = self.compare(space, modules, variants, data)
         losses = [{b: norm * e for b, e in own.items()} for norm, own in zip(norms, errors, strict=True)]
-        plan = self.choose(space, modules, losses, rest)
-        spent = self.budget.text(space, self.budget.spent(space, plan), rest)
-        log.info("search: %s", spent)
-        details = {
-            "budget": self.budget.text(space, self.budget.limit(space, rest), rest),
-            "spent": spent,
-            "mean_bits": space.mean_bits(plan),
-            "steps": list(space.steps),
-            "bits": self.recorded(space, modules, losses, plan),
-        }
-        quantized = variants.assembled(space, plan, ranges)
-        return replace(quantized, allocation=Allocation(choice=(), details=details))
+        plan = self.choose(space, modules, losses, bench.rest)
+        return plan, self.recorded(space, modules, losses, plan)
 
     @torch.no_grad()
     def compare(

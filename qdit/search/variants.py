@@ -91,9 +91,6 @@ class Variants(Fits):
         return Quantized(policy, layers, attention, rewrite=self.rewrite)
 
 
-log = logging.getLogger("qdit")
-
-
 class BitVariants(Fits):
     """The fits of a recipe by bits of the weights."""
 
