@@ -18,22 +18,19 @@ are what a smaller step cuts off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qdit.activation.static import StaticActivation
+from qdit.activation.by_channel import ByChannel
 from qdit.calibration.reservoir import Sampled
-from qdit.checked import Checked
-from qdit.errors import UserError
-from qdit.model.roles import ROLES, is_role, meant
 from qdit.nn.clock import Clock
 from qdit.nn.quantizers import ChannelQuantizer
 from qdit.quant.affine import Affine, affine, nearest
-from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 
 
@@ -76,7 +73,7 @@ def rounded_by_channel(
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ChannelShift(StaticActivation, Checked):
+class ChannelShift(ByChannel):
     """Static quantization with a power of two a channel at some inputs; other inputs have one scale.
 
     Args:
@@ -91,35 +88,10 @@ class ChannelShift(StaticActivation, Checked):
 
     shifts: Annotated[int, Ge(0), Le(8)] = 3
     shifted: list[str] = field(default_factory=lambda: ["qkv", "ffn_up"])
+    kind, does, count, plain, where = "channel_shift", "shifts", "shifts", 0, "shifted"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        Checked.__post_init__(self)
-        if self.grid not in get_args(Grid):
-            raise UserError(
-                f"activation=channel_shift shifts integers, and grid={self.grid!r} has none; use one of "
-                f"{', '.join(get_args(Grid))}, or activation=tensor"
-            )
-        if unknown := [name for name in self.shifted if not is_role(name)]:
-            raise UserError(f"activation.shifted has roles {', '.join(unknown)}; choose from {', '.join(ROLES)}")
-
-    def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
-        """See `StaticActivation`; two regions come first."""
-        own = super().at(role, spec)
-        if own is None or own is not spec or not self.shifts or not meant(role, self.shifted):
-            return own
-        base = None if own.grid == "asymmetric" else own.grid
-        return replace(own, grid="channel_shift", shifts=self.shifts, base=base)
-
-    def quantizer(self, spec: QuantSpec, values: Sequence[Any] | None, groups: Groups, clock: Clock) -> nn.Module:
-        """See `StaticActivation`; `values` are a `Sampled` for each group of timesteps where channels have exponents.
-
-        Raises:
-            UserError: there are no values.
-        """
-        if spec.grid != "channel_shift" or values is None:
-            return super().quantizer(spec, values, groups, clock)
-        samples: Sequence[Sampled] = values
+    def calibrated(self, spec: QuantSpec, samples: Sequence[Sampled], groups: Groups, clock: Clock) -> nn.Module:
+        """See `ByChannel`."""
         whole = replace(self.spec(spec.bits), time_groups=spec.time_groups)
         ends = [self.range(sample.flat.view(1, -1), whole) for sample in samples]
         grids = [affine(lo.double(), hi.double(), whole) for lo, hi in ends]  # where -lo / top is a half, it is exactly

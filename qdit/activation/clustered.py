@@ -10,8 +10,8 @@ are clustered alike); and its cross-attention keeps the first token apart and ha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,14 @@ from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qdit.activation.static import StaticActivation
+from qdit.activation.by_channel import ByChannel
 from qdit.calibration.reservoir import Sampled
-from qdit.checked import Checked
 from qdit.errors import UserError
-from qdit.model.roles import ROLES, is_role, meant
 from qdit.nn.clock import Clock
 from qdit.nn.clusters import ClusterQuantizer
 from qdit.quant.affine import Affine, affine, nearest
 from qdit.quant.ranges import MinMax
-from qdit.quant.spec import Grid, QuantSpec
+from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 
 ROUNDS = 100  # of k-means, at most
@@ -84,7 +82,7 @@ def rounded_by_cluster(
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Clustered(StaticActivation, Checked):
+class Clustered(ByChannel):
     """Static quantization with a grid for each cluster of channels at some inputs; other inputs have one.
 
     Args:
@@ -99,40 +97,18 @@ class Clustered(StaticActivation, Checked):
 
     clusters: Annotated[int, Ge(1), Le(256)] = 8
     clustered: list[str] = field(default_factory=lambda: ["qkv", "attn_out", "ffn_up", "ffn_down"])
+    kind, does, count, plain, where = "clustered", "rounds to", "clusters", 1, "clustered"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Checked.__post_init__(self)
-        if self.grid not in get_args(Grid):
-            raise UserError(
-                f"activation=clustered rounds to integers, and grid={self.grid!r} has none; use one of "
-                f"{', '.join(get_args(Grid))}, or activation=tensor"
-            )
         if not isinstance(self.range, MinMax):
             raise UserError(
                 f"activation=clustered has the ranges that its clusters were made by, the minimum and maximum, and not "
                 f"those of {type(self.range).__name__}; use activation/range=minmax, or activation=tensor"
             )
-        if unknown := [name for name in self.clustered if not is_role(name)]:
-            raise UserError(f"activation.clustered has roles {', '.join(unknown)}; choose from {', '.join(ROLES)}")
 
-    def at(self, role: str, spec: QuantSpec | None) -> QuantSpec | None:
-        """See `StaticActivation`; two regions come first."""
-        own = super().at(role, spec)
-        if own is None or own is not spec or self.clusters == 1 or not meant(role, self.clustered):
-            return own
-        base = None if own.grid == "asymmetric" else own.grid
-        return replace(own, grid="clustered", clusters=self.clusters, base=base)
-
-    def quantizer(self, spec: QuantSpec, values: Sequence[Any] | None, groups: Groups, clock: Clock) -> nn.Module:
-        """See `StaticActivation`; `values` are a `Sampled` for each group of timesteps where channels have clusters.
-
-        Raises:
-            UserError: there are no values.
-        """
-        if spec.grid != "clustered" or values is None:
-            return super().quantizer(spec, values, groups, clock)
-        samples: Sequence[Sampled] = values
+    def calibrated(self, spec: QuantSpec, samples: Sequence[Sampled], groups: Groups, clock: Clock) -> nn.Module:
+        """See `ByChannel`."""
         ends = torch.stack([torch.stack(sample.values.aminmax(dim=1), -1) for sample in samples])
         own = clusters_of(ends, self.clusters)
         grid = cluster_grids(ends, own, self.clusters, self.spec(spec.bits))

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from qdit.nn.by_channel import ByChannelQuantizer
 from qdit.nn.clock import Clock
-from qdit.quant.affine import Affine, nearest
+from qdit.quant.affine import Affine
 from qdit.quant.books import Book, Scaled, Uniform, renormalised
 from qdit.quant.eights import Eights, is_eights
 from qdit.quant.eights import covered as eights
@@ -186,49 +187,20 @@ class BookQuantizer(nn.Module):
         return Codes(integers, scale, offset)
 
 
-class ChannelQuantizer(nn.Module):
+class ChannelQuantizer(ByChannelQuantizer):
     """Round an input [B, …, channels] to one base step times a power of two for each channel.
 
-    Args:
-        spec: bits and kind.
-        codes: the lowest and the highest code.
-        numbers: the base step and the zero point, for each group.
-        shifts: the exponents, uint8.
-        groups: of timesteps.
-        clock: shows the timesteps; with one group it is not read.
+    Its numbers [groups, 2] are the base step and the zero point, and the channels' own the exponents. Codes have a
+    scale each; integer products would need them shifted, in more than 8 bits.
     """
 
-    by_rows = True
-    has_codes = False
-    """Codes have a scale each; integer products would need them shifted, in more than 8 bits."""
-    numbers: Tensor
+    own = "shifts"
     shifts: Tensor
-    edges: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        codes: tuple[int, int],
-        numbers: Float[Tensor, "groups 2"],
-        shifts: Integer[Tensor, "groups channels"],
-        groups: Groups,
-        clock: Clock,
-    ) -> None:
-        super().__init__()
-        self.spec, self.clock, (self.low, self.high) = spec, clock, codes
-        self.register_buffer("numbers", numbers.float())
-        self.register_buffer("shifts", shifts)
-        self.register_buffer("edges", groups.tensor())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
+    def grids(self) -> tuple[Tensor, Tensor]:
+        """See `ByChannelQuantizer`; one zero point serves all channels."""
         step, zero_point = self.numbers.unsqueeze(-1).unbind(1)
-        steps = step * torch.exp2(self.shifts.float())
-        if len(self.edges):
-            now = group_of(self.clock.read(len(x)), self.edges)
-            steps, zero_point = steps[now], zero_point[now]
-        shape = len(steps), *[1] * (x.ndim - 2)
-        return nearest(x.float(), steps.view(*shape, -1), zero_point.view(*shape, 1), self.low, self.high).to(x.dtype)
+        return step * torch.exp2(self.shifts.float()), zero_point
 
 
 def static_quantizer(

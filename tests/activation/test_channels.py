@@ -13,7 +13,6 @@ from qdit.activation.channels import channel_shifts, rounded_by_channel
 from qdit.calibration import CalibrationData
 from qdit.calibration.observers import input_values
 from qdit.calibration.reservoir import Sampled, ValueReservoir
-from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.ledger import activation_storage_bits, ledger
 from qdit.method import quantize
@@ -23,7 +22,6 @@ from qdit.quant.affine import affine, nearest
 from qdit.quant.ranges import MinMax, Percentile
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL
-from qdit.rounding import GPTQ, AdaRound
 from qdit.runs.setup import build_recipe
 from qdit.transform import Trial
 
@@ -171,14 +169,6 @@ def test_groups_of_timesteps_have_exponents_of_their_own(tiny_model):
             torch.testing.assert_close(module(x), alone(x))
 
 
-@pytest.mark.parametrize("rounding", [GPTQ(), AdaRound(iterations=2)], ids=["gptq", "adaround"])
-def test_it_goes_with_every_rounding_and_is_saved(tiny_model, tmp_path, rounding):
-    made = quantize(tiny_model, recipe(shifted(), bits=(4, 4), rounding=rounding), points)
-    found = output(tiny_model, made)
-    save(made, tmp_path, provenance(tiny_model))
-    assert torch.equal(output(tiny_model, load(tmp_path, tiny_model)), found)
-
-
 def test_the_ledger_counts_shifted_operands_and_exponents(tiny_model):
     spec = QuantSpec(bits=4, granularity="tensor", grid="channel_shift", dynamic=False, shifts=3)
     assert activation_storage_bits(spec, channels=32) == 16 + 4 + 2 * 32
@@ -195,12 +185,8 @@ def test_the_ledger_counts_shifted_operands_and_exponents(tiny_model):
 
 
 def test_mistakes_are_named(tiny_model):
-    for changes, message in (
-        ({"shifts": -1}, "shifts=-1"),
-        ({"grid": "e2m1"}, "channel_shift shifts integers"),
-    ):
-        with pytest.raises(UserError, match=message):
-            shifted(**changes)
+    with pytest.raises(UserError, match="shifts=-1"):
+        shifted(shifts=-1)
     with pytest.raises(UserError, match="goes with grid 'channel_shift' alone"):
         QuantSpec(bits=4, shifts=2)
     with pytest.raises(UserError, match="base='symmetric': one of asymmetric,"):
