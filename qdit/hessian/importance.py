@@ -10,11 +10,12 @@ runs the network anew for each layer; weight ranges that it chooses from 2,048 r
 head; the importance of its scores follows from that.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,26 +32,6 @@ from qdit.nn.patches import patch_size
 TOKENS = 1024  # in one backward pass, which holds all their activations at once: 4 points of DiT-XL/2
 
 
-class Sloped(Protocol):
-    """A loss whose squared gradients weigh errors. Config only."""
-
-    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
-        """The points at which gradients are taken: as many, at the same times, of the same classes."""
-        ...
-
-    def slopes(
-        self, output: Float[Tensor, "B C h w"], points: Int[Tensor, " B"], seed: int
-    ) -> Iterator[Float[Tensor, "B C h w"]]:
-        """The target's gradient with respect to the predicted noise, for each probe.
-
-        Args:
-            output: the predicted noise.
-            points: indices of the points; random draws depend on them and on `seed` alone.
-            seed: of the random streams.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Importance:
     """The mean squared gradient of an output, on the CPU; of an attention's output by head."""
@@ -61,11 +42,42 @@ class Importance:
     """Over rows."""
 
 
+class Gradient(ABC):
+    """Base of a loss whose squared gradients weigh errors. Config only."""
+
+    @abstractmethod
+    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
+        """The points at which gradients are taken: as many, at the same times, of the same classes."""
+
+    @abstractmethod
+    def slopes(
+        self, output: Float[Tensor, "B C h w"], points: Int[Tensor, " B"], seed: int
+    ) -> Iterator[Float[Tensor, "B C h w"]]:
+        """The target's gradient with respect to the predicted noise, for each probe.
+
+        Args:
+            output: the predicted noise.
+            points: indices of the points; random draws depend on them and on `seed` alone.
+            seed: of the random streams.
+        """
+
+    def importances(
+        self,
+        model: DiffusionModel,
+        data: CalibrationData,
+        sites: Sequence[Site],
+        seed: int,
+        attentions: Sequence[Attention] = (),
+    ) -> dict[str, Importance]:
+        """See `output_importances`."""
+        return output_importances(model, data, sites, self, seed, attentions)
+
+
 def output_importances(
     model: DiffusionModel,
     data: CalibrationData,
     sites: Sequence[Site],
-    target: Sloped,
+    target: Gradient,
     seed: int,
     attentions: Sequence[Attention] = (),
 ) -> dict[str, Importance]:

@@ -4,7 +4,6 @@ How gradients become importances is in `qdit.hessian.importance`.
 """
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.checked import Checked, Count
 from qdit.errors import UserError
-from qdit.hessian.importance import Importance, even_importances, output_importances
+from qdit.hessian.importance import Gradient, Importance, even_importances
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.model.checks import predicts
 from qdit.seeding import noise
@@ -39,36 +38,13 @@ class Target(Protocol):
         ...
 
 
-class _Gradient(ABC):
-    """Base of a target that is a loss: its squared gradients weigh errors (`qdit.hessian.importance.Sloped`)."""
-
-    @abstractmethod
-    def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
-        """See `Sloped`."""
-
-    @abstractmethod
-    def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
-        """See `Sloped`."""
-
-    def importances(
-        self,
-        model: DiffusionModel,
-        data: CalibrationData,
-        sites: Sequence[Site],
-        seed: int,
-        attentions: Sequence[Attention] = (),
-    ) -> dict[str, Importance]:
-        """See `Target`."""
-        return output_importances(model, data, sites, self, seed, attentions)
-
-
 def drawn(like: Tensor, points: Tensor, stream: str, seed: int) -> Tensor:
     """Normal noise shaped as `like`; each point's row comes from a random stream of its own."""
     return torch.stack([noise(seed, stream, int(point), like.shape[1:]) for point in points]).to(like)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Checked, _Gradient):
+class Probe(Checked, Gradient):
     """The product of the prediction with normal noise v: E (Jᵀv)² is the diagonal of JᵀJ, J the output's Jacobian.
 
     That is the Hessian of half the squared distance to the full-precision prediction (Gauss-Newton, exact there).
@@ -83,17 +59,17 @@ class Probe(Checked, _Gradient):
     probes: Count = 2
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
-        """See `Sloped`."""
+        """See `Gradient`."""
         return data
 
     def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
-        """See `Sloped`."""
+        """See `Gradient`."""
         for probe in range(self.probes):
             yield drawn(output, points, f"hessian probe {probe}", seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionLoss(_Gradient):
+class DiffusionLoss(Gradient):
     """The distance of the prediction to the noise in its input: the diffusion loss, as the paper is read literally.
 
     It is not known which noise is in a point of a sampling trajectory. So the noise that the network predicts there,
@@ -101,7 +77,7 @@ class DiffusionLoss(_Gradient):
     """
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
-        """See `Sloped`.
+        """See `Gradient`.
 
         Raises:
             UserError: the model does not predict noise.
@@ -124,24 +100,24 @@ class DiffusionLoss(_Gradient):
         return replace(data, x=torch.cat(parts))
 
     def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
-        """See `Sloped`."""
+        """See `Gradient`."""
         yield output - drawn(output, points, "hessian noise", seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LegacyKL(_Gradient):
+class LegacyKL(Gradient):
     """The release's target: the divergence of the prediction's softmax over the latents' width from its own.
 
     Its gradient is 0, so that what is squared is floating-point error; it is here to reproduce the release.
     """
 
     def points(self, model: DiffusionModel, data: CalibrationData, seed: int) -> CalibrationData:
-        """See `Sloped`."""
+        """See `Gradient`."""
         log.warning("target legacy_kl: its gradient is zero at full precision; ranges are weighted by rounding noise")
         return data
 
     def slopes(self, output: Tensor, points: Tensor, seed: int) -> Iterator[Tensor]:
-        """See `Sloped`."""
+        """See `Gradient`."""
         with torch.enable_grad():
             leaf = output.detach().requires_grad_()
             loss = F.kl_div(leaf.log_softmax(-1), output.detach().softmax(-1), reduction="batchmean")
