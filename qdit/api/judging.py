@@ -72,8 +72,9 @@ def judge(
     extract = extractors_of(measures, judged.device)
 
     def draw(of: Called) -> Drawn:
-        batches = source.batches(0, n, config["batch_size"], seed)
+        batches = list(source.batches(0, n, config["batch_size"], seed))
         chunks = [sampler.sample(of, *batch, seed).cpu() for batch in batches]
-        return Drawn(chunks, of.decode, extract, framewise=of.framewise)
+        about: dict[str, Any] = source.asked([number for _, labels in batches for number in labels.tolist()])
+        return Drawn(chunks, of.decode, extract, framewise=of.framewise, **about)
 
     return compared(measures, draw(judged), draw(full))

@@ -140,9 +140,10 @@ def fidelity(
     extract = extractors_of(measures, model.device)
 
     def draw(of: DiffusionModel) -> Drawn:
-        batches = dataset.batches(0, n, config["batch_size"], seed)
+        batches = list(dataset.batches(0, n, config["batch_size"], seed))
         chunks = [sampler.sample(of, *batch, seed).float().cpu() for batch in batches]
-        return Drawn(chunks, of.decode, extract, framewise=of.framewise)
+        about: dict[str, Any] = dataset.asked([number for _, labels in batches for number in labels.tolist()])
+        return Drawn(chunks, of.decode, extract, framewise=of.framewise, **about)
 
     if reference is None:
         with installed.full_precision(pipe.transformer):

@@ -161,7 +161,8 @@ def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting
         return None
     if not isinstance(data, Trajectories):
         raise UserError("this recipe searches, and samples for it: give data=qdit.calibrate(pipe), or use qdit.run")
-    prepared = method.search.preflight(data.dataset.reference, Path("cache"), data.dataset.image_size)
+    dataset = data.dataset
+    prepared = method.search.preflight(dataset.reference, Path("cache"), dataset.image_size, dataset, seed)
     return Setting(sampler=data.sampler, dataset=data.dataset, seed=seed, prepared=prepared)
 
 

@@ -39,6 +39,15 @@ class Source(ABC):
         names = self.class_names()
         return [names[number] for number in self.labels(list(range(count)), seed).tolist()]
 
+    def clusters_of(self, numbers: Sequence[int]) -> list[str] | None:
+        """The id of each condition, by which errors are grouped; None for classes, whose samples are separate."""
+        return None
+
+    def asked(self, numbers: Sequence[int]) -> dict[str, list[str] | None]:
+        """`prompts` and `clusters` of samples in memory (`qdit.eval.samples.Drawn`), by their conditions."""
+        names = self.class_names()
+        return {"prompts": [names[number] for number in numbers], "clusters": self.clusters_of(numbers)}
+
     @abstractmethod
     def class_names(self) -> list[str]:
         """Return a caption for each number."""

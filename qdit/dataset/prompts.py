@@ -177,6 +177,11 @@ class Prompts(Source):
         """The name of each evaluated prompt, by which errors of its samples are grouped."""
         return [caption.id for caption in self.captions]
 
+    def clusters_of(self, numbers: Sequence[int]) -> list[str]:
+        """The name of each prompt, of calibration's too."""
+        ids = [caption.id for caption in (*self.captions, *self.calibration)]
+        return [ids[number] for number in numbers]
+
     def protocol(self) -> str:
         """Name what changes the conditions, readably."""
         negative = f"|negative={digest(self.negative)}" if self.negative else ""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from qdit.calibration import CalibrationData
+from qdit.dataset.base import Source
 from qdit.eval.preflight import Prepared, prepare
 from qdit.model.base import DiffusionModel, Site
 from qdit.policies import Policy
@@ -23,6 +24,7 @@ from qdit.search.budget import Budget, Costs
 from qdit.search.objective import Objective
 from qdit.search.space import Space
 from qdit.search.variants import Variants
+from qdit.seeding import SEARCH
 from qdit.setting import Setting
 from qdit.storage.shelf import Place
 
@@ -83,16 +85,30 @@ class Search(ABC):
     ) -> Quantized:
         """Search, and assemble the model from the layers that were found; arguments as `qdit.method.quantize`."""
 
-    def preflight(self, dataset: str, cache_dir: Path, image_size: int | None = None) -> Prepared:
+    def preflight(
+        self, dataset: str, cache_dir: Path, image_size: int | None = None, source: Source | None = None, seed: int = 0
+    ) -> Prepared:
         """The objective's extractors and references.
 
+        Args:
+            dataset: name of the data set whose reference is wanted.
+            cache_dir: where `qdit-refs` keeps references.
+            image_size: pixels along a side of the images; None leaves it unchecked.
+            source: what samples are conditioned on; None leaves unchecked whether the metric can read it.
+            seed: the run's.
+
         Raises:
-            UserError: weights or reference statistics are missing, or these are of images of another size.
+            UserError: weights or reference statistics are missing, these are of images of another size, or the metric
+                cannot judge the prompts of candidates.
         """
         if (objective := self.measured) is None:
             return Prepared({}, {})
         metrics = {"objective": objective.metric}
-        about = {"dataset": dataset, "cache_dir": cache_dir, "image_size": image_size}
+        about: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir, "image_size": image_size}
+        if source is not None:
+            drawn = range(SEARCH, SEARCH + objective.num_samples)
+            numbers = source.labels(drawn, seed + objective.seed).tolist()
+            about |= {"prompts": source.asked(numbers)["prompts"], "suite": source.suite}
         return prepare(metrics, n=objective.num_samples, group="search", **about)
 
 

@@ -8,6 +8,7 @@ are drawn once; a distribution metric with reference statistics, which must be t
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -81,9 +82,10 @@ class Judge:
     def draw(self) -> Drawn:
         """The samples of the model as it is now."""
         wanted, sampler = self.objective, self.setting.sampler
-        batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
+        batches = list(self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed))
         chunks = [sampler.sample(self.model, *batch, self.seed).float().cpu() for batch in batches]
-        about = {"framewise": self.model.framewise, "frames_per_second": self.model.frames_per_second}
+        about: dict[str, Any] = {"framewise": self.model.framewise, "frames_per_second": self.model.frames_per_second}
+        about |= self.setting.dataset.asked([number for _, labels in batches for number in labels.tolist()])
         return Drawn(chunks, self.model.decode, self._extractor, **about)
 
     @cached_property

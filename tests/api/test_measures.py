@@ -42,6 +42,18 @@ def test_fidelity_is_that_of_the_metrics_with_errors(tiny_pipe):
     assert frame["w8a8"].n.tolist() == [4, 4]
 
 
+def test_metrics_are_told_what_samples_show(tiny_pipe, monkeypatch):
+    found = []
+    compared = lambda measures, *drawn: found.extend(drawn)  # noqa: E731
+    for module in ("measures", "judging"):
+        monkeypatch.setattr(f"qdit.api.{module}.compared", compared)
+    qdit.quantize(tiny_pipe.transformer, "rtn", bits="w8a8")
+    qdit.fidelity(tiny_pipe, "sampler.steps=2", n=3)
+    qdit.judge(tiny_pipe, tiny_pipe, "sampler.steps=2", n=3, metrics=["psnr"])
+    assert len(found) == 4
+    assert all(len(each.prompts) == each.n == 3 and each.clusters is None for each in found)
+
+
 def test_metrics_of_a_data_set_are_refused(tiny_pipe):
     with pytest.raises(UserError, match=r"fid_lite0 compares no pairs.*qdit\.run"):
         qdit.fidelity(tiny_pipe, metrics=["fid_lite0"])

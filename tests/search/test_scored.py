@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.prompts import prompts
 
 from qdit.activation import DynamicActivation
 from qdit.dataset.base import Dataset
 from qdit.errors import UserError
 from qdit.eval.distribution import FID
 from qdit.eval.paired import SQNR, LatentMSE
+from qdit.eval.per_sample import PerSample
 from qdit.method import quantize
 from qdit.quant.ranges import MinMax
 from qdit.rounding import GPTQ
@@ -294,6 +296,39 @@ def test_references_of_the_objective_are_found_before_sampling(parts, tmp_path):
     with pytest.raises(UserError, match=r"search.objective: no lite0 reference statistics of cats"):
         search.preflight("cats", tmp_path)
     assert parts.evolution().preflight("cats", tmp_path).references == {}
+
+
+class OfPrompts(PerSample):
+    """A metric that reads prompts, as EmojiMatch does: it keeps what it was shown."""
+
+    higher_is_better = True
+
+    def unreadable(self, prompts):
+        return ["it reads no cats"] if "a cat" in prompts else []
+
+    def each(self, samples, full_precision):
+        assert samples.prompts, "no prompts are known"
+        OfPrompts.shown = list(samples.prompts), samples.clusters
+        return torch.arange(samples.n).double()
+
+
+def test_an_objective_that_reads_prompts_gets_them_before_and_after_sampling(parts, tiny_model, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dog", "id": "d"}\n{"prompt": "an owl", "id": "o"}\n')
+    objective = parts.objective(OfPrompts(), name="of_prompts")
+    search = parts.evolution(objective=objective, population=2, generations=0)
+    setting = parts.setting(dataset=(dataset := prompts(file=str(tmp_path / "p.jsonl"))))
+    search.preflight("none", tmp_path, None, dataset, 0)
+    assert quantize(tiny_model, parts.recipe(search=search), parts.data, None, setting).allocation is not None
+    first = SEARCH % 2
+    names = [["a dog", "an owl"][(first + n) % 2] for n in range(3)]
+    assert OfPrompts.shown == (names, [{"a dog": "d", "an owl": "o"}[name] for name in names])
+    (tmp_path / "c.txt").write_text("a cat\nan owl\n")
+    mine = prompts(file=str(tmp_path / "p.jsonl"), calibration_file=str(tmp_path / "c.txt"))
+    with pytest.raises(UserError, match="search.objective: it reads no cats"):  # candidates have calibration's prompts
+        search.preflight("none", tmp_path, None, mine, 0)
+    judge = Judge(objective, tiny_model, parts.setting())
+    assert judge.draw().prompts[0].startswith("class ")
+    assert judge.draw().clusters is None
 
 
 def test_an_fid_can_be_the_objective(parts, tiny_model, tmp_path):
