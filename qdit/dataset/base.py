@@ -43,6 +43,10 @@ class Source(ABC):
         """The id of each condition, by which errors are grouped; None for classes, whose samples are separate."""
         return None
 
+    def shared_with_evaluation(self) -> str | None:
+        """A sentence where samples of a search may have the evaluation's conditions one by one; None for classes."""
+        return None
+
     def asked(self, numbers: Sequence[int]) -> dict[str, list[str] | None]:
         """`prompts` and `clusters` of samples in memory (`qdit.eval.samples.Drawn`), by their conditions."""
         names = self.class_names()

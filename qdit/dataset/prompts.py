@@ -177,6 +177,12 @@ class Prompts(Source):
         """The name of each evaluated prompt, by which errors of its samples are grouped."""
         return [caption.id for caption in self.captions]
 
+    def shared_with_evaluation(self) -> str | None:
+        """A sentence if calibration has no prompts of its own."""
+        if self.calibration:
+            return None
+        return "prompts of the search may be evaluated ones; dataset.calibration_file gives it others"
+
     def clusters_of(self, numbers: Sequence[int]) -> list[str]:
         """The name of each prompt, of calibration's too."""
         ids = [caption.id for caption in (*self.captions, *self.calibration)]

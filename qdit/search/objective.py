@@ -1,10 +1,13 @@
 """The objective of a search: any metric of `qdit.eval`, on a few samples drawn for it.
 
-Q-DiT scores candidates by FID (by FVD for video). All candidates get the same noise and labels, which are neither those
-that the run is evaluated on nor those of the calibration. A paired metric compares with full-precision samples, which
-are drawn once; a distribution metric with reference statistics, which must be there before anything is computed.
+Q-DiT scores candidates by FID (by FVD for video). All candidates get the same noise and labels. The noise is
+neither that of the evaluation nor that of the calibration; nor are the drawn labels of a model of classes. Prompts are
+those of calibration where they have a file, and else may be the evaluated ones. A paired metric compares with
+full-precision samples, which are drawn once; a distribution metric with reference statistics, which must be there
+before anything is computed.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +23,8 @@ from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
 from qdit.seeding import SEARCH
 from qdit.setting import Setting
+
+log = logging.getLogger("qdit")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ class Objective(Checked):
         return score.value if self.metric.higher_is_better else -score.value
 
 
+def warn_of_shared(setting: Setting) -> None:
+    """Log that what a search is about to draw may be what the run is evaluated on."""
+    if (shared := setting.dataset.shared_with_evaluation()) is not None:
+        log.warning("search: %s", shared)
+
+
 class Judge:
     """Scores quantized models under an objective.
 
@@ -78,6 +89,7 @@ class Judge:
     def __init__(self, objective: Objective, model: DiffusionModel, setting: Setting) -> None:
         self.objective, self.model, self.setting = objective, model, setting
         self.seed = setting.seed + objective.seed
+        warn_of_shared(setting)
 
     def draw(self) -> Drawn:
         """The samples of the model as it is now."""

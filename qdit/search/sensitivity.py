@@ -1,9 +1,10 @@
 """Sensitivities: how much harm a few quantized layers do, by paired samples with and without them.
 
 ViDiT-Q (arXiv 2406.02540): the sensitivity of layer, bits and range of timesteps is the loss of its group's metric when
-that layer alone is quantized, in that range alone. All measurements have the same noise and labels, which are neither
-those that a run is evaluated on nor those of the calibration. The loss of each sample is kept, so that differences have
-the standard error of paired differences. Each measurement is kept on disk.
+that layer alone is quantized, in that range alone. All measurements have the same noise and labels. The noise is
+neither that of the evaluation nor that of the calibration; nor are the drawn labels of a model of classes. Prompts are
+those of calibration where they have a file, and else may be the evaluated ones. The loss of each sample is kept, so
+that differences have the standard error of paired differences. Each measurement is kept on disk.
 
 Steps before the first quantized one are those of full precision: their outputs are recorded once and played back.
 """
@@ -28,6 +29,7 @@ from qdit.nn.replace import replaced
 from qdit.nn.switch import Now, TimedLinear
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.metric_groups import MetricGroup, by_gene
+from qdit.search.objective import warn_of_shared
 from qdit.search.space import Gene
 from qdit.search.variants import BitVariants
 from qdit.seeding import SEARCH
@@ -100,6 +102,7 @@ class Meter:
         for entry in self.journal.entries:
             self.known[entry["what"], entry["metric"]] = np.array(entry["values"], dtype=np.float64)
         self.seed = self.setting.seed + self.samples.seed
+        warn_of_shared(self.setting)
         self.steps = len(self.setting.sampler.timesteps(self.model))
 
     def draw(self, first: int = 0) -> Drawn:

@@ -21,9 +21,11 @@ from qdit.search import Fixed, RandomSearch
 from qdit.search import scored as scoring
 from qdit.search.budget import Bytes, MeanGroup
 from qdit.search.objective import Judge, Score
+from qdit.search.sensitivity import Meter, Paired, whole
 from qdit.search.space import Space, uniform_policy
 from qdit.search.variants import Variants
 from qdit.seeding import SEARCH
+from qdit.storage.journal import Journal
 from qdit.weight import WeightGrid
 
 
@@ -329,6 +331,22 @@ def test_an_objective_that_reads_prompts_gets_them_before_and_after_sampling(par
     judge = Judge(objective, tiny_model, parts.setting())
     assert judge.draw().prompts[0].startswith("class ")
     assert judge.draw().clusters is None
+
+
+def test_a_search_on_evaluated_prompts_says_so_once(parts, tiny_model, tmp_path, caplog):
+    (tmp_path / "p.txt").write_text("a dog\nan owl\n")
+    (tmp_path / "c.txt").write_text("a cat\n")
+    made = [prompts(file=str(tmp_path / "p.txt"))]
+    made.append(prompts(file=str(tmp_path / "p.txt"), calibration_file=str(tmp_path / "c.txt")))
+    said = []
+    for dataset in (*made, parts.setting().dataset):
+        caplog.clear()
+        Meter(tiny_model, parts.setting(dataset=dataset), Paired(num_samples=2), Journal(None, "", {}, whole))
+        assert len(caplog.records) <= 1
+        count = len(caplog.records)
+        Judge(parts.objective(), tiny_model, parts.setting(dataset=dataset))
+        said.append((count, len(caplog.records) - count))
+    assert said == [(1, 1), (0, 0), (0, 0)]
 
 
 def test_an_fid_can_be_the_objective(parts, tiny_model, tmp_path):
