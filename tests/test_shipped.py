@@ -20,7 +20,7 @@ AT_FOUR = ("apq_vit", "ditas", "eda_dm", "fq_vit", "passion_sr", "ptq_vit", "q_h
 MADE = (
     {(name, "w4a4") for name in (*AT_FOUR, "repq_vit_renormalised")}
     | {(name, bits) for name in ("ditas", "fq_vit", "repq_vit_renormalised") for bits in ("w8a8", "w4a8")}
-    | {("ptq_vit", "w8a8")}
+    | {("ptq_vit", "w8a8"), ("ptq_vit", "w4a8"), ("tfmq_dm", "w8a8")}
 )
 """Of the seeds and their options, so far."""
 DOCUMENTS = [

@@ -64,6 +64,8 @@ def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Metho
         near = get_close_matches(str(name), known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"there is no recipe {name!r}; {hint}There are {', '.join(sorted({*known} - {*NO_METHOD}))}")
+    if not isinstance(bits, str):
+        raise UserError(f"bits={bits!r} is no name; name the bits of weights and inputs, as 'w4a8' does")
     config = resolved(composed(f"quantizer={name}", f"bits={bits}", *words))
     check(config)
     if (made := build_recipe(config)) is None:

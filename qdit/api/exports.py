@@ -12,13 +12,13 @@ from qdit.api.compose import composed, composed_recipe
 from qdit.api.measures import cost
 from qdit.api.models import load
 from qdit.assets import CONF
-from qdit.checkpoint.installed import needed
+from qdit.checkpoint.installed import needed, replacements
 from qdit.cli import recall
 from qdit.cli.design import NO_METHOD
 from qdit.errors import UserError
 from qdit.exports import history
 from qdit.exports.card import About, card
-from qdit.exports.forms import Form, forms_of
+from qdit.exports.forms import Form, form_of, forms_of
 from qdit.exports.kinds import cures
 from qdit.exports.targets import TARGETS, Target, empty_folder, saved, target_of, upload
 from qdit.exports.torchao import incurable
@@ -75,7 +75,7 @@ def export(model: Any, folder: str | Path, to: str = "torchao", *, near: bool = 
             f"{'pipe' if whole else 'transformer'} = {read}",
         ),
         cost=cost(network),
-        near=near,
+        near=near and to == "torchao" and any(map(_near, replacements(needed(network).quantized).values())),
         base=_base(config),
         config=recipe,
         record=record,
@@ -85,6 +85,12 @@ def export(model: Any, folder: str | Path, to: str = "torchao", *, near: bool = 
     card(about).save(place / "README.md")
     if push is not None:
         upload(place, push)
+
+
+def _near(layer: torch.nn.Module) -> bool:
+    """Whether torchao would round the layer's inputs with other steps than qdit's."""
+    spec = form_of(layer).inputs
+    return spec is not None and spec.grid == "symmetric" and spec.dynamic
 
 
 def _quantized(run: Path, config: dict[str, Any]) -> Any:
@@ -147,7 +153,7 @@ def _row(name: str, bits: str, model: DiffusionModel) -> dict[str, str]:
             needed.append("correction=none")  # it is the sampler's, and not in the transformer
         own = forms()
     except UserError as error:
-        return dict.fromkeys(TARGETS, f"no: {error}")
+        return dict.fromkeys(TARGETS, f"no: {' '.join(str(error).split())}")
     return {target: _cell(TARGETS[target], own, needed, forms) for target in TARGETS}
 
 

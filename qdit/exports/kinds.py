@@ -86,7 +86,7 @@ def int8_lacks(form: Form, near: bool) -> Iterator[Lack]:
     weight, spec = form.weight, form.inputs
     dequantized = spec is None and weight is not None and weight.granularity == "group"  # only then are they read
     if weight is not None and weight.is_integer and not dequantized:
-        if not weight.symmetric:
+        if not weight.symmetric or weight.grid == "unsigned":  # whose zero point is fixed, and not 0 once it is centred
             yield Lack("zero points of weights", "weight.grid=symmetric")
         if weight.granularity == "group":
             yield Lack("groups of weights", "weight=row")

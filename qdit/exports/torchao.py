@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qdit.checkpoint.installed import Installed, needed, replacements
+from qdit.checkpoint.installed import Installed, check_without_adapter, needed, replacements
 from qdit.errors import UserError
 from qdit.exports.forms import Form, form_of
 from qdit.exports.kinds import kind_of, shared, why_not
@@ -50,10 +50,12 @@ def stock(model: Any, near: bool = False) -> Any:
         near: whether symmetric inputs may be rounded with torchao's steps, of max / 127.5 instead of max / 127.
 
     Raises:
-        UserError: torchao is missing or too old, or has no tensor for a layer; the message names the part that hinders.
+        UserError: torchao is missing or too old, has no tensor for a layer (the message names the part that hinders),
+            or the model has an adapter in place.
     """
     check_torchao()
     state = needed(model)
+    check_without_adapter(model)
     forms = {name: form_of(each) for name, each in replacements(state.quantized).items()}
     if found := hindered(forms, near):
         reasons = [

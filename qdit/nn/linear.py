@@ -175,7 +175,7 @@ class QuantLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         learning = torch.is_grad_enabled() and x.requires_grad
-        if not learning and self.multiplied != "simulated":
+        if not learning and self.multiplied != "simulated" and x.numel():
             codes, (out, channels) = codes_of(self.quantizer, x), self.shape
             if isinstance(codes, Eights):
                 assert self.rounded is not None

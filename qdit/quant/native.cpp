@@ -294,6 +294,7 @@ template <class Work> void spread(long count, long threads, const Work& work) {
 template <class Kernel> void multiply(const Product& p, long threads) {
     const long most = std::clamp(CHUNK_BYTES / p.channels / CHUNK, 1L, 5L) * CHUNK;
     const long each = (p.rows + threads - 1) / threads;
+    if (p.rows == 0) return;
     const long chunk = std::min((each + Kernel::ROWS - 1) / Kernel::ROWS * Kernel::ROWS, most);
     const long chunks = (p.rows + chunk - 1) / chunk;
     spread(chunks, threads, [&p, chunk](long from, long to) {

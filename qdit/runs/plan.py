@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -29,10 +30,15 @@ def describe(config: dict[str, Any]) -> None:
     policy = parts.policy()
     console = Console(width=None if Console().is_terminal else 240)
     table = headed(config["name"])
-    for row in [*site_rows(parts, policy), *operand_rows(parts.model.attentions(), policy)]:
-        table.add_row(*row)
+    left: dict[str, list[str]] = {}
+    for site, *cells, why in [*site_rows(parts, policy), *operand_rows(parts.model.attentions(), policy)]:
+        table.add_row(site, *cells)
+        if why:
+            left.setdefault(why, []).append(site)
     costs = parts.costs(policy)
     console.print(table)
+    for why, sites in left.items():
+        console.print(f"in full precision ({why}): {', '.join(sites)}", highlight=False)
     console.print(costs_text(parts, policy, costs), highlight=False)
     console.print(memory_text(parts, build(config["model"])), highlight=False)
     if parts.loaded is not None:
@@ -44,20 +50,20 @@ def describe(config: dict[str, Any]) -> None:
 
 
 def headed(title: str) -> Table:
-    """The table without its rows."""
-    table = Table(title=title)
-    for column in ("site", "count", "role", "out × in"):
+    """The table without its rows; names of sites fold where a terminal is narrow, bits do not go."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("site", overflow="fold", min_width=14)
+    for column in ("count", "role", "out × in"):
         table.add_column(column, no_wrap=True)
     for column in ("weight", "input"):
-        table.add_column(column)
+        table.add_column(column, min_width=10)
     for column in ("MB", "GBitOps"):
         table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("in full precision because")
     return table
 
 
 def site_rows(parts: Setup, policy: Policy) -> Iterator[list[str]]:
-    """The sites as rows of the table, those of all blocks that are alike as one."""
+    """The sites as rows of the table, those of all blocks that are alike as one, with why they are left alone."""
     none = LayerSpec(weight=None, activation=None)
 
     def kind(site: Site) -> tuple:

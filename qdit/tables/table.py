@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from qdit.errors import UserError, did_you_mean
+from qdit.keys import COMPONENTS
 from qdit.tables import families, select
 from qdit.tables.floor import LABEL, floor
 from qdit.tables.marks import Mark, judge
@@ -189,11 +190,17 @@ def _bits_are_known(summary: Summary) -> bool:
 
 
 def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
-    """Group the rows of the summary into printed lines; full precision is one line per protocol."""
+    """Group the rows of the summary into printed lines; full precision is one line per protocol.
+
+    Its record names parts, those of the recipe that it was made for, and has none of them: its label is its name.
+    """
     lines: Lines = defaultdict(list)
+    parts = [key for key in labels if key.split(".")[0] in ("quantizer", *COMPONENTS)]
     for row in summary.rows:
-        text = (select.shown(row[key]) if row[key] is not None else "" for key in labels)
-        lines[tuple(FULL if t == select.FULL_PRECISION else t for t in text)].append(row)
+        text = {key: select.shown(row[key]) if row[key] is not None else "" for key in labels}
+        if row["quantizer"] == select.FULL_PRECISION and labels:
+            text |= dict.fromkeys(parts, "") | {(parts or labels)[0]: FULL}
+        lines[tuple(text.values())].append(row)
     return lines
 
 

@@ -17,6 +17,11 @@ def test_a_recipe_is_what_the_command_line_composes():
     assert qdit.recipe("q_dit", "rounding=nearest", "weight.group_size=32", bits="w8a8") == method
 
 
+def test_bits_are_a_name():
+    with pytest.raises(UserError, match=r"bits=4 is no name.*'w4a8'"):
+        qdit.recipe("rtn", bits=4)  # type: ignore[arg-type]
+
+
 def test_names_that_look_like_numbers_stay_names_and_hydra_is_left_as_it_was():
     assert composed("study=2026_11_28").study == "2026_11_28"
     assert not GlobalHydra.instance().is_initialized()

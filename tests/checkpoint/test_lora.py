@@ -144,6 +144,14 @@ def test_variants_that_need_the_original_are_refused(change, dit):
         peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["to_q"], **change), network)
 
 
+def test_no_export_leaves_an_adapter_out(dit, tmp_path):
+    network = qdit.quantize(deepcopy(dit[0].transformer), "rtn", bits="w8a8")
+    adapted(network)
+    for target in ("torchao", "diffusers"):
+        with pytest.raises(UserError, match="unload"):
+            qdit.export(network, tmp_path / target, to=target)
+
+
 def test_a_folder_that_does_not_say_what_was_folded_takes_none(dit, tmp_path, monkeypatch):
     from diffusers import DiTTransformer2DModel
 

@@ -14,6 +14,7 @@ GROUPS = QuantSpec(bits=4, granularity="group", group_size=16)
 NAMES = {"int8": "Int8Tensor", "intx": "IntxUnpackedToInt8Tensor", None: None}
 CASES = {
     "zero points of weights": (Form(weight=ROWS, inputs=TOKENS), "intx"),
+    "a zero point at an end": (Form(weight=QuantSpec(bits=8, grid="unsigned"), inputs=TOKENS), "intx"),
     "none of them": (Form(weight=SYMMETRIC, inputs=TOKENS), "int8"),
     "static": (Form(weight=SYMMETRIC, inputs=STATIC), "int8"),
     "static and zero points": (Form(weight=ROWS, inputs=STATIC), None),

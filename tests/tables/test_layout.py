@@ -135,3 +135,18 @@ def test_one_run_in_two_studies_is_one_row(tmp_path):
 )
 def test_an_error_has_as_many_decimals_as_show_it(error, shown):
     assert show(0.993913, error, metric_quantity("ssim", True)) == shown
+
+
+def test_full_precision_takes_no_run_of_the_part_that_its_record_names(tmp_path):
+    """Its record has the parts of the recipe that it was made for: it is no row of theirs."""
+    made = [
+        record("q_dit", bits, {"sqnr": metric(value)}, config={"rounding.name": name})
+        for bits, name, value in (("w4a8", "a", 15.0), ("w4a4", "a", 11.0), ("w4a8", "b", 18.0), ("w4a4", "b", 12.0))
+    ]
+    write(tmp_path, record("fp", "w16a16", {"is_lite0": metric(9.0)}, config={"rounding.name": "a"}), *made)
+    for cols in (None, "bits"):
+        table = build_table(load_results(tmp_path), metrics=["sqnr"], rows=["rounding.name"], cols=cols)
+        shown = [row[0].text for row in table.rows]
+        assert shown[0] == "full precision"
+        assert {"a", "b"} == set(shown[1:])
+        assert {text.split()[0] for row in cells(table) for text, *_ in row} >= {"15.0", "11.0", "18.0", "12.0"}
