@@ -23,11 +23,11 @@ def test_a_pipeline_of_prompts_is_judged_without_an_adapter(tmp_path, monkeypatc
     qdit.quantize(fine.transformer, "rtn", bits="w8a8")
     monkeypatch.setattr("qdit.model.adapter.FAMILIES", {})
     words = ("sampler.steps=2", "sampler.guidance=2", "sampler.call={height: 16, width: 16}")
-    few, many = (qdit.judge(each, full, *words, prompts=["a red cat"], n=3) for each in (pipe, fine))
+    few, many = (qdit.judge(each, full, *words, prompts=["a red cat", "a dog"], n=4) for each in (pipe, fine))
     assert few.index.tolist() == ["sqnr", "psnr"]
     assert (many.value > few.value + 5).all()
     assert (few.stderr > 0).all()
-    assert few.n.tolist() == [3, 3]
+    assert few.n.tolist() == [4, 4]  # whose errors are over the two prompts
 
 
 IMAGE, CLIP = {"height": 32, "width": 32}, {"num_frames": 9, "height": 64, "width": 64}

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qdit import assets, config
+from qdit import assets, keys
 from qdit.errors import UserError
 from qdit.model import weights
 from qdit.model.dit import DiT
@@ -76,7 +76,7 @@ def test_sites_are_every_linear_in_forward_order(tiny_model):
     assert set(called) == set(kinds)
     for site in sites:
         rows, output = called[site.name][0], called[site.name][1]
-        assert site.role in set(ROLES) - {*config.FOREIGN}
+        assert site.role in set(ROLES) - {*keys.FOREIGN}
         assert site.macs * 2 == output.numel() * kinds[site.name].weight[0].numel()
         if isinstance(kinds[site.name], nn.Linear):
             assert (rows.numel() // rows.shape[-1], rows.shape[-1]) == (2 * site.tokens, site.in_features)
