@@ -69,7 +69,7 @@ def _contest(contest: list[select.Row], quantity: Quantity, verdict: Verdict) ->
         elif (compared := _compare(row, best, quantity)) is not None:
             basis, gap, error = compared
             verdict.bases.setdefault(basis, set()).add(quantity.column)
-            if abs(gap) < 2 * error:
+            if sign * gap > -2 * error:  # on the noise that both have a row may lead the one with the best mean
                 verdict.marks[(id(row), quantity.column)] = "tied"
 
 

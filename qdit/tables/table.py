@@ -192,14 +192,17 @@ def _bits_are_known(summary: Summary) -> bool:
 def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
     """Group the rows of the summary into printed lines; full precision is one line per protocol.
 
-    Its record names parts, those of the recipe that it was made for, and has none of them: its label is its name.
+    Its record names parts, those of the recipe that it was made for, and has none of them: its label is its name. A
+    table of other keys alone, such as the model's name, has it beside their values.
     """
     lines: Lines = defaultdict(list)
     parts = [key for key in labels if key.split(".")[0] in ("quantizer", *COMPONENTS)]
     for row in summary.rows:
         text = {key: select.shown(row[key]) if row[key] is not None else "" for key in labels}
-        if row["quantizer"] == select.FULL_PRECISION and labels:
-            text |= dict.fromkeys(parts, "") | {(parts or labels)[0]: FULL}
+        if row["quantizer"] == select.FULL_PRECISION and parts:
+            text |= dict.fromkeys(parts, "") | {parts[0]: FULL}
+        elif row["quantizer"] == select.FULL_PRECISION and labels:
+            text[labels[-1]] = f"{text[labels[-1]]}, {FULL}"
         lines[tuple(text.values())].append(row)
     return lines
 

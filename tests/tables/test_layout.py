@@ -150,3 +150,12 @@ def test_full_precision_takes_no_run_of_the_part_that_its_record_names(tmp_path)
         assert shown[0] == "full precision"
         assert {"a", "b"} == set(shown[1:])
         assert {text.split()[0] for row in cells(table) for text, *_ in row} >= {"15.0", "11.0", "18.0", "12.0"}
+
+
+def test_full_precision_stands_beside_runs_where_no_key_is_a_part(tmp_path):
+    for model in ("one", "two"):
+        about = {"config": {"model.name": model}, "protocol": f"{PROTOCOL} · {model}"}
+        write(tmp_path, record("fp", "w16a16", {"is_lite0": metric(9.0)}, **about))
+        write(tmp_path, record("rtn", "w4a8", {"sqnr": metric(15.0)}, **about))
+    table = build_table(load_results(tmp_path), metrics=["sqnr"], rows=["model.name"], cols="bits", mix_protocols=True)
+    assert sorted(row[0].text for row in table.rows) == ["one", "one, full precision", "two", "two, full precision"]

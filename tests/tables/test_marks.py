@@ -54,3 +54,13 @@ def test_without_an_error_bar_nothing_is_tied(tmp_path):
 def test_a_value_without_a_rival_is_not_best(tmp_path):
     write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}), record("rtn", "w4a8", {"sqnr": metric(21.0)}))
     assert {cell.mark for row in build_table(load_results(tmp_path)).rows for cell in row} == {""}
+
+
+def test_a_row_that_leads_on_the_noise_that_both_have_is_not_beaten(tmp_path, monkeypatch):
+    """The best mean is one of an easy seed alone, on which the other row is better."""
+    write(tmp_path, record("rtn", "w8a8", {"sqnr": metric(40.0)}), record("q_dit", "w8a8", {"sqnr": metric(44.0)}))
+    marks = []
+    for gap in (3.0, -3.0, -0.1):
+        monkeypatch.setattr("qdit.tables.marks.difference", lambda *_, gap=gap: (gap, 0.2))
+        marks.append({row[0].text: row[2].mark for row in build_table(load_results(tmp_path)).rows}["rtn"])
+    assert marks == ["tied", "", "tied"]
