@@ -85,8 +85,8 @@ class ValueReservoir:
 
         Each extreme then weighs in a mean over the sample as N / n values of the N seen, and stands for the outermost
         quantile. With 2^23 values kept of a site PTQ4DM, rounded to nearest, changes by -0.03 ± 0.32 dB (W8A8) and
-        0.21 ± 0.11 dB (W4A4; 64 samples of the embedded model, one standard error); no other recipe was measured, and
-        fewer values a row, as of `transform=reparam` on wide networks, change more. `sampled` has weights.
+        0.21 ± 0.11 dB (W4A4; 64 samples of the embedded model, one standard error); no other recipe was measured. The
+        fewer values a row has, the more this changes. `sampled` has weights.
         """
         values = torch.cat(self.kept, 1)
         values = _with_ends(values, self.extremes) if self.level else values

@@ -141,6 +141,18 @@ def _learns_attention_beside_searched_weights(config: Tree) -> bool:
     return _reconstructs(config) and all("_target_" in config.get(group, {}) for group in ("search", "attention"))
 
 
+def _aligns_wide_inputs(config: Tree) -> bool:
+    """Whether channels of inputs that may be wider than 256 get one range."""
+    path = str(
+        config.get("model", {}).get("path") or "embedded:"
+    )  # embedded networks are 256 wide, and 1,024 behind GELU
+    return any(
+        str(node["_target_"]).endswith(".Reparameterization")
+        and ("ffn_down" in (node.get("roles") or ()) or not path.startswith("embedded:"))
+        for node in nodes(config["transform"])
+    )
+
+
 def _has_regions_of_a_text(config: Tree) -> bool:
     """Whether inputs behind a GELU have two regions, in a family that may have layers for the text behind one."""
     roles = (config["activation"].get("regions") or {}).get("roles") or ()
@@ -180,6 +192,7 @@ VERSIONS: tuple[Version, ...] = (
         _learns_attention_beside_searched_weights,
     ),
     Version("text_regions", 2, "the text's inputs behind GELU have two regions, too", _has_regions_of_a_text),
+    Version("aligned", 2, "4,096 values of each channel are kept, however many there are", _aligns_wide_inputs),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 

@@ -31,7 +31,8 @@ from qdit.transform.inputs import watch_rows
 from qdit.transform.trial import Trial
 
 CONSTANT = 1e-5  # width of a channel's range, relative to the widest, below which the channel counts as constant
-VALUES = 2**20  # values kept of an input for the range rule
+VALUES = 2**20  # values kept of an input for the range rule, at least
+CHANNEL_VALUES = 2**12  # of a channel, at least: of fewer the two extremes weigh too much in a mean (`ValueReservoir`)
 
 
 def aligned(
@@ -116,6 +117,7 @@ class Reparameterization(ChannelMap):
         """The range (lo, hi) [2, channels] of every input, by its name, from one pass of the calibration data."""
         inputs, data = self.inputs(model, sites), collect()
         spec = QuantSpec(bits=self.bits, granularity="row", grid="asymmetric", dynamic=False)
-        seen = {each.name: ValueReservoir(VALUES, rows=each.channels) for each in inputs}
+        sizes = {each.name: max(VALUES, CHANNEL_VALUES * each.channels) for each in inputs}
+        seen = {each.name: ValueReservoir(sizes[each.name], rows=each.channels) for each in inputs}
         watch_rows(model, inputs, data, lambda read, x: seen[read.name].add(x.T))
         return {name: torch.cat(self.range(found.values(), spec), 1).T for name, found in seen.items()}

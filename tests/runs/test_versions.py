@@ -160,6 +160,9 @@ def test_which_formats_have_other_numbers_than_before(words, changed):
     [
         ("quantizer=fq_vit", {"channel_shift"}),
         ("quantizer=fq_vit activation.shifts=0", set()),
+        ("quantizer=repq_vit", {"values"}),
+        ("quantizer=qvd", {"values", "aligned"}),  # behind GELU, too
+        ("quantizer=repq_vit model=dit_xl_2_256", {"values", "aligned"}),
         ("quantizer=eda_dm", {"adaround", "inner", "density"}),
         ("quantizer=eda_dm calibration=uniform rounding.inner=0", {"adaround"}),
     ],

@@ -1,15 +1,18 @@
 """RepQ-ViT's reparameterization: exact, and one grid then gives the codes of a grid a channel."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.rewriting import TRIAL, assert_same, calibration, output, points, recipe, unable_to_fold
 from torch import nn
 
+import qdit.transform.reparam as reparam_module
 from qdit.activation import StaticActivation
 from qdit.calibration.observers import input_values
 from qdit.method import quantize
 from qdit.quant.affine import affine
-from qdit.quant.ranges import MinMax, PercentileMSE
+from qdit.quant.ranges import MSE, MinMax, PercentileMSE
 from qdit.quant.spec import QuantSpec
 from qdit.transform import Chain, Hadamard, Reparameterization, rewritten
 from qdit.transform.reparam import aligned
@@ -76,6 +79,21 @@ def test_folded_and_unfolded_and_original_networks_are_equal(rule, tiny_model, m
     )
     assert_same(output(tiny_model, unfolded), original)
     assert unfolded.inputs
+
+
+def test_each_channel_of_a_wide_input_has_values_enough(tiny_model, monkeypatch):
+    """Of few values the two extremes weigh too much in the mean error, and ranges become too wide."""
+    sites, rule = tiny_model.sites(), MSE(candidates=50)
+
+    def ranges(values, of_a_channel):
+        monkeypatch.setattr(reparam_module, "VALUES", values)
+        monkeypatch.setattr(reparam_module, "CHANNEL_VALUES", of_a_channel)
+        return replace(reparam(rule=rule), bits=3).measure(tiny_model, sites, calibration, TRIAL)
+
+    of_all = ranges(1, 2**20)
+    few, enough = ranges(2**8, 1), ranges(2**8, 2**20)
+    assert all(torch.equal(enough[name], ends) for name, ends in of_all.items())
+    assert any(not torch.equal(few[name], ends) for name, ends in of_all.items())
 
 
 def test_all_channels_have_one_range_afterwards(tiny_model):
