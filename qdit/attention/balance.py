@@ -48,7 +48,6 @@ def balances(
     model: DiffusionModel, attentions: Sequence[Attention], data: CalibrationData
 ) -> dict[str, Float[Tensor, "heads 1 channels"]]:
     """What queries and keys are multiplied by, by site, from one pass of the calibration data in full precision."""
-    keys = {a.sites["k"]: f"{a.name}.to_k" for a in attentions}
     most: dict[str, Tensor] = {}
     shown: list[Tensor] = []
 
@@ -56,7 +55,7 @@ def balances(
         if site.rpartition(".")[2] not in ("q", "k"):
             return
         size = x.float().abs()
-        if site in keys and (mask := model.attended(keys[site], shown[0])) is not None:
+        if (mask := model.attended(site, shown[0])) is not None:
             size = size * mask.to(size)[:, None, :, None]
         here = size.amax((0, 2))
         most[site] = torch.maximum(most[site], here) if site in most else here

@@ -178,17 +178,15 @@ def operand_values(
     reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
     shown: list[Tensor] = []
 
-    made_by = {a.sites[o]: f"{a.name}.to_{o}" for a in attentions for o in ("k", "v")}
-
     def see(site: str, x: Tensor) -> None:
         if site not in reservoirs:
             return
-        (y, t), layer = shown, made_by.get(site, "")
+        y, t = shown
         x = x.float() * scales[site] if scales and site in scales else x
-        if model.attended(layer, y) is None:
+        if model.attended(site, y) is None:
             reservoirs[site].add(x, each_row(t, len(x)))
         else:  # tokens are rows: [tokens, heads, channels]
-            reservoirs[site].add(*_with_times(model, layer, y, t, x.transpose(1, 2)))
+            reservoirs[site].add(*_with_times(model, site, y, t, x.transpose(1, 2)))
 
     chosen = [a for a in attentions if reservoirs.keys() & a.sites.values()]
     with watching_operands(model, chosen, see, by_rows=True):

@@ -162,7 +162,7 @@ class OperandSearch:
     def attended(self) -> Float[Tensor, "items keys"] | None:
         """1 for the keys of each item, a point and head, that are attended to, and 0 for others; None: all are."""
         points = self.items.cpu() // self.attention.copies
-        mask = self.fit.model.attended(f"{self.attention.name}.to_k", self.fit.data.y[points])
+        mask = self.fit.model.attended(self.attention.sites["k"], self.fit.data.y[points])
         return None if mask is None else mask.float().repeat_interleave(self.attention.heads, 0)
 
     def side(self, operand: str, values: Float[Tensor, "points heads rows inner"]) -> Side:

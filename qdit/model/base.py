@@ -212,6 +212,7 @@ class DiffusionModel(Protocol):
         """Which rows of a site's input anything depends on, for samples with conditions `y`; None: on all of them.
 
         Rows behind a prompt's end are computed, and a mask of the attention hides them: no statistic may count them.
+        Sites are layers, and an attention's queries, keys and values, whose rows are tokens.
         """
         ...
 

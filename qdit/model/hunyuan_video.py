@@ -40,6 +40,7 @@ class LoadedHunyuanVideo(LoadedClips):
         super().__init__(*parts, **others)
         self.told_guidance = 6.0
         self._rows = {site.name: site.tokens for site in self._sites}
+        self._rows |= {a.sites[o]: a.keys for a in self._attentions for o in ("q", "k", "v")}
 
     @staticmethod
     def one_sample(denoiser: Any, tokens: int, *size: int) -> Any:

@@ -47,6 +47,7 @@ class LoadedText(Loaded):
         self._reading = {
             s.name for s in self._sites if s.role == "cross_kv" or s.name.startswith("caption_projection.")
         }
+        self._reading |= {a.sites[o] for a in self._attentions for o in ("k", "v") if f"{a.name}.to_k" in self._reading}
         self.take(table)
 
     def take(self, table: Conditions | None) -> None:

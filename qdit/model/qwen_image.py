@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Real, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,6 +35,7 @@ class LoadedQwenImage(LoadedPacked):
     def __init__(self, *parts: Any, **others: Any) -> None:
         super().__init__(*parts, **others)
         self._reading = {site.name for site in self._sites if site.role.startswith("text_")} | {"txt_in"}
+        self._joint = {a.sites[o]: a.keys for a in self._attentions for o in ("q", "k", "v")}
 
     @staticmethod
     def one_sample(denoiser: Any, tokens: int, side: int = 128) -> Any:
@@ -59,6 +60,14 @@ class LoadedQwenImage(LoadedPacked):
             shapes = [[(1, height, width)]] * len(x)
             told = {"timestep": t / 1000, "img_shapes": shapes, "return_dict": False}
             return unpacked(self.denoiser(packed(x.to(self.dtype)), **rows, **told)[0], height)
+
+    def attended(self, site: str, y: Int[Tensor, " B"]) -> Bool[Tensor, "B rows"] | None:
+        """See `LoadedText`; in an attention the text's tokens are before those of the image."""
+        if site not in self._joint:
+            return super().attended(site, y)
+        mask = self.table.rows["encoder_hidden_states_mask"].bool()
+        mask = mask[y.to(mask.device)].to(y.device)
+        return torch.cat([mask, mask.new_ones(len(mask), self._joint[site] - mask.shape[1])], 1)
 
     def normed(self, guided: Float[Tensor, "B C h w"], like: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """A guided prediction whose tokens have the norms of those of another one."""

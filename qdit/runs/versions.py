@@ -153,6 +153,13 @@ def _aligns_wide_inputs(config: Tree) -> bool:
     )
 
 
+def _rounds_a_masked_joint_attention(config: Tree) -> bool:
+    """Whether static operands are rounded where a mask hides tokens of the text behind a prompt's end."""
+    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
+    static = any(target.startswith(("Static", "Uniform")) for target in _targets(config["attention"]))
+    return static and family in ("QwenImage", "HunyuanVideo")
+
+
 def _has_regions_of_a_text(config: Tree) -> bool:
     """Whether inputs behind a GELU have two regions, in a family that may have layers for the text behind one."""
     roles = (config["activation"].get("regions") or {}).get("roles") or ()
@@ -193,6 +200,9 @@ VERSIONS: tuple[Version, ...] = (
     ),
     Version("text_regions", 2, "the text's inputs behind GELU have two regions, too", _has_regions_of_a_text),
     Version("aligned", 2, "4,096 values of each channel are kept, however many there are", _aligns_wide_inputs),
+    Version(
+        "joint_operands", 2, "tokens that a mask hides count in no range of operands", _rounds_a_masked_joint_attention
+    ),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 

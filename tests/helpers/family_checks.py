@@ -4,8 +4,9 @@ import torch
 from helpers.text_models import points
 
 import qdit
-from qdit.calibration.observers import watching
+from qdit.calibration.observers import operand_values, watching
 from qdit.method import quantize
+from qdit.quant.time_groups import ALL
 
 
 def check_a_sample_alone(model, sampler):
@@ -40,3 +41,25 @@ def check_all_can_be_quantized(model, data=None):
             found = model.denoise(data.x, data.t, data.y)
         assert (found - expected).abs().max() <= least * expected.abs().max()
         assert bits == 16 or not torch.equal(found, expected)
+
+
+def check_hidden_rows_count_in_no_range(model, text: str, mask: str):
+    """What lies behind a prompt's end is in no sample of queries, keys and values.
+
+    Args:
+        model: with a table of conditions.
+        text: the table's rows of a prompt.
+        mask: the table's rows that say which of these are its own.
+    """
+    data = points(model, 2)
+    sites = {a.sites[o]: ALL for a in model.attentions() for o in ("q", "k", "v")}
+    expected = operand_values(model, model.attentions(), data, sites)
+    rows, before = model.table.rows[text], model.table.rows[text].clone()
+    rows[model.table.rows[mask] == 0] += 100
+    try:
+        found = operand_values(model, model.attentions(), data, sites)
+    finally:
+        rows.copy_(before)
+    for site, (values,) in expected.items():
+        assert found[site][0].shape == values.shape
+        assert (found[site][0] - values).abs().max() <= 1e-4 * values.abs().max(), site

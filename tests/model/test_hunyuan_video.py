@@ -5,7 +5,12 @@ import json
 import pytest
 import torch
 from helpers.clip_pipelines import SIZE, write_clip_pipeline
-from helpers.family_checks import check_a_sample_alone, check_all_can_be_quantized, checked_sites
+from helpers.family_checks import (
+    check_a_sample_alone,
+    check_all_can_be_quantized,
+    check_hidden_rows_count_in_no_range,
+    checked_sites,
+)
 from helpers.text_models import points
 
 from qdit.errors import UserError
@@ -74,6 +79,10 @@ def test_rows_that_count_are_the_videos_and_the_prompts(model):
     assert model.attended("single_transformer_blocks.0.attn.to_k", y).sum(1).tolist() == [48 + 11, 48 + 8]
     assert model.attended("transformer_blocks.0.attn.to_k", y) is None
     assert model.attended("transformer_blocks.0.norm1.linear", y) is None
+
+
+def test_rows_behind_a_prompts_end_are_in_no_range_of_operands(model):
+    check_hidden_rows_count_in_no_range(model, "encoder_hidden_states", "encoder_attention_mask")
 
 
 def test_a_sample_alone_is_the_sample_in_a_batch(model):

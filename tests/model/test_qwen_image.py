@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.family_checks import check_all_can_be_quantized, checked_sites
+from helpers.family_checks import check_all_can_be_quantized, check_hidden_rows_count_in_no_range, checked_sites
 from helpers.qwen_pipeline import write_qwen_pipeline
 from helpers.text_models import points
 
@@ -76,6 +76,10 @@ def test_rows_behind_a_prompts_end_change_nothing(model):
         assert torch.equal(model.attended(site, y), mask[y].bool())
     assert mask.sum(1).diff().tolist() == [1, -4]
     assert model.attended("transformer_blocks.0.attn.to_k", y) is None
+
+
+def test_rows_behind_a_prompts_end_are_in_no_range_of_operands(model):
+    check_hidden_rows_count_in_no_range(model, "encoder_hidden_states", "encoder_hidden_states_mask")
 
 
 def test_guidance_keeps_the_norms_of_tokens(model):

@@ -163,6 +163,9 @@ def test_which_formats_have_other_numbers_than_before(words, changed):
         ("quantizer=repq_vit", {"values"}),
         ("quantizer=qvd", {"values", "aligned"}),  # behind GELU, too
         ("quantizer=repq_vit model=dit_xl_2_256", {"values", "aligned"}),
+        ("quantizer=tq_dit model=emoji_pixart", versions.versions(composed("quantizer=tq_dit")).keys()),
+        ("quantizer=rtn attention=dynamic model=qwen_image", set()),
+        ("quantizer=rtn attention=uniform attention/range=minmax model=qwen_image", {"joint_operands"}),
         ("quantizer=eda_dm", {"adaround", "inner", "density"}),
         ("quantizer=eda_dm calibration=uniform rounding.inner=0", {"adaround"}),
     ],
