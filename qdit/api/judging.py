@@ -1,6 +1,7 @@
 """Judge a pipeline in memory that others quantized."""
 
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -13,10 +14,10 @@ from qdit.config import build, check, resolved
 from qdit.dataset.base import Source
 from qdit.dataset.prompts import Prompts, unshown
 from qdit.errors import UserError
-from qdit.eval.samples import Drawn
 from qdit.keys import RECIPE_KEYS
 from qdit.model.pipeline import Called
 from qdit.runs.external import unpaired
+from qdit.sampler.draw import draw
 
 OPTION = ("model=pipeline", "model.path=in-memory", "model.against=in-memory")
 
@@ -69,12 +70,13 @@ def judge(
     if problems := problems + unshown(source, sampler.hides_null(judged)) + unpaired(judged, full):
         raise UserError(*problems)
 
-    extract = extractors_of(measures, judged.device)
-
-    def draw(of: Called) -> Drawn:
-        batches = list(source.batches(0, n, config["batch_size"], seed))
-        chunks = [sampler.sample(of, *batch, seed).cpu() for batch in batches]
-        about: dict[str, Any] = source.asked([number for _, labels in batches for number in labels.tolist()])
-        return Drawn(chunks, of.decode, extract, framewise=of.framewise, **about)
-
-    return compared(measures, draw(judged), draw(full))
+    drawn = partial(
+        draw,
+        sampler=sampler,
+        source=source,
+        count=n,
+        batch_size=config["batch_size"],
+        seed=seed,
+        extract=extractors_of(measures, judged.device),
+    )
+    return compared(measures, drawn(judged), drawn(full))

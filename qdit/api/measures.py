@@ -1,7 +1,7 @@
 """What a quantized model is, costs, and is worth."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,15 +11,15 @@ from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
-from qdit.eval.extractor import FeatureExtractor
+from qdit.eval.extractor import FeatureExtractor, loading
 from qdit.eval.frames import survey
 from qdit.eval.per_sample import PairedMetric
 from qdit.eval.samples import Drawn
 from qdit.ledger import Ledger, ledger, weight_storage_bits
-from qdit.model.base import DiffusionModel
 from qdit.model.loaded_text import LoadedText
 from qdit.policies import LayerSpec, Policy
 from qdit.runs.plan import spec_text, weight_text
+from qdit.sampler.draw import draw
 
 
 def policy(model: Any) -> Policy:
@@ -137,22 +137,22 @@ def fidelity(
     """
     model, sampler, dataset, config = protocol_of(pipe, (*overrides, f"eval=[{','.join(metrics)}]"))
     measures = paired_metrics(config, n)
-    extract = extractors_of(measures, model.device)
-
-    def draw(of: DiffusionModel) -> Drawn:
-        batches = list(dataset.batches(0, n, config["batch_size"], seed))
-        chunks = [sampler.sample(of, *batch, seed).float().cpu() for batch in batches]
-        about: dict[str, Any] = dataset.asked([number for _, labels in batches for number in labels.tolist()])
-        return Drawn(chunks, of.decode, extract, framewise=of.framewise, **about)
-
+    drawn = partial(
+        draw,
+        sampler=sampler,
+        source=dataset,
+        count=n,
+        batch_size=config["batch_size"],
+        seed=seed,
+        extract=extractors_of(measures, model.device),
+    )
     if reference is None:
         with installed.full_precision(pipe.transformer):
-            full = draw(model)
+            full = drawn(model)
     else:
         other = pipeline_adapter(reference)
-        full = draw(other.having(model.table) if isinstance(other, LoadedText) else other)
-    quantized = draw(model)
-    return compared(measures, quantized, full)
+        full = drawn(other.having(model.table) if isinstance(other, LoadedText) else other)
+    return compared(measures, drawn(model), full)
 
 
 def paired_metrics(config: dict[str, Any], n: int) -> dict[str, PairedMetric]:
@@ -174,15 +174,7 @@ def paired_metrics(config: dict[str, Any], n: int) -> dict[str, PairedMetric]:
 def extractors_of(measures: Mapping[str, PairedMetric], device: torch.device) -> Callable[[str], FeatureExtractor]:
     """What gives the extractors that metrics read, by name, loaded when they are first asked for."""
     found = {metric.extractor: metric.network() for metric in measures.values() if metric.extractor}
-
-    @cache
-    def loaded(name: str) -> FeatureExtractor:
-        extractor = found[name]
-        assert extractor is not None
-        extractor.load(str(device))
-        return extractor
-
-    return loaded
+    return loading({name: extractor for name, extractor in found.items() if extractor is not None}, device)
 
 
 def compared(measures: Mapping[str, PairedMetric], quantized: Drawn, full: Drawn) -> pd.DataFrame:

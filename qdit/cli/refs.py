@@ -126,9 +126,7 @@ def _floor(args: argparse.Namespace) -> None:
 def _loaded(args: argparse.Namespace) -> "FeatureExtractor":
     from qdit.eval.extractor import make_extractor
 
-    extractor = make_extractor(args.extractor, args.weights, args.allow_download)
-    extractor.load(device_of(args.device))
-    return extractor
+    return make_extractor(args.extractor, args.weights, args.allow_download).loaded(device_of(args.device))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ def _score(args: argparse.Namespace) -> None:
     metrics = {name: metric for name, metric in metrics.items() if name not in left}
     for metric in metrics.values():
         if metric.extractor and (network := metric.network()) is not None:
-            network.load(device)
-            extractors[metric.extractor] = network
+            extractors[metric.extractor] = network.loaded(device)
     # Samples of other names are no pairs: they are a data set, and a metric has no difference to them.
     full = other if pairs and other is not None else own
     survey(metrics.values(), own, full)

@@ -20,9 +20,7 @@ PIXELS = 2**22
 @cache
 def _loaded(name: str, weights: str | None, device: str) -> FeatureExtractor:
     """The network, loaded once a process."""
-    found = make_extractor(name, weights)
-    found.load(device)
-    return found
+    return make_extractor(name, weights).loaded(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,17 @@ before anything is computed.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from torch import Tensor
 
 from qdit.checked import Checked, Samples
 from qdit.errors import UserError
 from qdit.eval.base import Metric
+from qdit.eval.extractor import loading
 from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
 from qdit.quantized import Quantized
+from qdit.sampler.draw import draw
 from qdit.seeding import SEARCH
 from qdit.setting import Setting
 
@@ -93,12 +91,17 @@ class Judge:
 
     def draw(self) -> Drawn:
         """The samples of the model as it is now."""
-        wanted, sampler = self.objective, self.setting.sampler
-        batches = list(self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed))
-        chunks = [sampler.sample(self.model, *batch, self.seed).float().cpu() for batch in batches]
-        about: dict[str, Any] = {"framewise": self.model.framewise, "frames_per_second": self.model.frames_per_second}
-        about |= self.setting.dataset.asked([number for _, labels in batches for number in labels.tolist()])
-        return Drawn(chunks, self.model.decode, self._extractor, **about)
+        wanted = self.objective
+        return draw(
+            self.model,
+            self.setting.sampler,
+            self.setting.dataset,
+            count=wanted.num_samples,
+            batch_size=wanted.batch_size,
+            seed=self.seed,
+            first=SEARCH,
+            extract=loading(self.setting.prepared.extractors, self.model.device),
+        )
 
     @cached_property
     def full_precision(self) -> Drawn:
@@ -115,8 +118,3 @@ class Judge:
             return Score(None)
         result = metric.compute(samples, reference or samples, self.setting.prepared.reference_of(metric))
         return Score(result.value, result.stderr)
-
-    def _extractor(self, name: str) -> Callable[[Tensor], dict[str, Tensor]]:
-        extractor = self.setting.prepared.extractors[name]
-        extractor.load(str(self.model.device))
-        return extractor

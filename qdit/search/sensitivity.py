@@ -27,6 +27,7 @@ from qdit.eval.samples import Drawn
 from qdit.model.base import DiffusionModel
 from qdit.nn.replace import replaced
 from qdit.nn.switch import Now, TimedLinear
+from qdit.sampler.draw import draw
 from qdit.search.bit_space import BitSpace, Ranges
 from qdit.search.metric_groups import MetricGroup, by_gene
 from qdit.search.objective import warn_of_shared
@@ -60,10 +61,21 @@ class Paired(Checked):
 
 
 class Tape:
-    """A model whose first outputs are played back; others are computed, and recorded if a list is given."""
+    """A model, called once a step, whose outputs before step `first` of each batch are played back; others are made.
 
-    def __init__(self, model: DiffusionModel, played: list[Tensor], recorded: list[Tensor] | None = None) -> None:
-        self.model, self.played, self.recorded, self.calls = model, played, recorded, 0
+    Args:
+        model: makes them.
+        steps: of a batch.
+        played: the outputs of all batches, one behind the other; none plays nothing.
+        first: the first step that is not played.
+        recorded: where outputs that are made are kept, if anywhere.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, steps: int, played: list[Tensor], first: int, recorded: list[Tensor] | None
+    ) -> None:
+        self.model, self.steps, self.played, self.first, self.recorded = model, steps, played, first, recorded
+        self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -71,7 +83,7 @@ class Tape:
     def denoise(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """See `DiffusionModel`."""
         number, self.calls = self.calls, self.calls + 1
-        if number < len(self.played):
+        if self.played and number % self.steps < self.first:
             return self.played[number]
         output = self.model.denoise(x, t, y)
         if self.recorded is not None:
@@ -95,8 +107,8 @@ class Meter:
     samples: Paired
     journal: Journal
     known: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
-    tapes: list[list[Tensor]] = field(default_factory=list)
-    """The outputs of full precision, by batch and step."""
+    played: list[Tensor] | None = None
+    """The outputs of full precision, by batch and step; none where a step has several; None before they were made."""
 
     def __post_init__(self) -> None:
         for entry in self.journal.entries:
@@ -107,17 +119,20 @@ class Meter:
 
     def draw(self, first: int = 0) -> Drawn:
         """The samples of the network as it is now, which is full precision before step `first`."""
-        chunks, sampler, wanted = [], self.setting.sampler, self.samples
-        batches = self.setting.dataset.batches(SEARCH, wanted.num_samples, wanted.batch_size, self.seed)
-        for number, (indices, labels) in enumerate(batches):
-            if number < len(self.tapes):
-                usable = len(self.tapes[number]) == self.steps  # one call a step
-                tape = Tape(self.model, self.tapes[number][:first] if usable else [])
-            else:
-                self.tapes.append([])
-                tape = Tape(self.model, [], self.tapes[-1])
-            chunks.append(sampler.sample(cast(DiffusionModel, tape), indices, labels, self.seed).float().cpu())
-        return Drawn(chunks, self.model.decode, framewise=self.model.framewise)
+        wanted, recorded = self.samples, [] if self.played is None else None
+        tape = cast(DiffusionModel, Tape(self.model, self.steps, self.played or [], first, recorded))
+        found = draw(
+            tape,
+            self.setting.sampler,
+            self.setting.dataset,
+            count=wanted.num_samples,
+            batch_size=wanted.batch_size,
+            seed=self.seed,
+            first=SEARCH,
+        )
+        if recorded is not None:
+            self.played = recorded if len(recorded) == self.steps * len(found.chunks) else []
+        return found
 
     @cached_property
     def full_precision(self) -> Drawn:

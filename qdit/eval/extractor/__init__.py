@@ -1,5 +1,9 @@
 """Feature extractors by name; the name is part of every metric's name, and `fid` means `inception` and nothing else."""
 
+from collections.abc import Callable, Mapping
+
+import torch
+
 from qdit.errors import UserError
 from qdit.eval.extractor import clip
 from qdit.eval.extractor.common import FeatureExtractor
@@ -36,3 +40,10 @@ def make_extractor(name: str, weights: str | None = None, allow_download: bool =
     if name not in EXTRACTORS:
         raise UserError(f"extractor={name!r} is unknown; there are {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name](weights=weights, allow_download=allow_download)
+
+
+def loading(
+    extractors: Mapping[str, FeatureExtractor], device: str | torch.device
+) -> Callable[[str], FeatureExtractor]:
+    """What gives these extractors by name, each loaded on a device when it is first asked for."""
+    return lambda name: extractors[name].loaded(device)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -114,6 +114,11 @@ class FeatureExtractor(ABC):
             self.network = self.build().requires_grad_(False)
         self.device = torch.device(device)
         self.network.to(self.device)
+
+    def loaded(self, device: str | torch.device = "cpu") -> Self:
+        """Itself, after `load`."""
+        self.load(device)
+        return self
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Float[Tensor, "batch _"]]:
