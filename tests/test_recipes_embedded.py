@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_is_saved_and_loaded_with_equal_samples(words, root
     keep = Shelf.save
     with monkeypatch.context() as patch:
         patch.setattr(Shelf, "save", save)
-        patch.setattr("qdit.runs.stages.Bar.reach", reached)
+        patch.setattr("qdit.storage.progress.StepBar.reach", reached)
         with pytest.raises(Killed):
             run(root, *chosen)
     folder = run_dir(resolved(composed(*PROTOCOL, *places(root), *chosen))).path

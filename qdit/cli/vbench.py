@@ -62,7 +62,7 @@ def _samples(folder: Path) -> "tuple[SampleSet, str]":
     Raises:
         UserError: there is no such run, it makes no videos, or its samples are not here.
     """
-    from qdit.runs import stages
+    from qdit.runs import sampling
     from qdit.runs.identity import is_full_precision
     from qdit.runs.measure import shelf_of
     from qdit.runs.setup import assemble
@@ -77,7 +77,7 @@ def _samples(folder: Path) -> "tuple[SampleSet, str]":
         raise UserError(f"{folder} made {parts.model.modality}s; VBench judges videos")
     place = shelf_of(config, parts)
     shelf = place if is_full_precision(config) else place / "samples"
-    samples = stages.sample_set(config, parts, shelf, None, NoTracker())
+    samples = sampling.sample_set(config, parts, shelf, None, NoTracker())
     if not samples.adopt(record.get("made")):
         raise UserError(f"the samples of {folder} are not whole here; carry out its command again")
     return samples, record["run_id"]

@@ -173,10 +173,6 @@ class Prompts(Source):
         """A caption for each number."""
         return self.texts
 
-    def ids(self) -> list[str]:
-        """The name of each evaluated prompt, by which errors of its samples are grouped."""
-        return [caption.id for caption in self.captions]
-
     def shared_with_evaluation(self) -> str | None:
         """A sentence if calibration has no prompts of its own."""
         if self.calibration:

@@ -18,7 +18,7 @@ from qdit.execution import stamp, way
 from qdit.nn.held import held
 from qdit.policies import Policy
 from qdit.quantized import Quantized
-from qdit.runs import evaluation, external, record, stages
+from qdit.runs import evaluation, external, record, sampling, stages
 from qdit.runs.identity import full_precision, identity, is_external, is_full_precision, run_dir, run_id, wanted_metrics
 from qdit.runs.settled import unsaved
 from qdit.runs.setup import Setup
@@ -48,7 +48,7 @@ def measure(config: dict[str, Any], parts: Setup, where: RunDir, tracker: Tracke
     reset_peak_memory()
     started, watch, reference_config = now(), record.Stopwatch(), full_precision(config)
     atomic_write(where.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    reference = stages.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
+    reference = sampling.sample_set(reference_config, parts, shelf_of(reference_config, parts), None, tracker)
     samples, fit = own_samples(config, parts, reference, tracker)
     known, kept = taken(config, where.result() or {}, where, samples, reference)
     network = network_of(config, parts, where, known if kept else None, fit, watch)
@@ -88,9 +88,9 @@ def own_samples(
         return reference, None
     place = shelf_of(config, parts)
     if is_external(config):
-        return stages.sample_set(config, external.judged(parts), place / "samples", None, tracker), None
+        return sampling.sample_set(config, external.judged(parts), place / "samples", None, tracker), None
     fit = cache(partial(stages.fit, config, parts, place, tracker))
-    return stages.sample_set(config, parts, place / "samples", fit, tracker), fit
+    return sampling.sample_set(config, parts, place / "samples", fit, tracker), fit
 
 
 def network_of(

@@ -1,28 +1,20 @@
-"""The stages that `qdit.runs.run.execute` composes: calibration data, the fit, sample sets, diagnosis."""
+"""The stages that `qdit.runs.run.execute` composes: calibration data, the fit, its checkpoint, diagnosis."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
-from functools import cache, partial
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdit.calibration import CalibrationData
 from qdit.checkpoint import checkpoint
 from qdit.checkpoint.manifest import FOLDER, is_loaded
-from qdit.dataset.prompts import Prompts
-from qdit.engine.openvino import OpenVINO
-from qdit.eval.samples import SampleSet
-from qdit.execution import stamp, way
+from qdit.execution import stamp
 from qdit.keys import RECIPE_KEYS
 from qdit.method import quantize
-from qdit.model.base import DiffusionModel
-from qdit.nn.compiled import Calls, Compiled, calling
 from qdit.plots import run as figures
 from qdit.quantized import Quantized
 from qdit.rounding.resume import FORMAT
@@ -32,7 +24,6 @@ from qdit.runs.setup import Setup
 from qdit.runs.versions import versioned, versions, without_neutral
 from qdit.storage.digest import digest
 from qdit.storage.locks import exclusive
-from qdit.storage.progress import progress
 from qdit.storage.shelf import Shelf
 from qdit.tracking import Tracker
 
@@ -128,104 +119,6 @@ def save(
     saved = checkpoint.save(quantized, folder / FOLDER, about)
     log.info("  checkpoint: %s (%.2f MB)", saved.folder, saved.bytes() / 1e6)
     return {"checkpoint": {"bytes": saved.bytes(), "digest": saved.identity}}
-
-
-class Bar:
-    """A progress bar over samples, with rate and time left, that also moves between denoising steps."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total = label, total
-        self.bar: Any = None  # a tqdm
-
-    def stepping(self, indices: list[int], steps: int) -> Callable[..., None]:
-        """A sampler callback that moves the bar by one step of a batch."""
-        if self.bar is None:
-            shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-            about: dict[str, Any] = {"desc": self.label, "unit": "image", "bar_format": shape}
-            self.bar = progress(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
-        bar, batch = self.bar, len(indices)
-
-        def step(*_: object) -> None:
-            bar.update(min(batch / steps, bar.total - bar.n))  # sums of shares may go beyond
-
-        return step
-
-    def reach(self, done: int) -> None:
-        """Note how many samples exist; close at the end."""
-        if self.bar is not None:
-            self.bar.n = done
-            self.bar.refresh()
-            if done >= self.total:
-                self.bar.close()
-                self.bar = None
-
-
-def sample_set(
-    config: dict[str, Any], parts: Setup, shelf: Shelf, fit: Callable[[], Quantized] | None, tracker: Tracker
-) -> SampleSet:
-    """The samples of a run: by the model that `fit` gives when samples are missing, or in full precision."""
-    label = f"{config['name']}: sampling"
-    bar, steps = Bar(label, config["num_samples"]), parts.sampler.steps
-    compiles = fit is not None and config.get("compile", False)
-    if fit is not None:
-        shelf = replace(shelf, made=stamp(parts.model.device, compiled=compiles, sampled=True))
-    graphs = cache(lambda: [graph(each) for each in called(parts.model)] if (graph := graph_of(compiles)) else [])
-
-    def generate(indices: list[int]) -> Tensor:
-        labels = parts.dataset.labels(indices, config["seed"])
-        watch = bar.stepping(indices, steps)
-        if fit is None:
-            return parts.sampler.sample(parts.model, indices, labels, config["seed"], callback=watch)
-        quantized = fit()
-        with quantized.installed(parts.model), ExitStack() as stack:
-            for graph in graphs():
-                stack.enter_context(calling(graph))
-            made = parts.sampler.sample(
-                parts.model, indices, labels, config["seed"], callback=watch, hook=quantized.correction
-            )
-        samples.compiling = sum((graph.seconds for graph in graphs()), 0.0)
-        samples.ran = dict(sum((Counter(graph.layers) for graph in graphs() if isinstance(graph, OpenVINO)), Counter()))
-        return made
-
-    def extract(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
-        extractor = parts.prepared.extractors[name]
-        extractor.load(str(parts.model.device))
-        return extractor
-
-    def progress(done: int) -> None:
-        bar.reach(done)
-        tracker.log({"samples": done}, done, "sampling")
-
-    n, dataset = config["num_samples"], parts.dataset
-    numbers = dataset.labels(list(range(n)), config["seed"]).tolist()
-    ids = dataset.ids() if isinstance(dataset, Prompts) else None
-    samples = SampleSet(
-        shelf,
-        n,
-        config["batch_size"],
-        generate,
-        parts.model.decode,
-        extract,
-        progress,
-        prompts=dataset.captions_of(n, config["seed"]),
-        clusters=[ids[number] for number in numbers] if ids else None,
-        framewise=parts.model.framewise,
-        frames_per_second=parts.model.frames_per_second,
-        weights=lambda name: parts.prepared.extractors[name].identity,
-    )
-    return samples
-
-
-def graph_of(compiles: bool) -> Callable[[nn.Module], Calls] | None:
-    """What makes graphs of the networks that are sampled from; None where they are called as they are."""
-    if way().engine:
-        return OpenVINO
-    return Compiled if compiles else None
-
-
-def called(model: DiffusionModel) -> list[nn.Module]:
-    """The networks that a model calls: one, or those that take turns."""
-    return [model.denoiser.get_submodule(turn.name) for turn in model.turns()] or [model.denoiser]
 
 
 def diagnosed_path(config: dict[str, Any], parts: Setup) -> Trajectory:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -54,3 +54,33 @@ def progress(work: Iterable[_T] | None = None, *, hidden: bool = False, **about:
     if hidden or nothing or sys.stderr.isatty():
         return tqdm(work, disable=hidden or nothing, **about)
     return tqdm(work, **about | {"file": _Lines(), "bar_format": SHAPE, "mininterval": 1.0, "leave": False})
+
+
+class StepBar:
+    """A progress bar over samples, with rate and time left, that also moves between denoising steps."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
+        self.bar: Any = None  # a tqdm
+
+    def stepping(self, indices: list[int], steps: int) -> Callable[..., None]:
+        """A sampler callback that moves the bar by one step of a batch."""
+        if self.bar is None:
+            shape = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+            about: dict[str, Any] = {"desc": self.label, "unit": "image", "bar_format": shape}
+            self.bar = progress(total=self.total, initial=indices[0], **about)  # a resumed run's rate is its own
+        bar, batch = self.bar, len(indices)
+
+        def step(*_: object) -> None:
+            bar.update(min(batch / steps, bar.total - bar.n))  # sums of shares may go beyond
+
+        return step
+
+    def reach(self, done: int) -> None:
+        """Note how many samples exist; close at the end."""
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.refresh()
+            if done >= self.total:
+                self.bar.close()
+                self.bar = None

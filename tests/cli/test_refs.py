@@ -75,10 +75,11 @@ def test_captioned_folders_give_references_and_prompts_of_the_same_images(tiny, 
     assert said[1] == str(prompts)
     dataset = Prompts(name="p", file=str(prompts), image_size=6, reference="mjhq")
     assert f"dataset.file={prompts} dataset.reference=mjhq dataset.image_size=6 num_samples=5" in said[2]
-    assert dataset.ids() == sorted(dataset.ids())
-    assert [c.text for c in dataset.captions] == [f"caption {int(name[:2])}" for name in dataset.ids()]
+    names = [caption.id for caption in dataset.captions]
+    assert names == sorted(names)
+    assert [c.text for c in dataset.captions] == [f"caption {int(name[:2])}" for name in names]
     reference = load(cached("mjhq", "lite0", tmp_path))
-    images = torch.tensor([[int(name[:2]) * 20, 0, 0] for name in dataset.ids()])[:, :, None, None].expand(5, 3, 6, 6)
+    images = torch.tensor([[int(name[:2]) * 20, 0, 0] for name in names])[:, :, None, None].expand(5, 3, 6, 6)
     direct = Moments.of(tiny(images.to(torch.uint8))["pooled"]).mean
     torch.testing.assert_close(reference.mu, direct, rtol=1e-3, atol=1e-3)  # features are kept in float16
     assert reference.provenance["prompts"] == "5 of meta_data.json, seed 1"

@@ -19,7 +19,7 @@ from qdit.model.wan_a14b import NETWORKS, WanA14B
 from qdit.policies import Policy
 from qdit.runs.checks import too_many_groups
 from qdit.runs.diagnose import Trajectory, layer_report, reported
-from qdit.runs.stages import called
+from qdit.runs.sampling import called
 from qdit.sampler.pipeline import PipelineSampler
 from qdit.sampler.two_scales import TwoScalesSampler
 from qdit.seeding import noise

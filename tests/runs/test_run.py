@@ -353,7 +353,7 @@ def test_every_stage_reports_its_curves(quantizer, tiny_pipeline, tmp_path, monk
 
 
 def test_samples_of_a_compiled_network_say_so(tiny_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("qdit.runs.stages.Compiled", partial(Compiled, backend="eager"))
+    monkeypatch.setattr("qdit.runs.sampling.Compiled", partial(Compiled, backend="eager"))
     words = overrides(tiny_pipeline, tmp_path)
     record = run(*words, "compile=true")
     assert record["made"]["compiled"] == "whole"
