@@ -7,6 +7,7 @@ what to do. `qdit.storage.arrays` reads arrays and images in the same way. Impor
 
 import json
 import stat
+from collections.abc import Iterator
 from math import isfinite, isinf
 from pathlib import Path
 from typing import Any
@@ -135,24 +136,24 @@ def _check(value: Any, infinite: bool = False) -> None:
     Raises:
         ValueError: there is such a thing.
     """
-    level: list[Any] = [value]
-    for _ in range(DEEPEST):
-        level = [_plain(each, infinite) for each in level]
-        inner: list[Any] = []
+    for number, level in enumerate(levels(value)):
+        if number == DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         for each in level:
-            if isinstance(each, dict):
-                inner.extend(each.keys())
-                inner.extend(each.values())
-            elif isinstance(each, list):
-                inner.extend(each)
-        if not inner:
-            return
-        level = inner
-    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+            _check_plain(each, infinite)
 
 
-def _plain(value: Any, infinite: bool) -> Any:
-    """The value itself, if it is a plain one: a mapping, a list, text, a number, true, false, or null."""
+def levels(value: Any) -> Iterator[list[Any]]:
+    """A value, then what is in it, then what is in that …, with keys; a recursion would end at Python's limit."""
+    level = [value]
+    while level:
+        yield level
+        within = [[*each, *each.values()] if isinstance(each, dict) else each for each in level]
+        level = [inner for each in within if isinstance(each, list) for inner in each]
+
+
+def _check_plain(value: Any, infinite: bool) -> None:
+    """Refuse all but a mapping, a list, text, a number, true, false, and null."""
     if isinstance(value, str):
         value.encode()  # halves of a pair of surrogates cannot be
     elif isinstance(value, float) and not (isfinite(value) or (infinite and isinf(value))):
@@ -161,7 +162,6 @@ def _plain(value: Any, infinite: bool) -> Any:
         raise ValueError("a whole number has more than 64 bits")
     elif not isinstance(value, dict | list | int | float | None):
         raise ValueError(f"a value is a {type(value).__name__}")
-    return value
 
 
 def _mapping(value: Any, where: Path | str, advice: str) -> dict[str, Any]:

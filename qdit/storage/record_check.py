@@ -4,8 +4,11 @@ Missing fields are allowed: failed runs have no metrics, and older versions wrot
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import isfinite, isnan
 from typing import Any
+
+from qdit.storage.reading import levels
 
 Check = Callable[[Any], bool]
 DEEPEST = 24
@@ -14,7 +17,7 @@ DEEPEST = 24
 
 def wrong(record: dict[str, Any]) -> str | None:
     """The first thing in a record of this schema that is not as `qdit` writes it; None if all is well."""
-    if _depth(record) > DEEPEST:
+    if any(True for _ in islice(levels(record), DEEPEST + 1, None)):
         return f"nested deeper than {DEEPEST} levels"
     return next(_problems(record), None)
 
@@ -134,19 +137,3 @@ def _curve(curve: dict[str, Any], where: str) -> Iterator[str]:
     axes = [curve.get(axis) or [] for axis in ("x", "y")]
     if len({len(axis) for axis in axes}) > 1 or not all(_number(value) for axis in axes for value in axis):
         yield f"{where} has no number for each x; as many finite numbers are needed in x and y"
-
-
-def _depth(value: Any) -> int:
-    """How deep lists and mappings are nested, one level after the other: a recursion would end at Python's limit."""
-    level, depth = [value], 0
-    while level:
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        depth += bool(level)
-        if depth > DEEPEST:
-            break
-    return depth
