@@ -162,7 +162,7 @@ def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting
     if not isinstance(data, Trajectories):
         raise UserError("this recipe searches, and samples for it: give data=qdit.calibrate(pipe), or use qdit.run")
     dataset = data.dataset
-    prepared = method.search.preflight(dataset.reference, Path("cache"), dataset.image_size, dataset, seed)
+    prepared = method.search.preflight(dataset, Path("cache"), seed)
     return Setting(sampler=data.sampler, dataset=data.dataset, seed=seed, prepared=prepared)
 
 

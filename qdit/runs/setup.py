@@ -179,7 +179,7 @@ def plan(config: dict[str, Any]) -> Plan:
         texts = dataset.captions_of(config["num_samples"], config["seed"])
         prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
         if search is not None:
-            objective = search.preflight(dataset.reference, cache_dir, dataset.image_size, dataset, config["seed"])
+            objective = search.preflight(dataset, cache_dir, config["seed"])
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
 
 

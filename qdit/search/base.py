@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from qdit.calibration import CalibrationData
 from qdit.dataset.base import Source
@@ -85,16 +85,12 @@ class Search(ABC):
     ) -> Quantized:
         """Search, and assemble the model from the layers that were found; arguments as `qdit.method.quantize`."""
 
-    def preflight(
-        self, dataset: str, cache_dir: Path, image_size: int | None = None, source: Source | None = None, seed: int = 0
-    ) -> Prepared:
+    def preflight(self, dataset: Source, cache_dir: Path, seed: int = 0) -> Prepared:
         """The objective's extractors and references.
 
         Args:
-            dataset: name of the data set whose reference is wanted.
+            dataset: what candidates are conditioned on and compared with.
             cache_dir: where `qdit-refs` keeps references.
-            image_size: pixels along a side of the images; None leaves it unchecked.
-            source: what samples are conditioned on; None leaves unchecked whether the metric can read it.
             seed: the run's.
 
         Raises:
@@ -103,13 +99,18 @@ class Search(ABC):
         """
         if (objective := self.measured) is None:
             return Prepared({}, {})
-        metrics = {"objective": objective.metric}
-        about: dict[str, Any] = {"dataset": dataset, "cache_dir": cache_dir, "image_size": image_size}
-        if source is not None:
-            drawn = range(SEARCH, SEARCH + objective.num_samples)
-            numbers = source.labels(drawn, seed + objective.seed).tolist()
-            about |= {"prompts": source.asked(numbers)["prompts"], "suite": source.suite}
-        return prepare(metrics, n=objective.num_samples, group="search", **about)
+        drawn = range(SEARCH, SEARCH + objective.num_samples)
+        numbers = dataset.labels(drawn, seed + objective.seed).tolist()
+        return prepare(
+            {"objective": objective.metric},
+            n=objective.num_samples,
+            dataset=dataset.reference,
+            cache_dir=cache_dir,
+            image_size=dataset.image_size,
+            prompts=dataset.asked(numbers)["prompts"] or (),
+            suite=dataset.suite,
+            group="search",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -294,10 +294,11 @@ def test_groups_that_a_format_owns_are_not_searched(parts, tiny_model):
 def test_references_of_the_objective_are_found_before_sampling(parts, tmp_path):
     objective = parts.objective(FID(extractor="lite0"), name="fid_lite0", num_samples=64)
     search = parts.evolution(objective=objective)
-    assert search.preflight("emoji", tmp_path).references.keys() == {"lite0"}
+    emoji, cats = (replace(parts.setting().dataset, reference=of, image_size=None) for of in ("emoji", "cats"))
+    assert search.preflight(emoji, tmp_path).references.keys() == {"lite0"}
     with pytest.raises(UserError, match=r"search.objective: no lite0 reference statistics of cats"):
-        search.preflight("cats", tmp_path)
-    assert parts.evolution().preflight("cats", tmp_path).references == {}
+        search.preflight(cats, tmp_path)
+    assert parts.evolution().preflight(cats, tmp_path).references == {}
 
 
 class OfPrompts(PerSample):
@@ -319,7 +320,7 @@ def test_an_objective_that_reads_prompts_gets_them_before_and_after_sampling(par
     objective = parts.objective(OfPrompts(), name="of_prompts")
     search = parts.evolution(objective=objective, population=2, generations=0)
     setting = parts.setting(dataset=(dataset := prompts(file=str(tmp_path / "p.jsonl"))))
-    search.preflight("none", tmp_path, None, dataset, 0)
+    search.preflight(dataset, tmp_path)
     assert quantize(tiny_model, parts.recipe(search=search), parts.data, None, setting).allocation is not None
     first = SEARCH % 2
     names = [["a dog", "an owl"][(first + n) % 2] for n in range(3)]
@@ -327,7 +328,7 @@ def test_an_objective_that_reads_prompts_gets_them_before_and_after_sampling(par
     (tmp_path / "c.txt").write_text("a cat\nan owl\n")
     mine = prompts(file=str(tmp_path / "p.jsonl"), calibration_file=str(tmp_path / "c.txt"))
     with pytest.raises(UserError, match="search.objective: it reads no cats"):  # candidates have calibration's prompts
-        search.preflight("none", tmp_path, None, mine, 0)
+        search.preflight(mine, tmp_path)
     judge = Judge(objective, tiny_model, parts.setting())
     assert judge.draw().prompts[0].startswith("class ")
     assert judge.draw().clusters is None
@@ -352,7 +353,8 @@ def test_a_search_on_evaluated_prompts_says_so_once(parts, tiny_model, tmp_path,
 def test_an_fid_can_be_the_objective(parts, tiny_model, tmp_path):
     objective = parts.objective(FID(extractor="lite0"), name="fid_lite0", num_samples=40, batch_size=20)
     search = parts.evolution(objective=objective, population=2, generations=0)
-    setting = parts.setting(prepared=search.preflight("emoji", tmp_path))
+    emoji = replace(parts.setting().dataset, image_size=None)
+    setting = parts.setting(prepared=search.preflight(emoji, tmp_path))
     found = quantize(tiny_model, parts.recipe(search=search), parts.data, None, setting)
     assert found.allocation.details["value"] > 0
 
