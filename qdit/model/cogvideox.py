@@ -9,7 +9,7 @@ two frames; image to video; guidance that changes over time.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +21,11 @@ from qdit.errors import UserError
 from qdit.model.base import Fold, Site, Source, readers_of_inputs
 from qdit.model.checks import COGVIDEOX_SCHEDULERS, Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 
-class LoadedCogVideoX(LoadedClips):
+class LoadedCogVideoX(EncodedByStock, LoadedClips):
     """A CogVideoX pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     usual = 13, 60, 90
@@ -81,16 +81,11 @@ class LoadedCogVideoX(LoadedClips):
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         return {"frames": frames, "height": config.sample_height, "width": config.sample_width}
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """The T5's rows, [n, length, width], of pads too."""
-    options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
-    return {"encoder_hidden_states": pipe.encode_prompt(prompts, None, False, **options)[0]}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """The T5's rows, [n, length, width], of pads too."""
+        options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
+        return {"encoder_hidden_states": pipe.encode_prompt(prompts, None, False, **options)[0]}
 
 
 def rotations(denoiser: Any, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:

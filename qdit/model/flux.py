@@ -8,7 +8,6 @@ scale. Left out: folds into the two parts of that layer's input; image prompts; 
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from qdit.errors import UserError
 from qdit.model.base import Attention, Site
 from qdit.model.checks import Keys, number, whole
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.joint import JointModel, LoadedJoint, shifted
 from qdit.model.loaded import LATENT_SCALE
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 PATCH = 2
 """Latents of a token, along a side."""
@@ -61,9 +60,10 @@ class LoadedPacked(LoadedJoint):
         return super().adapt(transformer, pipe, text_length, side=side)
 
 
-class LoadedFlux(LoadedPacked):
+class LoadedFlux(EncodedByStock, LoadedPacked):
     """A FLUX pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
+    tokenizer = "tokenizer_2"
     tokens = 512
 
     def __init__(self, denoiser: nn.Module, *parts: Any, **text: Any) -> None:
@@ -97,17 +97,12 @@ class LoadedFlux(LoadedPacked):
             output = self.denoiser(packed(x.to(self.dtype)), timestep=t / 1000, **rows, **told, return_dict=False)[0]
         return unpacked(output, height)
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer_2, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """The T5's rows, [n, length, width], and the CLIP's pooled vectors, [n, width]."""
-    options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
-    rows, pooled, _ = pipe.encode_prompt(prompts, None, **options)
-    return {"encoder_hidden_states": rows, "pooled_projections": pooled}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """The T5's rows, [n, length, width], and the CLIP's pooled vectors, [n, width]."""
+        options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
+        rows, pooled, _ = pipe.encode_prompt(prompts, None, **options)
+        return {"encoder_hidden_states": rows, "pooled_projections": pooled}
 
 
 def on_meta(denoiser: Any, tokens: int, side: int, axes: int, *pooled: Tensor) -> Any:

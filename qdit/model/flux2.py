@@ -23,9 +23,9 @@ from torch.nn import functional
 from qdit.errors import UserError
 from qdit.model.base import Attention, Fold, Site, Source
 from qdit.model.checks import Keys, check_autoencoder, number, whole
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
 from qdit.model.flux import PATCH, LoadedPacked, PackedModel, on_meta, packed, places, unpacked, with_parts
+from qdit.model.prompt_encoders import Encoder, Rows, StockEncoder
 
 AXES = 4
 """Coordinates of a token: image, row, column, and place in the text."""

@@ -9,7 +9,6 @@ the two parts of the input that closes a single block.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 from qdit.model.base import Attention, Fold, Site
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized, whole
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
 from qdit.model.joint import modulation_folds
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 
-class LoadedHunyuanVideo(LoadedClips):
+class LoadedHunyuanVideo(EncodedByStock, LoadedClips):
     """A HunyuanVideo pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     names = ("encoder_hidden_states", "encoder_attention_mask")
@@ -99,18 +98,13 @@ class LoadedHunyuanVideo(LoadedClips):
             rows = self.table.at(y, self.dtype)
             return self.denoiser(x.to(self.dtype), timestep=t, **rows, guidance=guidance, return_dict=False)[0]
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """The Llama's rows, [n, length, width], zeros behind a prompt's end, which are its own, and the CLIP's vectors."""
-    options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
-    rows, pooled, mask = pipe.encode_prompt(prompts, **options)
-    text = rows.masked_fill(mask[..., None] == 0, 0)
-    return {"encoder_hidden_states": text, "encoder_attention_mask": mask.long(), "pooled_projections": pooled}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """The Llama's rows, [n, length, width], zeros behind a prompt's end, which are its own, and the CLIP's."""
+        options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
+        rows, pooled, mask = pipe.encode_prompt(prompts, **options)
+        text = rows.masked_fill(mask[..., None] == 0, 0)
+        return {"encoder_hidden_states": text, "encoder_attention_mask": mask.long(), "pooled_projections": pooled}
 
 
 @dataclass(kw_only=True)

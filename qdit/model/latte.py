@@ -16,8 +16,8 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from qdit.checked import NEWER
-from qdit.model.conditions import T5, Encoder, Rows
 from qdit.model.loaded_text import LoadedText
+from qdit.model.prompt_encoders import T5, Encoder, Rows
 from qdit.model.text import TextModel
 
 

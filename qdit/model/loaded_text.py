@@ -15,9 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from qdit.model.base import Attention, Fold, Site, Source, readers_of_inputs
-from qdit.model.conditions import T5, Conditions, Encoder, plain
+from qdit.model.conditions import Conditions
 from qdit.model.derive import structure
 from qdit.model.loaded import Loaded
+from qdit.model.prompt_encoders import T5, Encoder, plain
 from qdit.model.roles import Patterns
 
 

@@ -9,7 +9,6 @@ rescaled norm of guidance.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from torch import Tensor
 
 from qdit.model.checks import FLOW_SCHEDULERS, Keys, unquantized
 from qdit.model.clips import ClipModel, LoadedClips, whole_numbers
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
 from qdit.model.joint import shifted
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 FRAMES_PER_SECOND = 25
 
 
-class LoadedLTX(LoadedClips):
+class LoadedLTX(EncodedByStock, LoadedClips):
     """An LTX pipeline ready to run: see `qdit.model.base.DiffusionModel`; latents are [C, frames, h, w]."""
 
     names = ("encoder_hidden_states", "encoder_attention_mask")
@@ -88,17 +87,12 @@ class LoadedLTX(LoadedClips):
         mean, deviation = (v.view(1, -1, 1, 1, 1).to(own.dtype) for v in (own.latents_mean, own.latents_std))
         return mean, deviation
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """The T5's rows, [n, length, width], zeros behind a prompt's end, and which are of the prompt, [n, length]."""
-    options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
-    rows, mask, *_ = pipe.encode_prompt(prompts, None, False, **options)
-    return {"encoder_hidden_states": rows.masked_fill(~mask[..., None], 0), "encoder_attention_mask": mask.long()}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """The T5's rows, [n, length, width], zeros behind a prompt's end, and which are of the prompt, [n, length]."""
+        options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
+        rows, mask, *_ = pipe.encode_prompt(prompts, None, False, **options)
+        return {"encoder_hidden_states": rows.masked_fill(~mask[..., None], 0), "encoder_attention_mask": mask.long()}
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ layers); networks that read the guidance.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from torch.nn import functional
 
 from qdit.model.checks import Keys, whole
 from qdit.model.clips import numbers, whole_numbers
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
 from qdit.model.flux import PATCH, LoadedPacked, PackedModel, packed, unpacked
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 
-class LoadedQwenImage(LoadedPacked):
+class LoadedQwenImage(EncodedByStock, LoadedPacked):
     """A Qwen-Image pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
     names = ("encoder_hidden_states", "encoder_hidden_states_mask")
@@ -86,19 +85,14 @@ class LoadedQwenImage(LoadedPacked):
         clips = (latents.to(self.device, own.dtype) / (1.0 / deviation) + mean).unsqueeze(2)
         return self.pixels(own.decode(clips, return_dict=False)[0][:, :, 0], "images")
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """Qwen's rows, [n, length, width], zeros behind a prompt's end, and which are of the prompt, [n, length]."""
-    rows, mask = pipe.encode_prompt(prompts, device=pipe.text_encoder.device, max_sequence_length=length)
-    mask = torch.ones(rows.shape[:2], dtype=torch.long) if mask is None else mask.long()
-    behind = length - rows.shape[1]
-    text = functional.pad(rows.masked_fill(mask[..., None].to(rows.device) == 0, 0), (0, 0, 0, behind))
-    return {"encoder_hidden_states": text, "encoder_hidden_states_mask": functional.pad(mask, (0, behind))}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """Qwen's rows, [n, length, width], zeros behind a prompt's end, and which are of the prompt, [n, length]."""
+        rows, mask = pipe.encode_prompt(prompts, device=pipe.text_encoder.device, max_sequence_length=length)
+        mask = torch.ones(rows.shape[:2], dtype=torch.long) if mask is None else mask.long()
+        behind = length - rows.shape[1]
+        text = functional.pad(rows.masked_fill(mask[..., None].to(rows.device) == 0, 0), (0, 0, 0, behind))
+        return {"encoder_hidden_states": text, "encoder_hidden_states_mask": functional.pad(mask, (0, behind))}
 
 
 @dataclass(kw_only=True)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from qdit.model.base import Attention, Fold, Site, Source
 from qdit.model.checks import Keys, number, unquantized
 from qdit.model.clips import whole_numbers
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.files import autoencoder_keys
 from qdit.model.loaded_text import LoadedText
+from qdit.model.prompt_encoders import Encoder, Rows, StockEncoder
 from qdit.model.text import TextModel
 
 

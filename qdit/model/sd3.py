@@ -7,7 +7,6 @@ as a guidance of their own, images of other sizes than the native one.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +14,16 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from qdit.model.checks import Keys, whole
-from qdit.model.conditions import Encoder, Rows, StockEncoder
 from qdit.model.joint import CLIP_LENGTH, JointModel, LoadedJoint, shifted
+from qdit.model.prompt_encoders import EncodedByStock, Rows
 
 CLIP = "CLIPTextModelWithProjection"
 
 
-class LoadedSD3(LoadedJoint):
+class LoadedSD3(EncodedByStock, LoadedJoint):
     """An SD3 pipeline ready to run: see `qdit.model.base.DiffusionModel`."""
 
+    tokenizer = "tokenizer_3"
     tokens = 256
 
     @staticmethod
@@ -48,18 +48,13 @@ class LoadedSD3(LoadedJoint):
         with self.clock.showing(t):
             return self.denoiser(x.to(self.dtype), timestep=t, **self.table.at(y, self.dtype), return_dict=False)[0]
 
-    @classmethod
-    def encoder_of(cls, pipe: Any, length: int) -> Encoder:
-        """What encodes prompts as the stock pipeline does."""
-        return StockEncoder(partial(encode, pipe, length), pipe.tokenizer_3, length)
-
-
-def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
-    """The rows of both CLIPs and of the T5, [n, 77 + length, width], and the CLIPs' pooled vectors, [n, width]."""
-    texts = dict.fromkeys(("prompt", "prompt_2", "prompt_3"), prompts)
-    options = {"do_classifier_free_guidance": False, "max_sequence_length": length, "device": pipe.text_encoder.device}
-    rows, _, pooled, _ = pipe.encode_prompt(**texts, **options)
-    return {"encoder_hidden_states": rows, "pooled_projections": pooled}
+    @staticmethod
+    def encode(pipe: Any, length: int, prompts: list[str]) -> Rows:
+        """The rows of both CLIPs and of the T5, [n, 77 + length, width], and the CLIPs' pooled vectors, [n, width]."""
+        texts = dict.fromkeys(("prompt", "prompt_2", "prompt_3"), prompts)
+        options = {"max_sequence_length": length, "device": pipe.text_encoder.device}
+        rows, _, pooled, _ = pipe.encode_prompt(**texts, do_classifier_free_guidance=False, **options)
+        return {"encoder_hidden_states": rows, "pooled_projections": pooled}
 
 
 @dataclass(kw_only=True)

@@ -18,13 +18,14 @@ from qdit.assets import folder_of
 from qdit.checked import Checked
 from qdit.errors import UserError
 from qdit.model.checks import check_denoiser, check_schedule
-from qdit.model.conditions import Conditions, Encoder, conditions
+from qdit.model.conditions import Conditions, conditions
 from qdit.model.dit import check_size, locate_vae
 from qdit.model.encoder import PARTS, conditions_folder, encoder_digest, remember
 from qdit.model.files import check_class, check_vae, load_module, locate, read_config
 from qdit.model.hub import at, named, short
 from qdit.model.loaded_text import LoadedText
 from qdit.model.outline import CONFIGS, has_weights, schedule_of, shell, shell_beside
+from qdit.model.prompt_encoders import Encoder
 from qdit.model.text_encoders import T5_ALONE, Kinds, check_parts, load_encoders
 from qdit.model.weights import ENCODER, count_parameters
 from qdit.storage.digest import digest

@@ -15,8 +15,9 @@ from helpers.configs import composed
 from helpers.pipelines import WORDS, write_text_pipeline
 
 from qdit.errors import UserError
-from qdit.model.conditions import BATCH, T5
+from qdit.model.conditions import BATCH
 from qdit.model.pixart import PixArt
+from qdit.model.prompt_encoders import T5
 from qdit.runs import run as running
 from qdit.storage.run_folder import CLUSTERS, VALUES
 from qdit.tables.differences import difference
@@ -28,7 +29,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from qdit.model.conditions import T5
+from qdit.model.prompt_encoders import T5
 from qdit.model.pixart import PixArt
 
 encode, calls = T5.__call__, []
