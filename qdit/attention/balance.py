@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qdit.calibration.data import CalibrationData
+from qdit.calibration.data import CalibrationData, Pass
 from qdit.calibration.observers import watching_operands
 from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Operand
@@ -49,21 +49,19 @@ def balances(
 ) -> dict[str, Float[Tensor, "heads 1 channels"]]:
     """What queries and keys are multiplied by, by site, from one pass of the calibration data in full precision."""
     most: dict[str, Tensor] = {}
-    shown: list[Tensor] = []
+    calls = Pass(model, data)
 
     def see(site: str, x: Tensor) -> None:
         if site.rpartition(".")[2] not in ("q", "k"):
             return
         size = x.float().abs()
-        if (mask := model.attended(site, shown[0])) is not None:
+        if (mask := model.attended(site, calls.y)) is not None:
             size = size * mask.to(size)[:, None, :, None]
         here = size.amax((0, 2))
         most[site] = torch.maximum(most[site], here) if site in most else here
 
     with watching_operands(model, attentions, see, by_rows=True):
-        for x, t, y in data.batches(model):
-            shown[:] = [y]
-            model.denoise(x, t, y)
+        calls.run()
     found: dict[str, Tensor] = {}
     for each in attentions:
         s = balancing(most[each.sites["q"]], most[each.sites["k"]]).unsqueeze(1)

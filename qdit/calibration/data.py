@@ -1,7 +1,7 @@
 """The points (x_t, t, y) that a method sees of the trajectories of the network in full precision."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,3 +43,21 @@ class CalibrationData:
         for part in torch.arange(len(self.x)).split(self.batch_size):
             x = self.x[part].to(model.device, model.dtype)
             yield x, self.t[part].to(model.device), self.y[part].to(model.device)
+
+
+@dataclass
+class Pass:
+    """Calls of a network with all calibration points; hooks that watch it may ask what it is shown meanwhile."""
+
+    model: "DiffusionModel"
+    data: CalibrationData
+    t: Tensor = field(init=False)
+    """The timesteps of the batch that is run, [B], on the model's device."""
+    y: Tensor = field(init=False)
+    """Its classes, [B]."""
+
+    def run(self) -> None:
+        """Run batch by batch; the outputs are dropped."""
+        for x, t, y in self.data.batches(self.model):
+            self.t, self.y = t, y
+            self.model.denoise(x, t, y)

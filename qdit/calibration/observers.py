@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdit.calibration.data import CalibrationData
+from qdit.calibration.data import CalibrationData, Pass
 from qdit.calibration.reservoir import GroupedReservoirs
 from qdit.errors import UserError
 from qdit.model.base import Attention, DiffusionModel, Site
@@ -91,22 +91,19 @@ def input_values(
     widths = {site.name: site.in_features if site.name in by_channel else 1 for site in sites}
     reservoirs = {name: GroupedReservoirs(groups, channels) for name, channels in widths.items()}
     first = first or {}
-    shown: list[Tensor] = []
+    calls = Pass(model, data)
 
     def see(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
         rows = site_input(layer, x)
         rows = first[site.name](rows) if site.name in first else rows
-        y, t = shown
-        rows, times = _with_times(model, site.name, y, t, rows)
+        rows, times = _with_times(model, site.name, calls.y, calls.t, rows)
         if site.name in cuts:
             others[site.name].add(rows[..., cuts[site.name] :], times)
             rows = rows[..., : cuts[site.name]]
         reservoirs[site.name].add(rows.movedim(-1, 1) if widths[site.name] > 1 else rows, times)
 
     with watching(model, sites, see):
-        for x, t, y in data.batches(model):
-            shown[:] = [y, t]
-            model.denoise(x, t, y)
+        calls.run()
     made = {name: [*(found.sampled() if name in by_channel else found.values())] for name, found in reservoirs.items()}
     return made | {name: [*zip(made[name], found.values(), strict=True)] for name, found in others.items()}
 
@@ -120,19 +117,17 @@ def input_maxima(
     The maxima are the greatest magnitudes of each channel over the tokens of a sample, in float32, after what a
     transformed layer does to its input first.
     """
-    shown: list[Tensor] = []
+    calls = Pass(model, data)
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        (y, t), rows = shown, changed_input(layer, x)
-        if (attended := model.attended(site.name, y)) is not None:
+        rows = changed_input(layer, x)
+        if (attended := model.attended(site.name, calls.y)) is not None:
             rows = rows.masked_fill(~attended.unsqueeze(-1), 0)
         maxima = rows.reshape(len(rows), -1, rows.shape[-1]).abs().amax(1).float()
-        see(site, maxima, each_row(t, len(rows)))
+        see(site, maxima, each_row(calls.t, len(rows)))
 
     with watching(model, sites, reduce):
-        for x, t, y in data.batches(model):
-            shown[:] = [y, t]
-            model.denoise(x, t, y)
+        calls.run()
 
 
 @contextmanager
@@ -176,23 +171,20 @@ def operand_values(
     """
     heads = {site: a.heads if site in by_head else 1 for a in attentions for site in a.sites.values()}
     reservoirs = {site: GroupedReservoirs(groups, heads[site]) for site, groups in sites.items()}
-    shown: list[Tensor] = []
+    calls = Pass(model, data)
 
     def see(site: str, x: Tensor) -> None:
         if site not in reservoirs:
             return
-        y, t = shown
         x = x.float() * scales[site] if scales and site in scales else x
-        if model.attended(site, y) is None:
-            reservoirs[site].add(x, each_row(t, len(x)))
+        if model.attended(site, calls.y) is None:
+            reservoirs[site].add(x, each_row(calls.t, len(x)))
         else:  # tokens are rows: [tokens, heads, channels]
-            reservoirs[site].add(*_with_times(model, site, y, t, x.transpose(1, 2)))
+            reservoirs[site].add(*_with_times(model, site, calls.y, calls.t, x.transpose(1, 2)))
 
     chosen = [a for a in attentions if reservoirs.keys() & a.sites.values()]
     with watching_operands(model, chosen, see, by_rows=True):
-        for x, t, y in data.batches(model):
-            shown[:] = [y, t]
-            model.denoise(x, t, y)
+        calls.run()
     return {site: reservoir.values() for site, reservoir in reservoirs.items()}
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from qdit.attention.static import StaticAttention
 from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.observers import watching_operands
+from qdit.calibration.rows import ChosenRows
+from qdit.errors import UserError
 from qdit.fit import Fit
-from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import book_of, groups_of, heads_of, multiples, numbers_of, searched, step_of
 from qdit.hessian.importance import Importance
 from qdit.hessian.pearson import judge_of
@@ -54,7 +55,18 @@ def operands_of(walk: Walk, part: Segment, attention: Attention, items: Int[Tens
     seen = {site: ChosenRows(items) for site in attention.sites.values()}
     with watching_operands(walk.model, [attention], lambda site, x: seen[site].add(x)):
         walk.observe(part, {})
-    return {operand: seen[site].value(site) for operand, site in attention.sites.items()}
+    return {operand: finite(seen[site].value(), site) for operand, site in attention.sites.items()}
+
+
+def finite(rows: Float[Tensor, "n *shape"], name: str) -> Float[Tensor, "n *shape"]:
+    """The rows themselves.
+
+    Raises:
+        UserError: they are not finite; the message calls them `name`.
+    """
+    if not rows.isfinite().all():
+        raise UserError(f"range hessian: {name} is not finite; try dtype=float32")
+    return rows
 
 
 def output_weights(importance: Importance, items: Int[Tensor, " n"]) -> Float[Tensor, "n heads tokens inner"]:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import site_input, watching
+from qdit.calibration.rows import ChosenRows
 from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.hessian.blockwise import BlockSearch, block_sites
-from qdit.hessian.chosen import ChosenRows
 from qdit.hessian.grids import numbers_of, searched, set_numbers
 from qdit.hessian.importance import Importance
 from qdit.hessian.linears import Alternation, Found, Reading
-from qdit.hessian.operands import OperandSearch, chosen_points, inside, operands_of, searched_operands
+from qdit.hessian.operands import OperandSearch, chosen_points, finite, inside, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer
 from qdit.model.base import Attention, Site
@@ -203,7 +203,7 @@ class Refinement:
 
         with watching(self.fit.model, list(sites), see):
             walk.observe(part, {})
-        return {name: rows.value(f"an input of {name}") for name, rows in seen.items()}
+        return {name: finite(rows.value(), f"an input of {name}") for name, rows in seen.items()}
 
     def layers(self, readers: Sequence[Site], chosen: Tensor) -> list[Layer] | None:
         """The layers under search, with importances relative to their mean; None if these are all 0."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qdit.calibration.blocks import Segment, Walk, segments
+from qdit.calibration.data import Pass
 from qdit.calibration.observers import attended_rows, watching
 from qdit.checked import Checked
 from qdit.fit import Fit
@@ -75,18 +76,16 @@ class BiasRepair(Checked):
 
 def repair_alone(fit: Fit, layers: Mapping[str, QuantLinear]) -> None:
     """Repair each layer for the inputs of the original network, in one pass of it."""
-    errors, data = {name: Mean() for name in layers}, fit.data  # what is collected now must not be watched
-    shown: list[Tensor] = []
+    errors = {name: Mean() for name in layers}
+    calls = Pass(fit.model, fit.data)  # what is collected now must not be watched
 
     def see(site: Site, layer: nn.Module, x: Tensor, z: Tensor) -> None:
         own = layers[site.name]
         error = rows_of(own, own(x)).double() - rows_of(layer, z).double()
-        errors[site.name].add(attended_rows(fit.model, site.name, shown[0], error))
+        errors[site.name].add(attended_rows(fit.model, site.name, calls.y, error))
 
     with watching(fit.model, [site for site in fit.sites if site.name in layers], see):
-        for x, t, y in data.batches(fit.model):
-            shown[:] = [y]
-            fit.model.denoise(x, t, y)
+        calls.run()
     for name, error in errors.items():
         move(layers[name], error.value())
 

@@ -22,6 +22,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
+from qdit.calibration.data import Pass
 from qdit.calibration.observers import attended_rows, watching
 from qdit.errors import UserError
 from qdit.model.base import Site
@@ -104,15 +105,14 @@ class ILP(LeastError):
     @torch.no_grad()
     def errors(self, bench: Bench) -> Errors:
         """One pass of the calibration data, in which every site is also computed at every group size."""
-        data = bench.collect()  # before the hooks, which would watch the sampling of the data
+        calls = Pass(bench.model, bench.collect())  # before the hooks, which would watch the sampling of the data
         sizes = {site.name: gene.sizes for gene in bench.space.genes for site in gene.sites}
         noise: dict[tuple[str, int], float] = defaultdict(float)
         energy: dict[str, float] = defaultdict(float)
-        shown: list[Tensor] = []
 
         def compare(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> None:
             def square(difference: Tensor) -> float:
-                return float(attended_rows(bench.model, site.name, shown[0], difference).square().sum())
+                return float(attended_rows(bench.model, site.name, calls.y, difference).square().sum())
 
             energy[site.name] += square(output.double())
             for size in sizes[site.name]:
@@ -123,9 +123,7 @@ class ILP(LeastError):
             bench.variants.of_size(size)  # before the hooks, which would watch the fit
         sites = [site for gene in bench.space.genes for site in gene.sites]
         with bench.variants.rewrite.installed(bench.model), watching(bench.model, sites, compare):
-            for x, t, y in data.batches(bench.model):
-                shown[:] = [y]
-                bench.model.denoise(x, t, y)
+            calls.run()
         return [
             {g: sum(noise[s.name, g] / max(energy[s.name], 1e-30) for s in gene.sites) for g in gene.sizes}
             for gene in bench.space.genes

@@ -24,7 +24,7 @@ from torch import Tensor
 from qdit.calibration import CalibrationData
 from qdit.checked import Checked, Count
 from qdit.model.base import DiffusionModel, Site
-from qdit.transform.inputs import Input, RowSample, total_rows, watch_rows
+from qdit.transform.inputs import Input, row_sample, total_rows, watch_rows
 from qdit.transform.scaling import Scaling
 from qdit.transform.trial import OutputError, Trial
 
@@ -68,7 +68,7 @@ class ActivationAware(Scaling, Checked):
         """The factor s [channels] of every input, by its name, from one pass of the calibration data."""
         inputs, data = self.inputs(model, sites), collect()
         sums = {each.name: torch.zeros(each.channels, dtype=torch.float64) for each in inputs}
-        samples = {each.name: RowSample(total_rows(model, each, data), self.rows, self.seed) for each in inputs}
+        samples = {each.name: row_sample(total_rows(model, each, data), self.rows, self.seed) for each in inputs}
 
         def see(read: Input, x: Float[Tensor, "rows channels"]) -> None:
             sums[read.name] += x.abs().sum(0, dtype=torch.float64).cpu()

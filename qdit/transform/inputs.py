@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qdit.calibration import CalibrationData
+from qdit.calibration.data import Pass
 from qdit.calibration.observers import attended_rows, changed_input, watching
+from qdit.calibration.rows import ChosenRows
 from qdit.model.base import DiffusionModel, Fold, Site, readers_of_inputs
 from qdit.model.roles import is_role, meant
 from qdit.seeding import generator
@@ -66,17 +68,14 @@ def watch_rows(
 ) -> None:
     """Observe inputs: call `see(input, rows)` for every batch, after what a transformed layer does to them first."""
     by_site = {each.name: each for each in inputs}
-
-    shown: list[Tensor] = []
+    calls = Pass(model, data)
 
     def reduce(site: Site, layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        rows = attended_rows(model, site.name, shown[0], changed_input(layer, x))
+        rows = attended_rows(model, site.name, calls.y, changed_input(layer, x))
         see(by_site[site.name], rows.reshape(-1, rows.shape[-1]))
 
     with watching(model, [each.quantized[0] for each in inputs], reduce):
-        for x, t, y in data.batches(model):
-            shown[:] = [y]
-            model.denoise(x, t, y)
+        calls.run()
 
 
 def total_rows(model: DiffusionModel, read: Input, data: CalibrationData) -> int:
@@ -86,7 +85,7 @@ def total_rows(model: DiffusionModel, read: Input, data: CalibrationData) -> int
     return len(data.x) * site.tokens if attended is None else int(attended.sum())
 
 
-class RowSample:
+def row_sample(total: int, rows: int, seed: int) -> ChosenRows:
     """A random sample of the rows (tokens) of one input, over all calibration points, on the CPU.
 
     Args:
@@ -94,27 +93,14 @@ class RowSample:
         rows: how many rows are kept; all, if there are fewer.
         seed: of the choice; the same rows for the same seed and number of rows.
     """
-
-    def __init__(self, total: int, rows: int, seed: int) -> None:
-        order = torch.randperm(total, generator=generator(seed, "rows", 0))
-        self.chosen, self.seen = order[:rows].sort().values, 0
-        self.kept: list[Tensor] = []
-
-    def add(self, rows: Float[Tensor, "rows channels"]) -> None:
-        """Take in the rows of the next batch."""
-        here = self.chosen[(self.chosen >= self.seen) & (self.chosen < self.seen + len(rows))] - self.seen
-        self.kept.append(rows[here.to(rows.device)].float().cpu())
-        self.seen += len(rows)
-
-    def value(self) -> Float[Tensor, "rows channels"]:
-        """The sample, float32."""
-        return torch.cat(self.kept)
+    order = torch.randperm(total, generator=generator(seed, "rows", 0))
+    return ChosenRows(order[:rows].sort().values, "cpu")
 
 
 def sample_rows(
     model: DiffusionModel, inputs: list[Input], data: CalibrationData, rows: int, seed: int
 ) -> dict[str, Float[Tensor, "rows channels"]]:
-    """A seeded sample of the rows of each input in full precision, by the input's name; arguments as `RowSample`."""
-    samples = {each.name: RowSample(total_rows(model, each, data), rows, seed) for each in inputs}
+    """A seeded sample of the rows of each input in full precision, by the input's name; arguments as `row_sample`."""
+    samples = {each.name: row_sample(total_rows(model, each, data), rows, seed) for each in inputs}
     watch_rows(model, inputs, data, lambda read, x: samples[read.name].add(x))
     return {name: sample.value() for name, sample in samples.items()}
