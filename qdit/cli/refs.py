@@ -80,7 +80,8 @@ def _import(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> None:
     from qdit.assets import cached
     from qdit.eval.captioned import choose, read_captioned, write_prompts
-    from qdit.eval.make_reference import Images, build
+    from qdit.eval.image_files import Images
+    from qdit.eval.make_reference import build
 
     if args.captions is None and args.n is not None:
         raise UserError("--n chooses among images with captions: give --captions, or a folder of those that you want")
@@ -102,7 +103,8 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _floor(args: argparse.Namespace) -> None:
-    from qdit.eval.make_reference import Images, floor
+    from qdit.eval.image_files import Images
+    from qdit.eval.make_reference import floor
     from qdit.eval.reference import find
     from qdit.storage.atomic import write_json
 

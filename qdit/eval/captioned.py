@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qdit.errors import UserError
-from qdit.eval.make_reference import SUFFIXES, Images
+from qdit.eval.image_files import SUFFIXES, Images
 from qdit.storage.atomic import atomic_write
 from qdit.storage.reading import read_json
 

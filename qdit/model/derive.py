@@ -1,114 +1,25 @@
 """Sites and attentions of a network, derived from one forward pass and one table of roles, not listed by hand.
 
-The pass runs on the meta device, which has shapes and no memory: FLUX.1's 12 B parameters take seconds. Sites are in
-the order of execution; layers that read the same tensor are one stage (q, k and v share a quantizer of their input);
-rows and the shapes of attentions are measured. What cannot be derived comes from the adapter: the network's arguments,
-which layers fold into which, and the roles of layers whose names mislead.
+The pass (`qdit.model.trace`) runs on the meta device. Sites are in the order of execution; layers that read the same
+tensor are one stage (q, k and v share a quantizer of their input); rows and the shapes of attentions are measured. What
+cannot be derived comes from the adapter: the network's arguments, which layers fold into which, and the roles of layers
+whose names mislead.
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from qdit.errors import UserError
 from qdit.model.base import Attention, Site
 from qdit.model.roles import INSIDE, OUTSIDE, ROLES, Patterns, named
+from qdit.model.trace import LINEAR, Call, Trace, trace
 
-LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 _ENTRY = ("qkv", "parallel_in")  # what reads a block's first normalized input
-
-
-@dataclass
-class _Call:
-    """The first use of a layer."""
-
-    name: str
-    layer: nn.Module
-    reads: int
-    """Which tensor: the number of the first call that read it."""
-    rows: int
-    """Of its input, seen as a matrix; of one sample."""
-
-
-@dataclass
-class Trace:
-    """What one forward pass of one sample did, in order."""
-
-    calls: list[_Call] = field(default_factory=list)
-    products: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
-    """Attention's path, queries and keys [copies, heads, tokens, channels]."""
-
-
-class _Products(TorchFunctionMode):
-    """Notes every `scaled_dot_product_attention` with the attention module that is at work."""
-
-    def __init__(self, trace: Trace, at_work: list[str]) -> None:
-        super().__init__()
-        self.trace, self.at_work = trace, at_work
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and self.at_work:
-            q, k = (args[n] if len(args) > n else kwargs[key] for n, key in enumerate(("query", "key")))
-            self.trace.products.append((self.at_work[-1], q, k))
-        return func(*args, **kwargs)
-
-
-@torch.no_grad()
-def trace(shell: nn.Module, call: Callable[[nn.Module], Any]) -> Trace:
-    """Run a network once and note its linear layers and attentions.
-
-    Args:
-        shell: the network; on the meta device nothing is computed.
-        call: calls it with the inputs of one sample.
-    """
-    found, at_work = Trace(), []
-    used: set[str] = set()
-    inputs: dict[int, tuple[int, Tensor]] = {}  # the tensors are kept, for else another one might get an id
-
-    def reading(name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if name in used:
-                return
-            used.add(name)
-            x = args[0] if args else next(iter(kwargs.values()))
-            reads, _ = inputs.setdefault(id(x), (len(found.calls), x))
-            found.calls.append(_Call(name, layer, reads, _rows(layer, x)))
-
-        return hook
-
-    def leaving(*_: Any) -> None:
-        at_work.pop()
-
-    handles = []
-    for name, module in shell.named_modules():
-        if isinstance(module, LINEAR) and getattr(module, "groups", 1) == 1:
-            handles.append(module.register_forward_pre_hook(reading(name), with_kwargs=True))
-        elif hasattr(module, "to_q") or hasattr(module, "to_qkv_mlp_proj"):
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: at_work.append(name)))
-            handles.append(module.register_forward_hook(leaving))
-    try:
-        with _Products(found, at_work):
-            call(shell)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _rows(layer: Any, x: Tensor) -> int:
-    """Rows of a layer's input as a matrix: of a convolution, its places."""
-    if isinstance(layer, nn.Linear):
-        return x.numel() // layer.in_features
-    return x.numel() // (layer.in_channels * math.prod(layer.kernel_size))
 
 
 def block_lists(shell: nn.Module) -> list[str]:
@@ -251,7 +162,7 @@ def _stages(found: Trace, lists: Sequence[str], roles: dict[str, str]) -> dict[s
 
     Attention's input is stage 0 of a block, and what prepares the block's modulation is negative.
     """
-    groups: dict[str, list[_Call]] = {}
+    groups: dict[str, list[Call]] = {}
     for each in found.calls:
         block = _block_of(each.name, lists)
         groups.setdefault(block or ("before" if groups.keys() <= {"before"} else "behind"), []).append(each)
@@ -263,7 +174,7 @@ def _stages(found: Trace, lists: Sequence[str], roles: dict[str, str]) -> dict[s
     return stages
 
 
-def _site(call: _Call, *, role: str, block: str | None, numbers: dict[str, int], stage: int, reads: str) -> Site:
+def _site(call: Call, *, role: str, block: str | None, numbers: dict[str, int], stage: int, reads: str) -> Site:
     weight: Tensor = call.layer.weight  # pyright: ignore[reportAssignmentType]
     number = None if block is None else numbers[block]
     return Site(call.name, role, number, weight[0].numel(), weight.shape[0], call.rows, stage, block, reads)

@@ -15,7 +15,8 @@ from qdit.dataset.prompts import Prompts
 from qdit.errors import UserError
 from qdit.eval.distribution import FID, SFID
 from qdit.eval.extractor import EXTRACTORS, make_extractor
-from qdit.eval.make_reference import Images, adm_crop, build, floor
+from qdit.eval.image_files import Images, adm_crop
+from qdit.eval.make_reference import build, floor
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import load
 from qdit.eval.statistics import Moments

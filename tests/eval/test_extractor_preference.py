@@ -9,7 +9,8 @@ from PIL import Image
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor, preference
 from qdit.eval.extractor.resizing import CLIP, centre, for_clip, for_hps, normalised, resized, short_side
-from qdit.eval.make_reference import Images, build, floor
+from qdit.eval.image_files import Images
+from qdit.eval.make_reference import build, floor
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import load
 from qdit.eval.samples import Drawn

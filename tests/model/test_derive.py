@@ -8,9 +8,10 @@ from helpers.families import FAMILIES
 from torch import nn
 
 from qdit.errors import UserError
-from qdit.model.derive import LINEAR, derive, structure
+from qdit.model.derive import derive, structure
 from qdit.model.dit import one_sample
 from qdit.model.roles import ROLES, chosen, named
+from qdit.model.trace import LINEAR
 
 
 @pytest.fixture(params=FAMILIES, scope="module")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from qdit.errors import UserError
-from qdit.eval.make_reference import Images
+from qdit.eval.image_files import Images
 from qdit.runs.identity import weights
 from qdit.storage.walk import files_below
 
