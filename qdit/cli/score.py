@@ -208,7 +208,9 @@ def _table(
     against = "" if other is None else f", {'paired with' if pairs else 'against the set'} {other.path}"
     clusters = next((result.clusters for result in found.values() if result.clusters), None)
     over = f" over {clusters} prompts" if clusters else ""
-    return f"{grid}\n\n± is one standard error{over}. {own.n} samples of {size}{against}."
+    bare = [name for name, result in found.items() if result.stderr is None]
+    without = f" {', '.join(bare)}: without an error, for which there are too few samples or prompts." if bare else ""
+    return f"{grid}\n\n± is one standard error{over}. {own.n} samples of {size}{against}.{without}"
 
 
 def _report(found: "dict[str, Result]", left: dict[str, str], own: "Folder", other: "Folder | None") -> dict[str, Any]:

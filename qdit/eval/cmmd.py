@@ -17,7 +17,7 @@ from qdit.eval.distribution import DistributionMetric
 from qdit.eval.kid import sums_by_group
 from qdit.eval.memo import remember
 from qdit.eval.reference import Reference
-from qdit.eval.statistics import GROUPS, Jackknife, groups_of
+from qdit.eval.statistics import Jackknife, groups_of
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -40,11 +40,11 @@ def cmmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], groups: Int[Tenso
     """
     x, y = F.normalize(x.double(), dim=1), F.normalize(y.double(), dim=1)
     groups = groups_of(len(x)) if groups is None else groups
-    counts = groups.bincount(minlength=GROUPS).double()
+    counts = groups.bincount().double()
     within = sums_by_group(x, gaussian, TILE, groups)
     within_y = sum(float(gaussian(rows, y).sum()) for rows in y.split(TILE)) / len(y) ** 2
     rows_to_y = torch.cat([gaussian(rows, y).sum(1) for rows in x.split(TILE)])
-    across = torch.zeros(GROUPS, dtype=torch.float64).index_add(0, groups, rows_to_y)
+    across = torch.zeros(len(counts), dtype=torch.float64).index_add(0, groups, rows_to_y)
 
     def estimate(n: Tensor, within_sum: Tensor, across_sum: Tensor) -> Tensor:
         return SCALE * (within_sum / n**2 + within_y - 2 * across_sum / (n * len(y)))

@@ -21,7 +21,7 @@ from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
 from qdit.eval.precision_recall import precision_recall
 from qdit.eval.reference import Reference, no_features, no_spatial
-from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of
+from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of, shared_prompts
 
 
 @remember
@@ -78,6 +78,8 @@ class DistributionMetric(OfFeatures):
     def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None) -> Result:
         """Value, standard error, and the paired difference unless `samples` is full precision itself.
 
+        Errors are over prompts where samples share them, and None where these are fewer than `MIN_PROMPTS`.
+
         Raises:
             UserError: no reference, features that are not finite, or sets of different sizes.
         """
@@ -87,11 +89,17 @@ class DistributionMetric(OfFeatures):
             raise UserError(f"{samples.n} samples cannot be paired with {full_precision.n} of full precision")
         groups = groups_of(samples.n, samples.clusters)
         here = self.jackknife(self._features(samples), reference, groups)
-        result = {"value": here.full, "stderr": here.stderr, "n": samples.n, "higher_is_better": self.higher_is_better}
+        result = {
+            "value": here.full,
+            "stderr": here.stderr_over(samples.clusters),
+            "n": samples.n,
+            "higher_is_better": self.higher_is_better,
+            "clusters": shared_prompts(samples.clusters),
+        }
         if samples is full_precision:
             return Result(**result)
         change = here.minus(self.jackknife(self._features(full_precision), reference, groups))
-        return Result(**result, delta=change.full, delta_stderr=change.stderr)
+        return Result(**result, delta=change.full, delta_stderr=change.stderr_over(samples.clusters))
 
     def _features(self, samples: Samples) -> Features:
         """Features of all samples, refused where one is missing or not finite."""

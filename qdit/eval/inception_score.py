@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qdit.eval.statistics import GROUPS, Jackknife, groups_of
+from qdit.eval.statistics import Jackknife, groups_of, number_of
 
 CHUNK = 5000
 
@@ -22,12 +22,13 @@ def inception_score(logits: Float[Tensor, "n classes"], groups: Int[Tensor, " n"
     n, classes = logits.shape
     logits = logits.double()
     p = logits.softmax(1)
-    chunks = -(-n // CHUNK)
-    cell = torch.arange(n) // CHUNK * GROUPS + (groups_of(n) if groups is None else groups)
-    count = cell.bincount(minlength=chunks * GROUPS).double()
-    mass = torch.zeros(chunks * GROUPS, classes, dtype=torch.float64).index_add(0, cell, p)
-    plogp = torch.zeros(chunks * GROUPS, dtype=torch.float64).index_add(0, cell, (p * logits.log_softmax(1)).sum(1))
-    count, plogp, mass = (t.unflatten(0, (chunks, GROUPS)) for t in (count, plogp, mass))
+    groups = groups_of(n) if groups is None else groups
+    chunks, width = -(-n // CHUNK), number_of(groups)
+    cell = torch.arange(n) // CHUNK * width + groups
+    count = cell.bincount(minlength=chunks * width).double()
+    mass = torch.zeros(chunks * width, classes, dtype=torch.float64).index_add(0, cell, p)
+    plogp = torch.zeros(chunks * width, dtype=torch.float64).index_add(0, cell, (p * logits.log_softmax(1)).sum(1))
+    count, plogp, mass = (t.unflatten(0, (chunks, width)) for t in (count, plogp, mass))
 
     def score(keep: Bool[Tensor, " groups"]) -> float:
         size = count[:, keep].sum(1)
@@ -36,6 +37,6 @@ def inception_score(logits: Float[Tensor, "n classes"], groups: Int[Tensor, " n"
         divergence = plogp[there][:, keep].sum(1) / size - torch.special.xlogy(mean, mean).sum(1)
         return float(divergence.exp().mean())
 
-    each = torch.eye(GROUPS, dtype=torch.bool)
+    each = torch.eye(width, dtype=torch.bool)
     left_out = torch.tensor([score(~one) for one in each], dtype=torch.float64)
-    return Jackknife(score(torch.ones(GROUPS, dtype=torch.bool)), left_out)
+    return Jackknife(score(torch.ones(width, dtype=torch.bool)), left_out)

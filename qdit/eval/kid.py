@@ -2,7 +2,7 @@
 
 The kernel is (x·y / D + 1)³ and the estimate is the unbiased MMD² over all pairs, so it can be negative and is never
 clipped. torch-fidelity averages 100 overlapping subsets instead; the estimand is the same. Sums of the kernel over
-pairs of jackknife groups are taken once, in tiles; leaving a group out is then arithmetic on a 20 x 20 matrix.
+pairs of jackknife groups are taken once, in tiles; leaving a group out is then arithmetic on a small matrix.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.eval.statistics import GROUPS, Jackknife, groups_of
+from qdit.eval.statistics import Jackknife, groups_of, number_of
 
 TILE = 2048
 
@@ -43,7 +43,7 @@ def sums_by_group(
 
 def _member(groups: Int[Tensor, " n"]) -> Float[Tensor, "n groups"]:
     """1 at the group of each row."""
-    return torch.nn.functional.one_hot(groups, GROUPS).double()
+    return torch.nn.functional.one_hot(groups, number_of(groups)).double()
 
 
 def _group_sums(x: Float[Tensor, "n dim"], groups: Int[Tensor, " n"]) -> Float[Tensor, "groups groups"]:
@@ -63,9 +63,9 @@ def kernel_distance(
         groups: of the jackknife; None takes `groups_of`.
     """
     groups = groups_of(len(x)) if groups is None else groups
-    within, counts = _group_sums(x, groups), groups.bincount(minlength=GROUPS).double()
+    within, counts = _group_sums(x, groups), groups.bincount().double()
     row_sums = torch.cat([kernel(rows, y).sum(1) for rows in x.split(TILE)])
-    across = torch.zeros(GROUPS, dtype=torch.float64).index_add(0, groups, row_sums)
+    across = torch.zeros(len(counts), dtype=torch.float64).index_add(0, groups, row_sums)
 
     def estimate(n: Tensor, within_sum: Tensor, across_sum: Tensor) -> Tensor:
         return within_sum / (n * (n - 1)) + within_y - 2 * across_sum / (n * len(y))

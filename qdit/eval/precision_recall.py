@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qdit.eval.statistics import GROUPS, Jackknife, groups_of
+from qdit.eval.statistics import Jackknife, groups_of, number_of
 
 NEIGHBOURS = 3
 TILE = 1024
@@ -36,14 +36,15 @@ def _to_others(x: Float[Tensor, "n dim"], start: int) -> Float[Tensor, "tile n"]
 
 def _radii_without_each_group(x: Float[Tensor, "n dim"], groups: Int[Tensor, " n"]) -> Float[Tensor, "groups n"]:
     """Radii when a group is missing: the third nearest overall is among the three nearest of each remaining group."""
-    radii = torch.empty(GROUPS, len(x), dtype=x.dtype)
+    count = number_of(groups)
+    radii = torch.empty(count, len(x), dtype=x.dtype)
     for start in range(0, len(x), TILE):
         distances = _to_others(x, start)
         nearest = [
             distances[:, groups == g].topk(min(NEIGHBOURS, int((groups == g).sum())), largest=False).values
-            for g in range(GROUPS)
+            for g in range(count)
         ]
-        for g in range(GROUPS):
+        for g in range(count):
             rest = torch.cat([near for h, near in enumerate(nearest) if h != g], dim=1)
             radii[g, start : start + TILE] = rest.kthvalue(NEIGHBOURS).values
     return radii
@@ -81,7 +82,7 @@ def precision_recall(
     inside = torch.cat([(torch.cdist(rows, y) <= reference_radii).any(1) for rows in x.split(TILE)]).double()
     precision = Jackknife.over_groups(groups, lambda keep: float(inside[keep].mean()))
 
-    keep = torch.stack([groups != g for g in range(GROUPS)])
+    keep = torch.stack([groups != g for g in range(number_of(groups))])
     everything = torch.ones(1, len(x), dtype=torch.bool)
     radii = torch.cat([radii_of(x)[None], _radii_without_each_group(x, groups)])
     shares = _covered(y, x, radii, torch.cat([everything, keep]))

@@ -5,7 +5,8 @@ covariance and Z the centred samples times R / sqrt(n - 1), tr (Σ_r Σ)^(1/2) i
 eigenvalues of the smaller of Z Zᵀ and Zᵀ Z. So R is found once for a reference, and leaving a group out costs one
 symmetric eigenvalue problem of side min(n, D). No matrix square root of a product (`scipy.linalg.sqrtm`) is ever taken.
 
-Error bars: groups are index mod 20 for every method (number of the prompt mod 20 where samples share prompts). The
+Error bars: groups are index mod 20 for every method. Where samples share prompts they are whole prompts: number of the
+prompt mod 20, or each prompt by itself where there are fewer than 40, and of fewer than four there is no error. The
 jackknife over groups has the right coverage for a Fréchet distance, where a percentile bootstrap has none, because
 resampling adds a second copy of the estimator's bias.
 """
@@ -20,15 +21,36 @@ from torch import Tensor
 
 GROUPS = 20
 MIN_SAMPLES = 2 * GROUPS  # two in each group: below that the jackknife says nothing
+MIN_PROMPTS = 4  # an error of fewer groups is itself wrong by half or more: 1 / √(2 (groups - 1))
+
+
+def shared_prompts(prompts: Sequence[str] | None) -> int | None:
+    """The number of prompts where samples share them; None where there are none, or each sample has its own.
+
+    >>> shared_prompts(["cat", "cat", "dog"]), shared_prompts(["cat", "dog"]), shared_prompts(None)
+    (2, None, None)
+    """
+    count = len(set(prompts or ()))
+    return count if count < len(prompts or ()) else None
 
 
 def groups_of(n: int, prompts: Sequence[str] | None = None) -> Int[Tensor, " n"]:
-    """Jackknife group of each sample index; where there are prompts enough, those of a prompt are left out together."""
-    order = list(dict.fromkeys(prompts or ()))
-    if len(order) < MIN_SAMPLES:
+    """Jackknife group of each sample index; samples that share a prompt are left out together.
+
+    Fewer than `MIN_SAMPLES` prompts are a group each, so that all groups are alike. Fewer than `MIN_PROMPTS` make no
+    groups (`Jackknife.stderr_over` has no error of them); the index does, by which a bias of order 1/n is still found.
+    """
+    count = shared_prompts(prompts)
+    if prompts is None or count is None or count < MIN_PROMPTS:
         return torch.arange(n) % GROUPS
-    numbers = {prompt: number % GROUPS for number, prompt in enumerate(order)}
-    return torch.tensor([numbers[prompt] for prompt in prompts or ()])
+    number = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    groups = torch.tensor([number[prompt] for prompt in prompts])
+    return groups if count < MIN_SAMPLES else groups % GROUPS
+
+
+def number_of(groups: Int[Tensor, " n"]) -> int:
+    """How many jackknife groups there are; they are numbered from 0."""
+    return int(groups.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class Jackknife:
     @classmethod
     def over_groups(cls, groups: Int[Tensor, " n"], estimate: Callable[[Bool[Tensor, " n"]], float]) -> "Jackknife":
         """Call `estimate` with the mask of all samples and then with each group left out."""
-        left_out = [estimate(groups != g) for g in range(GROUPS)]
+        left_out = [estimate(groups != g) for g in range(number_of(groups))]
         return cls(estimate(torch.ones(len(groups), dtype=torch.bool)), torch.tensor(left_out, dtype=torch.float64))
 
     @property
@@ -84,6 +106,11 @@ class Jackknife:
         """Delete-a-group standard error."""
         g = len(self.left_out)
         return math.sqrt((g - 1) / g * float((self.left_out - self.left_out.mean()).square().sum()))
+
+    def stderr_over(self, prompts: Sequence[str] | None) -> float | None:
+        """`stderr`, or None where all samples are of so few prompts that nothing is known of others."""
+        count = shared_prompts(prompts)
+        return None if count is not None and count < MIN_PROMPTS else self.stderr
 
     @property
     def corrected(self) -> float:

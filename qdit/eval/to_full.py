@@ -17,7 +17,15 @@ from qdit.errors import UserError
 from qdit.eval.base import OfFeatures, Result, Samples, Shown
 from qdit.eval.kid import TILE, kernel
 from qdit.eval.reference import Reference
-from qdit.eval.statistics import GROUPS, MIN_SAMPLES, Jackknife, Moments, frechet_distance, groups_of
+from qdit.eval.statistics import (
+    MIN_SAMPLES,
+    Jackknife,
+    Moments,
+    frechet_distance,
+    groups_of,
+    number_of,
+    shared_prompts,
+)
 
 
 def paired_frechet(x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], groups: Int[Tensor, " n"]) -> Jackknife:
@@ -28,8 +36,7 @@ def paired_frechet(x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], groups: Int
     centre = (x.double().mean(0) + y.double().mean(0)) / 2
     x, y = x.double() - centre, y.double() - centre
     estimate = _by_samples(x, y) if len(x) <= x.shape[1] else _by_features(x, y)
-    left_out = [estimate(groups != group) for group in range(GROUPS)]
-    return Jackknife(estimate(torch.ones(len(x), dtype=torch.bool)), torch.tensor(left_out, dtype=torch.float64))
+    return Jackknife.over_groups(groups, estimate)
 
 
 def _by_samples(x: Tensor, y: Tensor) -> Callable[[Bool[Tensor, " n"]], float]:
@@ -64,7 +71,7 @@ def paired_kernel(x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], groups: Int[
 
     Gretton et al. 2012 (JMLR 13, lemma 6), whose statistic takes no pair's own distance: 0 where the sets are equal.
     """
-    member = torch.nn.functional.one_hot(groups, GROUPS).double()
+    member = torch.nn.functional.one_hot(groups, number_of(groups)).double()
     by_group = torch.cat([_terms(x, y, rows) @ member for rows in torch.arange(len(x)).split(TILE)])
     sums, counts = member.T @ by_group, member.sum(0)
     n = counts.sum()
@@ -101,6 +108,8 @@ class ToFull(OfFeatures):
     def compute(self, samples: Samples, full_precision: Samples, reference: Reference | None = None) -> Result:
         """The distance with its error; of clips whose frames have features, that of all frames.
 
+        The error is over prompts where samples share them, and None where these are fewer than `MIN_PROMPTS`.
+
         Raises:
             UserError: the sets differ in size or shape.
         """
@@ -111,7 +120,13 @@ class ToFull(OfFeatures):
         if x.ndim == 3:
             groups = groups.repeat_interleave(x.shape[1])
         found = self.jackknife(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), groups)
-        return Result(value=found.full, stderr=found.stderr, n=samples.n, higher_is_better=self.higher_is_better)
+        return Result(
+            value=found.full,
+            stderr=found.stderr_over(samples.clusters),
+            n=samples.n,
+            higher_is_better=self.higher_is_better,
+            clusters=shared_prompts(samples.clusters),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,10 +79,21 @@ def test_errors_are_over_prompts(tmp_path, capsys):
     lines = [{"id": f"cat-{n}", "prompt": f"a cat {n // 2}"} for n in range(6)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     run(made, "--against", other, "--prompts", tmp_path / "prompts.jsonl", "--metrics", "ssim")
-    assert "± is one standard error over 3 prompts." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "± is one standard error over 3 prompts." in printed
+    assert "without an error" not in printed
     (tmp_path / "short.jsonl").write_text(json.dumps(lines[1]))
     words = (made, "--prompts", tmp_path / "short.jsonl", "--metrics", "is_lite0")
     assert "1 captions and none for cat-0 (5 of 6 samples)" in complaint(capsys, *words)
+
+
+def test_what_has_no_error_of_few_prompts_is_named(tmp_path, capsys):
+    made, other = folder(tmp_path, "made", images(0, 44)), folder(tmp_path, "full", images(1, 44))
+    lines = [{"id": f"cat-{n}", "prompt": f"a cat {n % 3}"} for n in range(44)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run(made, "--against", other, "--prompts", tmp_path / "prompts.jsonl")
+    bare = "fid_to_full_lite0, kid_to_full_lite0: without an error, for which there are too few samples or prompts."
+    assert bare in capsys.readouterr().out
 
 
 def test_sets_of_other_names_are_no_pairs(tmp_path, capsys):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdit.eval.distribution import FID, KID, InceptionScore, Precision, Recall
+from qdit.eval.distribution import FID, KID, FIDInfinity, InceptionScore, Precision, Recall
 from qdit.eval.kid import mean_within
 from qdit.eval.precision_recall import radii_of
 from qdit.eval.statistics import Jackknife, Moments, frechet_distance, frechet_jackknife, groups_of, symmetric_root
@@ -88,7 +88,6 @@ def test_samples_of_a_prompt_are_left_out_together():
     prompts = [f"prompt {n % 60}" for n in range(300)]
     groups = groups_of(300, prompts)
     assert groups.tolist() == [n % 60 % 20 for n in range(300)]
-    assert torch.equal(groups_of(300, prompts[:39] * 8), groups_of(300))  # too few of them
     random = torch.Generator().manual_seed(0)
     x = torch.randn(60, generator=random).double().repeat(5) + 0.1 * torch.randn(300, generator=random).double()
     shares = [n % 47 for n in range(300)]  # neighbours of one group are not of one prompt
@@ -104,8 +103,33 @@ def test_samples_of_a_prompt_are_left_out_together():
     assert error(groups_of(300)) < 0.65 * truth
 
 
-@pytest.mark.parametrize("metric", [FID, KID, InceptionScore, Precision, Recall])
-def test_distances_to_a_data_set_leave_prompts_out_together(metric, monkeypatch):
+@pytest.mark.parametrize("count", [4, 13, 20, 27, 39])
+def test_few_prompts_are_a_group_each(count):
+    """The error is then the textbook one of a mean over prompts, not that of as many separate samples."""
+    prompts = [f"prompt {n % count}" for n in range(8 * count)]
+    groups = groups_of(len(prompts), prompts)
+    assert groups.tolist() == [n % count for n in range(8 * count)]
+    random = torch.Generator().manual_seed(0)
+    means = torch.randn(count, generator=random).double()
+    x = means.repeat(8) + 0.1 * torch.randn(8 * count, generator=random).double()
+    found = Jackknife.over_groups(groups, lambda keep: float(x[keep].mean()))
+    assert found.stderr_over(prompts) == pytest.approx(float(x.view(8, count).mean(0).std()) / math.sqrt(count))
+
+
+def test_fewer_than_four_prompts_have_no_error_and_separate_samples_are_as_ever():
+    prompts = [f"prompt {n % 3}" for n in range(60)]
+    x = features(60, 1)[:, 0].double()
+    assert torch.equal(groups_of(60, prompts), groups_of(60))
+    found = Jackknife.over_groups(groups_of(60, prompts), lambda keep: float(x[keep].mean()))
+    assert found.stderr_over(prompts) is None
+    assert found.stderr_over(None) == found.stderr_over([str(n) for n in range(60)]) == found.stderr > 0
+    for n in (40, 45, 300):  # classes, or a prompt each
+        assert groups_of(n).tolist() == groups_of(n, [str(i) for i in range(n)]).tolist() == [i % 20 for i in range(n)]
+
+
+@pytest.mark.parametrize("metric", [FID, FIDInfinity, KID, InceptionScore, Precision, Recall])
+@pytest.mark.parametrize("count", [3, 4, 25, 50])
+def test_distances_to_a_data_set_leave_prompts_out_together(metric, count, monkeypatch):
     asked = []
     own = metric(extractor="lite0")
     kept = own.jackknife
@@ -121,7 +145,16 @@ def test_distances_to_a_data_set_leave_prompts_out_together(metric, monkeypatch)
         kernel_within=mean_within(real),
         digest="made up",
     )
-    clusters = [f"{index % 50}" for index in range(n)]
+    clusters = [f"{index % count}" for index in range(n)]
     samples = SimpleNamespace(n=n, clusters=clusters, features=lambda _: x)
-    assert own.compute(samples, samples, reference).stderr > 0
-    assert asked[0].tolist() == [index % 50 % 20 for index in range(n)]
+    result = own.compute(samples, samples, reference)
+    assert result.clusters == count
+    assert math.isfinite(result.value)
+    full = SimpleNamespace(n=n, clusters=clusters, features=lambda _: {key: value + 1 for key, value in x.items()})
+    change = own.compute(samples, full, reference)
+    if count < 4:
+        assert result.stderr is change.delta_stderr is None
+    else:
+        assert result.stderr > 0
+        assert change.delta_stderr is not None
+        assert asked[0].tolist() == [index % count % (20 if count == 50 else count) for index in range(n)]

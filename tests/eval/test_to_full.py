@@ -62,6 +62,24 @@ def test_frames_of_clips_count_and_prompts_are_left_out_together(held):
     assert result.stderr == pytest.approx(expected.stderr)
 
 
+@pytest.mark.parametrize("metric", [FIDToFull, KIDToFull])
+@pytest.mark.parametrize("count", [2, 4, 13])
+def test_few_prompts_are_left_out_one_by_one_or_have_no_error(held, metric, count):
+    random = torch.Generator().manual_seed(0)
+    y = torch.randn(60, 5, generator=random)
+    x = y + torch.randn(count, 5, generator=random)[torch.arange(60) % count]  # the same of all samples of a prompt
+    own = held(features={"pooled": x}, clusters=[str(i % count) for i in range(60)])
+    full = held(features={"pooled": y})
+    result = metric(extractor="lite0").compute(own, full)
+    separate = metric(extractor="lite0").compute(held(features={"pooled": x}), full)
+    assert result.value == pytest.approx(separate.value)
+    assert (result.clusters, separate.clusters) == (count, None)
+    if count < 4:
+        assert result.stderr is None
+    else:
+        assert result.stderr > 1.2 * separate.stderr  # as many separate samples seem more certain
+
+
 def test_sets_must_fit(held):
     with pytest.raises(UserError, match="cannot be paired"):
         FIDToFull(extractor="lite0").compute(
