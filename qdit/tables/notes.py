@@ -16,7 +16,6 @@ MOVING = ("motion_energy", "dynamic_degree", "flow_score")
 def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdict, has_floor: bool) -> list[str]:
     """Return one line that explains whatever the table uses, then a line for each protocol."""
     marks = set(verdict.marks.values())
-    counts = sorted({row["seeds"] for row in summary.rows if row["seeds"]})
     shown = [quantity.column for quantity in quantities]
     lines = []
     if "best" in marks:
@@ -25,8 +24,9 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
         lines.append(f"≈: differs from the best by less than two standard errors {_bases(verdict)}.")
     if any(quantity.is_delta for quantity in quantities):
         lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
-    if counts and counts[-1] > 1:
-        lines.append(_seeds(summary))
+    if spreads := _spreads(summary, quantities):
+        lines += spreads
+        lines += ["Of Δ, ± is one standard error."] if any(quantity.is_delta for quantity in quantities) else []
     elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
         lines.append("± is one standard error.")
     if several := sorted({plain(column) for column in shown if APART in column}):
@@ -46,18 +46,44 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
 
 
-def _seeds(summary: Summary) -> str:
-    """Which rows are means over seeds, and what their ± is."""
-    rows = [row for row in summary.rows if row["seeds"] and row["quantizer"] != select.FULL_PRECISION]
+def _spreads(summary: Summary, quantities: Sequence[Quantity]) -> list[str]:
+    """What ± is: one text, or one for each of the quantities whose values are means over other seeds.
+
+    A run that lacks a metric is not in its mean, so that a row's numbers need not be of equally many.
+    """
+    counts = {each: _counts(summary, each.column) for each in quantities if each.column in summary.metrics}
+    if max((count for found in counts.values() for count in found), default=0) < 2:
+        return []
+    rows = [{found[number] for found in counts.values()} - {0} for number in range(len(summary.rows))]
+    if all(len(row) < 2 for row in rows):
+        return [_seeds(summary, [max(row, default=0) for row in rows])]
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for quantity, found in counts.items():
+        alike.setdefault(found, []).append(quantity.label)
+    said = [(labels, _seeds(summary, found)) for found, labels in alike.items()]
+    return [f"{', '.join(labels)}: {text[0].lower()}{text[1:]}" for labels, text in said]
+
+
+def _counts(summary: Summary, metric: str) -> tuple[int, ...]:
+    """How many runs of each row have a metric."""
+    return tuple(sum(run.get(metric) is not None for run in row["runs"]) for row in summary.rows)
+
+
+def _seeds(summary: Summary, of_rows: Sequence[int]) -> str:
+    """Which rows are means over seeds, and what their ± is; full precision is named where it is such a mean."""
     counts_of: dict[str, set[int]] = {}
     bits_of: dict[str, dict[str, None]] = {}  # of the means, in order
-    for row in rows:
-        counts_of.setdefault(row["quantizer"], set()).add(row["seeds"])
-        if row["seeds"] > 1:
-            bits_of.setdefault(row["quantizer"], {})[row["bits"]] = None
-    counts = sorted({row["seeds"] for row in rows})
-    several = " or ".join(str(count) for count in counts if count > 1)
-    means = f"Mean ± standard deviation over {several or 'several'} seeds"
+    for row, count in zip(summary.rows, of_rows, strict=True):
+        if count < (2 if (full := row["quantizer"] == select.FULL_PRECISION) else 1):
+            continue
+        name = "full precision" if full else row["quantizer"]
+        counts_of.setdefault(name, set()).add(count)
+        if count > 1:
+            bits_of.setdefault(name, {})[row["bits"]] = None
+    if not bits_of:
+        return "± is one standard error."
+    counts = sorted(set().union(*counts_of.values()))
+    means = f"Mean ± standard deviation over {' or '.join(str(count) for count in counts if count > 1)} seeds"
     if len(counts) < 2:
         return f"{means}."
     alike: dict[str, list[str]] = {}

@@ -59,6 +59,44 @@ def test_seeds_without_the_metric_do_not_make_its_error_smaller():
     assert error(having + lacking)["sqnr_stderr"] == error(having)["sqnr_stderr"] == pytest.approx(0.5**0.5)
 
 
+def test_the_note_counts_the_seeds_that_have_the_metric(tmp_path):
+    """A run without it is not in the mean, and a row of one such run has no standard deviation."""
+    both, one = {"sqnr": metric(40.0, 0.1), "fid": metric(9.0, 0.5, higher=False)}, {"sqnr": metric(39.0, 0.1)}
+    made = [record("rtn", "w8a8", both if seed < 2 else one, seed=seed) for seed in range(3)]
+    made += [record("q_dit", "w8a8", both if seed < 1 else one, seed=seed) for seed in range(3)]
+    results = load_results(write(tmp_path, *made))
+
+    def said(*metrics):
+        return " ".join(build_table(results, metrics=metrics).lines)
+
+    assert "Mean ± standard deviation over 3 seeds. Protocol" in said("sqnr")
+    assert "over 2 seeds: rtn; other rows: ± one standard error." in said("fid")
+    assert "3 seeds" not in said("fid")
+    assert (
+        "SQNR (dB) ↑: mean ± standard deviation over 3 seeds. FID ↓: mean ± standard deviation over 2 seeds: rtn;"
+        in (said("sqnr", "fid"))
+    )
+
+
+def test_one_run_that_has_a_metric_has_its_own_error(tmp_path):
+    made = [record("rtn", "w8a8", {"sqnr": metric(40.0, 0.1)} if seed < 1 else {}, seed=seed) for seed in range(3)]
+    table = build_table(load_results(write(tmp_path, *made)), metrics=["sqnr"])
+    assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 0.1"
+    assert "± is one standard error." in table.lines[0]
+    assert "deviation" not in table.lines[0]
+
+
+def test_full_precision_is_named_where_it_alone_is_a_mean_and_differences_have_standard_errors(tmp_path):
+    made = [record("fp", "w16a16", {"is_lite0": metric(9.0 + seed, 0.2)}, seed=seed) for seed in range(2)]
+    made.append(record("rtn", "w8a8", {"is_lite0": metric(8.0, 0.2, delta=-1.0, delta_stderr=0.1)}))
+    results = load_results(write(tmp_path, *made))
+    line = build_table(results, metrics=["is_lite0", "is_lite0_delta"]).lines[0]
+    assert "over 2 seeds: full precision; other rows: ± one standard error. Of Δ, ± is one standard error." in line
+    alone = build_table(results, metrics=["is_lite0_delta"]).lines[0]
+    assert "deviation" not in alone
+    assert "± is one standard error." in alone
+
+
 def _flat(made):
     """The columns of a record's SQNR, as tables have them; none if it lacks it."""
     own = made["metrics"].get("sqnr")
