@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from qdit.storage.run_folder import CLUSTERS, VALUES
 from qdit.storage.seal import Broken, check_tensors
 from qdit.tables import collected
+from qdit.tables.records import FOLDER
 
 Values = NDArray[np.float64]
 """A metric of each sample, [n]."""
@@ -29,12 +30,13 @@ def values(run: Mapping[str, Any], metric: str) -> Values | None:
     """Return a metric of each sample of a run, as `load_results` names it; None where it was not kept."""
     if (settings := run.get(f"{metric}_settings")) is None:
         return None
-    return _kept(run).get(f"{metric.split('@')[0]}@{settings}")
+    return _kept(run, metric).get(f"{metric.split('@')[0]}@{settings}")
 
 
-def _kept(run: Mapping[str, Any]) -> dict[str, Values]:
-    """All that a run keeps of its samples, by name."""
-    path = Path(run["folder"]) / VALUES if run.get("folder") is not None else None
+def _kept(run: Mapping[str, Any], metric: str) -> dict[str, Values]:
+    """All that is kept of the samples of the run that a metric is of, by name."""
+    folder = run.get(metric + FOLDER) or run.get("folder")
+    path = Path(folder) / VALUES if folder is not None else None
     return _read(path, path.stat().st_mtime_ns) if path is not None and path.is_file() else {}
 
 
@@ -73,7 +75,7 @@ def difference(
     if any(a.shape[1] != b.shape[1] or np.isinf(a).any() or np.isinf(b).any() for a, b in both):
         return None
     by_seed = [a.mean(0) - b.mean(0) for a, b in both]
-    prompts = [_kept(next(run for run in one if run["seed"] == seed)).get(CLUSTERS) for seed in seeds]
+    prompts = [_kept(next(run for run in one if run["seed"] == seed), metric).get(CLUSTERS) for seed in seeds]
     each = _by_prompt(np.concatenate(by_seed), prompts)
     if len(each) < 2:
         return None

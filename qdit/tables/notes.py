@@ -1,10 +1,12 @@
 """The lines below a table: how to read its marks, and the protocol under which every number of it was made."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qdit.tables import select
 from qdit.tables.marks import BASES, Verdict
 from qdit.tables.quantity import APART, Quantity, plain
+from qdit.tables.records import FOLDER
 from qdit.tables.summary import Summary
 
 STILL = ("temporal_flickering", "motion_smoothness", "subject_consistency", "background_consistency")
@@ -34,6 +36,7 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
             f"{', '.join(several)} was computed with several settings or references, a column for each (@): "
             "repeat the commands of the older runs to compute it anew, from the samples that they keep."
         )
+    lines += _from_elsewhere(summary, quantities)
     still = [quantity.label for quantity in quantities if quantity.column.startswith(STILL)]
     if still and not any(column.startswith(MOVING) for column in shown):
         lines.append(f"A frozen clip is best by {', '.join(still)}: read them beside {', '.join(MOVING[:2])}.")
@@ -92,6 +95,17 @@ def _seeds(summary: Summary, of_rows: Sequence[int]) -> str:
     return (
         f"{means}: {'; '.join(', '.join(names) + at for at, names in alike.items())}; other rows: ± one standard error."
     )
+
+
+def _from_elsewhere(summary: Summary, quantities: Sequence[Quantity]) -> list[str]:
+    """Which metrics are from earlier records of the same runs, in which studies: one sentence, or none."""
+    studies: dict[str, list[str]] = {}
+    for quantity in quantities:
+        metric = quantity.column.removesuffix("_delta") if quantity.is_delta else quantity.column
+        if found := {Path(folder).parent.name for run in summary.runs if (folder := run.get(metric + FOLDER))}:
+            studies.setdefault(" and ".join(sorted(found)), []).append(metric)
+    parts = [f"{', '.join(dict.fromkeys(names))} in {where}" for where, names in studies.items()]
+    return [f"The last record of some runs lacks what an earlier one has: {'; '.join(parts)}."] if parts else []
 
 
 def _bases(verdict: Verdict) -> str:

@@ -35,6 +35,10 @@ COSTS = {  # column of the frame: (field of the record's cost, unit of the colum
     "resident_mb": ("resident_bytes", 1e6),
 }
 _DIRECTION, _SETTINGS, _PROTOCOL, _SHOWN = "_higher_is_better", "_settings", "_made_by", "_shown"
+FOLDER = "_folder"
+"""Behind a metric's name, the folder of the record that it is from, where that is not the run's (`duplicates`)."""
+METRIC_SUFFIXES = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS, _PROTOCOL, _SHOWN, FOLDER)
+"""Of the columns of a metric."""
 
 
 def load_results(runs_dir: str | Path, study: str | None = None) -> pd.DataFrame:
@@ -100,12 +104,11 @@ def _made_with(run: dict[str, Any], name: str) -> str:
 
 
 def _renamed(run: dict[str, Any], name: str) -> dict[str, Any]:
-    suffixes = (*METRIC_FIELDS.values(), _DIRECTION, _SETTINGS, _PROTOCOL, _SHOWN)
-    kept = {key: value for key, value in run.items() if key not in {name + suffix for suffix in suffixes}}
+    kept = {key: value for key, value in run.items() if key not in {name + suffix for suffix in METRIC_SUFFIXES}}
     if run.get(name) is None:
         return kept
     new = f"{name}{APART}{_made_with(run, name)}"
-    return kept | {new + suffix: run.get(name + suffix) for suffix in suffixes}
+    return kept | {new + suffix: run.get(name + suffix) for suffix in METRIC_SUFFIXES}
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

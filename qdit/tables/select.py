@@ -112,21 +112,6 @@ def records(frame: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def unique_runs(rows: Iterable[Row]) -> list[Row]:
-    """Drop what is recorded twice: the same run in two studies, and full precision of the same protocol and seed.
-
-    The finished one stays, and of several the last finished.
-    """
-    rows = list(rows)
-    done = {row["run_id"] for row in rows if row["status"] == "done"}
-    latest: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda row: row["finished"] or ""):
-        if row["status"] == "done" or row["run_id"] not in done:
-            identity = row["seed"] if row["quantizer"] == FULL_PRECISION else row["run_id"]
-            latest[(row["quantizer"], identity, row["protocol_key"])] = row
-    return list(latest.values())
-
-
 def protocol_labels(rows: Iterable[Row]) -> dict[str, str]:
     """Return for each protocol the parts in which it differs from the others; an empty text where there is only one."""
     keys = sorted({key for row in rows if (key := row["protocol_key"]) is not None})

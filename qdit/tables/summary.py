@@ -19,6 +19,7 @@ import pandas as pd
 
 from qdit.errors import UserError
 from qdit.tables import select
+from qdit.tables.duplicates import unique_runs
 from qdit.tables.families import KEY
 from qdit.tables.quantity import Quantity, delta_quantity, metric_quantity
 from qdit.tables.records import COSTS, metric_names, settings_apart
@@ -62,7 +63,7 @@ def summarise(
     Raises:
         UserError: a key names no column, or the runs mix protocols (or sample counts) without `mix_protocols`.
     """
-    runs = select.unique_runs(select.records(frame))
+    runs = unique_runs(select.records(frame))
     names = metric_names(frame.columns)
     keys = [select.resolve(key, frame.columns) for key in keys]
     if mix_protocols:
