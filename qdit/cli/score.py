@@ -153,6 +153,9 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
             problems.append("it compares pairs; give --against, a folder with the same file names")
         if metric.needs_reference and other is None:
             problems.append("it compares with a set; give --against")
+        if metric.needs_reference and other is not None and other.n < metric.fewest_references:
+            held = f"{other.n} image{'s' * (other.n != 1)}"
+            problems.append(f"{other.path} holds {held}, {metric.fewest_references} are the least to compare with")
         if metric.needs_reference and sizes[0] != sizes[-1]:
             shown = [f"{width}×{height}" for height, width in sizes]
             problems.append(

@@ -129,6 +129,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool | None]
     needs_reference: ClassVar[bool] = False
     """Whether it compares with statistics of a data set."""
+    fewest_references: ClassVar[int] = 1
+    """Images of a data set, below which it is not defined."""
     shown: ClassVar[Shown | None] = None
     """How it is printed; None leaves that to the table (`qdit.tables.quantity`)."""
     extractor: str | None = None

@@ -65,6 +65,7 @@ class CMMD(DistributionMetric):
     """CMMD to the images of a reference that was made with the same CLIP."""
 
     higher_is_better = False
+    fewest_references = 1  # an image is compared with itself, too
     needs_images = True
     shown = Shown("CMMD", digits=3)
 

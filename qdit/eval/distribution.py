@@ -19,7 +19,7 @@ from qdit.eval.base import Features, OfFeatures, Result, Samples
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
-from qdit.eval.precision_recall import precision_recall
+from qdit.eval.precision_recall import NEIGHBOURS, precision_recall
 from qdit.eval.reference import Reference, no_features, no_spatial
 from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of, shared_prompts
 
@@ -53,13 +53,14 @@ class DistributionMetric(OfFeatures):
     """A metric of a set of images."""
 
     needs_reference = True
+    fewest_references = 2  # a covariance, or a pair
     needs_spatial: ClassVar[bool] = False  # statistics of spatial features
     needs_images: ClassVar[bool] = False  # features of single reference images, not only their moments
 
     def preflight(
         self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None
     ) -> list[str]:
-        """Missing or wrong weights, too few samples, a reference that lacks what this metric reads."""
+        """Missing or wrong weights, too few samples, a reference that lacks what this metric reads or is of too few."""
         problems = self.network().preflight()
         if n is not None and n < MIN_SAMPLES:
             problems.append(
@@ -69,7 +70,16 @@ class DistributionMetric(OfFeatures):
             problems.append(no_features(reference))
         if self.needs_spatial and reference is not None and reference.mu_s is None:
             problems.append(no_spatial(reference))
-        return problems
+        return problems + ([] if reference is None else self._too_few_images(reference))
+
+    def _too_few_images(self, reference: Reference) -> list[str]:
+        """A sentence if the reference is of fewer images than this metric is defined for; none where nobody noted."""
+        single = None if reference.pooled is None else len(reference.pooled)
+        found = single if self.needs_images else reference.n
+        if not self.needs_reference or found is None or found >= self.fewest_references:
+            return []
+        held = f"{found} image{'s' * (found != 1)}"
+        return [f"reference {reference.name} is of {held}, {self.fewest_references} are the least"]
 
     @abstractmethod
     def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
@@ -180,6 +190,7 @@ class Precision(DistributionMetric):
     """Share of samples inside the reference's manifold, k = 3 (Kynkäänniemi et al., arXiv 1904.06991)."""
 
     higher_is_better = True
+    fewest_references = NEIGHBOURS + 1
     needs_images = True
 
     def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:
@@ -193,6 +204,7 @@ class Recall(DistributionMetric):
     """Share of the reference's images inside the samples' manifold, k = 3: the first to fall when diversity goes."""
 
     higher_is_better = True
+    fewest_references = NEIGHBOURS + 1
     needs_images = True
 
     def jackknife(self, features: Features, reference: Reference | None, groups: Int[Tensor, " n"]) -> Jackknife:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.eval.statistics import Jackknife, groups_of, number_of
 
 TILE = 2048
@@ -22,7 +23,13 @@ def kernel(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor
 
 
 def mean_within(y: Float[Tensor, "m dim"]) -> float:
-    """Mean of the kernel over all pairs of different rows."""
+    """Mean of the kernel over all pairs of different rows.
+
+    Raises:
+        UserError: there is one row, and so no pair.
+    """
+    if len(y) < 2:
+        raise UserError(f"KID is not defined for {len(y)} reference image: it needs pairs; give at least 2")
     total = sum(float(kernel(rows, y).sum()) for rows in y.split(TILE))
     m = len(y)
     return (total - float(_diagonal(y).sum())) / (m * (m - 1))

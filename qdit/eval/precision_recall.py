@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.eval.statistics import Jackknife, groups_of, number_of
 
 NEIGHBOURS = 3
@@ -18,7 +19,16 @@ TILE = 1024
 
 
 def radii_of(y: Float[Tensor, "m dim"]) -> Float[Tensor, " m"]:
-    """Distance of each row to its third nearest other row."""
+    """Distance of each row to its third nearest other row.
+
+    Raises:
+        UserError: there are no three other rows: a ball would hold everything.
+    """
+    if len(y) <= NEIGHBOURS:
+        raise UserError(
+            f"precision and recall are not defined for {len(y)} image{'s' * (len(y) != 1)}: each reaches to its third "
+            f"nearest other one; give at least {NEIGHBOURS + 1}, or leave them out"
+        )
     radii = []
     for start in range(0, len(y), TILE):
         distances = _to_others(y, start)

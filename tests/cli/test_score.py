@@ -138,6 +138,26 @@ def test_what_would_fail_later_is_said_before_anything_is_read(tmp_path, capsys)
     assert "it judges the prompts of vbench alone" in complaint(capsys, moving, "--frames", "--metrics", "scene")
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_what_is_not_defined_against_few_images_is_named(tmp_path, capsys, n):
+    made, real = folder(tmp_path, "made", images(0, 44)), folder(tmp_path, "real", images(1, n), "photo{}")
+    words = (made, "--against", real)
+    least = f"{real} holds {n} image{'s' * (n > 1)}, 4 are the least to compare with"
+    if n == 1:
+        said = complaint(capsys, *words)
+        assert f"fid_lite0: {real} holds 1 image, 2 are the least" in said
+        assert f"precision_lite0: {least}" in said
+        return
+    run(*words, "--json", tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert ("precision_lite0" in found["metrics"]) == (n == 4)
+    assert {"fid_lite0", "kid_lite0"} <= set(found["metrics"])
+    assert all(np.isfinite(each["value"]) for each in found["metrics"].values())
+    assert (f"precision_lite0 was not computed: {least}" in capsys.readouterr().err) == (n < 4)
+    if n < 4:
+        assert f"recall_lite0: {least}" in complaint(capsys, *words, "--metrics", "fid_lite0", "recall_lite0")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 def test_a_device_that_is_not_here_is_one_message(tmp_path, capsys):
     said = complaint(capsys, folder(tmp_path, "made", images(0, 2)), "--device", "cuda")

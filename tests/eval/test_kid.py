@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
+from qdit.errors import UserError
 from qdit.eval import kid as kernel
 from qdit.eval.kid import kernel_distance, mean_within
 
@@ -43,3 +44,8 @@ def test_kernel_distance_is_unbiased_and_not_clipped():
     assert abs(float(values.mean())) < 4 * float(values.std()) / 60**0.5
     assert float(values.min()) < 0
     assert kernel_distance(x, x, mean_within(x)).full < 0
+
+
+def test_one_image_has_no_pairs():
+    with pytest.raises(UserError, match="not defined for 1 reference image"):
+        mean_within(torch.ones(1, 3))

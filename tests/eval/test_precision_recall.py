@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from qdit.errors import UserError
 from qdit.eval import precision_recall as neighbours
 from qdit.eval.precision_recall import precision_recall, radii_of
 
@@ -58,3 +59,9 @@ def test_limits_and_the_order_of_arguments():
 def test_radius_is_the_third_other_point():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [20.0]])
     assert radii_of(line).tolist() == [7, 6, 4, 7, 19]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_too_few_images_have_no_third_nearest(n):
+    with pytest.raises(UserError, match=rf"not defined for {n} images?: .*give at least 4"):
+        radii_of(torch.randn(n, 5))

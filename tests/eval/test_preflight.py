@@ -5,7 +5,7 @@ from helpers.configs import config
 
 from qdit.assets import cached
 from qdit.errors import UserError
-from qdit.eval.distribution import FID, KID, SFID, InceptionScore
+from qdit.eval.distribution import FID, KID, SFID, InceptionScore, Precision, Recall
 from qdit.eval.paired import SQNR
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import find
@@ -21,6 +21,18 @@ def test_preflight_of_one_metric(features, reference):
     assert FID(extractor="lite0").preflight(64, without_images) == []
     (problem,) = KID(extractor="lite0").preflight(64, without_images)
     assert "no features of single images" in problem
+
+
+def test_a_reference_of_too_few_images_is_said_before_a_run(features, reference):
+    three = reference({name: rows[:3] for name, rows in features(90, 0).items()})
+    for metric in (Precision, Recall):
+        assert metric(extractor="lite0").preflight(64, three) == ["reference toy is of 3 images, 4 are the least"]
+    for metric in (FID, SFID, KID, InceptionScore):
+        assert metric(extractor="lite0").preflight(64, three) == []
+    three.pooled, three.n = three.pooled[:1], None
+    assert KID(extractor="lite0").preflight(64, three) == ["reference toy is of 1 image, 2 are the least"]
+    for metric in (FID, InceptionScore):  # nobody noted how many are behind the means; none is needed
+        assert metric(extractor="lite0").preflight(64, three) == []
 
 
 def test_prepare_finds_the_shipped_reference(tmp_path):
