@@ -138,8 +138,10 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
 
     found = {}
     kind, sizes = "video" if own.clips else "image", [each.size() for each in (own, other) if each is not None]
+    length = own.length(max(metric.fewest_frames for metric in metrics.values()))
     for name, metric in metrics.items():
         problems = metric.preflight(own.n, None, min(sizes[0]))
+        problems += metric.short(length) if own.clips else []
         problems += metric.unreadable(own.prompts) if own.prompts else []
         if metric.suite is not None:
             problems.append(

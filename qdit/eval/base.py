@@ -137,6 +137,18 @@ class Metric(ABC):
     """Name of the extractor whose features it reads (`qdit.eval.extractor`); None reads none."""
 
     @property
+    def fewest_frames(self) -> int:
+        """Frames of a clip, below which it is not defined."""
+        return 1
+
+    def short(self, frames: float) -> list[str]:
+        """A sentence if clips of so many frames are too short for it."""
+        held = f"{frames} frame{'s' * (frames != 1)}"
+        if frames >= self.fewest_frames:
+            return []
+        return [f"it needs clips of {self.fewest_frames} frames or more, and these have {held}; leave it out"]
+
+    @property
     def suite(self) -> str | None:
         """The data set whose prompts alone it judges."""
         return None

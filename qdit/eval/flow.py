@@ -46,6 +46,11 @@ class FlowMetric(OfFeatures, PerSample):
 
     modalities = ("video",)
 
+    @property
+    def fewest_frames(self) -> int:
+        """Those of a step."""
+        return 2
+
     def preflight(self, n: int | None = None, reference: object = None, image_size: int | None = None) -> list[str]:
         """What the network lacks, and frames that are too small for it."""
         small = [too_small(image_size)] if image_size is not None and image_size < LEAST else []
@@ -63,6 +68,11 @@ class DynamicDegree(FlowMetric):
     fastest = 11
     higher_is_better = True
     shown = Shown(digits=3)
+
+    @property
+    def fewest_frames(self) -> int:
+        """Of two frames, every clip would count as dynamic."""
+        return 3
 
     def judges(self) -> str:
         """VBench's dimension."""

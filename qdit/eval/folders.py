@@ -7,6 +7,7 @@ without the suffix of a file; a subfolder has none, whatever dots are in its nam
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,14 @@ class Folder:
         first = self.files[0]
         height, width, _ = (next(iter(frames_of(first))) if self.clips else read_image(first, _MEND)).shape
         return height, width
+
+    def length(self, most: int) -> int:
+        """Frames of the first sample, of which no more than `most` are counted.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return sum(1 for _ in islice(frames_of(self.files[0]), most)) if self.clips else 1
 
     def latents(self) -> Tensor:
         """None are here.

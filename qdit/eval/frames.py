@@ -31,6 +31,11 @@ class FrameMetric(PerSample):
     """Frames that a value is made of, neighbours of each other; None: the whole clip."""
 
     @property
+    def fewest_frames(self) -> int:
+        """As many as a value is made of."""
+        return self.window or 1
+
+    @property
     def scored(self) -> Hashable:
         """What tells its values apart: metrics that make their numbers of the same ones say the same."""
         return self

@@ -67,9 +67,20 @@ class FrameSimilarity(OfFeatures, PerSample):
     higher_is_better = True
     shown = Shown(digits=4)
 
+    @property
+    def fewest_frames(self) -> int:
+        """A pair."""
+        return 2
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """The score of each clip."""
+        """The score of each clip.
+
+        Raises:
+            UserError: the clips have one frame.
+        """
         z = _units(samples, self.extractor)
+        if short := self.short(z.shape[1]):
+            raise UserError(f"{type(self).__name__}: {short[0]}")
         return (z[:, 1:] * z[:, :-1]).sum(2).mean(1)
 
 

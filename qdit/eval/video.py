@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from qdit.errors import UserError
 from qdit.eval.base import OfFeatures, Samples, Shown
 from qdit.eval.frames import FrameMetric, PairedFrames
 from qdit.eval.per_sample import PairedMetric, PerSample
@@ -110,13 +111,25 @@ class FrameConsistency(OfFeatures, PerSample):
     higher_is_better = True
     shown = Shown(digits=4)
 
+    @property
+    def fewest_frames(self) -> int:
+        """A frame, and one before it."""
+        return 2
+
     def judges(self) -> str | None:
         """The dimension of VBench, with its extractor."""
         return {"dino": "subject_consistency", "clip_b32_vbench": "background_consistency"}.get(self.extractor)
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
-        """`frame_consistency` of the pooled features."""
-        return frame_consistency(samples.features(self.extractor)["pooled"])
+        """`frame_consistency` of the pooled features.
+
+        Raises:
+            UserError: the clips have one frame, whose features are an image's.
+        """
+        pooled = samples.features(self.extractor)["pooled"]
+        if short := self.short(pooled.shape[1] if pooled.ndim == 3 else 1):
+            raise UserError(f"{type(self).__name__}: {short[0]}")
+        return frame_consistency(pooled)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What of a run does not go together, as sentences: metrics, the engine and time groups against model and sampler."""
 
+from math import inf
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionMode
     return [found] if found else []
 
 
+def _frames(config: dict[str, Any], model: DiffusionModel) -> float:
+    """How many frames a model's clips have; unlimited where that is not known, or it makes images."""
+    shape = getattr(model, "latent_shape", ())
+    if model.modality != "video":
+        return inf
+    return config["model"].get("frames") or (shape[1] if len(shape) == 4 else inf)
+
+
 def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionModel) -> list[str]:
     """Metrics that are not of what a model makes, one sentence each."""
     fast = model.frames_per_second if model.modality == "video" else 0
@@ -40,6 +49,7 @@ def unfit(measures: dict[str, Metric], config: dict[str, Any], model: DiffusionM
         for name, m in measures.items()
         if m.fastest is not None and fast > m.fastest
     ]
+    found += [f"{name}: {problem}" for name, m in measures.items() for problem in m.short(_frames(config, model))]
     return found + [
         f"{name} needs a model that makes {' or '.join(m.modalities)}s; "
         f"{config['model']['name']} makes {model.modality}s"

@@ -210,6 +210,21 @@ def test_clips(tmp_path, capsys, moving):
     assert np.argmin(found["psnr"]["by_frame"]) == 5
 
 
+@pytest.mark.parametrize("moving", [False, True])
+def test_clips_of_one_frame_have_no_motion(tmp_path, capsys, moving):
+    made, full = (clips(tmp_path, name, images(0, 4)[:, None], moving) for name in ("made", "full"))
+    words = (made, *([] if moving else ["--frames"]))
+    short = "it needs clips of 2 frames or more, and these have 1 frame; leave it out"
+    run(*words, "--against", full, "--json", tmp_path / "out.json")
+    told = capsys.readouterr().err
+    for name in ("temporal_flickering", "motion_energy", "subject_consistency_lite0", "temporal_difference_error"):
+        assert f"{name} was not computed: {short}" in told
+    assert "motion_smoothness_blend was not computed: it needs clips of 3 frames" in told
+    assert set(json.loads((tmp_path / "out.json").read_text())["metrics"]) == {"psnr", "ssim", "psnr_worst_frame"}
+    assert f"motion_energy: {short}" in complaint(capsys, *words)
+    assert short in complaint(capsys, *words, "--metrics", "clip_temp_evalcrafter")
+
+
 def test_what_does_not_fit_is_named(tmp_path, capsys):
     made, other = folder(tmp_path, "made", images(0, 4)), folder(tmp_path, "full", images(0, 4))
     (other / "cat-3.png").unlink()

@@ -8,6 +8,7 @@ from qdit.dataset.captions import base_emoji
 from qdit.dataset.motion import FRAMES, PHRASES, POSES, render
 from qdit.errors import UserError
 from qdit.eval.extractor import make_extractor
+from qdit.eval.text import FrameSimilarity
 from qdit.eval.video import (
     FeatureDistance,
     FrameConsistency,
@@ -94,3 +95,10 @@ def test_a_still_is_no_clip(held):
     image = held(images=CLIPS["const"][:, :1])
     with pytest.raises(UserError, match="TemporalFlickering needs clips of 2 frames"):
         TemporalFlickering().compute(image, image)
+
+
+@pytest.mark.parametrize("metric", [FrameConsistency, FrameSimilarity])
+def test_the_features_of_one_frame_are_no_clip(held, metric):
+    still = held(features={"pooled": torch.ones(3, 8)})  # as an image's are
+    with pytest.raises(UserError, match=r"needs clips of 2 frames or more, and these have 1 frame"):
+        metric(extractor="lite0").compute(still, still)
