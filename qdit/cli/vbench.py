@@ -6,6 +6,8 @@
 
 out/manifest.json says what was written, and which videos each dimension judges; VBench is given out/videos/ alone.
 Runs with `eval=vbench_viditq8` and its kin do the first two by themselves, where $QDIT_VBENCH_PYTHON is set.
+VBench's static filter, which its temporal flickering is meant to be behind, is not run: neither by these videos, nor in
+the total.
 """
 
 import argparse
@@ -50,10 +52,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from qdit.eval.vbench.exchange import export
+    from qdit.eval.vbench.exchange import export, read_manifest
+    from qdit.eval.vbench.totals import FLICKERING, UNFILTERED
 
     samples, run_id = _samples(args.folder)
-    print(export(samples.pieces(), samples.prompts, args.out, run_id, samples.frames_per_second))
+    place = export(samples.pieces(), samples.prompts, args.out, run_id, samples.frames_per_second)
+    print(place)
+    judging = read_manifest(place)["dimensions"]
+    if judging is None or FLICKERING in judging:
+        print(UNFILTERED, file=sys.stderr)
 
 
 def _samples(folder: Path) -> "tuple[SampleSet, str]":
@@ -94,7 +101,7 @@ def _record(folder: Path) -> dict[str, Any]:
 def _import(args: argparse.Namespace) -> None:
     from qdit.eval.vbench.exchange import MANIFEST, protocol, read_manifest
     from qdit.eval.vbench.results import read_released
-    from qdit.eval.vbench.totals import DIMENSIONS
+    from qdit.eval.vbench.totals import DIMENSIONS, FLICKERING, UNFILTERED
     from qdit.storage.reading import read_json
     from qdit.storage.run_folder import RunDir
 
@@ -117,6 +124,8 @@ def _import(args: argparse.Namespace) -> None:
         for dimension, values in found.items():
             record["metrics"][dimension] = _kept(dimension, values, prompts, about, shelf)
         RunDir(args.folder).save_result({key: value for key, value in record.items() if key != "digest"})
+    if FLICKERING in found:
+        print(UNFILTERED, file=sys.stderr)
 
 
 def _shelf(folder: Path, record: dict[str, Any]) -> "Shelf":
@@ -164,7 +173,7 @@ def _kept(dimension: str, values: "Tensor", prompts: Sequence[str], about: str, 
 
 
 def _total(args: argparse.Namespace) -> None:
-    from qdit.eval.vbench.totals import DIMENSIONS, Value, totals
+    from qdit.eval.vbench.totals import DIMENSIONS, UNFILTERED, Value, totals
 
     metrics = _record(args.folder)["metrics"]
     values = {
@@ -174,6 +183,7 @@ def _total(args: argparse.Namespace) -> None:
     }
     for name, total in totals(values).items():
         print(f"{name}: {total.value:.4f}" + (f" ± {total.stderr:.4f}" if total.stderr is not None else ""))
+    print(UNFILTERED, file=sys.stderr)
 
 
 if __name__ == "__main__":

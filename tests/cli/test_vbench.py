@@ -14,7 +14,7 @@ from helpers.vbench_suite import write_suite
 from qdit.cli import vbench
 from qdit.config import resolved
 from qdit.eval.vbench import exchange
-from qdit.eval.vbench.totals import DIMENSIONS
+from qdit.eval.vbench.totals import DIMENSIONS, UNFILTERED
 from qdit.runs import run as running
 from qdit.runs.identity import canonical, run_dir
 from qdit.storage.run_folder import VALUES
@@ -70,7 +70,9 @@ def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
     kept, before = values_of(run), tensors_about(run / VALUES)[IDENTITY]
     assert any(name.startswith("temporal_flickering@") for name in kept)
     command("import", run, videos, tmp_path / "r.json", "--versions", "vbench 0.1.5, torch 2.1")
-    assert "scene: 0.6000 ± 0.1000" in capsys.readouterr().out
+    streams = capsys.readouterr()
+    assert "scene: 0.6000 ± 0.1000" in streams.out
+    assert streams.err.count(UNFILTERED) == 2  # once of the videos, once of VBench's results
     record = json.loads((run / "result.json").read_text())
     assert record["metrics"]["scene"]["clusters"] == 2
     assert record["metrics"]["scene"]["protocol"] == "h264 yuv420p crf=12 fps=8; versions vbench 0.1.5, torch 2.1"
@@ -87,10 +89,12 @@ def test_videos_go_out_and_results_come_back(run, tmp_path, capsys):
     assert "over several protocols" in complaint(capsys, "total", run)
     command("import", run, videos, tmp_path / "r.json", tmp_path / "c.json")
     command("total", run)
-    assert "total: 0.2887 ± 0.0035" in capsys.readouterr().out
+    streams = capsys.readouterr()
+    assert "total: 0.2887 ± 0.0035" in streams.out
+    assert UNFILTERED in streams.err
 
 
-def test_of_the_suite_the_manifest_has_the_dimensions(tmp_path, no_charts, monkeypatch):
+def test_of_the_suite_the_manifest_has_the_dimensions(tmp_path, no_charts, monkeypatch, capsys):
     file = write_suite(tmp_path)
     about = ("dataset=vbench", f"dataset.file={file}", "dataset.dimensions=[color,scene]", "num_samples=3")
     command("export", carried_out(tmp_path, monkeypatch, *about), tmp_path / "out")
@@ -101,6 +105,7 @@ def test_of_the_suite_the_manifest_has_the_dimensions(tmp_path, no_charts, monke
         own = [video for video in files if name in known[video.removesuffix("-0.mp4")]]
         assert manifest["dimensions"].get(name, []) == own
     assert manifest["dimensions"]
+    assert UNFILTERED not in capsys.readouterr().err  # none of them is flickering
 
 
 def test_what_does_not_fit_is_said(run, tmp_path, capsys):

@@ -3,7 +3,8 @@
 norm = (value - least) / (most - least) times the weight, as the released script has it; values are not clipped. Quality
 is the mean of seven dimensions, in which dynamic degree counts half; semantic that of nine; the total (4 quality +
 semantic) / 5. The released script puts 0 where a dimension is missing, which gives negative numbers: here a total that
-lacks one is refused. Errors add as if the dimensions were independent; those that share videos are not. No torch.
+lacks one is refused. Errors add as if the dimensions were independent; those that share videos are not. Temporal
+flickering is what it was measured of: nothing here runs VBench's static filter (`UNFILTERED`). No torch.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,15 @@ SEMANTIC: dict[str, Scale] = {
     "overall_consistency": Scale(0, 0.364),
 }
 DIMENSIONS = {**QUALITY, **SEMANTIC}
+
+
+FLICKERING = "temporal_flickering"
+UNFILTERED = (
+    "note: temporal_flickering by VBench's own code is of all videos, moving ones too. Its static filter, a script of "
+    "its own which its maintainers require, is not run, so that flickering, quality and total are not comparable with "
+    "scores behind the filter (docs/metrics.md)"
+)
+"""What a reader of totals, and of flickering by VBench's own code, has to know."""
 
 
 @dataclass(frozen=True)
