@@ -25,11 +25,22 @@ def too_many_groups(recipe: Method, sampler: Sampler, model: DiffusionModel) -> 
 
 def engine_problems(config: dict[str, Any], recipe: Method, model: DiffusionModel) -> list[str]:
     """Why the engine of a config cannot run a recipe, before it is fitted; a dry run may be of another machine."""
+    if config["execution"] == "int8" and recipe.search is None and not _has_integers(recipe, model):
+        return [
+            f"execution=int8 multiplies weights and inputs that are both integers of up to 8 bits, and no layer of "
+            f"{config['bits']['name']} with this recipe has both; use bits=w4a8, or execution=auto"
+        ]
     if config["execution"] != "openvino":
         return []
     lack = None if config["dry"] else lacks_openvino(model.device)
     found = lack or misfits.problem(forms_of(recipe, model))
     return [found] if found else []
+
+
+def _has_integers(recipe: Method, model: DiffusionModel) -> bool:
+    """Whether some layer's weight and inputs are both integers that an int8 product takes."""
+    pairs = ((form.weight, form.inputs) for form in forms_of(recipe, model).values())
+    return any(all(spec is not None and spec.is_integer and spec.bits <= 8 for spec in pair) for pair in pairs)
 
 
 def _frames(config: dict[str, Any], model: DiffusionModel) -> float:

@@ -13,7 +13,7 @@ from qdit.ledger import FULL_BITS, ledger
 from qdit.model.pipeline import Called
 from qdit.runs.checks import unfit
 from qdit.runs.identity import full_precision, is_external
-from qdit.runs.setup import Setup, plan
+from qdit.runs.setup import Setup, missing_here, plan
 
 
 def assemble(config: dict[str, Any]) -> Setup:
@@ -45,6 +45,8 @@ def describe(config: dict[str, Any]) -> None:
         method = config["quantizer"]["name"] if key == "path" else "full precision"
         size = f"{found['model_bytes'] / 1e6:.2f} MB, {bits:.2f} bits a weight over the transformer"
         print(f"model.{key}={config['model'][key]} ({method}): {size}")
+    if missing := missing_here(config, parts):
+        print(missing)
 
 
 def unpaired(external: Called, model: Called) -> list[str]:

@@ -19,7 +19,7 @@ from qdit.model.base import Attention, Site
 from qdit.model.text import TextModel
 from qdit.policies import LayerSpec, Policy
 from qdit.quant.spec import QuantSpec
-from qdit.runs.setup import Setup, assemble
+from qdit.runs.setup import Setup, assemble, missing_here
 from qdit.scope import Scope
 from qdit.transform import Transform
 
@@ -47,6 +47,8 @@ def describe(config: dict[str, Any]) -> None:
         console.print(transforms_text(parts, recipe.transform, recipe.scope, costs), highlight=False)
     if recipe and recipe.search:
         console.print(f"search: {recipe.search.summary(recipe, parts.model.sites())}", highlight=False)
+    if missing := missing_here(config, parts):
+        console.print(missing, highlight=False, markup=False)
 
 
 def headed(title: str) -> Table:

@@ -171,16 +171,38 @@ def plan(config: dict[str, Any]) -> Plan:
     dataset = build_dataset(config, metrics)
     sampler: Sampler = build(config["sampler"])
     loader = build(config["model"])
-    search = recipe.search if recipe else None
     prepared = objective = Prepared({}, {})
     if not config["dry"]:
-        cache_dir = Path(config["cache_dir"])
-        about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
-        texts = dataset.captions_of(config["num_samples"], config["seed"])
-        prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
-        if search is not None:
-            objective = search.preflight(dataset, cache_dir, config["seed"])
+        prepared, objective = gather(config, dataset, metrics, recipe)
     return Plan(device, dataset, sampler, recipe, loaded, metrics, prepared, objective, loader)
+
+
+def gather(
+    config: dict[str, Any], dataset: Source, metrics: dict[str, Metric], recipe: Method | None
+) -> tuple[Prepared, Prepared]:
+    """Weights and references of a run's metrics, and of its search's objective.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    cache_dir = Path(config["cache_dir"])
+    about = {"dataset": dataset.reference, "cache_dir": cache_dir, "image_size": dataset.image_size}
+    texts = dataset.captions_of(config["num_samples"], config["seed"])
+    prepared = prepare(metrics, n=config["num_samples"], prompts=texts, suite=dataset.suite, **about)
+    if recipe is None or recipe.search is None:
+        return prepared, Prepared({}, {})
+    return prepared, recipe.search.preflight(dataset, cache_dir, config["seed"])
+
+
+def missing_here(config: dict[str, Any], parts: Setup) -> str:
+    """What a run of a dry config would be refused for on this machine; empty if nothing: the plan is of any machine."""
+    try:
+        gather(config, parts.dataset, parts.metrics, parts.recipe)
+    except UserError as error:
+        return "a run would be refused on this machine, until this is mended:\n" + "\n".join(
+            f"  {line}" for line in error.lines()
+        )
+    return ""
 
 
 def build_dataset(config: dict[str, Any], metrics: dict[str, Metric]) -> Source:

@@ -264,7 +264,26 @@ def test_dry_writes_nothing(tiny_pipeline, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "12 of 21 sites quantized" in printed
     assert "adaln is not in scope.roles" in printed
+    assert "refused" not in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_says_what_a_run_here_would_be_refused_for(tiny_pipeline, tmp_path, capsys):
+    """And prints the plan all the same, which may be of another machine."""
+    words = overrides(tiny_pipeline, tmp_path, "dry=true", "eval=fid_lite0", "dataset.reference=cats")
+    assert running.run(composed(*words)) is None
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "12 of 21 sites quantized" in printed
+    assert "a run would be refused on this machine, until this is mended:" in printed
+    assert "no lite0 reference statistics of cats" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_int8_without_integers_on_both_sides_is_refused(tiny_pipeline, tmp_path, dry):
+    words = overrides(tiny_pipeline, tmp_path, f"dry={dry}", "execution=int8", "bits=w4a16")
+    with pytest.raises(UserError, match=r"execution=int8 multiplies .* no layer of w4a16 .* use bits=w4a8"):
+        running.run(composed(*words))
 
 
 @pytest.mark.parametrize(
