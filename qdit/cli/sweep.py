@@ -7,11 +7,12 @@ sweep go on, so the exit code is decided here. Imports no torch; pandas only whe
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -29,6 +30,9 @@ from qdit.errors import UserError, from_problems
 from qdit.storage.atomic import writable
 from qdit.storage.names import component, fits
 from qdit.tracking import compared
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _started: list[tuple[Path, str]] = []  # the studies of the sweep that this process controls
 _OVERLAY = re.compile(r"\+*(experiment|grid|local)(@[^=]*)?=")
@@ -195,15 +199,24 @@ def print_finished() -> None:
 
 
 def print_table(runs_dir: Path, study: str) -> None:
-    """Print a study's table as Markdown; runs of several protocols stand apart in it."""
-    from qdit.tables import build_table, compare, is_comparison, load_results, render
+    """Print what a study has found as one Markdown table, and the command that shows more of it."""
+    from qdit.tables import load_results, overview, render
 
     try:
         frame = load_results(runs_dir, study)
-        table = (compare if is_comparison(frame) else build_table)(frame, mix_protocols=True)
-        print(render(table, "markdown"), end="", flush=True)
+        print(render(overview(frame), "markdown"), end="")
+        print(f"\nMore: {_more(runs_dir, study, frame)}", flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
     except BrokenPipeError:  # whoever reads has seen enough; the runs are what counts
         if not hushed():
             raise
+
+
+def _more(runs_dir: Path, study: str, frame: "pd.DataFrame") -> str:
+    """The command of a study's other metrics and of its costs, which shows several protocols where there are some."""
+    from qdit.tables.select import protocol_labels, records
+
+    words = ["qdit-table", "--study", study]
+    words += [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
+    return shlex.join([*words, *(["--mix-protocols"] if len(protocol_labels(records(frame))) > 1 else [])])

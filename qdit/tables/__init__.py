@@ -10,9 +10,10 @@ The layout follows lm-evaluation-harness's `make_table`: `higher_is_better` trav
 """
 
 from qdit.tables.compare import compare, is_comparison
+from qdit.tables.overview import overview
 from qdit.tables.records import load_results
 from qdit.tables.render import render, to_csv
 from qdit.tables.select import where
 from qdit.tables.table import Table, build_table
 
-__all__ = ["Table", "build_table", "compare", "is_comparison", "load_results", "render", "to_csv", "where"]
+__all__ = ["Table", "build_table", "compare", "is_comparison", "load_results", "overview", "render", "to_csv", "where"]

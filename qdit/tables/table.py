@@ -66,6 +66,7 @@ def build_table(
     seeds: Seeds = "mean",
     mix_protocols: bool = False,
     group_by: str | None = None,
+    brief: bool = False,
 ) -> Table:
     """Lay out runs: one row per quantizer and bits, or, with `cols`, one column per metric and value of that key.
 
@@ -78,6 +79,7 @@ def build_table(
         seeds: "mean" averages the seeds of a row (mean ± std), "all" gives each its own row.
         mix_protocols: show runs of several protocols, each labelled and with its own full precision.
         group_by: "family" puts the rows of a family together, under its title.
+        brief: no columns of the cost ledger beside `metrics`, and a line below that names the metrics left out.
 
     Raises:
         UserError: the runs mix protocols, or a name is unknown.
@@ -87,7 +89,7 @@ def build_table(
     summary = summarise(frame, keys, seeds=seeds, mix_protocols=mix_protocols)
     quantities = choose_quantities(summary, metrics)
     column_key = select.resolve(cols, frame.columns) if cols else None
-    columns = _columns(summary, quantities, column_key)
+    columns = _columns(summary, quantities, column_key, brief)
     labels = [key for key in summary.keys if key != column_key]
     verdict = judge(summary, quantities, column_key)
     footnotes: list[str] = []
@@ -110,7 +112,7 @@ def build_table(
         quantity.label if value is None else f"{quantity.label} {value}" for quantity, value in columns
     ]
     lines = lines_below(summary, quantities, verdict, bool(real))
-    if metrics is None:
+    if metrics is None or brief:
         lines[:0] = _unshown(summary, quantities)
     return Table(header, body, len(labels), footnotes, lines, sections, _spans(columns))
 
@@ -170,13 +172,14 @@ def choose_quantities(summary: Summary, metrics: Sequence[str] | None) -> list[Q
     return chosen
 
 
-def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None) -> list[Column]:
+def _columns(summary: Summary, quantities: list[Quantity], column_key: str | None, brief: bool) -> list[Column]:
     shown = {quantity.column for quantity in quantities}
     effective = _BITS if _bits_are_known(summary) else ("weight_bits",)
     if column_key is None:
-        ledger = [cost_quantity(name) for name in (*effective, *_LEDGER) if name not in shown]
+        ledger = [cost_quantity(name) for name in (*effective, *_LEDGER) if name not in shown and not brief]
         return [(quantity, None) for quantity in [*quantities, *ledger]]
-    ledger = [cost_quantity(name) for name in effective if name not in shown and "weight_bits" not in shown]
+    spent = () if brief or "weight_bits" in shown else effective
+    ledger = [cost_quantity(name) for name in spent if name not in shown]
     quantized = [row for row in summary.rows if row["quantizer"] != select.FULL_PRECISION] or summary.rows
     values = {select.shown(row[column_key]): select.sort_key(column_key, row[column_key]) for row in quantized}
     order = sorted(values, key=lambda value: values[value])

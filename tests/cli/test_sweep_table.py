@@ -1,13 +1,17 @@
 """The table and the exit code at the end of a multirun."""
 
+import shlex
+from pathlib import Path
+
 import pytest
-from helpers.fake_records import PROTOCOL, failed, metric, record, write
+from helpers.fake_records import PROTOCOL, failed, fid, metric, record, write
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
 
 from qdit.cli import cells
 from qdit.cli import sweep as callback
 from qdit.cli.sweep import TableCallback
+from qdit.cli.table import main as table
 from qdit.tracking import NoTracker
 
 
@@ -103,3 +107,38 @@ def test_a_reader_that_has_gone_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(callback, "hushed", lambda: True)
     monkeypatch.setattr(callback, "print", gone, raising=False)
     callback.print_table(tmp_path, "s")
+
+
+def test_a_sweep_of_methods_and_bits_ends_in_one_table_and_the_command_of_more(tmp_path, capsys):
+    def cell(quantizer, family, bits, sqnr):
+        measured = {"sqnr": metric(sqnr, 0.4), "ssim": metric(0.9, 0.01), "fid_lite0": fid(62.0)}
+        return record(quantizer, bits, measured, config={"quantizer.family": family})
+
+    full = record("fp", "w16a16", {"fid_lite0": fid(60.0)})
+    made = [cell(*each, bits, 20.0) for each in (("rtn", "baseline"), ("q_dit", "dit")) for bits in ("w4a4", "w8a8")]
+    assert sweep(tmp_path, [full, *made]) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in out.splitlines() if line.startswith("| ")]
+    assert rows == [
+        *(["bits", "quantizer"], ["w16a16", "full precision"]),
+        *(["w8a8", "rtn"], ["w8a8", "q_dit"], ["w4a4", "rtn"], ["w4a4", "q_dit"]),
+    ]
+    assert "20.0 ± 0.4" in out
+    assert "Also measured: fid_lite0 (--metrics all)." in out
+    last = out.splitlines()[-1]
+    assert last == f"More: qdit-table --study s --runs-dir {tmp_path}"
+    assert table(shlex.split(last)[2:]) == 0
+
+
+def test_the_command_of_more_shows_several_protocols_and_folders_with_spaces(tmp_path, capsys, monkeypatch):
+    made = [record("rtn", "w8a8", {"sqnr": metric(40.0)}, protocol=PROTOCOL.replace("256", n)) for n in ("1", "2")]
+    write(tmp_path / "my runs", *made)
+    callback.print_table(tmp_path / "my runs", "s")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(" --mix-protocols")
+    assert table(shlex.split(last)[2:]) == 0
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "runs", made[0])
+    capsys.readouterr()
+    callback.print_table(Path("runs"), "s")
+    assert capsys.readouterr().out.splitlines()[-1] == "More: qdit-table --study s"
