@@ -41,10 +41,10 @@ def _run(options: argparse.Namespace) -> None:
     bits = {id(row): select.shown(row["bits"]) for row in summary.rows}
     names = {key: f"{name} {bits[key]}" for key, name in names_of(summary, summary.rows).items()}
     picked = pick(summary, bars, cost.column)
-    print("\n".join([*_answer(picked, bars, cost, names), "", _front(summary, bars[0], cost, names)]))
+    print("\n".join([*_answer(picked, bars, cost, names, options.runs_dir), "", _front(summary, bars[0], cost, names)]))
 
 
-def _answer(picked: Picked, bars: Sequence[Bar], cost: Quantity, names: Mapping[int, str]) -> list[str]:
+def _answer(picked: Picked, bars: Sequence[Bar], cost: Quantity, names: Mapping[int, str], runs_dir: Path) -> list[str]:
     """What was picked, how sure that is, what makes it and where it lies."""
 
     def told(row: select.Row) -> str:
@@ -57,7 +57,7 @@ def _answer(picked: Picked, bars: Sequence[Bar], cost: Quantity, names: Mapping[
     elif picked.sure is not picked.row:
         lines.append(f"  the smallest that reaches it by two standard errors: {told(picked.sure)}")
     lines += [f"  smaller, and short of it by less than two standard errors: {told(row)}" for row in picked.near]
-    command, reason = _command(picked.row)
+    command, reason = _command(picked.row, runs_dir)
     lines.append(f"  {command}" if command else f"  no command: {reason}")
     return [*lines, *(f"  {run['folder']}" for run in picked.row["runs"])]
 
@@ -69,12 +69,15 @@ def _certainty(bar: Bar, row: select.Row) -> str:
     return f"{margin}, {'more' if bar.clears(row) else 'less'} than two standard errors"
 
 
-def _command(row: select.Row) -> tuple[str, str]:
-    """The command that makes a row again, and why there is none."""
-    from qdit.cli.recall import recalled  # Hydra takes longer to come than a message does
+def _command(row: select.Row, runs_dir: Path) -> tuple[str, str]:
+    """The command that makes a row again among the runs that were read, and why there is none."""
+    from qdit.cli.places import placed  # Hydra takes longer to come than a message does
+    from qdit.cli.recall import recalled
 
     records = (read_record(Path(run["folder"]) / "result.json") for run in row["runs"])
-    return recalled([record["config"] for record in records if record is not None])
+    configs = [record["config"] for record in records if record is not None]
+    command, reason = recalled(configs)
+    return placed(command, configs[0], runs_dir) if command else "", reason
 
 
 def _front(summary: Summary, bar: Bar, cost: Quantity, names: Mapping[int, str]) -> str:

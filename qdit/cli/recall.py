@@ -33,7 +33,7 @@ from qdit.storage.names import counted
 from qdit.tables.select import FULL_PRECISION
 
 Flat = dict[str, Any]
-_PLAIN, _OTHER = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII), ("null", "true", "false", "inf", "nan")
+_PLAIN, _OTHER = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", re.ASCII), ("null", "true", "false", "inf", "nan")
 _BEFORE_QUOTE = re.compile(r"\\+(?='|\Z)")
 _OPEN = re.compile(r"\$\{(\w+)\}")
 """A top-level key that a name depends on."""
@@ -68,13 +68,13 @@ def recalled(configs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     except (HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError):
         return "", "this qdit does not compose what was recorded"
     seeds = sorted({key for config in configs for key in config if key.split(".")[-1] == "seed"})
-    several = {key: sorted({_written(config.get(key)) for config in configs}, key=counted) for key in seeds}
+    several = {key: sorted({as_value(config.get(key)) for config in configs}, key=counted) for key in seeds}
     several = {key: found for key, found in several.items() if len(found) > 1}
     words = [word for word in words if word.partition("=")[0] not in several]
     words += [f"{key}={','.join(found)}" for key, found in several.items()]
     overlaid = any(word.startswith("experiment=") for word in words)  # which may name a study
     if (study := first.get("study")) is not None and (overlaid or study != "default"):
-        words.append(as_text(f"study={_written(study)}"))
+        words.append(as_text(f"study={as_value(study)}"))
     return shlex.join(["qdit", *(["-m"] if several else []), *words]), ""
 
 
@@ -90,9 +90,9 @@ def _words(config: Flat) -> list[str]:
     bits = {key.removeprefix("bits."): value for key, value in config.items() if key.startswith("bits.")}
     own = config["quantizer.name"] in _recipes()
     start = (f"quantizer={config['quantizer.name']}",) if own else _start(config, wanted, tuple(bits.items()))
-    words = [*start, *([f"quantizer.path={_written(path)}"] if path else [])]
+    words = [*start, *([f"quantizer.path={as_value(path)}"] if path else [])]
     if not bare:
-        words += [f"bits={option}"] if (option := _bits(bits)) else [f"bits.{k}={_written(v)}" for k, v in bits.items()]
+        words += [f"bits={option}"] if (option := _bits(bits)) else [f"bits.{k}={as_value(v)}" for k, v in bits.items()]
 
     def base() -> Flat:
         return _composed(tuple(word for word in words if not word.startswith("bits")), tuple(bits.items()), bare)
@@ -106,7 +106,7 @@ def _words(config: Flat) -> list[str]:
         raise UserError(f"recipe {config['quantizer.name']} is no option here, and the nearest has {more[0]} beside it")
     changed = {key: value for key, value in wanted.items() if key not in made or made[key] != value}
     there = _keys(tuple(word for word in words if not word.startswith("bits"))) if changed else made
-    words += [f"{'' if key in there else '+'}{key}={_written(value)}" for key, value in changed.items()]
+    words += [f"{'' if key in there else '+'}{key}={as_value(value)}" for key, value in changed.items()]
     metrics = _metrics(config)
     default = _metrics(_unbitten((*(() if own else start), *(word for word in words if word.startswith("model=")))))
     if metrics and set(metrics) != set(default):
@@ -153,11 +153,11 @@ def _start(config: Flat, wanted: Flat, bits: tuple[tuple[str, Any], ...]) -> tup
     for overlay, named, picked in _overlays():
         keys = _OPEN.findall(named)
         if _OPEN.sub(lambda found: str(config.get(found[1])), named) == name:
-            values = [f"{key}={_written(config[key])}" for key in keys if key in config]
+            values = [f"{key}={as_value(config[key])}" for key in keys if key in config]
             among = [()] if picked in bases else [(f"quantizer={base}",) for base in bases]
             starts += [(*base, f"experiment={overlay}", *values) for base in among]
     if name is not None:
-        starts += [(f"quantizer={base}", f"quantizer.name={_written(name)}") for base in bases]
+        starts += [(f"quantizer={base}", f"quantizer.name={as_value(name)}") for base in bases]
     for start in starts:
         with suppress(UserError, HydraException, OmegaConfBaseException):
             made = _composed(start, bits, False)
@@ -260,14 +260,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _written(value: Any) -> str:
-    """A value in the words of Hydra's command line."""
+def as_value(value: Any) -> str:
+    """A value in the words of Hydra's command line.
+
+    >>> as_value("../some/where"), as_value("my runs"), as_value([1, None])
+    ('../some/where', "'my runs'", '[1,null]')
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(as_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{as_value(each)}" for key, each in value.items()) + "}"
     text = str(value)
     if isinstance(value, int | float) or (_PLAIN.fullmatch(text) and text.lower() not in _OTHER):
         return text

@@ -4,7 +4,6 @@ A row for each bits and method, those of the same bits together, and the paired 
 other. `compare` shows more of a study, in as many tables as it takes.
 """
 
-import numpy as np
 import pandas as pd
 
 from qdit.tables import select
@@ -26,8 +25,8 @@ def overview(frame: pd.DataFrame) -> Table:
         UserError: as `build_table`.
     """
     names = sorted(metric_names(frame.columns), key=lambda name: (rank(name), name))
-    full = frame[frame["quantizer"] == select.FULL_PRECISION]
+    full = [row for row in select.records(frame) if row["quantizer"] == select.FULL_PRECISION]
     # Full precision has none with itself.
-    paired = [name for name in names if not np.isfinite(full[name].to_numpy(dtype=float)).any()]
+    paired = [name for name in names if all(row[name] is None for row in full)]
     shown = [*(paired or names)[:MOST], "model_mb"]
     return build_table(frame, rows=("bits", "quantizer"), metrics=shown, mix_protocols=True, brief=True)

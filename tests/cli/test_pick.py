@@ -1,9 +1,12 @@
 """qdit-pick: the smallest model, how sure that is, its command; one message where there is none."""
 
+import shlex
+
 import pytest
 from helpers.commands import complaint
 from helpers.fake_records import metric, record, write
 
+from qdit.api.compose import composed
 from qdit.cli.pick import main
 
 
@@ -54,3 +57,23 @@ def test_a_metric_without_a_direction_has_no_front(tmp_path, capsys):
 )
 def test_mistakes_are_one_message(words, said, runs, capsys):
     assert said in complaint(capsys, main, "--runs-dir", runs, *words)
+
+
+def test_the_command_finds_the_folders_that_were_named(tmp_path, capsys):
+    """As printed it goes to the same study: in another folder of runs, with the run's own cache and weights."""
+    cache, elsewhere = tmp_path / "a cache", tmp_path / "else where"
+    cache.mkdir()
+    own = {"cache_dir": str(cache), "eval.lpips_alex.weights": "/w/alex.pth", "inception_weights": "../inception.pth"}
+    write(elsewhere, record("rtn", "w4a8", {"sqnr": metric(24.0, 0.4)}, config=own | {"study": "s", "runs_dir": "/no"}))
+    assert main(["--runs-dir", str(elsewhere), "--min", "sqnr=20"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  qdit ")]
+    made = composed(*shlex.split(line)[1:])
+    assert (made.runs_dir, made.cache_dir, made.study) == (str(elsewhere), str(cache), "s")
+    assert (made.inception_weights, made.eval.lpips_alex.weights) == ("../inception.pth", "/w/alex.pth")
+
+
+def test_the_command_names_no_folder_that_is_the_default_or_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "runs", record("rtn", "w4a8", {"sqnr": metric(24.0)}, config={"cache_dir": "/of/another/machine"}))
+    assert main(["--min", "sqnr=20"]) == 0
+    assert "_dir=" not in capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_overlays_are_found_by_the_name_that_they_give():
 
 
 def test_values_are_words_of_hydra():
-    from qdit.cli.recall import _written
+    from qdit.cli.recall import as_value
 
     values = [
         None,
@@ -115,7 +115,7 @@ def test_values_are_words_of_hydra():
         "\\\\'b\\",
     ]
     for value in values:
-        [made] = OmegaConf.to_container(_parsed(f"k={_written(value)}"), resolve=False).values()  # pyright: ignore
+        [made] = OmegaConf.to_container(_parsed(f"k={as_value(value)}"), resolve=False).values()  # pyright: ignore
         assert made == value
 
 
