@@ -22,6 +22,7 @@ from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from qdit.assets import CONF
+from qdit.cli import plugins
 from qdit.cli.entry import CLOSED, hushed
 from qdit.errors import did_you_mean
 from qdit.keys import flatten
@@ -128,13 +129,16 @@ def _message(
     """What to say of Hydra's error; None where it is not about a name."""
     if isinstance(error, MissingConfigException):
         missing = error.missing_cfg_file or ""
-        own = missing.startswith("hydra/")  # of which Hydra itself lists the options, such as launchers
-        return _no_option(loader, missing) if "/" in missing and not own else None
+        if missing.startswith("hydra/"):
+            return plugins.no_option(missing, loader.get_group_options(missing.rpartition("/")[0]))
+        return _no_option(loader, missing) if "/" in missing else None
     match = _KEY.search(str(error))
     if match is None:
         return None
     key = match[1] or match[2]
     word = next((word for word in words if word.lstrip("+~").partition("=")[0].partition("@")[0] == key), key)
+    if told := plugins.no_key(word, key):
+        return told
     return _no_key(loader, key, word, _known(loader, config_name, [each for each in words if each != word], load))
 
 

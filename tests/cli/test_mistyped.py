@@ -1,5 +1,9 @@
 """What is said of groups, options and keys that are not there, on a folder of three groups; and that Hydra may tell."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -8,6 +12,7 @@ from hydra.types import RunMode
 
 from qdit.api.compose import composed
 from qdit.cli.mistyped import Mistyped, explain, unknown_options
+from qdit.cli.plugins import PLUGINS, no_option
 from qdit.errors import UserError
 
 TEXTS = {
@@ -51,6 +56,17 @@ def words(tmp_path):
         (["sampler.step=3", "size=2"], r"did you mean sampler\.steps.*\); sampler has steps, cfg\."),
         (["steps=3"], r"did you mean sampler\.steps\?"),
         (["model.heads.count=3"], r"did you mean model\.head\.count"),
+        (["hydra/launcher=ray"], r"pip install 'hydra-ray-launcher'$"),
+        (
+            ["hydra/launcher=bsic"],
+            r"hydra/launcher=bsic: there is no such option \(did you mean basic\?\); .* has basic",
+        ),
+        (["hydra/launcher=submitit_slrm"], r"did you mean submitit_slurm"),
+        (
+            ["hydra.launcher.n_tasks=2"],
+            r"the launcher that is chosen has no n_tasks; .* hydra/launcher=joblib \(qdit\[",
+        ),
+        (["hydra/sweeper/sampler=tpe"], r"the sweeper that is chosen has no sampler; .* hydra/sweeper=optuna \(qdit\["),
         (["data/inner=deep"], r"data/inner=deep: this config has no data/inner to replace; \+data/inner=deep adds it"),
     ],
 )
@@ -66,9 +82,6 @@ def test_what_is_right_composes_as_before(words):
 def test_other_mistakes_are_hydras(words, monkeypatch):
     with pytest.raises(ConfigCompositionException, match="already at 'size'") as caught:
         words("+size=3")
-    assert not isinstance(caught.value, Mistyped)
-    with pytest.raises(MissingConfigException, match=r"hydra/launcher/joblibx") as caught:
-        words("hydra/launcher=joblibx")
     assert not isinstance(caught.value, Mistyped)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(MissingConfigException, match="Could not find 'data/tinny'"):
@@ -104,3 +117,21 @@ def test_a_sweep_over_options_may_set_what_the_default_option_lacks(words, tmp_p
 def test_the_python_api_says_the_same():
     with pytest.raises(UserError, match=r"^transform\.alpha=0\.3: .* these have: .*transform=smooth"):
         composed("quantizer=rtn", "transform.alpha=0.3")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("hydra/launcher/joblib", "hydra/launcher=joblib: this launcher .* not installed: pip install 'qdit.joblib.'"),
+        ("hydra/launcher/submitit_slurm", "this launcher .*: pip install 'qdit.slurm.'"),
+        ("hydra/sweeper/optuna", "hydra/sweeper=optuna: this sweeper .*: pip install 'qdit.optuna.'"),
+    ],
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(path, said):
+    assert re.search(f"{said}$", no_option(path, ["basic"]))
+
+
+def test_the_extras_that_messages_name_are_there():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {package[5:-1] for package in PLUGINS.values() if package.startswith("qdit[")}
+    assert named <= set(project["optional-dependencies"])
