@@ -7,6 +7,25 @@ from collections.abc import Iterable
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (direction of text, too), surrogates, separators of lines
 
 
+class Advised(str):
+    """A problem whose remedy depends on where it is met: as a text it has that of a run.
+
+    Args:
+        problem: what was found, and what is allowed.
+        run: what to try in a run, or in Python.
+        folder: what to try where `qdit-score` judges a folder, which has no config.
+    """
+
+    of_folder: str
+    """The problem with the remedy of a folder."""
+
+    def __new__(cls, problem: str, *, run: str, folder: str) -> "Advised":
+        """The problem with the remedy of a run; the other is beside it."""
+        made = super().__new__(cls, f"{problem}; {run}")
+        made.of_folder = f"{problem}; {folder}"
+        return made
+
+
 class UserError(Exception):
     """A mistake in a config, a file or a machine; every problem names what was found, what is allowed, what to try."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdit.cli.entry import carried_out, device_of
-from qdit.errors import UserError, from_problems
+from qdit.errors import Advised, UserError, from_problems
 
 if TYPE_CHECKING:
     from qdit.eval.base import Metric, Result
@@ -35,7 +35,7 @@ OF_CLIP_PAIRS = ("psnr_worst_frame", "temporal_difference_error")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a mistake that the user can mend."""
     args = _parser().parse_args(arguments)
-    return carried_out("qdit-score", lambda: _score(args))
+    return carried_out("qdit-score", lambda: _advised(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="of extractors; default: cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     return parser
+
+
+def _advised(args: argparse.Namespace) -> None:
+    """Judge a folder; what to try, where metrics have found a problem, is what can be done for a folder."""
+    try:
+        _score(args)
+    except UserError as error:
+        raise UserError(*map(_of_folder, error.problems)) from error
+
+
+def _of_folder(problem: str) -> str:
+    return problem.of_folder if isinstance(problem, Advised) else problem
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -140,9 +152,8 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
     kind, sizes = "video" if own.clips else "image", [each.size() for each in (own, other) if each is not None]
     length = own.length(max(metric.fewest_frames for metric in metrics.values()))
     for name, metric in metrics.items():
-        problems = metric.preflight(own.n, None, min(sizes[0]))
+        problems = [*metric.preflight(own.n, None, min(sizes[0])), *metric.unreadable(own.prompts)]
         problems += metric.short(length) if own.clips else []
-        problems += metric.unreadable(own.prompts) if own.prompts else []
         if metric.suite is not None:
             problems.append(
                 f"it judges the prompts of {metric.suite} alone, which a run has with dataset={metric.suite}"
@@ -164,7 +175,7 @@ def _left_out(metrics: "dict[str, Metric]", own: "Folder", other: "Folder | None
                 f"these have {shown[0]} pixels and the set {shown[1]}: distances between sizes mean nothing"
             )
         if problems:
-            found[name] = "; ".join(problems)
+            found[name] = "; ".join(map(_of_folder, problems))
     return found
 
 

@@ -19,14 +19,19 @@ from qdit.assets import shipped
 from qdit.dataset.captions import base_emoji
 from qdit.dataset.emoji import FILE
 from qdit.dataset.motion import FRAMES, PHRASES, SIDE, phrase_errors
-from qdit.errors import UserError
-from qdit.eval.base import OfFeatures, Samples, Shown
+from qdit.errors import Advised, UserError
+from qdit.eval.base import OfFeatures, Samples, Shown, no_prompts
 from qdit.eval.frames import FrameMetric
 from qdit.eval.match import ranks
 from qdit.eval.per_sample import PerSample
 from qdit.eval.reference import find
 from qdit.quant.decibels import decibels
 from qdit.storage.arrays import read_arrays
+
+
+def _foreign(problem: str, dataset: str) -> Advised:
+    """The sentence that a prompt is not one of a data set."""
+    return Advised(problem, run=f"use dataset={dataset}", folder=f"--prompts has those of dataset={dataset} alone")
 
 
 def phrase_of(prompt: str) -> int | None:
@@ -57,8 +62,10 @@ class _Motion(FrameMetric):
 
     def unreadable(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that name no motion."""
+        if not prompts:
+            return [no_prompts("motions are asked for by prompts, and no prompts are known")]
         bad = next((p for p in prompts if phrase_of(p) is None), None)
-        return [] if bad is None else [f"the prompt {bad!r} names no motion; use dataset=emoji_motions"]
+        return [] if bad is None else [_foreign(f"the prompt {bad!r} names no motion", "emoji_motions")]
 
     def score(self, frames: UInt8[Tensor, "b T 3 H W"], *reference: Tensor) -> Float[Tensor, "b M"]:
         """The mean squared error of each motion.
@@ -77,7 +84,7 @@ class _Motion(FrameMetric):
         Raises:
             UserError: a prompt names none.
         """
-        if problems := self.unreadable(samples.prompts) or ([] if samples.prompts else ["no prompts are known"]):
+        if problems := self.unreadable(samples.prompts):
             raise UserError(*problems)
         return torch.tensor([phrase_of(prompt) for prompt in samples.prompts])
 
@@ -135,8 +142,10 @@ class EmojiMatch(OfFeatures, PerSample):
     def unreadable(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that are no names of emoji."""
         known = set(base_emoji()[1])
+        if not prompts:
+            return [no_prompts("emoji are asked for by prompts, and no prompts are known")]
         bad = next((p for p in prompts if p not in known), None)
-        return [] if bad is None else [f"the prompt {bad!r} is no emoji's name; use dataset=emoji_prompts"]
+        return [] if bad is None else [_foreign(f"the prompt {bad!r} is no emoji's name", "emoji_prompts")]
 
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """1 for a match, else 0.
@@ -144,7 +153,7 @@ class EmojiMatch(OfFeatures, PerSample):
         Raises:
             UserError: a prompt is no emoji's name.
         """
-        if problems := self.unreadable(samples.prompts) or ([] if samples.prompts else ["no prompts are known"]):
+        if problems := self.unreadable(samples.prompts):
             raise UserError(*problems)
         bank, places = _bank(self.extractor)
         asked = torch.tensor([places[prompt] for prompt in samples.prompts])

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from qdit.errors import Advised
+
 if TYPE_CHECKING:
     from qdit.eval.extractor import FeatureExtractor
     from qdit.eval.reference import Reference
@@ -177,6 +179,11 @@ class Metric(ABC):
         Raises:
             UserError: the two sets do not hold the same indices, or the reference lacks what the metric needs.
         """
+
+
+def no_prompts(problem: str) -> Advised:
+    """The sentence that a metric needs prompts."""
+    return Advised(problem, run="choose a data set of prompts (dataset=)", folder="give them with --prompts FILE")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,14 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.errors import Advised, UserError
 from qdit.eval.base import Features, OfFeatures, Result, Samples
 from qdit.eval.inception_score import inception_score
 from qdit.eval.kid import kernel_distance
 from qdit.eval.memo import remember
 from qdit.eval.precision_recall import NEIGHBOURS, precision_recall
 from qdit.eval.reference import Reference, no_features, no_spatial
-from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of, shared_prompts
+from qdit.eval.statistics import MIN_SAMPLES, Jackknife, frechet_jackknife, groups_of, shared_prompts, too_few
 
 
 @remember
@@ -63,9 +63,7 @@ class DistributionMetric(OfFeatures):
         """Missing or wrong weights, too few samples, a reference that lacks what this metric reads or is of too few."""
         problems = self.network().preflight()
         if n is not None and n < MIN_SAMPLES:
-            problems.append(
-                f"{n} samples are too few, {MIN_SAMPLES} are the least; raise num_samples or use eval=paired"
-            )
+            problems.append(too_few(n, " or use eval=paired"))
         if self.needs_images and reference is not None and reference.pooled is None:
             problems.append(no_features(reference))
         if self.needs_spatial and reference is not None and reference.mu_s is None:
@@ -119,7 +117,9 @@ class DistributionMetric(OfFeatures):
                 raise UserError(f"{len(x)} {kind} features for {samples.n} samples; overwrite=true makes them again")
             if not x.isfinite().all():
                 worst = int((~x.isfinite().all(1)).nonzero()[0])
-                raise UserError(f"{kind} features of sample {worst} are damaged (not finite); try overwrite=true")
+                problem = f"{kind} features of sample {worst} are damaged (not finite)"
+                folder = f"copy the weights of {self.extractor} again, or leave it out of --metrics"
+                raise UserError(Advised(problem, run="try overwrite=true", folder=folder))
         return features
 
 

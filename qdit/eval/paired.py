@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from qdit.errors import UserError
+from qdit.errors import Advised, UserError
 from qdit.eval.base import Samples, Shown
 from qdit.eval.frames import PairedFrames
 from qdit.eval.per_sample import PairedMetric
@@ -56,7 +56,8 @@ def _too_small(image_size: int) -> list[str]:
     """A sentence if SSIM's window does not fit into an image."""
     if image_size >= WINDOW:
         return []
-    return [f"SSIM needs images of at least {WINDOW} px, these have {image_size}; leave it out (~eval.ssim)"]
+    problem = f"SSIM needs images of at least {WINDOW} px, these have {image_size}"
+    return [Advised(problem, run="leave it out (~eval.ssim)", folder="leave it out of --metrics")]
 
 
 def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:

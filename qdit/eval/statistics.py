@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qdit.errors import Advised
+
 GROUPS = 20
 MIN_SAMPLES = 2 * GROUPS  # two in each group: below that the jackknife says nothing
 MIN_PROMPTS = 4  # an error of fewer groups is itself wrong by half or more: 1 / √(2 (groups - 1))
@@ -32,6 +34,12 @@ def shared_prompts(prompts: Sequence[str] | None) -> int | None:
     """
     count = len(set(prompts or ()))
     return count if count < len(prompts or ()) else None
+
+
+def too_few(n: int, instead: str = "") -> Advised:
+    """The sentence about so few samples that no error can be told, and what a run may do instead of taking more."""
+    problem = f"{n} samples are too few, {MIN_SAMPLES} are the least"
+    return Advised(problem, run=f"raise num_samples{instead}", folder="give a folder of more, or other --metrics")
 
 
 def groups_of(n: int, prompts: Sequence[str] | None = None) -> Int[Tensor, " n"]:

@@ -6,6 +6,7 @@ al., arXiv 2104.08718, multiply by 2.5 and put "A photo depicts" before the prom
 arXiv 2310.11440): right for comparison with those papers, and for nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qdit.errors import UserError
-from qdit.eval.base import OfFeatures, Samples, Shown
+from qdit.eval.base import OfFeatures, Samples, Shown, no_prompts
 from qdit.eval.per_sample import PerSample
 
 
@@ -34,6 +35,12 @@ class TextAlignment(OfFeatures, PerSample):
     scale: float = 1.0
     floor: bool = False
 
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence if there are none."""
+        if not prompts:
+            return [no_prompts(f"{self.extractor} compares samples with prompts, and no prompts are known")]
+        return super().unreadable(prompts)
+
     def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
         """The score of each sample.
 
@@ -41,7 +48,7 @@ class TextAlignment(OfFeatures, PerSample):
             UserError: no prompts are known.
         """
         if not samples.prompts:
-            raise UserError(f"{self.extractor} compares samples with prompts, and no prompts are known")
+            raise UserError(*self.unreadable(()))
         texts = F.normalize(samples.texts(self.extractor).double(), dim=1)
         cosines = (_units(samples, self.extractor) * texts[:, None]).sum(2)
         return self.scale * (cosines.clamp(min=0) if self.floor else cosines).mean(1)

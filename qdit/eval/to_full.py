@@ -25,6 +25,7 @@ from qdit.eval.statistics import (
     groups_of,
     number_of,
     shared_prompts,
+    too_few,
 )
 
 
@@ -98,8 +99,8 @@ class ToFull(OfFeatures):
         self, n: int | None = None, reference: Reference | None = None, image_size: int | None = None
     ) -> list[str]:
         """What the extractor lacks, and too few samples."""
-        few = [f"{n} samples are too few, {MIN_SAMPLES} are the least; raise num_samples"]
-        return super().preflight(n, None, image_size) + (few if n is not None and n < MIN_SAMPLES else [])
+        few = [too_few(n)] if n is not None and n < MIN_SAMPLES else []
+        return super().preflight(n, None, image_size) + few
 
     @abstractmethod
     def jackknife(self, x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], groups: Int[Tensor, " n"]) -> Jackknife:

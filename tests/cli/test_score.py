@@ -249,3 +249,33 @@ def test_clips_of_other_lengths_are_refused(tmp_path, capsys):
     assert "clip1 has 9 frames of 16×16 pixels, and clip0 has 10 frames" in complaint(capsys, *words)
     (full / "clip0" / "009.png").unlink()
     assert "images (2, 3, 16, 16) cannot be paired with (1, 3, 16, 16)" in complaint(capsys, *words)
+
+
+def test_what_to_try_is_what_can_be_done_for_a_folder(tmp_path, capsys, monkeypatch):
+    """A folder has no config: no message of a metric tells its reader to override a key of a run."""
+    monkeypatch.delenv("QDIT_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    full = images(0, 3)[:, :8, :8]
+    made, other, real = (folder(tmp_path, *each) for each in (("a", full), ("b", full), ("c", full, "photo{}")))
+    (tmp_path / "prompts.txt").write_text("no emoji\n" * 3)
+    prompts = ["--prompts", tmp_path / "prompts.txt", "--metrics", "emoji_match_lite0"]
+    said = [
+        (["--against", real, "--metrics", "fid_lite0"], "40 are the least; give a folder of more, or other --metrics"),
+        (["--against", other, "--metrics", "fid_to_full_lite0"], "40 are the least; give a folder of more"),
+        (["--against", other, "--metrics", "ssim"], "these have 8; leave it out of --metrics"),
+        (["--metrics", "is"], "or give --metrics of the offline extractor (fid_lite0)"),
+        (["--metrics", "emoji_match_lite0"], "no prompts are known; give them with --prompts FILE"),
+        (prompts, "'no emoji' is no emoji's name; --prompts has those of dataset=emoji_prompts alone"),
+    ]
+    for words, advice in said:
+        found = complaint(capsys, made, *words)
+        assert advice in found
+        assert not [word for word in ("num_samples", "eval", "use dataset", "allow_download=") if word in found], found
+
+
+def test_a_problem_that_is_met_on_the_way_has_the_advice_for_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Colours, "__call__", lambda self, x: {"pooled": torch.full((len(x), 4), torch.nan)})
+    said = complaint(
+        capsys, folder(tmp_path, "a", images(0, 44)), "--against", folder(tmp_path, "c", images(0, 44), "p{}")
+    )
+    assert said.endswith("(not finite); copy the weights of lite0 again, or leave it out of --metrics\n")

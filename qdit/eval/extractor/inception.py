@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdit.errors import UserError
+from qdit.errors import Advised, UserError
 from qdit.eval.extractor.common import FeatureExtractor, channels_last, other_file
 from qdit.nn.outputs import outputs_of
 from qdit.storage.digest import sha256
@@ -79,13 +79,15 @@ class Inception(FeatureExtractor):
             return [f"MissingWeights: {problem}" for problem in other_file(path, SHA256_PREFIX)]
         if self.allow_download and path == self._hub_file():
             return []
-        return [
+        problem = (
             "MissingWeights: Inception-2015 weights for FID, sFID, IS, KID, precision and recall not found.\n"
             f"    looked in: inception_weights ({self.weights or 'unset'}), ${VARIABLE} "
             f"({os.environ.get(VARIABLE, 'unset')}), {self._hub_file()}\n"
-            f"    get it on a machine with network: {URL}, and copy it there;\n"
-            "    or run eval=fidelity (offline extractor) or eval=paired (no extractor), or set allow_download=true"
-        ]
+            f"    get it on a machine with network: {URL}, and copy it there"
+        )
+        run = "or run eval=fidelity (offline extractor) or eval=paired (no extractor), or set allow_download=true"
+        folder = "or give --metrics of the offline extractor (fid_lite0) or of none (psnr)"
+        return [Advised(problem, run=run, folder=folder)]
 
     @property
     def weights_sha256(self) -> str:

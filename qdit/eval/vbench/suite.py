@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from qdit.errors import Advised
+
 VIDEOS_A_PROMPT = 5
 """Videos of a prompt that VBench's code reads: those numbered from 0 on."""
 
@@ -36,4 +38,5 @@ def none_of(dimension: str, prompts: Sequence[str]) -> list[str]:
     """A sentence if a dimension judges none of these prompts."""
     if not prompts or any(own_of(dimension, prompts)):
         return []
-    return [f"none of these prompts is one of {dimension}; name it in dataset.dimensions"]
+    problem = f"none of these prompts is one of {dimension}"
+    return [Advised(problem, run="name it in dataset.dimensions", folder="leave it out of --metrics")]
