@@ -4,12 +4,13 @@ Imports no torch by itself; building imports what the targets need.
 """
 
 import inspect
+import logging
 from collections.abc import Iterator
 from math import isfinite
 from typing import Any, Literal, get_type_hints
 
+from hydra import utils
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -84,7 +85,7 @@ def build(node: Any) -> Any:
         UserError: the target refuses its arguments.
     """
     try:
-        return instantiate(node, _convert_="all")
+        return utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         while cause is not None and not isinstance(cause, UserError):
@@ -121,14 +122,24 @@ def _bit_problems(bits: dict[str, Any]) -> list[str]:
     return found
 
 
+def _class(name: str) -> Any:
+    """The class of a `_target_`, without the line that Hydra logs where there is none: the message is ours."""
+    log = logging.getLogger(utils.__name__)
+    before, log.disabled = log.disabled, True
+    try:
+        return utils.get_class(name)
+    finally:
+        log.disabled = before
+
+
 def type_problems(node: dict[str, Any], path: str) -> list[str]:
     """Arguments of `_target_`s whose simple types are wrong, and arguments that the target does not know."""
     found: list[str] = []
     if "_target_" in node:
         try:
-            target = get_class(node["_target_"])
+            target = _class(node["_target_"])
         except Exception as error:
-            return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
+            return [f"{path}._target_={node['_target_']} cannot be imported: {' '.join(str(error).split())}"]
         hints = get_type_hints(target.__init__, include_extras=True)
         known = inspect.signature(target).parameters
         given = {key: value for key, value in node.items() if not key.startswith("_")}

@@ -187,6 +187,14 @@ def test_a_command_line_choice_beats_the_recipe():
     assert config["quantizer"]["name"] == "rtn"
 
 
+def test_a_class_that_cannot_be_imported_is_reported_once(caplog):
+    """Hydra logs it, too, before it raises."""
+    with pytest.raises(UserError, match=r"^weight\._target_=qdit\.weight\.Nothing cannot be imported: .*") as caught:
+        check(composed("weight._target_=qdit.weight.Nothing"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
