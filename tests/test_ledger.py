@@ -34,6 +34,7 @@ def spec(name: str, dynamic: bool = False) -> QuantSpec:
     [
         ("nvfp4", 4 + 8 / 16 + 32 / WEIGHTS),
         ("mxfp4", 4.25),
+        ("mxfp6", 6.25),
         ("mxfp8", 8.25),
         ("int4_g64", 4.25),
         ("int4_g16", 5),

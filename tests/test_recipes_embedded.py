@@ -74,7 +74,7 @@ SEEDS = [
 RECIPES = [f"quantizer={name} bits={bits}" for name in grid("format_recipes") for bits in ("w4a8", "w4a4")]
 FORMATS = [
     *(f"quantizer={name} bits={bits}" for name in ("rtn", "hq_dit") for bits in ("nvfp4", "nvfp4_46", "mxfp4")),
-    *(f"quantizer=rtn bits={bits}" for bits in ("fp8", "mxfp8", "int4_g16", "int4_g64", "lloyd4", "w4a8_fp")),
+    *(f"quantizer=rtn bits={bits}" for bits in ("fp8", "mxfp6", "mxfp8", "int4_g16", "int4_g64", "lloyd4", "w4a8_fp")),
     *("quantizer=fp4dit bits=w4a8_fp", "quantizer=svdquant_gptq bits=nvfp4", "quantizer=quarot bits=mxfp4"),
 ]
 
