@@ -20,6 +20,7 @@ from qdit.model.base import DiffusionModel
 from qdit.model.conditions import encoded
 from qdit.model.files import locate, read_config
 from qdit.model.loaded_text import LoadedText
+from qdit.model.silence import without_bars
 from qdit.nn.clock import Clock
 
 
@@ -160,11 +161,13 @@ def embedded(name: str = "emoji_dit") -> Any:
 
     if name != "emoji_dit":
         folder = locate(PREFIX + name, None, "name", [])
-        pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+        with without_bars():
+            pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
         pipe.transformer.eval().requires_grad_(False)
         return pipe
     names = {int(label): name for label, name in read_config(EMBEDDED, "model_index.json")["id2label"].items()}
-    pipe = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
+    with without_bars():
+        pipe = DiTPipeline.from_pretrained(EMBEDDED, id2label=names, low_cpu_mem_usage=False)
     network = pipe.transformer.eval().requires_grad_(False)
     network.register_to_config(out_channels=network.config.in_channels)
     Listener(Clock(), network.config.num_embeds_ada_norm).listen(network)

@@ -7,6 +7,7 @@ from typing import Any
 from qdit.assets import folder_of
 from qdit.errors import UserError
 from qdit.model.hub import is_id
+from qdit.model.silence import without_bars
 
 
 def read_pipeline(config: Mapping[str, Any]) -> Any:
@@ -35,10 +36,12 @@ def read_pipeline(config: Mapping[str, Any]) -> Any:
     about = {"torch_dtype": getattr(torch, config["dtype"]), "use_safetensors": True}
     parts: dict[str, Any] = {}
     try:
-        if (vae := model.get("vae_path")) is not None:
-            parts["vae"] = AutoencoderKL.from_pretrained(vae, revision=model.get("vae_revision"), use_safetensors=True)
-        where = path if is_id(path) else str(folder_of(path))
-        return DiffusionPipeline.from_pretrained(where, revision=model.get("revision"), **about, **parts)
+        with without_bars():
+            if (vae := model.get("vae_path")) is not None:
+                safe = {"revision": model.get("vae_revision"), "use_safetensors": True}
+                parts["vae"] = AutoencoderKL.from_pretrained(vae, **safe)
+            where = path if is_id(path) else str(folder_of(path))
+            return DiffusionPipeline.from_pretrained(where, revision=model.get("revision"), **about, **parts)
     except (OSError, ValueError) as error:
         raise UserError(f"the pipeline of this run, model.path={path}, cannot be read: {error}") from error
 

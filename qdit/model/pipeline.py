@@ -24,6 +24,7 @@ from qdit.errors import UserError
 from qdit.model.adapter import Listener, family
 from qdit.model.files import brief, read_config
 from qdit.model.loaded import Loaded
+from qdit.model.silence import without_bars
 from qdit.model.wan import LoadedWan22
 from qdit.nn.clock import Clock
 
@@ -219,9 +220,10 @@ def opened(path: str, key: str, device: torch.device, dtype: torch.dtype, texts:
     folder = Path(path).expanduser()
     read_config(folder, "model_index.json")
     try:
-        made: Any = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with without_bars():
+            made: Any = DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
         made.to(device)
     except UserError:
         raise
