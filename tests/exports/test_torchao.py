@@ -176,3 +176,16 @@ def test_a_bias_that_the_original_has_not_is_not_lost_in_silence(tmp_path):
     qdit.quantize(network, "rtn", *words, bits="w8a8", data=data)
     with pytest.raises(UserError, match=r"transform made .*to_q.bias .*and the original has none"):
         qdit.export(network, tmp_path / "none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "words", [["weight.grid=symmetric"], ["weight.grid=symmetric", "activation.grid=symmetric_full"], []]
+)
+def test_coarse_sums_in_bfloat16_are_warned_of(dtype, words, caplog):
+    """Of `Int8Tensor` with asymmetric inputs alone: the other tensor and symmetric inputs need no correction."""
+    network = qdit.embedded().transformer.to(dtype)
+    qdit.quantize(network, "rtn", *words, bits="w8a8")
+    torchao.stock(network)
+    told = [record.getMessage() for record in caplog.records if "bfloat16" in record.getMessage()]
+    assert len(told) == (dtype == torch.bfloat16 and words == ["weight.grid=symmetric"])
