@@ -62,6 +62,13 @@ def test_the_reference_has_every_name_of_the_api_and_every_command():
     assert sorted(f"qdit-{name}" for name in helped) == sorted(set(scripts) - {"qdit"})
 
 
+def test_the_page_of_commands_says_something_of_each_where_no_site_is_built():
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    for part in page.split("\n## ")[1:]:
+        name, said, *_ = [line for line in part.splitlines() if line]
+        assert f"`{name} --help`" in said
+
+
 def test_links_out_of_the_documents_titles_and_prompts_are_as_a_site_needs_them(pages):
     text = (
         "[`Site`](../qdit/model/base.py) [words](words.md#x) [web](https://x.org)\n"
