@@ -86,8 +86,11 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
     energy: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
     labels = path.labels.to(model.device)
 
-    def add(site: str, exact: Tensor, rounded: Tensor) -> None:
-        exact, rounded = (attended_rows(model, site, labels, rows) for rows in (exact, rounded))
+    def add(site: str, exact: Tensor, rounded: Tensor, tokens: int = 1) -> None:
+        """Count values whose dimension `tokens` holds a layer's rows, or an operand's tokens."""
+        if model.attended(site, labels) is not None:
+            ordered = (rows.movedim(tokens, 1) for rows in (exact, rounded))
+            exact, rounded = (attended_rows(model, site, labels, rows) for rows in ordered)
         noise = (rounded - exact).float().square().sum()
         energy[site] += torch.stack([exact.float().square().sum(), noise]).cpu()
 
@@ -100,7 +103,7 @@ def layer_report(model: DiffusionModel, quantized: Quantized, path: Trajectory, 
     def compare_operand(site: str, x: Tensor) -> None:
         if site in operands:
             attention, operand = operands[site]
-            add(site, x, getattr(quantized.attention[attention.processor], operand)(x))
+            add(site, x, getattr(quantized.attention[attention.processor], operand)(x), tokens=2)
 
     in_parts = all(by_rows(attend.probs) for attend in quantized.attention.values())
     chosen = reported(model, path.timesteps, steps)
