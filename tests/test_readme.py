@@ -231,6 +231,10 @@ def run_qdit(words: list[str], reader: Path, monkeypatch) -> None:
 
 def run_table(words: list[str], reader: Path) -> None:
     """On a study of its name, made of copies of one run."""
+    if words == ["--help"]:
+        with pytest.raises(SystemExit, match="^0$"):
+            table.main(words)
+        return
     if "--study" in words:
         pretended_study(reader, words[words.index("--study") + 1])
     if "--write" in words:  # is for who has the repository
