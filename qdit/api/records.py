@@ -42,8 +42,8 @@ def results(runs_dir: str | Path = "runs", study: str | None = None) -> pd.DataF
 
     >>> import qdit
     >>> frame = qdit.results("experiments/comparison/results", "methods")
-    >>> bool((frame.sqnr.dropna() > -5).all())
-    True
+    >>> frame.loc[frame[frame.bits == "w4a4"].sqnr.idxmax(), "quantizer"]
+    'qdit_w4a4'
     """
     return load_results(runs_dir, study)
 
