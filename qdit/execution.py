@@ -24,8 +24,9 @@ Execution = Literal["auto", "int8", "fp8", "simulated", "openvino"]
 CUDA_CAPABILITY = (7, 5)  # the first with int8 tensor cores
 CUDA_FP8 = (8, 9)  # the first with those of FP8
 SHORT = 128  # keys of an attention that plain products serve faster than the CPU's fused kernel
-# glibc's malloc.h; a block of up to 32 MiB, the largest threshold, is then taken from what was freed before
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST, NEVER = -1, -3, 32 << 20, 2**31 - 1
+# glibc's malloc.h; a block of up to `LARGEST` is then taken from what was freed before
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 2**31 - 1
+LARGEST = 1 << 30, 32 << 20  # bytes of a block that glibc keeps; older ones refuse more than the second
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def tune_cpu() -> None:
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+        any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)  # until one is taken
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)
     matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     if torch.backends.mkldnn.is_available() and not torch.cpu._is_amx_tile_supported():
