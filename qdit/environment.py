@@ -1,5 +1,10 @@
-"""What a result was made with: time, commit, versions and peak memory. Imports no torch until memory is asked for."""
+"""What a result was made with: time, commit, versions and peak memory; and memory that is free handed back.
 
+Imports no torch until memory is asked for.
+"""
+
+import ctypes
+import gc
 import platform
 import resource
 import subprocess
@@ -91,3 +96,10 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def release() -> None:
+    """Collect garbage, and give the system what the C library keeps of it (glibc's `malloc_trim`; others keep it)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

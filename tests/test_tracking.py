@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from qdit import tracking
 from qdit.config import build, type_problems
+from qdit.environment import release
 from qdit.errors import UserError
 from qdit.tracking import weights_and_biases
 
@@ -260,6 +261,7 @@ def test_memory_is_a_curve_beside_the_others_in_any_logger(tmp_path, no_account,
     import torch
     import wandb
 
+    release()  # what tests before this one left would be taken, which is resident already
     now = iter([100.0, 100.2, 100.9, 103.5, 200.0, 200.2, 200.9, 203.5])
     monkeypatch.setattr("qdit.tracking.base.monotonic", lambda: next(now))
     held = []

@@ -10,7 +10,6 @@ the end of a tensor (behind a short prompt) are cut off, and come back. The enco
 missing, and is freed before the denoiser is loaded.
 """
 
-import gc
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
+from qdit.environment import release
 from qdit.errors import UserError
 from qdit.model.prompt_encoders import Encoder, Rows
 from qdit.storage.digest import digest
@@ -78,7 +78,7 @@ def conditions(
             table.put(prompt, rows)
             _write(folder, prompt, rows)
         del encode
-        gc.collect()
+        release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return Conditions(table.rows)

@@ -4,7 +4,6 @@
 samples are read from disk, and metrics that a record holds already are not computed again.
 """
 
-import gc
 import logging
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from qdit.config import build, resolved
+from qdit.environment import release
 from qdit.runs.identity import canonical, full_precision, is_external, is_full_precision, run_dir, run_id
 from qdit.runs.settled import finished, settled
 from qdit.storage.atomic import remove, writable
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             return [execute(each, parts) for each in configs][-1]
     finally:
         del parts
-        gc.collect()  # a multirun holds one model at a time
+        release()  # a multirun holds one model at a time
 
 
 def execute(config: dict[str, Any], parts: "Setup") -> dict[str, Any]:
