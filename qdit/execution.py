@@ -201,9 +201,10 @@ def tune_cpu() -> None:
     """Let this process compute on the CPU as fast as it can, without changing a result but for the order of sums.
 
     Two defaults cost a third of the time. glibc hands every large block back to the system, and fresh pages cost more
-    than the arithmetic on them; where there is no `mallopt`, nothing changes. And torch takes MKL for products in
-    float32, which is slow on processors of other makers. It takes oneDNN if bfloat16 would do; but without AMX oneDNN
-    has no such product either and stays in float32, which is checked.
+    than the arithmetic on them; where there is no `mallopt`, nothing changes. What was freed stays with the process
+    until a model goes (`qdit.environment.release`). And torch takes MKL for products in float32, which is slow on
+    processors of other makers. It takes oneDNN if bfloat16 would do; but without AMX oneDNN has no such product either
+    and stays in float32, which is checked.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

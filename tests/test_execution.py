@@ -1,5 +1,9 @@
 """The kernels that a run chooses, by a table or as it began: the same numbers, and the process as it was afterwards."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -77,3 +81,30 @@ def test_openvino_is_refused_where_it_has_no_integers(device, integers, package,
     assert way() is SIMULATED
     with executing("auto", torch.device(device), "openvino"):  # a run that began with it goes on as it can
         assert not way().engine
+
+
+MEMORY = """
+from pathlib import Path
+import torch
+from qdit.environment import release
+from qdit.execution import tune_cpu
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+tune_cpu()
+before = resident()
+blocks = [torch.ones(32_000_000) for _ in range(4)]
+full = resident()
+del blocks
+release()
+print(full - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
+def test_memory_of_a_model_that_has_gone_goes_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    full, after = map(float, done.stdout.split())
+    assert full > 500
+    assert after < 100
