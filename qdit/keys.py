@@ -47,3 +47,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by dotted keys as the mappings that it was.
+
+    >>> nested({"a.b": 1, "a.c.d": 2, "e": 3})
+    {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parts, last = key.split(".")
+        place = found
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found

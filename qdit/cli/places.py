@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qdit.assets import CONF
-from qdit.cli.recall import as_value
+from qdit.cli.words import as_value
 from qdit.keys import flatten
 from qdit.runs.identity import FINDING
 

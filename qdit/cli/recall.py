@@ -23,18 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 from qdit.assets import CONF
 from qdit.cli.design import NO_METHOD
 from qdit.cli.quick_hydra import quicken
-from qdit.cli.words import as_text
+from qdit.cli.words import as_text, as_value
 from qdit.config import resolved
 from qdit.errors import UserError
-from qdit.keys import COMPONENTS, flatten
+from qdit.keys import COMPONENTS, flatten, nested
 from qdit.runs.identity import PROTOCOL_KEYS
 from qdit.runs.versions import versioned, without_neutral
 from qdit.storage.names import counted
 from qdit.tables.select import FULL_PRECISION
 
 Flat = dict[str, Any]
-_PLAIN, _OTHER = re.compile(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", re.ASCII), ("null", "true", "false", "inf", "nan")
-_BEFORE_QUOTE = re.compile(r"\\+(?='|\Z)")
 _OPEN = re.compile(r"\$\{(\w+)\}")
 """A top-level key that a name depends on."""
 
@@ -242,38 +240,3 @@ def _composed(words: tuple[str, ...], bits: tuple[tuple[str, Any], ...], bare: b
     if not bare:
         made.bits = OmegaConf.create({**made.bits, **dict(bits)})
     return _science(resolved(made), bare)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A config by dotted keys as the mappings that it was.
-
-    >>> nested({"a.b": 1, "a.c.d": 2, "e": 3})
-    {'a': {'b': 1, 'c': {'d': 2}}, 'e': 3}
-    """
-    found: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parts, last = key.split(".")
-        place = found
-        for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
-
-
-def as_value(value: Any) -> str:
-    """A value in the words of Hydra's command line.
-
-    >>> as_value("../some/where"), as_value("my runs"), as_value([1, None])
-    ('../some/where', "'my runs'", '[1,null]')
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(as_value, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{as_value(each)}" for key, each in value.items()) + "}"
-    text = str(value)
-    if isinstance(value, int | float) or (_PLAIN.fullmatch(text) and text.lower() not in _OTHER):
-        return text
-    doubled = _BEFORE_QUOTE.sub(lambda found: 2 * found[0], text)  # Hydra takes others as they are
-    return "'" + doubled.replace("'", "\\'") + "'"

@@ -91,7 +91,7 @@ def test_overlays_are_found_by_the_name_that_they_give():
 
 
 def test_values_are_words_of_hydra():
-    from qdit.cli.recall import as_value
+    from qdit.cli.words import as_value
 
     values = [
         None,

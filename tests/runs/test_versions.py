@@ -8,6 +8,7 @@ from helpers.configs import config
 from omegaconf import OmegaConf
 
 from qdit.assets import CONF
+from qdit.keys import nested
 from qdit.runs import versions
 from qdit.runs.identity import canonical, full_precision, run_id
 from qdit.runs.stages import path_id, rounding_folder
@@ -15,18 +16,6 @@ from qdit.runs.versions import Version, versioned, without_neutral
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "comparison" / "results"
 RECORDS = sorted(RESULTS.rglob("result.json"))
-
-
-def nested(flat: dict) -> dict:
-    """The inverse of `qdit.keys.flatten`."""
-    tree: dict = {}
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree
 
 
 def composed(*words: str) -> dict:
