@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, LattePipeline, PixAr
 from transformers import AutoTokenizer
 
 from experiments.emoji_dit.train import ASSETS, scheduler
+from experiments.emoji_latte.train import stills_at
 from experiments.emoji_pixart.fitting import fit, load_ema
 from experiments.emoji_pixart.muon import Muon, orthogonal
 from experiments.emoji_pixart.networks import (
@@ -98,6 +99,21 @@ def test_latte_starts_as_six_blocks_of_the_image_model_on_every_frame_but_for_th
     with torch.no_grad():
         frames = torch.stack([image(noisy[:, :, t], times, ids) for t in range(8)], 2)
         torch.testing.assert_close(clip(noisy, times, ids), frames, rtol=1e-4, atol=1e-4)
+
+
+def test_a_still_lies_at_its_place_in_time(tokenizer):
+    model = network(make_latte, tokenizer)
+    for block in model.transformer.temporal_transformer_blocks:  # no frame sees another
+        torch.nn.init.zeros_(block.attn1.to_out[0].weight)
+    noisy, times, ids = torch.randn(1, 4, 8, 8, 8), torch.tensor([500, 500]), tokens(tokenizer, PROMPTS[1:2])
+    places = torch.tensor([5, 0])
+    stills = noisy[0, :, places].transpose(0, 1).unsqueeze(2)
+    with torch.no_grad():
+        whole = model(noisy, times[:1], ids)[0, :, places].transpose(0, 1)
+        with stills_at(model.transformer, places):
+            placed = model(stills, times, ids.expand(2, -1))[:, :, 0]
+        torch.testing.assert_close(placed, whole, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(model(stills, times, ids.expand(2, -1))[:, :, 0], whole, atol=1e-2)
 
 
 def test_a_clip_model_in_training_meets_both_forms_of_the_empty_prompt(tokenizer):

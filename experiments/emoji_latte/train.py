@@ -8,13 +8,16 @@ It reads `WORK/vae` and, for its first step, the image model that is shipped. Cl
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
 from qdit import compat as compat  # before diffusers and transformers, which import torchvision
 
 # isort: split
 import torch
-from diffusers import AutoencoderKL, LattePipeline
+from diffusers import AutoencoderKL, LattePipeline, LatteTransformer3DModel
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -28,6 +31,7 @@ from experiments.emoji_pixart.train import SUBJECTS, load_exported, save
 from experiments.emoji_pixart.words import make_tokenizer
 from qdit.assets import folder_of
 from qdit.dataset.captions import base_emoji, base_shares, caption, held_out
+from qdit.dataset.emoji_prompts import motion_pairs
 from qdit.dataset.motion import FRAMES, PHRASES, POSES, read_motion, render, subject
 
 IMAGES = "embedded:emoji_pixart"
@@ -62,26 +66,62 @@ def fresh(model: TextModel, args: argparse.Namespace) -> None:
     print(f"pictures and motions are read to {read:.3f}", flush=True)
 
 
+@contextmanager
+def stills_at(transformer: LatteTransformer3DModel, places: Tensor) -> Iterator[None]:
+    """Let clips of one frame [B, 4, 1, 8, 8] lie at places [B] in time.
+
+    Of a clip of one frame diffusers adds no place; that of longer ones is added where the first temporal block begins.
+    """
+
+    def add(_, given: tuple) -> tuple:
+        hidden, *others = given
+        known = transformer.temp_pos_embed[0, places].to(hidden.dtype)
+        return hidden + known.repeat_interleave(len(hidden) // len(places), 0)[:, None], *others
+
+    handle = transformer.temporal_transformer_blocks[0].register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Drawn:
+    """Clips of pairs that are not held out, rendered and encoded as they are drawn."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        images, self.names = base_emoji()
+        self.pairs, self.poses = trained_pairs(), POSES.to(args.device)
+        self.emoji, self.shares = images.to(args.device), base_shares()[self.pairs[:, 0]].to(args.device)
+        self.vae = AutoencoderKL.from_pretrained(args.work / "vae", torch_dtype=torch.float32).eval().to(args.device)
+
+    @torch.no_grad()
+    def clips(self, count: int, generator: torch.Generator, still: bool) -> tuple[Tensor, list[str], Tensor]:
+        """Latents [count, 4, T, 8, 8] of whole clips or of one frame each, prompts, and the places of these frames."""
+        device = generator.device
+        chosen = torch.multinomial(self.shares, count, replacement=True, generator=generator).cpu()
+        which, motion = self.pairs[chosen].unbind(1)
+        places = torch.randint(0, FRAMES, (count,), generator=generator, device=device)
+        poses = self.poses[motion]
+        if still:
+            poses = poses[torch.arange(count, device=device), places][:, None]
+        frames = render(self.emoji[which], poses).flatten(0, 1)
+        latents = self.vae.encode(2 * frames - 1).latent_dist.mode().float()
+        texts = [caption(self.names[i], PHRASES[m]) for i, m in zip(which.tolist(), motion.tolist(), strict=True)]
+        return latents.unflatten(0, (count, -1)).transpose(1, 2), texts, places
+
+
 def train(args: argparse.Namespace) -> None:
-    """Steps on clips of pairs that are not held out."""
-    tokenizer = make_tokenizer()
-    images, names = base_emoji()
-    emoji, pairs, all_poses = images.to(args.device), trained_pairs(), POSES.to(args.device)
-    shares = base_shares()[pairs[:, 0]].to(args.device)
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval().to(args.device)
+    """Steps on clips and, as often as `args.stills` says, on as many single frames, each of another clip."""
+    tokenizer, drawn = make_tokenizer(), Drawn(args)
     model = TextModel(make_latte(), len(tokenizer))
     if not (args.work / "latte.pt").exists():
         fresh(model, args)
 
     def loss_of(network, generator: torch.Generator) -> Tensor:
-        chosen = torch.multinomial(shares, args.batch, replacement=True, generator=generator).cpu()
-        which, motion = pairs[chosen].unbind(1)
-        clips = render(emoji[which], all_poses[motion])
-        with torch.no_grad():
-            latents = vae.encode(2 * clips.flatten(0, 1) - 1).latent_dist.mode().float()
-        texts = [caption(names[i], PHRASES[m]) for i, m in zip(which.tolist(), motion.tolist(), strict=True)]
-        clean = latents.unflatten(0, (-1, FRAMES)).transpose(1, 2)
-        return noise_loss(network, clean, texts, tokenizer, generator)
+        still = bool(torch.rand((), generator=generator, device=generator.device) < args.stills)
+        clean, texts, places = drawn.clips(args.batch * (FRAMES if still else 1), generator, still)
+        with stills_at(network.transformer, places) if still else nullcontext():
+            return noise_loss(network, clean, texts, tokenizer, generator)
 
     fit(model, loss_of, args, "latte")
 
@@ -90,17 +130,6 @@ def trained(args: argparse.Namespace) -> tuple[TextModel, int]:
     """The EMA model of the last checkpoint, and its step."""
     model, step = load_ema(TextModel(make_latte(), len(make_tokenizer())), args.work / "latte.pt")
     return model, step  # type: ignore[return-value]
-
-
-def probes(count: int, held: bool) -> list[tuple[int, int]]:
-    """Pairs of emoji and phrase, as many of each phrase, either all held out or none."""
-    names = base_emoji()[1]
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
-    found = []
-    for m, phrase in enumerate(PHRASES):
-        fitting = [(i, m) for i in order if held_out(names[i], phrase) == held]
-        found += fitting[: count // len(PHRASES)]
-    return found
 
 
 @torch.no_grad()
@@ -125,7 +154,7 @@ def measure(args: argparse.Namespace) -> None:
     save_sheet(shown.flatten(0, 1), args.work / f"latte-{step}.png", FRAMES)
     save_moving(shown, args.work / f"latte-{step}-moving.png", columns=6)
     for held in (False, True):
-        pairs = probes(args.probes if not held else args.probes // 2, held)
+        pairs = [*islice(motion_pairs(held), args.probes if not held else args.probes // 2)]
         clips = clips_of(model, vae, [caption(names[i], PHRASES[m]) for i, m in pairs], args)
         emoji, motion = torch.tensor(pairs).unbind(1)
         right = read_motion(clips) == motion
@@ -158,6 +187,9 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=240, help="clips of the scores; half as many of held-out pairs")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sampling-steps", type=int, default=10)
+    parser.add_argument(
+        "--stills", type=float, default=0.75, help="share of steps on single frames, of other emoji each"
+    )
     parser.add_argument("--earlier", type=Path, help="a folder of `export` to begin with; a checkpoint in WORK wins")
     parser.add_argument("--to", type=Path, default=ASSETS / "latte")
     parser.add_argument("--teach", type=int, default=1500, help="steps of the text encoder alone, before all others")

@@ -47,6 +47,7 @@ def fit(model: nn.Module, loss_of: Loss, args: argparse.Namespace, name: str) ->
     halved = fast_bfloat16(kind)
     path = args.work / f"{name}.pt"
     step, spent = _resume(path, model, ema, used)
+    torch._dynamo.config.automatic_dynamic_shapes = False  # a block meets two shapes, of clips and of single frames
     for block in model.modules():
         if args.compile and isinstance(block, BasicTransformerBlock):
             block.compile()
