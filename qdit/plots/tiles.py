@@ -5,6 +5,7 @@ from math import ceil
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from qdit.plots.style import shorten, text_at
@@ -12,6 +13,7 @@ from qdit.plots.style import shorten, text_at
 Images = NDArray[np.uint8]
 """RGB pictures, [n, 3, H, W]."""
 _GAP = 6  # pixels between tiles
+_LABEL = 12.5  # pixels of letters
 _DPI = 72  # where a pixel is a point: files of vectors place images by points
 
 
@@ -33,7 +35,8 @@ def tiles(
     images = [sized(row.transpose(0, 2, 3, 1), width) for _, row, _ in rows]
     count, tile_h, tile_w, _ = images[0].shape
     per_band, bands = min(columns, count), ceil(count / columns)
-    left, head = 14 + 7 * max(len(label) for label, _, _ in rows), 24 if captions else 8
+    letters = [TextPath((0, 0), label, size=_LABEL).get_extents().width for label, _, _ in rows if label]
+    left, head = 14 + ceil(1.1 * max(letters, default=0)), 24 if captions else 8  # advances are whole pixels
     band_h = head + len(rows) * (tile_h + _GAP) + 6
     canvas_w, canvas_h = left + per_band * (tile_w + _GAP) + 8, bands * band_h + 4
     figure = Figure(figsize=(canvas_w / _DPI, canvas_h / _DPI), dpi=_DPI, facecolor="white")
@@ -48,7 +51,7 @@ def tiles(
             y = top - number * (tile_h + _GAP)
             figure.figimage(images[number][index], x, y - tile_h, origin="upper")
             if column == 0:
-                text_at(figure, left - 8, y - tile_h / 2, label, ha="right", va="center", fontsize=12.5, color=colour)
+                text_at(figure, left - 8, y - tile_h / 2, label, ha="right", va="center", fontsize=_LABEL, color=colour)
     return figure
 
 
