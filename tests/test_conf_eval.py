@@ -37,7 +37,8 @@ BUNDLES["vbench_custom"] = (
     "subject_consistency background_consistency motion_smoothness dynamic_degree aesthetic_quality imaging_quality "
     "overall_consistency temporal_style"
 )
-BUNDLES["emoji_motions"] = f"{BUNDLES['video_offline']} motion_match motion_error"
+ASKED_OF_CLIPS = "motion_match motion_error subject_match_lite0 subject_match5_lite0"
+BUNDLES["emoji_motions"] = f"{BUNDLES['video_offline']} {ASKED_OF_CLIPS}"
 OPTIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
 METRICS = [name for name in OPTIONS if name not in {*BUNDLES, "all_lite0"}]
 

@@ -5,7 +5,7 @@ They are drawn once, by a fixed shuffle, so that sample i has the same prompt in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 import torch
 
@@ -23,8 +23,9 @@ COUNT = 240
 class EmojiPrompts(Prompts):
     """Prompts of one of `KINDS`, which `file` names.
 
-    `emoji` are names; `motions` a name and a motion each, the motions in turn, of pairs that the clip model was trained
-    on; `motions_held_out` the 5 % of pairs that it has not seen together. See `Prompts` for the other arguments.
+    `emoji` are names; `motions` a name and a motion each, no emoji twice and the motions in turn, of pairs that the
+    clip model was trained on; `motions_held_out` of the 5 % of pairs that it has not seen together. See `Prompts` for
+    the other arguments.
 
     Raises:
         UserError: `file` is another word.
@@ -39,23 +40,31 @@ class EmojiPrompts(Prompts):
         self.calibration = self._load("calibration_file") if self.calibration_file else others
 
 
+def motion_pairs(held: bool) -> Iterator[tuple[int, int]]:
+    """Indices of an emoji and of its motion: the motions in turn, each with another emoji of one fixed shuffle.
+
+    Args:
+        held: whether the pairs are those held out of the clip model's training, or the others.
+    """
+    names, left = base_emoji()[1], _shuffled()
+    for motion in cycle(range(len(PHRASES))):
+        found = next((i for i in left if held_out(names[i], PHRASES[motion]) == held), None)
+        if found is None:
+            return
+        left.remove(found)
+        yield found, motion
+
+
 def _captions(kind: str, first: int) -> list[Caption]:
     """`COUNT` captions from the one numbered `first` on; each occurs once."""
-    drawn = dict.fromkeys(_names() if kind == "emoji" else _motions(kind == "motions_held_out"))
-    return [Caption(text, text) for text in islice(drawn, first, first + COUNT)]
-
-
-def _names() -> list[str]:
-    """All names, shuffled."""
     names = base_emoji()[1]
-    return [names[i] for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()]
+    if kind == "emoji":
+        texts = (names[i] for i in _shuffled())
+    else:
+        texts = (caption(names[i], PHRASES[m]) for i, m in motion_pairs(kind == "motions_held_out"))
+    return [Caption(text, text) for text in islice(dict.fromkeys(texts), first, first + COUNT)]
 
 
-def _motions(held: bool) -> Iterator[str]:
-    """Names with each motion in turn, as long as every motion has another: pairs held out of the training, or not."""
-    names = _names()
-    yield from (
-        text
-        for row in zip(*([caption(n, p) for n in names if held_out(n, p) == held] for p in PHRASES), strict=False)
-        for text in row
-    )
+def _shuffled() -> list[int]:
+    """Indices of all emoji, in the one order."""
+    return torch.randperm(len(base_emoji()[1]), generator=torch.Generator().manual_seed(0)).tolist()

@@ -1,6 +1,7 @@
 """Does a sample of the embedded text models show what its prompt asked for? Exact scores, without further weights.
 
 `emoji_match`: the nearest of all emoji, by features, is the one that the prompt names (a retrieval score).
+`subject_match`: the same of a clip, whose motion, the one asked for, is undone first.
 `motion_match`: the motion that explains a clip best (`qdit.dataset.motion`) is the one in its prompt; true clips score
 1, chance is 1/12. `motion_error` is the error that the motion asked for leaves. An emoji that looks the same after a
 quarter turn gives no hint of turning, so that "turns" reads as "stands still".
@@ -16,9 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from qdit.assets import shipped
-from qdit.dataset.captions import base_emoji
+from qdit.dataset.captions import base_emoji, caption
 from qdit.dataset.emoji import FILE
-from qdit.dataset.motion import FRAMES, PHRASES, SIDE, phrase_errors
+from qdit.dataset.motion import FRAMES, PHRASES, SIDE, phrase_errors, subject
 from qdit.errors import Advised, UserError
 from qdit.eval.base import OfFeatures, Samples, Shown, no_prompts
 from qdit.eval.frames import FrameMetric
@@ -44,15 +45,10 @@ def phrase_of(prompt: str) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Motion(FrameMetric):
-    """The errors of all motions, of which a score is made."""
+class _OfMotion(FrameMetric):
+    """A score of embedded clips whose prompts end with a motion."""
 
     window = None  # a motion is seen in the whole clip
-
-    @property
-    def scored(self) -> Hashable:
-        """The errors of all motions, whichever score is made of them."""
-        return _Motion
 
     def preflight(self, n: int | None = None, reference: object = None, image_size: int | None = None) -> list[str]:
         """Frames of another size than the embedded clips'."""
@@ -67,17 +63,6 @@ class _Motion(FrameMetric):
         bad = next((p for p in prompts if phrase_of(p) is None), None)
         return [] if bad is None else [_foreign(f"the prompt {bad!r} names no motion", "emoji_motions")]
 
-    def score(self, frames: UInt8[Tensor, "b T 3 H W"], *reference: Tensor) -> Float[Tensor, "b M"]:
-        """The mean squared error of each motion.
-
-        Raises:
-            UserError: the clips are no embedded ones.
-        """
-        if frames.shape[1:] != (FRAMES, 3, SIDE, SIDE):
-            found = "×".join(map(str, frames.shape[1:]))
-            raise UserError(f"motions are read off clips of {FRAMES} frames of {SIDE}×{SIDE} px, these are {found}")
-        return phrase_errors(frames.cpu().float() / 255)
-
     def asked(self, samples: Samples) -> Int[Tensor, " n"]:
         """The motion of each prompt.
 
@@ -87,6 +72,36 @@ class _Motion(FrameMetric):
         if problems := self.unreadable(samples.prompts):
             raise UserError(*problems)
         return torch.tensor([phrase_of(prompt) for prompt in samples.prompts])
+
+
+def _embedded(frames: UInt8[Tensor, "b T 3 H W"]) -> UInt8[Tensor, "b T 3 H W"]:
+    """The frames, if they are those of embedded clips.
+
+    Raises:
+        UserError: the clips are no embedded ones.
+    """
+    if frames.shape[1:] != (FRAMES, 3, SIDE, SIDE):
+        found = "×".join(map(str, frames.shape[1:]))
+        raise UserError(f"motions are read off clips of {FRAMES} frames of {SIDE}×{SIDE} px, these are {found}")
+    return frames.cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Motion(_OfMotion):
+    """The errors of all motions, of which a score is made."""
+
+    @property
+    def scored(self) -> Hashable:
+        """The errors of all motions, whichever score is made of them."""
+        return _Motion
+
+    def score(self, frames: UInt8[Tensor, "b T 3 H W"], *reference: Tensor) -> Float[Tensor, "b M"]:
+        """The mean squared error of each motion.
+
+        Raises:
+            UserError: the clips are no embedded ones.
+        """
+        return phrase_errors(_embedded(frames).float() / 255)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +173,66 @@ class EmojiMatch(OfFeatures, PerSample):
         bank, places = _bank(self.extractor)
         asked = torch.tensor([places[prompt] for prompt in samples.prompts])
         return (ranks(samples.features(self.extractor)["pooled"], bank, asked) < self.top).double()
+
+
+@cache
+def _captioned(phrase: int) -> dict[str, str]:
+    """The emoji of each caption of a motion, by name; of those whose long names are cut to one caption, the first."""
+    return {caption(name, PHRASES[phrase]): name for name in reversed(base_emoji()[1])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectMatch(_OfMotion):
+    """The share of clips whose prompt names one of the `top` nearest of all emoji, once the motion asked for is undone.
+
+    The frame in which that motion is nearest to rest is turned back to a full-size emoji
+    (`qdit.dataset.motion.subject`) and compared as `EmojiMatch` does. Of 120 true clips .97 match with `top=5`, and .84
+    behind the autoencoder of the embedded clip model; with `top=1` .81 and .53.
+    """
+
+    higher_is_better = True
+    shown = Shown(digits=3)
+    by: str = "lite0"
+    """The extractor, of which features of emoji are shipped."""
+    top: int = 1
+
+    @property
+    def scored(self) -> Hashable:
+        """The clips themselves, which are small."""
+        return SubjectMatch
+
+    def unreadable(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts that name no motion, or no emoji."""
+        own = super().unreadable(prompts)
+        if own:
+            return own
+        bad = next((p for p in prompts if p not in _captioned(phrase_of(p) or 0)), None)
+        return [] if bad is None else [_foreign(f"the prompt {bad!r} names no emoji", "emoji_motions")]
+
+    def score(self, frames: UInt8[Tensor, "b T 3 H W"], *reference: Tensor) -> Float[Tensor, "b values"]:
+        """Pixels of the clips, as they are.
+
+        Raises:
+            UserError: the clips are no embedded ones.
+        """
+        return _embedded(frames).flatten(1)
+
+    def each(self, samples: Samples, full_precision: Samples) -> Float[Tensor, " n"]:
+        """1 for a match, else 0.
+
+        Raises:
+            UserError: a prompt names no motion or no emoji.
+        """
+        asked = self.asked(samples)
+        clips = self.values(samples, full_precision).view(-1, FRAMES, 3, SIDE, SIDE).float() / 255
+        shown = torch.empty(len(clips), 3, SIDE, SIDE)
+        for phrase in asked.unique().tolist():
+            shown[asked == phrase] = subject(clips[asked == phrase], phrase)
+        from qdit.eval.extractor import make_extractor  # torch's networks are imported where one is used
+
+        extractor = make_extractor(self.by).loaded("cpu")
+        pixels = (shown * 255).round().to(torch.uint8)
+        pooled = torch.cat([extractor(chunk)["pooled"] for chunk in pixels.split(64)])
+        bank, places = _bank(self.by)
+        names = [_captioned(phrase)[p] for p, phrase in zip(samples.prompts, asked.tolist(), strict=True)]
+        return (ranks(pooled, bank, torch.tensor([places[name] for name in names])) < self.top).double()

@@ -28,6 +28,8 @@ SCIENCE = 1  # raised when the mathematics change, so that old results are not t
 PROTOCOL_KEYS = ("model", "dataset", "sampler", "seed", "num_samples", "batch_size", "dtype")
 FINDING = ("weights", "allow_download", "head", "python", "folder", "timeout")
 """Keys of a metric that say how a file or a program is found; which file it must be, the extractor's name says."""
+LISTS = {"motions": 2, "motions_held_out": 2}
+"""Lists of prompts of `EmojiPrompts` that are not those of their first version: no emoji comes twice."""
 WITHOUT_REFERENCE = (
     "qdit.eval.distribution.InceptionScore",
     "qdit.eval.video.",
@@ -56,11 +58,17 @@ def science(config: dict) -> dict:
 
 
 def written(dataset: dict[str, Any]) -> dict[str, str]:
-    """What the files say that a data set's config names, as digests by key; lists that come with qdit tell by name."""
+    """What the files say that a data set's config names, as digests by key; lists that come with qdit tell by name.
+
+    Of such a list that has changed since there is the version, too.
+    """
     named = {key: value for key, value in dataset.items() if key.endswith("file") and isinstance(value, str)}
     files = {key: captions_file(value) for key, value in named.items()}
     brought = {key: file for key, file in files.items() if file.parent != PROMPTS and file.is_file()}
-    return {f"{key}_says": content_digest([file], file.parent) for key, file in brought.items()}
+    found = {f"{key}_says": content_digest([file], file.parent) for key, file in brought.items()}
+    drawn = str(dataset.get("_target_")).endswith(".EmojiPrompts")
+    newer = {key: LISTS[value] for key, value in named.items() if drawn and value in LISTS}
+    return found | {f"{key}_version": str(number) for key, number in newer.items()}
 
 
 def is_full_precision(config: dict) -> bool:

@@ -22,6 +22,9 @@ def test_motions_come_in_turn_and_held_out_pairs_apart():
     seen, held = prompts("motions"), prompts("motions_held_out")
     assert [text.endswith(f" {PHRASES[i % 12]}") for i, text in enumerate(seen.texts[:COUNT])] == [True] * COUNT
     assert not set(held.texts[:COUNT]) & set(seen.texts)
+    for kind in (seen, held):  # so that a few clips show many emoji
+        subjects = [text.removesuffix(PHRASES[i % 12]) for i, text in enumerate(kind.texts[:COUNT])]
+        assert len(set(subjects)) == COUNT
     assert held.texts[COUNT:] == seen.texts[COUNT:]  # calibration never sees what was held out
 
 

@@ -1,13 +1,15 @@
 """Exact scores of the embedded text models: true samples score 1."""
 
+from itertools import islice
+
 import pytest
 import torch
 
 from qdit.dataset import scores
-from qdit.dataset.captions import base_emoji
-from qdit.dataset.emoji_prompts import EmojiPrompts
+from qdit.dataset.captions import base_emoji, caption
+from qdit.dataset.emoji_prompts import motion_pairs
 from qdit.dataset.motion import PHRASES, POSES, render
-from qdit.dataset.scores import EmojiMatch, MotionError, MotionMatch, phrase_of
+from qdit.dataset.scores import EmojiMatch, MotionError, MotionMatch, SubjectMatch, phrase_of
 from qdit.errors import UserError
 from qdit.eval.frames import survey
 from qdit.eval.pieces import cut
@@ -34,16 +36,10 @@ class Clips:
 @pytest.fixture(scope="module")
 def clips():
     """The first twelve prompts, one a motion, as true clips."""
-    dataset = EmojiPrompts(name="emoji_motions", file="motions", image_size=32, reference="emoji_motions")
-    prompts = [caption.text for caption in dataset.captions[:12]]
+    at, motion = torch.tensor([*islice(motion_pairs(held=False), 12)]).unbind(1)
     images, names = base_emoji()
-    phrases = [PHRASES[number] for number in map(phrase_of, prompts) if number is not None]
-    # A long name is cut in a prompt, so the emoji are found by what is left of it.
-    at = [
-        next(i for i, n in enumerate(names) if n.startswith(t.removesuffix(f" {p}")))
-        for t, p in zip(prompts, phrases, strict=True)
-    ]
-    shown = render(images[at], POSES[[PHRASES.index(p) for p in phrases]])
+    prompts = [caption(names[i], PHRASES[m]) for i, m in zip(at.tolist(), motion.tolist(), strict=True)]
+    shown = render(images[at], POSES[motion])
     return prompts, (shown * 255).round().to(torch.uint8)
 
 
@@ -62,6 +58,17 @@ def test_true_clips_show_their_motion_and_shuffled_ones_do_not(clips):
     assert result.delta == pytest.approx(result.value - float(right.mean()))
     frozen = Clips(prompts, shown[:, :1].expand(-1, 8, -1, -1, -1).contiguous())
     assert MotionMatch().each(frozen, frozen).tolist() == [float(s) for s in still]
+
+
+def test_true_clips_show_their_emoji_whatever_moves(clips):
+    prompts, shown = clips
+    true = Clips(prompts, shown)
+    assert SubjectMatch(top=5).compute(true, true).value >= 10 / 12  # two symbols are not; of 120 clips .97 are
+    assert SubjectMatch().compute(true, true).value >= 0.5
+    swapped = Clips([f"{'rocket'} {PHRASES[phrase_of(prompt) or 0]}" for prompt in prompts], shown)
+    assert SubjectMatch(top=5).compute(swapped, swapped).value <= 1 / 12
+    with pytest.raises(UserError, match="the prompt 'a boat grows' names no emoji; use dataset=emoji_motions"):
+        SubjectMatch().compute(s := Clips(["a boat grows"] * 12, shown), s)
 
 
 def test_what_cannot_be_judged_is_said(clips):

@@ -98,6 +98,12 @@ def test_what_a_file_of_captions_says_is_part_of_a_run(tmp_path):
     assert science(config(*words, "dataset.file=plain"))["dataset"] == config(*words, "dataset.file=plain")["dataset"]
 
 
+def test_a_list_of_prompts_that_changed_since_is_another():
+    clips, images = (science(config(f"model={model}"))["dataset"] for model in ("emoji_latte", "emoji_pixart"))
+    assert clips["file_version"] == "2"
+    assert "file_version" not in images
+
+
 def test_the_head_of_a_metric_is_part_of_its_settings(tmp_path):
     head = tmp_path / "head.pth"
     node = {"_target_": "qdit.eval.text.Aesthetic", "extractor": "clip_l14_vbench", "head": str(head)}
