@@ -17,6 +17,7 @@ RECIPES, SEEDS = (
 )
 """Of the comparison, and of the seeds; test_grid_methods.py names the others."""
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+ON_CLIPS = {"rtn", "smoothquant", "quarot", "svdquant", "q_dit", "vidit_q", "qdit_w4a4"}
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "docs/results.md",
@@ -53,6 +54,24 @@ def test_every_format_is_there_under_every_recipe_with_values_of_single_samples(
     assert all(len(values(row, "sqnr")) == 256 for row in quantized)
     assert all(row["weight_bits_quantized"] > 4 for row in quantized)
     assert all(row["input_bits"] > 4 for row in quantized)
+
+
+@pytest.mark.parametrize(
+    ("study", "names", "bits", "count"),
+    [
+        ("methods_text", RECIPES, ("w8a8", "w4a8", "w4a4"), 128),
+        ("methods_video", ON_CLIPS, ("w8a8", "w4a4"), 64),
+        ("methods_video", {"qdit_w4a8", "tq_dit"}, ("w4a4",), 64),
+    ],
+)
+def test_other_models_have_their_recipes_under_one_protocol(study, names, bits, count):
+    runs = load_results(ROOT / "experiments/comparison/results", study)
+    quantized = runs[runs.quantizer != "fp"]
+    cells = set(zip(quantized.quantizer, quantized.bits, strict=True))
+    assert cells >= {(name, each) for name in names for each in bits}
+    assert (runs.status == "done").all()
+    assert runs.protocol_id.nunique() == 1
+    assert (quantized.sqnr_n == count).all()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
