@@ -47,7 +47,7 @@ def collected(model, data, sites, target, seed: int, rows: int) -> dict[str, tup
         ):
             output = model.denoise(x, t, y)[:, : x.shape[1]].float()
             slopes = list(target.slopes(output.detach(), torch.arange(first, first + len(x)), seed))
-            found = [torch.autograd.grad(output, [nodes[n] for n in names], s, retain_graph=True) for s in slopes]
+            found = [torch.autograd.grad(output, [nodes[n][0] for n in names], s, retain_graph=True) for s in slopes]
         for k, name in enumerate(names):
             g2 = torch.stack([each[k].flatten(0, -2).square() for each in found]).mean(0)
             start = first * tokens[name]

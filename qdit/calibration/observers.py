@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qdit.calibration.data import CalibrationData, Pass
 from qdit.calibration.reservoir import GroupedReservoirs
-from qdit.errors import UserError
+from qdit.calibration.streams import values_of
 from qdit.model.base import Attention, DiffusionModel, Site
 from qdit.nn.attention import Attend
 from qdit.nn.clock import each_row
@@ -189,21 +190,22 @@ def operand_values(
 
 
 @contextmanager
-def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Capture the outputs of modules in the next forward pass, by path, as nodes of its graph; first calls only."""
-    seen: dict[str, Tensor] = {}
+def outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Capture what modules return in the next forward pass, by path, as nodes of its graph; first calls only.
+
+    Blocks of a joint attention return several tensors.
+    """
+    seen: dict[str, list[Tensor]] = {}
+
+    def node(x: Tensor) -> Tensor:
+        return x if x.requires_grad else x.detach().requires_grad_()
 
     def catch(path: str, output: Any) -> Any:
         if path in seen:
             return output
-        plain = output[0] if isinstance(output, tuple) else output
-        if isinstance(output, tuple) and any(isinstance(other, Tensor) for other in output[1:]):
-            raise UserError(
-                f"{path} has several outputs, which no gradient weighs here; use rounding.weighting=uniform and "
-                "range.unit=layer"
-            )
-        seen[path] = plain if plain.requires_grad else plain.detach().requires_grad_()
-        return (seen[path], *output[1:]) if isinstance(output, tuple) else seen[path]
+        made = tree_map_only(Tensor, lambda x: node(x) if x.is_floating_point() else x, output)
+        seen[path] = values_of(made)
+        return made
 
     handles = [
         network.get_submodule(path).register_forward_hook(lambda module, args, output, path=path: catch(path, output))

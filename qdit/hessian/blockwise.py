@@ -7,7 +7,8 @@ The score of a candidate is taken where the block ends, not where the layer does
 "Bottom elimination" drops the small errors, which cannot be avoided, so that large ones decide: τ is the `eliminate`
 quantile of |Δy| of each candidate; what the paper takes could not be read. There is no closed form: each candidate
 costs a forward pass of the block. All readers of an input are quantized while one of their grids is searched; all rows
-of a weight have one multiple. Operands of attentions are searched by their products, as ever.
+of a weight have one multiple. Operands of attentions are searched by their products, as ever. Blocks of a joint
+attention return image and text: without importances, each counts relative to its mean square (`calibration.streams`).
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,9 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from qdit.calibration.blocks import Segment, Walk
-from qdit.calibration.replay import by_point
+from qdit.calibration.streams import Part, Streams, parts_of, row_shares
 from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.hessian.grids import book_of, candidates, groups_of, numbers_of, searched, set_numbers
@@ -63,6 +63,33 @@ def kept_error(
     return errors[above].sum(dtype=torch.float64) + left * errors[at].mean(dtype=torch.float64)
 
 
+def flat(parts: Sequence[Part]) -> Float[Tensor, "points values"]:
+    """The tensors of a block side by side."""
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def alike(walk: Walk, exact: Sequence[Part], points: Int[Tensor, " n"]) -> list[Part]:
+    """The weights of a block's tensors without importances: one for each, and nothing for rows that are hidden."""
+    shares = [row_shares(walk.model, walk.data, part.shape[1]) for part in exact]
+    own = [None if share is None else share[points] for share in shares]
+    if (roots := Streams.relative([x.cpu() for x in exact], own).roots) is None:
+        return [torch.ones(1, 1, 1)]
+    return [root.square() for root in roots]
+
+
+def relative(importance: Importance, points: Int[Tensor, " n"], total: int) -> list[Part]:
+    """Importances of a block's tensors for some of all points, relative to the mean of all."""
+    means = [part.rows.mean().clamp(min=1e-30) for part in importance.parts]
+    sizes = [part.rows.numel() * part.channels.numel() for part in importance.parts]
+    overall = sum(mean * (size / sum(sizes)) for mean, size in zip(means, sizes, strict=True))
+    found = []
+    for part, mean in zip(importance.parts, means, strict=True):
+        rows = part.rows.reshape(total, -1)[points] / mean
+        channels = part.channels / part.channels.mean().clamp(min=1e-30)
+        found.append(rows.unsqueeze(-1) * channels * (mean / overall))
+    return found
+
+
 class BlockSearch:
     """The search of one input and of the weights that read it.
 
@@ -72,11 +99,11 @@ class BlockSearch:
         part: the segment, a block.
         readers: of the input.
         module: rounds the input, None if nothing with a range does.
-        importance: of the block's output.
+        importance: of the block's outputs; None: errors count alike.
         points: that are used.
 
     Raises:
-        UserError: the block has several outputs, or one that is not finite.
+        UserError: an output of the block is not finite.
     """
 
     def __init__(
@@ -86,7 +113,7 @@ class BlockSearch:
         part: Segment,
         readers: Sequence[Site],
         module: nn.Module | None,
-        importance: Importance,
+        importance: Importance | None,
         points: Int[Tensor, " n"],
     ) -> None:
         assert part.block is not None
@@ -96,14 +123,12 @@ class BlockSearch:
         self.batches = list(points.split(walk.data.batch_size))
         self.given = [walk.arguments(self.block, rows) for rows in self.batches]
         with torch.no_grad():
-            self.exact = self.output({})
-        if not self.exact.isfinite().all():
+            exact = self.outputs({})
+        if not all(x.isfinite().all() for x in exact):
             raise UserError(f"range hessian: the output of {self.block} is not finite; try dtype=float32")
-        device = self.exact.device
-        channels = (importance.channels / importance.channels.mean().clamp(min=1e-30)).to(device)
-        rows = importance.rows.reshape(len(walk.data.t), -1)[points].to(device)
-        weights = (rows / importance.rows.mean().clamp(min=1e-30)).unsqueeze(-1) * channels
-        self.weights = weights.reshape(self.exact.shape)
+        self.exact, device = flat(exact), exact[0].device
+        weights = alike(walk, exact, points) if importance is None else relative(importance, points, len(walk.data.t))
+        self.weights = flat([w.to(device).expand_as(x) for w, x in zip(weights, exact, strict=True)])
         cells = torch.zeros(len(points), dtype=torch.long)
         self.cells = groups_of(self.module, walk.data.t[points].to(device)) if self.module is not None else cells
         self.starts = {site.name: fit.grid(site) for site in readers if fit.rounds(site)}
@@ -111,20 +136,14 @@ class BlockSearch:
         self.layers: dict[str, tuple[Tensor | None, nn.Module]] = {}
         self.tried: Float[Tensor, "candidates cells numbers"] | None = None
 
-    def output(self, layers: dict[str, nn.Module]) -> Float[Tensor, "points rows channels"]:
-        """What the block returns for all points with `layers` in place."""
+    def outputs(self, layers: dict[str, nn.Module]) -> list[Part]:
+        """What the block returns for all points with `layers` in place, float32."""
         found = []
         with replaced(self.walk.model.denoiser, {**self.walk.passed, **layers}):
             for rows, (args, kwargs) in zip(self.batches, self.given, strict=True):
-                leaves = tree_leaves(self.walk.through(self.block, rows, args, kwargs))
-                outputs = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-                if len(outputs) != 1:
-                    raise UserError(
-                        f"range.unit=block weighs the errors of one output, and {self.block} has {len(outputs)}; use "
-                        "range.unit=layer"
-                    )
-                found.append(by_point(outputs[0].float(), len(rows)))
-        return torch.cat(found).flatten(1, -2)
+                output = self.walk.through(self.block, rows, args, kwargs)
+                found.append([x.float() for x in parts_of(output, len(rows))])
+        return [torch.cat(batches) for batches in zip(*found, strict=True)]
 
     def layer(self, site: Site) -> nn.Module:
         """A reader with its weight, if quantized, on the grid of its multiple; kept until the multiple changes."""
@@ -143,7 +162,7 @@ class BlockSearch:
     def losses(self, count: int, rule: Hessian) -> Float[Tensor, " cells"]:
         """The score of the readers as they are, for each group of timesteps."""
         layers = {site.name: self.layer(site) for site in self.readers}
-        change = self.output(layers) - self.exact
+        change = flat(self.outputs(layers)) - self.exact
         parts = [self.cells == cell for cell in range(count)]
         return torch.stack([kept_error(change[own], self.weights[own], rule.eliminate) for own in parts])
 

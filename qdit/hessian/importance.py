@@ -40,6 +40,18 @@ class Importance:
     """Over channels."""
     channels: Float[Tensor, "*heads out"]
     """Over rows."""
+    others: tuple["Importance", ...] = ()
+    """Of the further tensors that a block of a joint attention returns."""
+
+    @property
+    def parts(self) -> tuple["Importance", ...]:
+        """Of each tensor."""
+        return self, *self.others
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the prediction ignores all of them."""
+        return all(bool(part.rows.mean() == 0) for part in self.parts)
 
 
 class Gradient(ABC):
@@ -92,22 +104,32 @@ def output_importances(
         attentions: whose products probs v, all heads side by side, count as well.
     """
     layers = {site.name: model.denoiser.get_submodule(site.name) for site in sites}
-    found = {name: _Squares(images=patch_size(layer) is not None) for name, layer in layers.items()}
-    found |= {attention.name: _Squares(heads=attention.heads) for attention in attentions}
+    images = {name: patch_size(layer) is not None for name, layer in layers.items()}
+    heads: dict[str, int | None] = {attention.name: attention.heads for attention in attentions}
+    found: dict[str, list[_Squares]] = {name: [] for name in (*images, *heads)}
     first, data = 0, replace(target.points(model, data, seed), batch_size=points_at_once(model))
     for x, t, y in data.batches(model):
         both = outputs(model.denoiser, list(layers)), _mixed(model.denoiser, [a.name for a in attentions])
         with torch.enable_grad(), repeatable(model.device), both[0] as seen, both[1] as mixed:
             output = model.denoise(x, t, y)[:, : x.shape[1]].float()
-            nodes = [{**seen, **mixed}[name] for name in found]
+            nodes = {name: seen[name] if name in seen else [mixed[name]] for name in found}
+            for name, own in found.items():
+                own += [
+                    _Squares(images=images.get(name, False), heads=heads.get(name)) for _ in nodes[name][len(own) :]
+                ]
+            flat = [node for own in nodes.values() for node in own]
             slopes = list(target.slopes(output.detach(), torch.arange(first, first + len(x)), seed))
             for n, slope in enumerate(slopes):
                 keep = n + 1 < len(slopes)
-                got = torch.autograd.grad(output, nodes, slope, retain_graph=keep, materialize_grads=True)
-                for squares, gradient in zip(found.values(), got, strict=True):
+                got = torch.autograd.grad(output, flat, slope, retain_graph=keep, materialize_grads=True)
+                for squares, gradient in zip((each for own in found.values() for each in own), got, strict=True):
                     squares.add(gradient, n, len(slopes))
         first += len(x)
-    return {name: squares.value() for name, squares in found.items()}
+    return {name: _together([squares.value() for squares in own]) for name, own in found.items()}
+
+
+def _together(parts: Sequence[Importance]) -> Importance:
+    return replace(parts[0], others=tuple(parts[1:]))
 
 
 def even_importances(points: int, sites: Sequence[Site], attentions: Sequence[Attention]) -> dict[str, Importance]:

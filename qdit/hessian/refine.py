@@ -3,12 +3,11 @@
 All inputs are those of the full-precision network, in the basis of the recipe's transform, as in TQ-DiT (arXiv
 2502.04056, algorithm 1). So errors do not propagate, and layers do not depend on each other, except for those that
 consume one input (its *readers*: queries, keys and values), which share its grid. At most `HELD_VALUES` values of
-inputs are held at a time, or those of one layer or one attention. What was found for a segment of the network is saved,
-and is read back by the same fit after a kill.
+inputs are held at a time, or those of one layer or one attention.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,22 +17,20 @@ from torch import Tensor, nn
 from qdit.calibration.blocks import Segment, Walk, segments
 from qdit.calibration.observers import site_input, watching
 from qdit.calibration.rows import ChosenRows
-from qdit.errors import UserError
 from qdit.fit import Fit
 from qdit.hessian.blockwise import BlockSearch, block_sites
-from qdit.hessian.grids import numbers_of, searched, set_numbers
+from qdit.hessian.grids import numbers_of, searched
 from qdit.hessian.importance import Importance
 from qdit.hessian.linears import Alternation, Found, Reading
-from qdit.hessian.operands import OperandSearch, chosen_points, finite, inside, operands_of, searched_operands
+from qdit.hessian.operands import OperandSearch, chosen_points, finite, operands_of, searched_operands
 from qdit.hessian.rule import Hessian, rules
 from qdit.hessian.scores import Layer
+from qdit.hessian.searched import SearchedGrids
+from qdit.hessian.target import Unweighted
 from qdit.model.base import Attention, Site
-from qdit.nn.linear import Shared
 from qdit.quant.grid import RowGrid
-from qdit.quant.spec import as_rows
 from qdit.seeding import generator
 from qdit.storage.progress import progress
-from qdit.storage.shelf import Place, Shelf
 
 log = logging.getLogger("qdit")
 BLOCK_POINTS = 32
@@ -59,26 +56,30 @@ class Refinement:
     fit: Fit
     rule: Hessian
 
+    @property
+    def grids(self) -> SearchedGrids:
+        """What is searched."""
+        return SearchedGrids(self.fit)
+
     def run(self) -> dict[str, RowGrid]:
         """See `refine`."""
         parts = segments(self.fit.model.sites(), self.fit.policy)
-        found = [self.load(part) for part in parts]
+        found = [self.grids.load(part) for part in parts]
         last = max((n for n, own in enumerate(found) if own is None), default=-1)
         walk = Walk(self.fit.model, self.fit.data, parts, self.fit.scratch()) if last >= 0 else None
         for n, part in enumerate(progress(parts[: last + 1], desc="ranges", unit="block")):
             assert walk is not None
             if found[n] is None:
                 own = found[n] = self.search_all(walk, part)
-                if self.fit.folder is not None:
-                    self.shelf(self.fit.folder).save(part.name, own)
+                self.grids.save(part, own)
             if n < last:
                 walk.advance(part, {})
-        return self.apply({key: value for own in found if own for key, value in own.items()})
+        return self.grids.apply({key: value for own in found if own for key, value in own.items()})
 
     def search_all(self, walk: Walk, part: Segment) -> Found:
         """Search the segment that `walk` has come to."""
         found: Found = {}
-        readings = [readers for readers in self.fit.by_input(part.sites) if self.shapes(readers)]
+        readings = [readers for readers in self.fit.by_input(part.sites) if self.grids.shapes(readers)]
         if self.rule.unit == "block" and part.block is not None:
             for readers in readings:
                 found |= self.search_block(walk, part, readers)
@@ -87,7 +88,7 @@ class Refinement:
             inputs = self.inputs(walk, part, [readers[0] for readers in some])
             for readers in some:
                 found |= self.search(readers, inputs.pop(readers[0].name))
-        for attention in self.attentions(part):
+        for attention in self.grids.attentions(part):
             found |= self.search_operands(walk, part, attention)
         return found
 
@@ -95,18 +96,19 @@ class Refinement:
         """Search the grids of one input and of the weights of its readers by the output of their block."""
         assert part.block is not None
         importance = self.importance[part.block]
-        if importance.rows.mean() == 0:
+        if importance.vanishes:
             return self.kept(part.block, readers)
-        tokens = importance.rows.numel() // len(self.fit.data.t)
+        tokens = sum(each.rows.numel() for each in importance.parts) // len(self.fit.data.t)
         count = max(BLOCK_POINTS, self.fit.time.count, self.rule.tokens // tokens)
         points = chosen_points(self.fit.data.t, self.fit.time, count, self.rule.seed)
-        return BlockSearch(self.fit, walk, part, readers, self.rounder(readers[0]), importance, points).run()
+        weighing = None if isinstance(self.rule.target, Unweighted) else importance
+        return BlockSearch(self.fit, walk, part, readers, self.grids.rounder(readers[0]), weighing, points).run()
 
     def kept(self, name: str, readers: Sequence[Site]) -> Found:
         """The ranges as they are, of readers behind whose output nothing reaches the prediction."""
         log.warning("range hessian: nothing reaches the prediction from %s, which keeps its range", name)
-        kept = {key: torch.ones(shape) for key, shape in self.shapes(readers).items()}
-        if (key := f"{readers[0].name}.input") in kept and (module := searched(self.rounder(readers[0]))):
+        kept = {key: torch.ones(shape) for key, shape in self.grids.shapes(readers).items()}
+        if (key := f"{readers[0].name}.input") in kept and (module := searched(self.grids.rounder(readers[0]))):
             kept[key] = numbers_of(module)
         return kept
 
@@ -123,18 +125,12 @@ class Refinement:
             room -= values
         return made
 
-    def attentions(self, part: Segment) -> list[Attention]:
-        """The attentions of a segment whose operands are searched."""
-        if rules(self.fit.recipe)[2] is None:
-            return []
-        return [a for a in inside(self.fit.model.attentions(), part) if searched_operands(self.fit, a)]
-
     def search_operands(self, walk: Walk, part: Segment, attention: Attention) -> Found:
         """The numbers of an attention's operands."""
         own = rules(self.fit.recipe)[2]
         assert own is not None
         importance = self.importance[attention.name]
-        if importance.rows.mean() == 0:
+        if importance.vanishes:
             log.warning("range hessian: nothing reaches the prediction from %s, which keeps its ranges", attention.name)
             quantizers = {site: searched(self.fit.attention[site]) for site in searched_operands(self.fit, attention)}
             return {f"{site}.operand": numbers_of(q) for site, q in quantizers.items() if q is not None}
@@ -145,19 +141,6 @@ class Refinement:
         found = OperandSearch(self.fit, own, attention, importance, items, times[items]).run(values)
         return {f"{site}.operand": numbers for site, numbers in found.items()}
 
-    def shapes(self, readers: Sequence[Site]) -> dict[str, tuple[int, ...]]:
-        """What is searched for the readers of an input, with the shapes of the factors that are saved."""
-        weight, inputs, _ = rules(self.fit.recipe)
-        shapes: dict[str, tuple[int, ...]] = {}
-        if weight is not None:
-            for site in readers:
-                if self.fit.rounds(site):
-                    rows = as_rows(self.fit.weight_of(site), self.fit.weight_spec(site)).shape[0]
-                    shapes[f"{site.name}.weight"] = (rows, 1)
-        if inputs is not None and (module := searched(self.rounder(readers[0]))) is not None:
-            shapes[f"{readers[0].name}.input"] = tuple(numbers_of(module).shape)
-        return shapes
-
     def search(self, readers: Sequence[Site], inputs: Tensor) -> Found:
         """Search the grids of one input and of the weights of its readers."""
         chosen = self.chosen(readers[0])
@@ -166,7 +149,7 @@ class Refinement:
             return self.kept(readers[0].name, readers)
         points = chosen // (self.importance[readers[0].name].rows.numel() // len(self.fit.data.t))
         reading = Reading(readers, layers, inputs, self.fit.data.t[points].to(inputs.device))
-        return Alternation(self.fit, reading, self.rounder(readers[0]), self.rule.rounds).run()
+        return Alternation(self.fit, reading, self.grids.rounder(readers[0]), self.rule.rounds).run()
 
     @cached_property
     def importance(self) -> dict[str, Importance]:
@@ -218,52 +201,3 @@ class Refinement:
             channels = channels / channels.mean().clamp(min=torch.finfo(channels.dtype).tiny)
             layers.append(Layer(weight, (own / mean).to(weight), channels.to(weight)))
         return layers
-
-    def rounder(self, site: Site) -> nn.Module | None:
-        """The quantizer of a site's input, without the transform's change before it."""
-        if self.fit.policy[site.name].activation is None:
-            return None
-        module = self.fit.quantizers[site.name]
-        module = module.quantizer if isinstance(module, Shared) else module
-        return module[-1] if isinstance(module, nn.Sequential) and site.name in self.fit.rewrite.inputs else module
-
-    def load(self, part: Segment) -> Found | None:
-        """What an earlier run saved of a segment, None if there is nothing; it may have nothing to search.
-
-        Raises:
-            UserError: the file is damaged or of another model.
-        """
-        expected = {
-            key: shape for readers in self.fit.by_input(part.sites) for key, shape in self.shapes(readers).items()
-        }
-        for attention in self.attentions(part):
-            expected |= {f"{site}.operand": shape for site, shape in searched_operands(self.fit, attention).items()}
-        if not expected:
-            return {}
-        if self.fit.folder is None or (found := self.shelf(self.fit.folder).load(part.name)) is None:
-            return None
-        if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
-            path = self.shelf(self.fit.folder).path(part.name)
-            raise UserError(f"{path} holds ranges of another model than this {part.name}; delete it")
-        return found
-
-    @staticmethod
-    def shelf(folder: Place) -> Shelf:
-        """Where what was found for segments is saved."""
-        return Shelf.of(folder) / "grids"
-
-    def apply(self, found: Mapping[str, Tensor]) -> dict[str, RowGrid]:
-        """The grids of weights; the quantizers of inputs and operands get their numbers."""
-        grids: dict[str, RowGrid] = {}
-        for site in self.fit.sites:
-            if (factors := found.get(f"{site.name}.weight")) is not None:
-                start = self.fit.grid(site)
-                grids[site.name] = start.scaled(factors.to(start.scale))
-            module = searched(self.rounder(site))
-            if (numbers := found.get(f"{site.name}.input")) is not None and module is not None:
-                set_numbers(module, numbers)
-        for key, numbers in found.items():
-            site, _, kind = key.rpartition(".")
-            if kind == "operand" and (module := searched(self.fit.attention[site])) is not None:
-                set_numbers(module, numbers)
-        return grids

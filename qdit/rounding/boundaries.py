@@ -88,7 +88,7 @@ class _Session(Session):
 
     def learning(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """See `Session`."""
-        return learnable_ends(layers, self.exact)
+        return learnable_ends(layers, self.finished.exact)
 
     def shape(self, module: StaticQuantizer) -> tuple[int, ...]:
         """See `Session`."""

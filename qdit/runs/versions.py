@@ -22,6 +22,8 @@ from qdit.quant.named import owned
 Tree = dict[str, Any]
 TEXT_STREAMS = ("SD3", "Flux", "Flux2Klein", "QwenImage", "HunyuanVideo", "Pipeline")
 """Families, by their class, in which a text may have feed-forward networks of its own."""
+MASKED_STREAMS = ("QwenImage", "HunyuanVideo")
+"""Those of them that hide tokens of the text behind a prompt's end."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def nodes(tree: Any) -> Iterator[Tree]:
 def _targets(tree: Any) -> set[str]:
     """The names of the classes that a config describes, without their modules."""
     return {str(node["_target_"]).rpartition(".")[2] for node in nodes(tree)}
+
+
+def _family(config: Tree) -> str:
+    """The class that loads a config's model, without its module."""
+    return str(config.get("model", {}).get("_target_")).rpartition(".")[2]
 
 
 def _samples_values(config: Tree) -> bool:
@@ -125,8 +132,7 @@ def _operands_have_a_rule_of_their_own(config: Tree) -> bool:
 
 def _calls_twice(config: Tree) -> bool:
     """Whether features are compared of a network that guidance may call twice."""
-    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
-    return _compares_features(config) and family in ("Wan", "Wan22", "Flux", "Flux2Klein", "QwenImage")
+    return _compares_features(config) and _family(config) in ("Wan", "Wan22", "Flux", "Flux2Klein", "QwenImage")
 
 
 def _searches_over_time(config: Tree) -> bool:
@@ -155,16 +161,24 @@ def _aligns_wide_inputs(config: Tree) -> bool:
 
 def _rounds_a_masked_joint_attention(config: Tree) -> bool:
     """Whether static operands are rounded where a mask hides tokens of the text behind a prompt's end."""
-    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
     static = any(target.startswith(("Static", "Uniform")) for target in _targets(config["attention"]))
-    return static and family in ("QwenImage", "HunyuanVideo")
+    return static and _family(config) in MASKED_STREAMS
+
+
+def _reconstructs_masked_streams(config: Tree) -> bool:
+    """Whether blocks are reconstructed whose text has tokens that a mask hides."""
+    return _reconstructs(config) and _family(config) in MASKED_STREAMS
+
+
+def _learns_scales_by_streams(config: Tree) -> bool:
+    """Whether scales of channels are learned by the output of blocks that return image and text."""
+    return "Learned" in _targets(config["transform"]) and _family(config) in (*TEXT_STREAMS, "CogVideoX")
 
 
 def _has_regions_of_a_text(config: Tree) -> bool:
     """Whether inputs behind a GELU have two regions, in a family that may have layers for the text behind one."""
     roles = (config["activation"].get("regions") or {}).get("roles") or ()
-    family = str(config.get("model", {}).get("_target_")).rpartition(".")[2]
-    return "ffn_down" in roles and "text_down" not in roles and family in TEXT_STREAMS
+    return "ffn_down" in roles and "text_down" not in roles and _family(config) in TEXT_STREAMS
 
 
 VERSIONS: tuple[Version, ...] = (
@@ -203,6 +217,8 @@ VERSIONS: tuple[Version, ...] = (
     Version(
         "joint_operands", 2, "tokens that a mask hides count in no range of operands", _rounds_a_masked_joint_attention
     ),
+    Version("streams", 2, "tokens that a mask hides count in no block's error", _reconstructs_masked_streams),
+    Version("learned_streams", 2, "image and text count relative to their mean squares", _learns_scales_by_streams),
     Version("by_role", 2, "a role's grid is also that of the roles that are like it", _like_a_named_role),
 )
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.replay import Points, count
+from qdit.calibration.streams import Part, Streams, parts_of, row_shares
 from qdit.nn.linear import QuantLinear
 from qdit.nn.patches import matrix
 from qdit.nn.replace import replaced
@@ -100,34 +100,34 @@ class BlockTask:
     def __init__(self, walk: Walk, part: Segment, size: int) -> None:
         assert part.block is not None
         self.walk, self.block, self.size = walk, part.block, size
-        self.targets = torch.cat([self.output(slice(n, min(n + size, self.points))).cpu() for n in self.starts])
+        batches = [self.parts(rows) for rows in self.batches()]
+        exact = [torch.cat([x.cpu() for x in own]) for own in zip(*batches, strict=True)]
+        shares = [row_shares(walk.model, walk.data, x.shape[1]) for x in exact]
+        self.streams = Streams.relative(exact, shares)
+        self.targets = self.streams.joined(exact, slice(0, self.points)).float().flatten(1)
 
     @property
     def points(self) -> int:
         """How many."""
         return len(self.walk.data.t)
 
-    @property
-    def starts(self) -> range:
-        """The first point of each batch."""
-        return range(0, self.points, self.size)
+    def batches(self) -> list[slice]:
+        """The points, a batch at a time."""
+        return [slice(n, min(n + self.size, self.points)) for n in range(0, self.points, self.size)]
 
-    def output(self, rows: Points) -> Float[Tensor, "points values"]:
-        """What the block, as it is now, puts out for some points."""
+    def parts(self, rows: Points) -> list[Part]:
+        """The tensors that the block, as it is now, returns for some points."""
         with torch.no_grad():
             args, kwargs = self.walk.arguments(self.block, rows)
-        leaves = tree_leaves(self.walk.through(self.block, rows, args, kwargs))
-        parts = [x.float().reshape(count(rows), -1) for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-        return torch.cat(parts, 1)
+        return parts_of(self.walk.through(self.block, rows, args, kwargs), count(rows))
 
     def loss(self, layers: Mapping[str, nn.Module], rows: Points) -> Float[Tensor, ""]:
         """The mean squared error of the output with `layers` in place."""
         with replaced(self.walk.model.denoiser, dict(layers)):
-            found = self.output(rows)
+            found = self.streams.joined(self.parts(rows), rows).float().flatten(1)
         return (found - self.targets[rows].to(found.device)).square().mean()
 
     @torch.no_grad()
     def error(self, layers: Mapping[str, nn.Module]) -> float:
         """That of all points."""
-        ends = [slice(n, min(n + self.size, self.points)) for n in self.starts]
-        return sum(float(self.loss(layers, rows)) * count(rows) for rows in ends) / self.points
+        return sum(float(self.loss(layers, rows)) * count(rows) for rows in self.batches()) / self.points

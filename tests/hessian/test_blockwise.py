@@ -4,13 +4,13 @@ import pytest
 import torch
 from helpers import text_models
 from helpers.configs import config
-from helpers.timed import output, points, recipe, static
+from helpers.timed import error, output, points, recipe, static
 
 from qdit.attention import UnsignedProbabilities
 from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.errors import UserError
 from qdit.hessian import Hessian, Probe, Unweighted
-from qdit.hessian.blockwise import BlockSearch, kept_error
+from qdit.hessian.blockwise import BlockSearch, block_sites, kept_error, relative
 from qdit.method import quantize
 from qdit.nn.linear import QuantLinear
 from qdit.nn.replace import replaced
@@ -19,6 +19,7 @@ from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.runs.identity import run_id
 from qdit.runs.setup import build_recipe
+from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
 UP = "transformer_blocks.1.ff.net.0.proj"
@@ -108,9 +109,43 @@ def test_groups_of_timesteps_choose_by_themselves_and_unit_layer_is_as_before(ti
     assert run_id(before) == run_id(plain)
 
 
-def test_blocks_of_several_outputs_and_eliminations_without_blocks_are_refused(tmp_path):
+def test_eliminations_without_blocks_are_refused():
     with pytest.raises(UserError, match="use unit=block"):
         Hessian(target=Probe(), eliminate=0.5)
+
+
+@pytest.mark.parametrize(("family", "target"), [("sd3", Probe()), ("sd3", Unweighted()), ("flux2_klein", Probe())])
+def test_image_and_text_of_a_block_are_weighed_together(family, target, tmp_path):
+    """The importances are squared gradients of both; the chosen multiples are closer than the whole range's."""
+    model = text_models.load(family, tmp_path)
+    data = text_models.points(model, 4)
+    roles = ["qkv", "text_qkv", "attn_out", "text_out", "ffn_up", "text_up", "ffn_down", "text_down", "parallel_in"]
+    whole = WeightGrid(granularity="tensor", grid="symmetric_full", range=MinMax())
+    fitted, plain = (
+        quantize(model, recipe(static(), bits=(3, 16), weight=weight, scope=Scope(roles=roles)), lambda: data)
+        for weight in (by_block(target=target), whole)
+    )
+    assert error(model, fitted, data) < error(model, plain, data)
+    scales = [{name: layer.rounded.grid.scale for name, layer in made.layers.items()} for made in (fitted, plain)]
+    assert not all(torch.equal(scale, scales[1][name]) for name, scale in scales[0].items())
+
+
+def test_importances_of_several_outputs_are_those_of_each(tmp_path):
     model = text_models.load("sd3", tmp_path)
-    with pytest.raises(UserError, match="has 2; use range.unit=layer"):
-        quantize(model, recipe(static(), bits=(4, 16), weight=by_block()), lambda: text_models.points(model, 4))
+    data = text_models.points(model, 2)
+    block = block_sites(model)["transformer_blocks.0"]
+    found = Probe(probes=1).importances(model, data, [block], 0)[block.name]
+    text, image = found.parts  # as SD3's blocks return them
+    seen = []
+    handle = model.denoiser.transformer_blocks[0].register_forward_hook(
+        lambda m, a, out: seen.append([x.detach().requires_grad_() for x in out]) or tuple(seen[-1])
+    )
+    output = model.denoise(data.x, data.t, data.y)
+    handle.remove()
+    (slope,) = Probe(probes=1).slopes(output.detach(), torch.arange(2), 0)
+    squares = [g.square() for g in torch.autograd.grad(output, seen[0], slope)]
+    for own, expected in zip((text, image), squares, strict=True):
+        torch.testing.assert_close(own.rows, expected.mean(-1))
+        torch.testing.assert_close(own.channels, expected.mean((0, 1)))
+    weights = relative(found, torch.arange(2), 2)
+    assert sum(w.sum() for w in weights) / sum(w.numel() for w in weights) == pytest.approx(1, rel=1e-3)

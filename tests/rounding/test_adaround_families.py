@@ -4,14 +4,10 @@ import pytest
 import torch
 from helpers.adaround_parts import OPERANDS, STATIC, recipe
 from helpers.text_models import load, points
-from torch.utils._pytree import tree_flatten
 
-from qdit.calibration.replay import Outputs
 from qdit.method import quantize
 from qdit.rounding import GPTQ, AdaRound, Nearest
-from qdit.rounding.reconstruction.targets import Streams
 from qdit.storage import scratch
-from qdit.storage.scratch import Scratch
 
 ROLES = ["qkv", "attn_out", "cross_q", "cross_kv", "cross_out", "ffn_up", "ffn_down", "modulation", "embedder", "final"]
 
@@ -48,7 +44,8 @@ def test_learned_rounding_is_closer_than_nearest(model, rounding):
 def test_blocks_of_two_streams_and_of_one_are_closer_than_nearest(tmp_path):
     made, joined = load("flux2_klein", tmp_path), ["text_qkv", "text_out", "text_up", "text_down"]
     roles = [*ROLES, *joined, "parallel_in", "parallel_out"]
-    for rounding in (GPTQ(order="sequential"), AdaRound(iterations=8, low_bits=1)):
+    learned = [AdaRound(iterations=8, low_bits=1), AdaRound(iterations=8, low_bits=1, weighting="fisher")]
+    for rounding in (GPTQ(order="sequential"), *learned):
         assert error(made, rounding, roles=roles) < error(made, Nearest(), roles=roles)
 
 
@@ -87,22 +84,3 @@ class Spied:
         mapped = scratch._mapped
         monkeypatch.setattr(scratch, "BUDGET", 0)
         monkeypatch.setattr(scratch, "_mapped", lambda folder, size: self.folders.add(folder) or mapped(folder, size))
-
-
-def test_of_several_streams_each_counts_relative_to_its_mean_square():
-    output = (torch.randn(4, 3, 8), 100 * torch.randn(4, 6, 8), None)
-    streams = Streams(kept(output), 4, Scratch())
-    wrong = (output[0] + 0.1, output[1] - 10.0, None)
-    loss = (streams.joined(wrong, 4) - streams.target).square().mean()
-    expected = sum((a - b).square().mean() / b.square().mean() for a, b in zip(wrong[:2], output[:2], strict=True))
-    torch.testing.assert_close(loss, expected)
-    single = Streams(kept(output[0]), 4, Scratch())
-    assert torch.equal(single.target, output[0])
-    assert Streams(kept(torch.randn(12, 5, 8)), 4, Scratch()).target.shape == (4, 3, 5, 8)
-
-
-def kept(output):
-    outputs = Outputs.like(output, 4, 4, Scratch())
-    outputs.put(slice(0, 4), output)
-    assert tree_flatten(outputs.at(slice(0, 4), torch.device("cpu")))[1] == tree_flatten(output)[1]
-    return outputs

@@ -30,11 +30,13 @@ log = logging.getLogger("qdit")
 POINTS = 4  # in one backward pass, which holds all their activations at once
 
 
-def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int) -> dict[str, Tensor]:
-    """The mean squared gradient of each unit's output, relative to the unit's mean, on the CPU; by the unit's name.
+def importances(
+    model: DiffusionModel, data: CalibrationData, units: Sequence[Unit], seed: int
+) -> dict[str, list[Tensor]]:
+    """The mean squared gradient of each tensor that a unit returns, relative to the unit's mean; by the unit's name.
 
-    Shapes are [points, 1, channels] for tokens, [points, channels, 1, 1] for images, [points, channels] for vectors;
-    [points, 1, …] where a point has several rows (frames, or places of a video).
+    They are on the CPU. Shapes are [points, 1, channels] for tokens, [points, channels, 1, 1] for images, [points,
+    channels] for vectors; [points, 1, …] where a point has several rows (frames, or places of a video).
 
     The unit after the blocks is left out: its output is the network's, of which all entries count equally.
 
@@ -43,34 +45,41 @@ def importances(model: DiffusionModel, data: CalibrationData, units: Sequence[Un
         data: the calibration points.
         units: whose outputs; the gradients of several copies of a unit's layer are added up.
         seed: of the random signs.
-
-    Raises:
-        UserError: a block has several outputs.
     """
     places = {u.name: [path, *u.twins] for u in units if (path := u.layer or u.segment.block) is not None}
     paths = [path for group in places.values() for path in group]
-    found: dict[str, list[Tensor]] = {name: [] for name in places}
+    found: dict[str, list[list[Tensor]]] = {name: [] for name in places}
+    sizes: dict[str, list[int]] = {}
     first = 0
     for x, t, y in replace(data, batch_size=POINTS).batches(model):
         with torch.enable_grad(), repeatable(model.device), outputs(model.denoiser, paths) as seen:
             output = model.denoise(x, t, y)
             signs = torch.stack([_signs(seed, first + n, output[0]) for n in range(len(x))]).to(output)
-            gradients = dict(zip(paths, torch.autograd.grad(output, [seen[p] for p in paths], signs), strict=True))
+            nodes = [node for path in paths for node in seen[path]]
+            got = iter(torch.autograd.grad(output, nodes, signs, materialize_grads=True))
+            gradients = {path: [next(got).float() for _ in seen[path]] for path in paths}
         for name, group in places.items():
-            squares = torch.stack([gradients[p].float() for p in group]).sum(0).square()
-            found[name].append(_per_channel(squares, len(x)).cpu())
+            squares = [
+                torch.stack(copies).sum(0).square() for copies in zip(*(gradients[p] for p in group), strict=True)
+            ]
+            sizes[name] = [each.numel() // len(x) for each in squares]
+            found[name].append([_per_channel(each, len(x)).cpu() for each in squares])
         first += len(x)
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
-    return {name: _relative(name, squares) for name, squares in joined.items()}
+    joined = {name: [torch.cat(parts) for parts in zip(*batches, strict=True)] for name, batches in found.items()}
+    return {name: _relative(name, squares, sizes[name]) for name, squares in joined.items()}
 
 
-def _relative(name: str, squares: Tensor) -> Tensor:
-    """Squares relative to their mean; all 1 where the prediction does not depend on the output (a gate of 0)."""
-    mean = squares.mean()
+def _relative(name: str, squares: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Squares relative to the mean of so many entries each; all 1 where the prediction does not depend on any.
+
+    That is so behind a gate of 0.
+    """
+    total = sum(sizes)
+    mean = torch.stack([own.mean() * (size / total) for own, size in zip(squares, sizes, strict=True)]).sum()
     if mean == 0:
         log.warning("adaround: nothing reaches the prediction from %s, whose outputs count alike", name)
-        return torch.ones_like(squares)
-    return squares / mean
+        return [torch.ones_like(own) for own in squares]
+    return [own / mean for own in squares]
 
 
 def _signs(seed: int, point: int, like: Tensor) -> Tensor:

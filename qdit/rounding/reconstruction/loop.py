@@ -149,11 +149,11 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
 
 
 @torch.no_grad()
-def error(task: Task, batch_size: int, importance: Tensor | None = None) -> float:
+def error(task: Task, batch_size: int) -> float:
     """The loss of a unit, as it is installed, over all calibration points; without the regularizer."""
     total = 0.0
     for rows in torch.arange(len(task.target)).split(batch_size):
-        some = None if importance is None else importance[rows]
+        some = None if task.importance is None else task.importance[rows]
         total += float(distance(task.predict(rows), task.target[rows], some)) * len(rows)
     return total / len(task.target)
 
@@ -163,7 +163,6 @@ def reconstruct(
     learner: Learner,
     how: Learning,
     generator: torch.Generator,
-    importance: Tensor | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> None:
     """Learn; the parameters of the network get no gradient.
@@ -173,7 +172,6 @@ def reconstruct(
         learner: what learns; it must be installed where `task` calls it.
         how: the hyperparameters.
         generator: shuffles the points.
-        importance: weight of the error of each point and channel, [points, 1, channels] or similar; None: all equal.
         tick: called after each iteration.
     """
     softs, steps = list(learner.weights.values()), list(learner.steps.values())
@@ -184,7 +182,7 @@ def reconstruct(
         rows = next(batches)
         with torch.enable_grad():
             leaves = learner.soften()
-            some = None if importance is None else importance[rows]
+            some = None if task.importance is None else task.importance[rows]
             with outputs_of({name: learner.layers[name] for name in task.inner}) as inside:
                 loss = distance(task.predict(rows), task.target[rows], some)
             for name, output in inside.items():

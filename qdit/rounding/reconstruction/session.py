@@ -1,9 +1,8 @@
 """The reconstruction of one fit, resumable: each unit is read from disk if it was finished, or learns and is saved.
 
-A unit's file holds codes, scales and zero points of its weights (`qdit.rounding.resume`) and its activation step sizes,
-as `<path>.step`. It is written whole or not at all, and nothing else decides how the next unit learns: inputs and
-targets are computed again from what was saved, and each unit shuffles with a random stream of its own. A fit that was
-killed and is started again ends with the bytes of an undisturbed one.
+Nothing but what was saved (`finished`) decides how the next unit learns: inputs and targets are computed again from it,
+and each unit shuffles with a random stream of its own. A fit that was killed and is started again ends with the bytes
+of an undisturbed one.
 """
 
 import logging
@@ -27,6 +26,7 @@ from qdit.nn.linear import QuantLinear
 from qdit.nn.quantizers import StaticQuantizer
 from qdit.nn.replace import replaced
 from qdit.quant.grid import Rounded
+from qdit.rounding.reconstruction.finished import Finished
 from qdit.rounding.reconstruction.fisher import importances
 from qdit.rounding.reconstruction.loop import Learner, Learning, error, reconstruct
 from qdit.rounding.reconstruction.soft import LearnedWeight, SoftWeight
@@ -34,7 +34,6 @@ from qdit.rounding.reconstruction.ste import Dropped, LearnedStep, dropping, fix
 from qdit.rounding.reconstruction.targets import Targets
 from qdit.rounding.reconstruction.temporal import temporal, temporal_task
 from qdit.rounding.reconstruction.units import Unit, list_units
-from qdit.rounding.resume import load_named, save_named
 from qdit.seeding import generator, key
 from qdit.storage.progress import progress
 
@@ -60,16 +59,13 @@ class Session:
         self.parts = segments(fit.model.sites(), fit.policy)
         chosen = [site for part in self.parts for site in part.sites] if how.units == "temporal" else []
         self.units = list_units(self.parts, self.alike, temporal(chosen))
-        self.weights: dict[str, Rounded] = {}
-        self.done: set[str] = set()
-        branches = [b for layer in fit.rewrite.layers.values() if (b := getattr(layer, "branch", None)) is not None]
-        self.exact = {part for module in (*fit.rewrite.inputs.values(), *branches) for part in module.modules()}
+        self.finished = Finished(fit, self.shape)
         self.seed: int = fit.seed
         self.static_count = self.fixed_count = 0  # quantizers of the units that learned
 
     def run(self) -> dict[str, Rounded]:
         """The rounded weights of all units."""
-        missing = {unit.name for group in self.units for unit in group if not self.restore(unit)}
+        missing = {unit.name for group in self.units for unit in group if not self.finished.restore(unit)}
         total = sum(self.schedule(unit).iterations for group in self.units for unit in group if unit.name in missing)
         targets = Targets(self.fit.model, self.fit.data, self.parts, self.fit.scratch()) if missing else None
         with progress(total=total, desc="reconstructing", unit="step", hidden=not missing) as bar:
@@ -89,16 +85,17 @@ class Session:
                 "to them",
                 *(self.name, self.fixed_count, self.fixed_count + self.static_count),
             )
-        return self.weights
+        return self.finished.weights
 
     def learn(self, unit: Unit, targets: Targets, bar: tqdm) -> None:
         """Reconstruct a unit, save it and keep it."""
-        layers, passed = self.layers(unit), self.passed(unit.segment)
+        layers, passed = self.finished.layers(unit), self.passed(unit.segment)
         inner = targets.inner(unit, self.rounding(unit)) if self.how.inner else {}
         shares = {name: share for name in inner if (share := self.share(name)) is not None}
-        made = temporal_task(self.fit.model, self.fit.data) if unit.temporal else targets.task(unit, passed)
-        task, importance = replace(made, inner=inner, shares=shares), self.weighting(unit)
-        found = [module for _, module in quantizers(layers, self.exact)]
+        about = self.fit.model, self.fit.data
+        made = temporal_task(*about) if unit.temporal else targets.task(unit, passed, self.weighting(unit))
+        task = replace(made, inner=inner, shares=shares)
+        found = [module for _, module in quantizers(layers, self.finished.exact)]
         self.fixed_count += sum(map(fixed, found))
         self.static_count += sum(isinstance(module, StaticQuantizer) for module in found)
         learning = self.learning(layers)
@@ -109,13 +106,13 @@ class Session:
         copies = {twin: layers[original] for twin, original in unit.twins.items()}
         with targets.installed({**passed, **layers, **copies}), replaced(self.fit.model.denoiser, installed):
             learner.harden()
-            before = error(task, self.how.batch_size, importance)
+            before = error(task, self.how.batch_size)
             if not isfinite(before):
                 raise UserError(f"{self.name}: the outputs of {unit.name} are not finite; try dtype=float32")
             with frozen(self.fit.model.denoiser), repeatable(self.fit.model.device), dropping(installed.values()):
-                reconstruct(task, learner, self.schedule(unit), random, importance, bar.update)
+                reconstruct(task, learner, self.schedule(unit), random, bar.update)
             learner.harden()
-            after = error(task, self.how.batch_size, importance)
+            after = error(task, self.how.batch_size)
         log.debug("%s: error %.4g, nearest %.4g", unit.name, after, before)
         self.report(unit, before, after, nearest[0], learner)
         better = after <= before
@@ -126,8 +123,8 @@ class Session:
                 *(self.name, unit.name, before, after),
             )
         result = learner.result() if better else nearest
-        self.save(unit, *result)
-        self.keep(unit, *result)
+        self.finished.save(unit, *result)
+        self.finished.keep(unit, *result)
 
     def report(self, unit: Unit, before: float, after: float, nearest: Mapping[str, Rounded], learner: Learner) -> None:
         """Tell the tracker what a unit's output is wrong by, to nearest and learned, and how many codes moved."""
@@ -142,7 +139,7 @@ class Session:
 
     def learning(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """What takes the place of the quantizers of installed layers while these learn, by path."""
-        return learnable(layers, self.exact, relative=self.how.step_unit == "relative")
+        return learnable(layers, self.finished.exact, relative=self.how.step_unit == "relative")
 
     def rounding(self, unit: Unit) -> list[str]:
         """The sites of a unit whose weights are rounded."""
@@ -164,17 +161,17 @@ class Session:
         return Learner(linears, softs, {p: step for p, step in learning.items() if isinstance(step, LearnedStep)})
 
     @cached_property
-    def importance(self) -> dict[str, Tensor]:
-        """The Fisher weights of the units' outputs; empty if all errors weigh alike."""
+    def importance(self) -> dict[str, list[Tensor]]:
+        """The Fisher weights of the tensors that units return; empty if all errors weigh alike."""
         units = [unit for group in self.units for unit in group]
         return importances(self.fit.model, self.fit.data, units, self.seed) if self.fisher else {}
 
-    def weighting(self, unit: Unit) -> Tensor | None:
+    def weighting(self, unit: Unit) -> list[Tensor] | None:
         """What the errors of a unit's outputs weigh, relative to the mean: nothing in rows that nobody attends to."""
         fisher = self.importance.get(unit.name)
         if unit.layer is None or (share := self.share(unit.layer)) is None:
             return fisher
-        return share if fisher is None else share * fisher
+        return [share] if fisher is None else [share * own for own in fisher]
 
     def share(self, site: str) -> Tensor | None:
         """What the errors of a layer's rows weigh, [points, rows, 1], with mean 1; None where all weigh alike."""
@@ -186,29 +183,12 @@ class Session:
         weight, spec = self.fit.weight_of(site), self.fit.weight_spec(site)
         return SoftWeight(weight, self.fit.grid(site), spec, self.how.scale_aware)
 
-    def layers(self, unit: Unit, like: str | None = None) -> dict[str, nn.Module]:
-        """What is installed for a unit, its weights not rounded; `like`: for the unit's copy of that name instead."""
-        names = [site.name for site in unit.sites] if like is None else [like]
-        made: dict[str, nn.Module] = {name: self.layer(name) for name in names}
-        if unit.layer is None and unit.segment.block is not None:
-            made |= self.fit.processors(unit.segment.block)
-        return made
-
-    def layer(self, name: str) -> nn.Module:
-        """The quantized layer of a site, with its weight rounded if that is known by now."""
-        full = self.fit.model.denoiser.get_submodule(name)
-        return QuantLinear(full, self.weights.get(name), self.fit.quantizers.get(name)).eval()
-
     def passed(self, part: Segment) -> dict[str, nn.Module]:
         """The layers of a segment through which the second walk passes: those that are finished."""
         if self.lagging:
             return {}
-        made = {site.name: self.layer(site.name) for site in part.sites if site.name in self.done}
+        made = {site.name: self.finished.layer(site.name) for site in part.sites if site.name in self.finished.sites}
         return made | (self.fit.processors(part.block) if part.block is not None else {})
-
-    def static(self, layers: Mapping[str, nn.Module]) -> dict[str, StaticQuantizer]:
-        """The static quantizers inside installed layers, by path."""
-        return {path: m for path, m in quantizers(layers, self.exact) if isinstance(m, StaticQuantizer)}
 
     def alike(self, one: Site, other: Site) -> bool:
         """Whether two layers are equal and quantized alike."""
@@ -220,51 +200,9 @@ class Session:
             return False
         return all(_equal(*(getattr(layer, key) for layer in pair)) for key in ("weight", "bias"))
 
-    def restore(self, unit: Unit) -> bool:
-        """Whether an earlier run finished a unit, which is then kept; one with nothing to learn is always finished.
-
-        Raises:
-            UserError: the file is damaged or of another model.
-        """
-        steps = {f"{path}.step": m for path, m in self.static(self.layers(unit)).items()}
-        sites = [site for site in unit.sites if self.fit.rounds(site)]
-        if not sites and not steps:
-            self.keep(unit, {}, {})
-            return True
-        found = load_named(self.fit, unit.name, sites, {key: self.shape(m) for key, m in steps.items()})
-        if found is None:
-            return False
-        self.keep(unit, found[0], {key.removesuffix(".step"): step for key, step in found[1].items()})
-        return True
-
     def shape(self, module: StaticQuantizer) -> tuple[int, ...]:
         """Of what a static quantizer learns (`LearnedStep.numbers`)."""
         return tuple(module.scale.shape)
-
-    def save(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
-        """Save a finished unit, whole or not at all."""
-        save_named(self.fit.folder, unit.name, rounded, {f"{place}.step": step for place, step in steps.items()})
-
-    def keep(self, unit: Unit, rounded: Mapping[str, Rounded], steps: Mapping[str, Tensor]) -> None:
-        """Keep a finished unit: its weights, and its step sizes in the quantizers; also for copies of its layer."""
-        self.weights.update(rounded)
-        static = self.static(self.layers(unit))
-        for path, step in steps.items():
-            _put(static[path], step)
-        for twin, original in unit.twins.items():
-            self.weights |= {twin: rounded[original]} if original in rounded else {}
-            static = self.static(self.layers(unit, like=twin))
-            for path, step in steps.items():
-                if path.startswith(f"{original}."):
-                    _put(static[twin + path.removeprefix(original)], step)
-        self.done |= {site.name for site in unit.sites} | set(unit.twins)
-
-
-def _put(module: StaticQuantizer, numbers: Tensor) -> None:
-    """Give a static quantizer what it learned: its scale, or scale and zero point."""
-    module.scale.copy_(numbers[:, :1])
-    if numbers.shape[1] > 1:
-        module.zero_point.copy_(numbers[:, 1:])
 
 
 @contextmanager

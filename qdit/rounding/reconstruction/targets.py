@@ -7,7 +7,7 @@ PTQ4DiT's release runs the network from its input, twice, for every unit.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from qdit.calibration import CalibrationData
 from qdit.calibration.blocks import Segment, Walk
 from qdit.calibration.replay import Outputs, by_point, count, rows
+from qdit.calibration.streams import Streams, parts_of, row_shares
 from qdit.model.base import DiffusionModel, Site
 from qdit.model.roles import KIN
 from qdit.nn.replace import replaced
@@ -33,6 +34,8 @@ class Task:
     """The output [n, …] of the unit, as it is installed when called, for calibration points by number [n]."""
     target: Tensor
     """The full-precision output for all points [points, …], in memory or on disk."""
+    importance: Tensor | None = None
+    """What the errors of points and channels weigh, [points, 1, channels] or similar; None: all count alike."""
     inner: Mapping[str, Tensor] = field(default_factory=dict)
     """Full-precision outputs of layers of the unit, too, by site, if their errors count as well."""
     shares: Mapping[str, Tensor] = field(default_factory=dict)
@@ -57,16 +60,20 @@ class Targets:
         self.ahead: Segment | None = None
         """The segment that only the full-precision lane has passed."""
 
-    def task(self, unit: Unit, layers: Mapping[str, nn.Module]) -> Task:
+    def task(self, unit: Unit, layers: Mapping[str, nn.Module], weights: Sequence[Tensor] | None = None) -> Task:
         """The task of a unit of the segment that was reached; those of single layers come first.
 
         Args:
             unit: which.
             layers: what is installed in the rounded lane's segment for the units before this one.
+            weights: of the errors of each tensor that the unit returns.
         """
         if unit.layer is not None:
-            return self._layer_task(unit.segment, unit.layer, layers)
-        return self._tail_task(unit.segment) if unit.segment.block is None else self._block_task(unit.segment)
+            made = self._layer_task(unit.segment, unit.layer, layers)
+            return made if weights is None else replace(made, importance=weights[0])
+        if unit.segment.block is None:
+            return self._tail_task(unit.segment)
+        return self._block_task(unit.segment, weights)
 
     def inner(self, unit: Unit, names: Sequence[str]) -> dict[str, Tensor]:
         """The full-precision outputs [points, …] of some of a block's layers, by site; `task` comes afterwards.
@@ -107,11 +114,11 @@ class Targets:
 
         return Task(predict, by_point(target, total))
 
-    def _block_task(self, segment: Segment) -> Task:
+    def _block_task(self, segment: Segment, weights: Sequence[Tensor] | None) -> Task:
         self._go_ahead(segment)
         assert segment.block is not None
         block, walk = segment.block, self.rounded
-        streams = Streams(self.full.outputs[block], len(self.data.t), self.scratch)
+        streams, target = self._joined(self.full.outputs[block], weights)
         with self.installed({}):  # the embedders before the blocks as they were rounded
             recorded = None if walk.structures else Arguments(walk, block)
 
@@ -119,52 +126,28 @@ class Targets:
             with torch.no_grad():
                 given = walk.arguments(block, points) if recorded is None else recorded.at(points)
             args, kwargs = tree_map_only(Tensor, Tensor.contiguous, given)
-            return streams.joined(walk.through(block, points, args, kwargs), len(points))
+            return streams.joined(walk.through(block, points, args, kwargs), points)
 
-        return Task(predict, streams.target)
+        return Task(predict, target, None if weights is None or streams.roots is not None else weights[0])
+
+    def _joined(self, outputs: Outputs, weights: Sequence[Tensor] | None) -> tuple[Streams, Tensor]:
+        """How the tensors of a block are joined, and what they are in full precision, in memory or on disk."""
+        parts = parts_of(outputs.leaves, len(self.data.t))
+        if len(parts) == 1:
+            return Streams(), Streams().joined(outputs.leaves, slice(0, len(self.data.t)))
+        shares = [row_shares(self.model, self.data, part.shape[1]) for part in parts]
+        streams = Streams.relative(parts, shares)
+        if weights is not None:
+            pairs = zip(weights, shares, strict=True)
+            streams = Streams([(own if share is None else own * share).sqrt() for own, share in pairs])
+        target = self.scratch.empty((len(self.data.t), sum(part[0].numel() for part in parts)), torch.float32)
+        for n, row in enumerate(target):
+            row.copy_(streams.joined([part[n : n + 1] for part in parts], slice(n, n + 1))[0])
+        return streams, target
 
     def _tail_task(self, segment: Segment) -> Task:
         target = torch.cat([output.cpu() for output in self.full.run(segment, {})])
         return Task(self.rounded.tail, target)
-
-
-class Streams:
-    """The tensors that a block returns, as one: text and image tokens of a joint attention are learnt together.
-
-    A single one is taken as it is. Of several, each counts relative to its mean square in full precision: the mean
-    square error of what is joined is the sum of theirs.
-
-    Args:
-        outputs: of the block in full precision.
-        total: points.
-        scratch: where several tensors are joined.
-    """
-
-    def __init__(self, outputs: Outputs, total: int, scratch: Scratch) -> None:
-        parts = [by_point(part, total) for part in _tensors(outputs.leaves)]
-        if len(parts) == 1:
-            self.target = parts[0]
-            """Of all points, in memory or on disk."""
-            return
-        sizes = [part.numel() for part in parts]
-        squares = [sum(float(row.float().square().sum()) for row in part) / part.numel() or 1.0 for part in parts]
-        self.factors = [(sum(sizes) / size / square) ** 0.5 for size, square in zip(sizes, squares, strict=True)]
-        self.target = scratch.empty((total, sum(sizes) // total), torch.float32)
-        for n, row in enumerate(self.target):
-            row.copy_(self._one([part[n : n + 1] for part in parts], 1)[0])
-
-    def joined(self, output: Any, points: int) -> Tensor:
-        """What the block returned for some points, as one tensor."""
-        return self._one(_tensors(tree_leaves(output)), points)
-
-    def _one(self, parts: Sequence[Tensor], points: int) -> Tensor:
-        if len(parts) == 1:
-            return by_point(parts[0], points)
-        return torch.cat([f * x.float().reshape(points, -1) for f, x in zip(self.factors, parts, strict=True)], 1)
-
-
-def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def observed(
