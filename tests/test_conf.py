@@ -10,7 +10,7 @@ from qdit.errors import UserError
 from qdit.keys import COMPONENTS, flatten
 from qdit.quant.named import label
 from qdit.runs.identity import science
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.storage.digest import digest
 from qdit.tables.families import FAMILIES
 

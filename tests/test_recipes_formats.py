@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from helpers.configs import config
 
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 
 def test_blocks_that_do_not_divide_a_layer_are_refused_with_what_can_be_done(tiny_model):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers.configs import config
 
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 
 def completed(model, *words):

@@ -9,7 +9,7 @@ from helpers.configs import config as composed
 
 from qdit.config import check
 from qdit.model.dit import list_attentions, list_sites
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 
 @pytest.fixture(scope="module")

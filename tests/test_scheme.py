@@ -10,7 +10,7 @@ from qdit.errors import UserError
 from qdit.model.base import Site
 from qdit.policies import Span
 from qdit.runs.identity import run_id, science
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.scheme import in_formats
 
 

@@ -24,7 +24,7 @@ from qdit.model.dit import DiT
 from qdit.quant.grid import Rounded
 from qdit.quant.named import owned
 from qdit.quant.ranges import MinMax
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.weight import WeightGrid
 
 FORMATS = ("int4_g16", "int4_g64", "mxfp4", "nvfp4", "nvfp4_46", "lloyd4")

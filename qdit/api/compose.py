@@ -19,7 +19,7 @@ from qdit.config import check, resolved
 from qdit.errors import UserError
 from qdit.keys import COMPONENTS, RECIPE_KEYS
 from qdit.method import Method
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 _COMMANDS = re.compile(r"[+~]*(grid|hydra)(@[^=]*)?=|[+~]*hydra[./]")
 """Words that a command reads before it composes a run: a sweep, and Hydra's own settings."""

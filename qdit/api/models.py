@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qdit.api.adapters import adapter_of, network_of
+from qdit.api.checks import check_data, check_unquantized
 from qdit.api.compose import composed_recipe
 from qdit.calibration import CalibrationData
 from qdit.calibration.trajectories import Trajectories
@@ -70,7 +71,7 @@ def quantize(
     8
     """
     network = network_of(model)
-    _check_unquantized(network)
+    check_unquantized(network)
     given = data if isinstance(data, Trajectories) else None
     if isinstance(recipe, str):
         # What a recipe has once a step (TFMQ-DM's ranges) it has for the steps of the data.
@@ -87,7 +88,7 @@ def quantize(
         )
     adapter = adapter_of(model, **(given.facts if given is not None else {}))
     seeing = adapter.having(given.table) if isinstance(adapter, LoadedText) and given is not None else adapter
-    _check_data(network, seeing, data)
+    check_data(network, seeing, data)
     if given is not None and isinstance(seeing, Loaded):
         seeing.complete(given.autoencoder, given.schedule)  # a search samples, and PixArt-α is told the image's size
         given.sampler.inform(seeing)
@@ -98,7 +99,13 @@ def quantize(
         about["data"] = tensors_digest({"x": data.x, "t": data.t, "y": data.y} | rows) if data is not None else ""
         made = stamp(adapter.device, execution=True)
         place = Shelf(Path(cache_dir) / "rounding" / digest(about), about, made, shared=True)
-    quantized = fit(seeing, method, cache(_collector(method, data, seeing)), place, _setting(method, data, seed))
+    quantized = fit(
+        seeing,
+        method,
+        cache(_collector(method, data, seeing)),
+        place,
+        _setting(method, data, seed, Path(cache_dir or "cache")),
+    )
     about = {"config": config} if config is not None else {}
     _install(adapter, quantized, method.run_time(adapter), about)
     return model
@@ -107,39 +114,6 @@ def quantize(
 def _described(method: Method, config: dict[str, Any] | None) -> dict[str, Any] | str:
     """What finished blocks are kept under: what a recipe says, without newer keys and fields that change nothing."""
     return repr(method) if config is None else versioned(config, config)
-
-
-def _check_unquantized(network: Any) -> None:
-    """Refuse a network that is quantized.
-
-    Raises:
-        UserError: it is.
-    """
-    if (state := installed.state_of(network)) is not None:
-        name = (state.about.get("config") or {}).get("name", "by qdit")
-        raise UserError(f"the model is quantized already ({name}); qdit.dequantize(model) puts the original back")
-    if getattr(network, "hf_quantizer", None) is not None:
-        method = network.hf_quantizer.quantization_config.quant_method
-        raise UserError(f"the model is quantized already, by {getattr(method, 'value', method)}: give the original")
-
-
-def _check_data(network: Any, adapter: DiffusionModel, data: CalibrationData | None) -> None:
-    """Refuse data of another model.
-
-    Raises:
-        UserError: it is.
-    """
-    if data is None:
-        return
-    if isinstance(adapter, LoadedText) and not adapter.null_class:
-        raise UserError("this model reads prompts, and the data has none: give data=qdit.calibrate(pipe)")
-    if tuple(data.x.shape[1:]) != adapter.latent_shape or int(data.y.max()) > adapter.null_class:
-        raise UserError(
-            f"the data is of another model: states {tuple(data.x.shape[1:])}, classes to {int(data.y.max())}; this one "
-            f"has states {adapter.latent_shape}, classes to {adapter.null_class}. Calibrate this one"
-        )
-    if isinstance(data, Trajectories) and data.weights != tensors_digest(network.state_dict()):
-        raise UserError("the data is of a model with other weights, or in another dtype: calibrate this one")
 
 
 def _collector(method: Method, data: CalibrationData | None, model: DiffusionModel) -> Callable[[], CalibrationData]:
@@ -151,7 +125,7 @@ def _collector(method: Method, data: CalibrationData | None, model: DiffusionMod
     return collect
 
 
-def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting | None:
+def _setting(method: Method, data: CalibrationData | None, seed: int, cache_dir: Path) -> Setting | None:
     """What is around a search; the trajectories say it.
 
     Raises:
@@ -162,7 +136,7 @@ def _setting(method: Method, data: CalibrationData | None, seed: int) -> Setting
     if not isinstance(data, Trajectories):
         raise UserError("this recipe searches, and samples for it: give data=qdit.calibrate(pipe), or use qdit.run")
     dataset = data.dataset
-    prepared = method.search.preflight(dataset, Path("cache"), seed)
+    prepared = method.search.preflight(dataset, cache_dir, seed)
     return Setting(sampler=data.sampler, dataset=data.dataset, seed=seed, prepared=prepared)
 
 
@@ -252,7 +226,7 @@ def load(folder: str | Path, model: Model) -> Model:
     Raises:
         UserError: there is no checkpoint, it is damaged or of another model, or corrects the sampler.
     """
-    _check_unquantized(network_of(model))
+    check_unquantized(network_of(model))
     adapter, manifest = adapter_of(model), Manifest.read(folder)
     quantized = checkpoint.load(manifest.folder, adapter)
     if quantized.correction is not None:

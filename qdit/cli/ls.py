@@ -18,9 +18,9 @@ from qdit.cli.entry import carried_out, study_name
 from qdit.errors import UserError, did_you_mean
 from qdit.storage.names import one_line
 from qdit.tables import select
+from qdit.tables.cells import MISSING
 from qdit.tables.quantity import metric_quantity, rank, show
 from qdit.tables.records import load_results, metric_names, record_files
-from qdit.tables.table import MISSING
 
 _EXAMPLES = """examples:
   qdit-ls                                                 the studies below runs/, the last one first

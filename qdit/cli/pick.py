@@ -12,13 +12,13 @@ from tabulate import tabulate
 
 from qdit.cli.entry import carried_out, study_name
 from qdit.tables import select
+from qdit.tables.cells import MISSING, written
 from qdit.tables.pareto import CHARGED, Bar, Picked, bars_of, front_rows, pick
 from qdit.tables.quantity import Quantity, cost_quantity
 from qdit.tables.records import COSTS, load_results, read_record
 from qdit.tables.render import in_markdown
 from qdit.tables.select import where
 from qdit.tables.summary import ROWS, Summary, names_of, summarise
-from qdit.tables.table import MISSING, written
 
 _EXAMPLES = """examples:
   qdit-pick --study mine --min sqnr=20                    the fewest bytes with at least 20 dB

@@ -98,9 +98,8 @@ class _Reading:
         """
         last = pieces[0].last
         if (ready := self.windows.next(last, *(piece.frames for piece in pieces))) is not None:
-            self.row.append(
-                self.metric.score(*ready).cpu()
-            )  # as features are: an autoencoder elsewhere made the frames
+            ready = [frames.cpu() if frames.device.type == "mps" else frames for frames in ready]  # it has no float64
+            self.row.append(self.metric.score(*ready).cpu())  # as features are
         if last:
             if not self.row:
                 needed = self.metric.window

@@ -62,7 +62,7 @@ def _too_small(image_size: int) -> list[str]:
 
 def _blur(x: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h_in w_in"]:
     """Separable Gaussian, only where the window lies inside."""
-    offset = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
+    offset = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     window = torch.softmax(-offset.square() / (2 * SIGMA**2), 0)
     flat = x.reshape(-1, 1, *x.shape[-2:])
     flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))

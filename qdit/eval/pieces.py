@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from qdit.errors import UserError
@@ -57,6 +58,21 @@ def decoded(latents: Tensor, decode: Callable[[Tensor], Tensor], framewise: bool
         return
     for rows, start, stop in spans(len(latents), latents.shape[2]):
         yield Piece(decode(latents[rows, :, start:stop]), start, stop == latents.shape[2])
+
+
+def first_of(pieces: Iterable[Piece], count: int) -> UInt8[Tensor, "n k 3 H W"]:
+    """The first samples of these pieces, of which no more are made than are needed."""
+    rows: list[Tensor] = []
+    row: list[Tensor] = []
+    for piece in pieces:
+        row.append(piece.frames)
+        if not piece.last:
+            continue
+        rows.append(torch.cat(row, 1))
+        row = []
+        if sum(map(len, rows)) >= count:
+            break
+    return torch.cat(rows)[:count]
 
 
 @dataclass

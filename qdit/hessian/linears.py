@@ -72,7 +72,7 @@ class Alternation:
     """
 
     def __init__(self, fit: Fit, reading: Reading, module: nn.Module | None, rounds: int) -> None:
-        self.reading, self.rounds, self.dynamic = reading, rounds, module
+        self.reading, self.rounds, self.dynamic, self.clock = reading, rounds, module, fit.model.clock
         self.weight_rule, self.input_rule, _ = rules(fit.recipe)
         self.module = searched(module)
         self.numbers = torch.empty(0)
@@ -144,4 +144,7 @@ class Alternation:
         """The input on its current grid."""
         if self.module is not None:
             return self.moving.rounded(self.numbers.unsqueeze(0))[:, 0, 0]
-        return self.dynamic(self.reading.inputs) if self.dynamic is not None else self.reading.inputs
+        if self.dynamic is None:
+            return self.reading.inputs
+        with self.clock.showing(self.reading.timesteps):
+            return self.dynamic(self.reading.inputs)

@@ -167,6 +167,7 @@ class OperandSearch:
         first, second = values.pop(left), values.pop(right)
         sides = {left: self.side(left, first), right: self.side(right, second.mT if right == "v" else second)}
         if left == "q" and (keys := self.attended()) is not None:
+            keys = keys.to(first.device)
             sides["q"].counted, sides["k"].counted = keys.unsqueeze(1), keys.unsqueeze(2)
         alternate(sides[left], sides[right], weights.flatten(0, 1), self.rule.rounds)
         return {self.attention.sites[o]: side.numbers for o, side in sides.items() if side.tried is not None}

@@ -237,6 +237,10 @@ def alike_weights(
         own = of_candidates(start, factor.unsqueeze(0)).round(weight.view(len(start.scale), -1)).view_as(weight)
         square = ((own @ known.second) * own).sum(dtype=torch.float64)
         sums = [*fixed, (own.double() @ rounded).sum(), square, (own.double() * mixed).sum()]
-        found.append(correlation(torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in sums])))
+        found.append(
+            correlation(
+                torch.stack([torch.as_tensor(part, dtype=torch.float64, device=weight.device) for part in sums])
+            )
+        )
     order = torch.stack(found).argsort(descending=True, stable=True)
     return tried[order]

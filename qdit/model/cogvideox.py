@@ -107,7 +107,8 @@ def _rotations(
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
     crop = get_resize_crop_region_for_grid(grid[1:], *trained)
-    made: Any = get_3d_rotary_pos_embed(channels, crop, grid[1:], grid[0], device=device)
+    with torch.inference_mode(False):  # they are kept, for gradients too
+        made: Any = get_3d_rotary_pos_embed(channels, crop, grid[1:], grid[0], device=device)
     return made
 
 

@@ -100,12 +100,13 @@ def sylvester(order: int) -> Float[Tensor, "order order"]:
 
 @cache
 def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """The orthogonal Kronecker factors of H / √n, the slowest axis first."""
+    """The orthogonal Kronecker factors of H / √n, the slowest axis first: plain tensors, whoever asks first."""
     power, bases = split(n)
     parts = -(-power // _CHUNK)
     digits = [power // parts + (i < power % parts) for i in range(parts)]
-    made = [sylvester(2**d) for d in digits] + [base_matrix(base) for base in bases or ([] if digits else [1])]
-    return tuple((each / len(each) ** 0.5).to(device, dtype) for each in made)
+    with torch.inference_mode(False):
+        made = [sylvester(2**d) for d in digits] + [base_matrix(base) for base in bases or ([] if digits else [1])]
+        return tuple((each / len(each) ** 0.5).to(device, dtype) for each in made)
 
 
 def hadamard(x: Float[Tensor, "*rows n"], block: int | None = None) -> Float[Tensor, "*rows n"]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from qdit.plots.charts import LOGARITHMIC, bar
 from qdit.tables import families, select
+from qdit.tables.cells import MISSING, UNCERTAIN, written
 from qdit.tables.marks import Mark, judge
 from qdit.tables.pareto import CHARGED, front_rows
 from qdit.tables.quantity import Quantity, cost_quantity, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import Summary
-from qdit.tables.table import HEADLINE, MISSING, UNCERTAIN, choose_quantities, written
+from qdit.tables.table import HEADLINE, choose_quantities
 
 _SEEN = ("weight_bits", "input_bits", "model_mb")
 """Costs that are shown from the beginning; the others wait to be asked for, as metrics without a headline do."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qdit.eval.frames import survey
+from qdit.eval.pieces import first_of
 from qdit.eval.samples import SampleSet
 from qdit.plots import clips
 from qdit.plots import run as figures
@@ -96,10 +97,15 @@ def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference:
     Of clips it shows the frames in a row, and a video plays them (`qdit.plots.clips`).
     The run's images in it are kept beside it, with their captions, for pictures of several runs.
     """
-    first = own = next(reference.images())[:SHOWN]
+
+    def shown(some: SampleSet) -> Tensor:
+        frames = first_of(some.pieces(), SHOWN)
+        return frames if len(parts.model.latent_shape) == 4 else frames[:, 0]
+
+    first = own = shown(reference)
     rows = [("full precision", first)]
     if samples is not reference:
-        own = next(samples.images())[:SHOWN]
+        own = shown(samples)
         rows.append((config["name"], own))
     names = parts.dataset.class_names()
     labels = parts.dataset.labels(list(range(len(first))), config["seed"])

@@ -13,7 +13,8 @@ from qdit.ledger import FULL_BITS, ledger
 from qdit.model.pipeline import Called
 from qdit.runs.checks import unfit
 from qdit.runs.identity import full_precision, is_external
-from qdit.runs.setup import Setup, missing_here, plan
+from qdit.runs.parts import plan
+from qdit.runs.setup import Setup, missing_here
 
 
 def assemble(config: dict[str, Any]) -> Setup:

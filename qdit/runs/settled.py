@@ -18,7 +18,7 @@ def complaints(cfg: DictConfig) -> list[str]:
     try:
         config = canonical(resolved(cfg))
         if config["overwrite"] or settled(config) is None:
-            from qdit.runs.setup import plan
+            from qdit.runs.parts import plan
 
             plan(config)
     except UserError as error:

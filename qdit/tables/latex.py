@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from qdit.storage.names import one_line
+from qdit.tables.cells import Cell
 from qdit.tables.layout import notes, spans
-from qdit.tables.table import Cell, Table
+from qdit.tables.table import Table
 
 LINE = 345.0
 """Width of a line of `article` at ten points, in points."""

@@ -26,11 +26,10 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
         lines.append(f"≈: differs from the best by less than two standard errors {_bases(verdict)}.")
     if any(quantity.is_delta for quantity in quantities):
         lines.append("Δ: paired difference to full precision; n.s.: below two standard errors.")
-    if spreads := _spreads(summary, quantities):
-        lines += spreads
-        lines += ["Of Δ, ± is one standard error."] if any(quantity.is_delta for quantity in quantities) else []
-    elif any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
-        lines.append("± is one standard error.")
+    means = _means(summary, quantities)
+    if any(row.get(f"{column}_stderr") is not None for row in summary.rows for column in shown):
+        lines.append(f"± is one standard error{', of means with the spread between seeds in it' if means else ''}.")
+    lines += means
     if several := sorted({plain(column) for column in shown if APART in column}):
         lines.append(
             f"{', '.join(several)} was computed with several settings or references, a column for each (@): "
@@ -49,8 +48,8 @@ def lines_below(summary: Summary, quantities: Sequence[Quantity], verdict: Verdi
     return [" ".join(lines), *_protocols(summary)] if lines else _protocols(summary)
 
 
-def _spreads(summary: Summary, quantities: Sequence[Quantity]) -> list[str]:
-    """What ± is: one text, or one for each of the quantities whose values are means over other seeds.
+def _means(summary: Summary, quantities: Sequence[Quantity]) -> list[str]:
+    """Which values are means over seeds: no text if none are, one, or one for each of the quantities that differ in it.
 
     A run that lacks a metric is not in its mean, so that a row's numbers need not be of equally many.
     """
@@ -73,7 +72,7 @@ def _counts(summary: Summary, metric: str) -> tuple[int, ...]:
 
 
 def _seeds(summary: Summary, of_rows: Sequence[int]) -> str:
-    """Which rows are means over seeds, and what their ± is; full precision is named where it is such a mean."""
+    """Which rows are means over seeds; full precision is named where it is such a mean."""
     counts_of: dict[str, set[int]] = {}
     bits_of: dict[str, dict[str, None]] = {}  # of the means, in order
     for row, count in zip(summary.rows, of_rows, strict=True):
@@ -84,17 +83,15 @@ def _seeds(summary: Summary, of_rows: Sequence[int]) -> str:
         if count > 1:
             bits_of.setdefault(name, {})[row["bits"]] = None
     if not bits_of:
-        return "± is one standard error."
+        return "Of one seed."
     counts = sorted(set().union(*counts_of.values()))
-    means = f"Mean ± standard deviation over {' or '.join(str(count) for count in counts if count > 1)} seeds"
+    means = f"Mean over {' or '.join(str(count) for count in counts if count > 1)} seeds"
     if len(counts) < 2:
         return f"{means}."
     alike: dict[str, list[str]] = {}
     for name, bits in sorted(bits_of.items()):
         alike.setdefault(f" at {', '.join(bits)}" if len(counts_of[name]) > 1 else "", []).append(name)
-    return (
-        f"{means}: {'; '.join(', '.join(names) + at for at, names in alike.items())}; other rows: ± one standard error."
-    )
+    return f"{means}: {'; '.join(', '.join(names) + at for at, names in alike.items())}."
 
 
 def _from_elsewhere(summary: Summary, quantities: Sequence[Quantity]) -> list[str]:

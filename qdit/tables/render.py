@@ -11,13 +11,14 @@ from tabulate import tabulate
 
 from qdit.errors import UserError
 from qdit.storage.names import one_line
+from qdit.tables.cells import Cell
 from qdit.tables.latex import latex
 from qdit.tables.layout import notes, spans
 from qdit.tables.quantity import Quantity
 from qdit.tables.records import COSTS, METRIC_FIELDS
 from qdit.tables.select import shown
 from qdit.tables.summary import Summary
-from qdit.tables.table import Cell, Table
+from qdit.tables.table import Table
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)

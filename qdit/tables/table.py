@@ -1,39 +1,28 @@
 """A table for people: rows of cells with text and marks, and the notes that belong below it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal
 
 import pandas as pd
 
 from qdit.errors import UserError, did_you_mean
 from qdit.keys import COMPONENTS
 from qdit.tables import families, select
+from qdit.tables.cells import MISSING, Cell, Column, cell
 from qdit.tables.floor import LABEL, floor
-from qdit.tables.marks import Mark, judge
+from qdit.tables.marks import judge
 from qdit.tables.notes import lines_below
 from qdit.tables.quantity import Quantity, cost_quantity, plain, rank, show, stem
 from qdit.tables.records import COSTS
 from qdit.tables.summary import PROTOCOL, Seeds, Summary, summarise
 
-MISSING = "—"
 FULL = "full precision"
-UNCERTAIN = "n.s."
 HEADLINE = ("sqnr", "psnr", "fid", "kid")  # shown when no metrics are named; the rest is mentioned below the table
 _BITS = ("weight_bits_quantized", "weight_bits", "input_bits")  # effective ones
 _LEDGER = ("model_mb", "executed")
 _KEY_LABELS = {"quantizer": "quantizer", "bits": "bits", "seed": "seed", PROTOCOL: "protocol"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is printed in one place: text, a mark, and the numbers of the footnotes that explain it."""
-
-    text: str
-    mark: Literal["", "best", "tied"] = ""
-    notes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,6 @@ class Table:
     """The name of the study, for the caption and label of an article's table."""
 
 
-Column = tuple[Quantity, str | None]  # what is shown, and for which value of the column key
 Lines = dict[tuple[str, ...], list[select.Row]]
 
 
@@ -104,7 +92,7 @@ def build_table(
         if title not in (previous, FULL, None):
             sections[len(body)] = title
         previous = title
-        cells = [_cell(summary, members, column, column_key, verdict.marks, footnotes) for column in columns]
+        cells = [cell(summary, members, column, column_key, verdict.marks, footnotes) for column in columns]
         body.append([*(Cell(text) for text in label), *cells])
     if previous == FULL:
         body += real
@@ -208,52 +196,6 @@ def _lines(summary: Summary, labels: Sequence[str]) -> Lines:
             text[labels[-1]] = f"{text[labels[-1]]}, {FULL}"
         lines[tuple(text.values())].append(row)
     return lines
-
-
-def _cell(
-    summary: Summary,
-    members: list[select.Row],
-    column: Column,
-    column_key: str | None,
-    marks: Mapping[tuple[int, str], Mark],
-    footnotes: list[str],
-) -> Cell:
-    quantity, value = column
-    row = members[0] if value is None else _at(summary, members, column_key or "", value)
-    if row is None:
-        return Cell(MISSING)
-    if quantity.column == "executed":
-        return Cell(row["executed"] or MISSING)
-    is_cost = quantity.column not in summary.metrics and not quantity.is_delta
-    told = not is_cost or not summary.metrics  # where every run failed there are costs alone
-    notes = () if not told else tuple(_note(footnotes, error) for error in row["errors"])
-    if (text := written(row, quantity)) is None:
-        return Cell(MISSING, notes=notes)
-    return Cell(text, marks.get((id(row), quantity.column), ""), notes)
-
-
-def written(row: select.Row, quantity: Quantity) -> str | None:
-    """A value of a summary's row with what stands behind it: its error or spread, `n.s.`; None where it is missing."""
-    number = row.get(quantity.column)
-    if number is None:
-        return None
-    error, spread = row.get(f"{quantity.column}_stderr"), row.get(f"{quantity.column}_std")
-    text = show(number, error if spread is None else spread, quantity)
-    return f"{text} {UNCERTAIN}" if quantity.is_delta and error is not None and abs(number) < 2 * error else text
-
-
-def _at(summary: Summary, members: list[select.Row], column_key: str, value: str) -> select.Row | None:
-    """Return the member that stands in a column; full precision stands in every column of its protocol."""
-    if members[0]["quantizer"] != select.FULL_PRECISION:
-        return next((row for row in members if select.shown(row[column_key]) == value), None)
-    protocols = {row["protocol_key"] for row in summary.rows if select.shown(row[column_key]) == value}
-    return next((row for row in members if row["protocol_key"] in protocols), None)
-
-
-def _note(footnotes: list[str], text: str) -> int:
-    if text not in footnotes:
-        footnotes.append(text)
-    return footnotes.index(text) + 1
 
 
 def _floor_rows(

@@ -22,7 +22,7 @@ from qdit.quant.affine import affine, nearest
 from qdit.quant.ranges import MinMax, Percentile
 from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import ALL
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.transform import Trial
 
 X = torch.tensor([[-0.1, -0.5, -2, -4], [0.05, 0.25, 0.9, 3], [0.1, 0.6, 2.5, 4], [-0.02, -0.3, -1.1, 1]])

@@ -13,7 +13,7 @@ from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.books import Renormalised
 from qdit.quant.spec import QuantSpec
 from qdit.runs.identity import run_id
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 TIMED = ["activation=tensor", "activation/time=equal", "activation.time.groups=2"]
 PROBABILITIES = ["unsigned", "two_region", "log_sqrt2", "log2", "released_sum", "float"]

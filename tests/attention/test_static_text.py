@@ -12,7 +12,7 @@ from qdit.method import quantize
 from qdit.model.latte import Latte
 from qdit.model.pixart import PixArt
 from qdit.quant.time_groups import Groups
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 TEXT = 12  # tokens
 

@@ -12,7 +12,7 @@ from qdit.errors import UserError
 from qdit.eval.base import Piece
 from qdit.eval.frames import survey
 from qdit.eval.paired import PSNR, SSIM, WorstPSNR, WorstSQNR, WorstSSIM, psnr, sqnr, ssim
-from qdit.eval.pieces import FRAMES
+from qdit.eval.pieces import FRAMES, decoded, first_of
 from qdit.eval.samples import Drawn, SampleSet
 from qdit.eval.video import FeatureDistance, FrameConsistency, MotionEnergy, MotionSmoothnessBlend, TemporalFlickering
 from qdit.storage.shelf import Shelf
@@ -106,6 +106,21 @@ def test_everything_is_decoded_once(tmp_path, shape, stored):
 def test_sets_of_other_shapes_are_refused(held):
     with pytest.raises(UserError, match="cannot be paired"):
         PSNR().compute(held(images=clips(2, 8)), held(images=clips(2, 9)))
+
+
+def test_of_the_first_samples_no_more_is_decoded_than_needed():
+    made = []
+
+    def decode(latents):
+        made.append(latents.shape[0] * latents.shape[2])
+        return latents[:, :3].transpose(1, 2)
+
+    latents = torch.arange(6 * 3 * 20.0).view(6, 3, 20, 1, 1)
+    found = first_of(decoded(latents, decode), 4)
+    assert torch.equal(found, latents[:4].transpose(1, 2))
+    assert (sum(made), max(made)) == (4 * 20, FRAMES)
+    assert torch.equal(first_of(decoded(latents[:, :, 0], lambda x: x), 4)[:, 0], latents[:4, :, 0])
+    assert len(first_of(decoded(latents, decode), 99)) == 6
 
 
 class Streamed:

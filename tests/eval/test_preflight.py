@@ -10,7 +10,7 @@ from qdit.eval.paired import SQNR
 from qdit.eval.preflight import prepare
 from qdit.eval.reference import find
 from qdit.eval.video import FrameConsistency
-from qdit.runs.setup import plan
+from qdit.runs.parts import plan
 
 
 def test_preflight_of_one_metric(features, reference):

@@ -18,7 +18,7 @@ from qdit.quant.grid import Rounded
 from qdit.quant.ranges import MinMax
 from qdit.quant.spec import QuantSpec
 from qdit.runs.identity import run_id
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 

@@ -18,7 +18,7 @@ from qdit.quant.grid import fake_quantize
 from qdit.quant.regions import TwoSided
 from qdit.quant.spec import QuantSpec
 from qdit.runs.identity import run_id
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.weight import WeightGrid
 
 

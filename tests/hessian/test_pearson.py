@@ -17,7 +17,7 @@ from qdit.method import quantize
 from qdit.quant.affine import affine
 from qdit.quant.books import Uniform
 from qdit.quant.spec import QuantSpec
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 RULE = Pearson(candidates=12)
 WEIGHT = QuantSpec(bits=4, granularity="tensor", grid="symmetric_full", dynamic=False)
@@ -79,6 +79,8 @@ def test_of_a_weight_the_most_similar_output_comes_first():
         made = start.scaled(factor.view(1, 1)).round(own.weight.view(1, -1)).view_as(own.weight)
         found[factor.item()] = alike(x @ own.weight.T, x_hat @ made.T).item()
     assert ranked.flatten().tolist() == sorted(found, key=lambda factor: -found[factor])
+    with torch.device("meta"):  # another default device than that of the weight
+        assert torch.equal(alike_weights(own, moments(own, x, x_hat), (x, x_hat), start, tried), ranked)
 
 
 def moving(values, cells):

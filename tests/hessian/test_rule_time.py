@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.configs import config
 
 from qdit.activation import EqualGroups, SidedInputs, StaticActivation
 from qdit.calibration import CalibrationData
@@ -14,6 +15,7 @@ from qdit.nn.quantizers import BookQuantizer
 from qdit.quant.ranges import MinMax
 from qdit.quant.regions import GELU_MINIMUM
 from qdit.rounding import GPTQ, AdaRound, Nearest
+from qdit.runs.parts import build_recipe
 from qdit.scope import Scope
 from qdit.weight import WeightGrid
 
@@ -95,3 +97,19 @@ def test_a_resumed_search_sets_the_same_steps(tiny_model, data, tmp_path):
     resumed = quantize(tiny_model, part, lambda: data, tmp_path)
     for name, layer in first.layers.items():
         assert torch.equal(inner(layer).numbers, inner(resumed.layers[name]).numbers)
+
+
+@pytest.mark.parametrize("kind", ["channel_shift", "clustered"])
+@pytest.mark.parametrize("rule", ["hessian", "pearson"])
+def test_weights_are_searched_beside_inputs_with_a_scale_a_channel_in_groups_of_timesteps(tiny_model, data, kind, rule):
+    """Whose quantizers read the time, and are called outside of the network."""
+    words = ("quantizer=rtn", "bits=w4a8", "weight=tensor", f"activation={kind}", "activation.time.groups=2")
+    made, plain = (
+        build_recipe(config(*words, *more))
+        for more in ((f"weight/range={rule}", "weight.range.candidates=4"), ("weight/range=minmax",))
+    )
+    assert made is not None
+    assert plain is not None
+    errors = [distance(tiny_model, quantize(tiny_model, some, lambda: data), data) for some in (made, plain)]
+    assert errors[0] < 2 * errors[1]
+    assert errors[0] != errors[1]

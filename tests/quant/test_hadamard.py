@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import hadamard as scipy_hadamard
 
-from qdit.quant.hadamard import base_matrix, hadamard, operations, rotate, split, sylvester
+from qdit.quant.hadamard import _factors, base_matrix, hadamard, operations, rotate, split, sylvester
 
 KNOWN = [12, 20, 24, 28, 36, 44, 48, 60, 68, 72, 76, 84, 108, 140]
 SIZES = [
@@ -92,3 +92,13 @@ def test_operations():
     assert operations(1152) == 1152 * (1 + 5 + 36)
     assert operations(1152, 128) == 1152 * 8
     assert operations(5600) == 5600 * (1 + 1 + 20 + 140)
+
+
+def test_factors_that_a_pipeline_made_first_serve_gradients():
+    """Pipelines sample under `inference_mode`; what is kept from there must be no inference tensor."""
+    _factors.cache_clear()
+    with torch.inference_mode():
+        hadamard(torch.ones(1, 24))
+    x = torch.randn(2, 24, requires_grad=True)
+    hadamard(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())

@@ -21,7 +21,7 @@ from qdit.repair import BiasRepair
 from qdit.repair.bias import Mean, move, rows_of
 from qdit.rounding import GPTQ, AdaRound
 from qdit.runs.identity import run_id
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.runs.stages import rounding_folder
 from qdit.scope import Scope
 

@@ -78,8 +78,8 @@ def test_no_11_targets_are_full_precision_and_inputs_those_of_the_quantized_pref
     parts = recipe(AdaRound(**QUICK), attention=OPERANDS)
     tasks, original = {}, Targets.task
 
-    def spy(targets, unit, layers):
-        task = tasks[unit.name] = original(targets, unit, layers)
+    def spy(targets, unit, layers, weights=None):
+        task = tasks[unit.name] = original(targets, unit, layers, weights)
         boundary = [leaf.clone() for outputs in targets.rounded.outputs.values() for leaf in outputs.leaves]
         tasks[unit.name] = (task.target.clone(), *boundary)
         return task

@@ -17,7 +17,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.rounding import Boundaries, Nearest
 from qdit.rounding.reconstruction.ends import LearnedEnds, SoftEnds, grid_between, slopes
 from qdit.rounding.reconstruction.session import Session
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 
 FREE = QuantSpec(bits=2, granularity="tensor", grid="asymmetric_free", dynamic=False)
 X = torch.tensor([[-2, -1, -0.3, 0.2, 0.9, 1.5, 4]])

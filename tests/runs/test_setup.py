@@ -7,7 +7,7 @@ from qdit.config import resolved
 from qdit.errors import UserError
 from qdit.eval.preflight import Prepared
 from qdit.eval.static_filter import StaticFlickering
-from qdit.runs import setup
+from qdit.runs import parts
 from qdit.runs.identity import canonical
 from qdit.storage.weights import VARIABLE, WEIGHTS
 
@@ -28,7 +28,7 @@ def nothing(tmp_path, monkeypatch):
 
 def test_prompts_networks_and_programs_that_are_missing_are_one_message(nothing):
     with pytest.raises(UserError) as caught:
-        setup.plan(config("model=latte", "dataset=vbench", "eval=vbench_viditq8", "num_samples=251"))
+        parts.plan(config("model=latte", "dataset=vbench", "eval=vbench_viditq8", "num_samples=251"))
     said = str(caught.value)
     assert said.startswith("dataset: VBench_full_info.json does not exist")
     for name in ("dino", "clip_b32", "clip_l14", "laion_head", "raft", "musiq"):
@@ -40,17 +40,17 @@ def test_prompts_networks_and_programs_that_are_missing_are_one_message(nothing)
 
 def test_a_data_set_that_is_wrong_alone_is_said_alone(nothing):
     with pytest.raises(UserError, match="^dataset.file=gone.txt: no such file"):
-        setup.plan(config("model=pixart_sigma", "dataset=prompts", "dataset.file=gone.txt", "eval=paired"))
+        parts.plan(config("model=pixart_sigma", "dataset=prompts", "dataset.file=gone.txt", "eval=paired"))
 
 
 def test_metrics_are_asked_about_the_prompts_that_will_be_sampled(nothing, monkeypatch):
     """Each as often as it will be, and no others."""
     asked = []
-    monkeypatch.setattr(setup, "prepare", lambda *_, prompts, **__: asked.append(list(prompts)) or Prepared({}, {}))
+    monkeypatch.setattr(parts, "prepare", lambda *_, prompts, **__: asked.append(list(prompts)) or Prepared({}, {}))
     (nothing / "two.txt").write_text("a cat\na dog\n")
     words = ("model=latte", "dataset=prompts", "dataset.file=two.txt", "eval=temporal_flickering_static")
-    setup.plan(config(*words, "num_samples=5"))
+    parts.plan(config(*words, "num_samples=5"))
     assert asked.pop() == ["a cat", "a dog", "a cat", "a dog", "a cat"]
-    setup.plan(config(*words, "num_samples=1"))
+    parts.plan(config(*words, "num_samples=1"))
     assert asked.pop() == ["a cat"]
     assert StaticFlickering().unreadable(["a cat", "a dog"] * 25) == []

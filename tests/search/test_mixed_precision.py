@@ -25,7 +25,7 @@ from qdit.quant.spec import QuantSpec
 from qdit.quant.time_groups import Groups
 from qdit.repair import BiasRepair
 from qdit.rounding import GPTQ
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.sampler.ddim import DDIM
 from qdit.search import Fixed, MixedPrecision, metric_groups
 from qdit.search.allocate import MILP, Greedy

@@ -14,7 +14,7 @@ from qdit.checkpoint.checkpoint import load, provenance, save
 from qdit.hessian.operands import inside
 from qdit.method import quantize
 from qdit.nn.replace import replaced
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.scope import Scope
 from qdit.search import Nuclear
 from qdit.search.allocate import MILP, DynamicProgramme

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save
 
 from qdit.assets import CONF
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.storage.run_folder import VALUES
 from qdit.tables import load_results
 

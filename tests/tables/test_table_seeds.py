@@ -16,10 +16,12 @@ def seeded(tmp_path):
     return write(tmp_path / "runs", *records)
 
 
-def test_seeds_become_mean_and_deviation(seeded):
+def test_seeds_become_a_mean_with_its_standard_error(seeded):
     table = build_table(load_results(seeded), metrics=["sqnr"])
-    assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 1.0"
-    assert "over 3 seeds: rtn; other rows: ± one standard error." in " ".join(table.lines)
+    assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 0.6"
+    assert "± is one standard error, of means with the spread between seeds in it. Mean over 3 seeds: rtn." in (
+        " ".join(table.lines)
+    )
     assert "seeds 0, 1, 2" in table.lines[-1]
     partly = next(row for row in table.rows if row[0].text == "q_dit")
     assert (partly[2].text, partly[2].notes) == ("43.0 ± 0.1", (1,))
@@ -30,7 +32,7 @@ def test_bits_of_a_method_that_alone_were_repeated_are_named(tmp_path):
     records = [record("rtn", "w4a8", {"sqnr": metric(v, 0.1)}, seed=s) for s, v in enumerate((19.0, 20.0, 21.0))]
     runs = write(tmp_path / "runs", *records, record("rtn", "w8a8", {"sqnr": metric(40.0, 0.1)}))
     lines = build_table(load_results(runs), metrics=["sqnr"], cols="bits").lines
-    assert "over 3 seeds: rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
+    assert "over 3 seeds: rtn at w4a8." in " ".join(lines)
 
 
 def test_recipes_that_were_repeated_at_the_same_bits_are_named_together_and_bits_once(tmp_path):
@@ -46,7 +48,7 @@ def test_recipes_that_were_repeated_at_the_same_bits_are_named_together_and_bits
     records = repeated("rtn", "w4a8") + repeated("rtn", "w4a8", **{"rounding.name": "b"}) + repeated("q_dit", "w4a8")
     alone = [record(name, "w8a8", {"sqnr": metric(40.0, 0.1)}) for name in ("rtn", "q_dit")]
     lines = build_table(load_results(write(tmp_path / "runs", *records, *alone)), metrics=["sqnr"]).lines
-    assert "over 3 seeds: q_dit, rtn at w4a8; other rows: ± one standard error." in " ".join(lines)
+    assert "over 3 seeds: q_dit, rtn at w4a8." in " ".join(lines)
 
 
 def test_seeds_without_the_metric_do_not_make_its_error_smaller():
@@ -60,7 +62,7 @@ def test_seeds_without_the_metric_do_not_make_its_error_smaller():
 
 
 def test_the_note_counts_the_seeds_that_have_the_metric(tmp_path):
-    """A run without it is not in the mean, and a row of one such run has no standard deviation."""
+    """A run without it is not in the mean, and a row of one such run is none."""
     both, one = {"sqnr": metric(40.0, 0.1), "fid": metric(9.0, 0.5, higher=False)}, {"sqnr": metric(39.0, 0.1)}
     made = [record("rtn", "w8a8", both if seed < 2 else one, seed=seed) for seed in range(3)]
     made += [record("q_dit", "w8a8", both if seed < 1 else one, seed=seed) for seed in range(3)]
@@ -69,13 +71,10 @@ def test_the_note_counts_the_seeds_that_have_the_metric(tmp_path):
     def said(*metrics):
         return " ".join(build_table(results, metrics=metrics).lines)
 
-    assert "Mean ± standard deviation over 3 seeds. Protocol" in said("sqnr")
-    assert "over 2 seeds: rtn; other rows: ± one standard error." in said("fid")
+    assert "Mean over 3 seeds. Protocol" in said("sqnr")
+    assert "over 2 seeds: rtn." in said("fid")
     assert "3 seeds" not in said("fid")
-    assert (
-        "SQNR (dB) ↑: mean ± standard deviation over 3 seeds. FID ↓: mean ± standard deviation over 2 seeds: rtn;"
-        in (said("sqnr", "fid"))
-    )
+    assert "SQNR (dB) ↑: mean over 3 seeds. FID ↓: mean over 2 seeds: rtn." in said("sqnr", "fid")
 
 
 def test_one_run_that_has_a_metric_has_its_own_error(tmp_path):
@@ -83,17 +82,17 @@ def test_one_run_that_has_a_metric_has_its_own_error(tmp_path):
     table = build_table(load_results(write(tmp_path, *made)), metrics=["sqnr"])
     assert column(table, "SQNR")[("rtn", "w8a8")] == "40.0 ± 0.1"
     assert "± is one standard error." in table.lines[0]
-    assert "deviation" not in table.lines[0]
+    assert "seeds" not in table.lines[0].replace("seed 0", "")
 
 
-def test_full_precision_is_named_where_it_alone_is_a_mean_and_differences_have_standard_errors(tmp_path):
+def test_full_precision_is_named_where_it_alone_is_a_mean(tmp_path):
     made = [record("fp", "w16a16", {"is_lite0": metric(9.0 + seed, 0.2)}, seed=seed) for seed in range(2)]
     made.append(record("rtn", "w8a8", {"is_lite0": metric(8.0, 0.2, delta=-1.0, delta_stderr=0.1)}))
     results = load_results(write(tmp_path, *made))
     line = build_table(results, metrics=["is_lite0", "is_lite0_delta"]).lines[0]
-    assert "over 2 seeds: full precision; other rows: ± one standard error. Of Δ, ± is one standard error." in line
+    assert "with the spread between seeds in it. Mean over 2 seeds: full precision." in line
     alone = build_table(results, metrics=["is_lite0_delta"]).lines[0]
-    assert "deviation" not in alone
+    assert "Mean over" not in alone
     assert "± is one standard error." in alone
 
 
@@ -114,7 +113,7 @@ def test_seeds_all_is_a_row_each(seeded):
 def test_calibration_seeds_are_seeds(tmp_path):
     for seed, value in enumerate((20.0, 22.0)):
         write(tmp_path, record("q_dit", "w4a8", {"sqnr": metric(value)}, config={"calibration.seed": seed}))
-    assert column(build_table(load_results(tmp_path)), "SQNR") == {("q_dit", "w4a8"): "21.0 ± 1.4"}
+    assert column(build_table(load_results(tmp_path)), "SQNR") == {("q_dit", "w4a8"): "21.0 ± 1.0"}
     split = build_table(load_results(tmp_path), seeds="all")
     assert split.header[:4] == ["quantizer", "bits", "seed", "calibration.seed"]
 

@@ -19,7 +19,7 @@ from qdit.errors import UserError
 from qdit.method import quantize
 from qdit.nn.patches import matrix
 from qdit.quant.ranges import MinMax
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.transform import ActivationAware, Trial, rewritten
 from qdit.transform.awq import candidates
 from qdit.transform.inputs import sample_rows, watch_rows

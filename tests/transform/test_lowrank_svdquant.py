@@ -25,7 +25,7 @@ from qdit.method import quantize
 from qdit.policies import Policy
 from qdit.rounding import GPTQ, AdaRound, Nearest
 from qdit.runs.diagnose import Trajectory, layer_report
-from qdit.runs.setup import build_recipe
+from qdit.runs.parts import build_recipe
 from qdit.transform import ChannelScaling, LowRank, Trial, rewritten
 from qdit.transform.statistics import Maximum
 
