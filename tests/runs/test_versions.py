@@ -138,9 +138,13 @@ def test_what_reconstructs_has_other_ids_and_cache_keys(words, learns, monkeypat
         ("quantizer=rtn attention=uniform attention/range=minmax attention.grid=lloyd_max", {"lloyd_max"}),
         ("quantizer=fp4dit bits=w4a8 rounding=nearest", set()),
         ("quantizer=fp4dit bits=w4a8 rounding=nearest model=pixart_sigma dataset=prompts", {"by_role"}),
+        ("quantizer=rtn rounding=adaround model=qwen_image dataset=prompts", {"adaround", "streams"}),
+        ("quantizer=rtn rounding=adaround model=sd3_medium dataset=prompts", {"adaround"}),
+        ("quantizer=passion_sr model=sd3_medium dataset=prompts", {"learned_streams"}),
+        ("quantizer=passion_sr model=emoji_pixart", set()),
     ],
 )
-def test_which_formats_have_other_numbers_than_before(words, changed):
+def test_which_recipes_have_other_numbers_than_before(words, changed):
     assert versions.versions(composed(*words.split())).keys() == changed
 
 
