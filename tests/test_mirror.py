@@ -5,7 +5,17 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 QDIT = TESTS.parent / "qdit"
 WHOLE = {"addresses", "conf", "conf_eval", "dependencies", "grid_methods", "hostile_files", "layers", "mirror"}
-WHOLE |= {"recipes_embedded", "documents", "examples", "notebooks", "readme", "shipped", "site", "text_models"}
+WHOLE |= {
+    "devices",
+    "recipes_embedded",
+    "documents",
+    "examples",
+    "notebooks",
+    "readme",
+    "shipped",
+    "site",
+    "text_models",
+}
 """Tests of the whole program, or of experiments/, which stand at the top."""
 
 

@@ -8,13 +8,13 @@ import torch
 
 from qdit import compat as compat
 from qdit.api.compose import composed
-from qdit.assets import EMBEDDED, PREFIX
+from qdit.assets import EMBEDDED, MODELS, PREFIX
 from qdit.checkpoint import installed
 from qdit.config import build, check, resolved
 from qdit.dataset.base import Dataset, Source
 from qdit.dataset.labels import RandomLabels
 from qdit.dataset.prompts import Prompts, unshown
-from qdit.errors import UserError
+from qdit.errors import UserError, did_you_mean
 from qdit.model.adapter import Listener, adapt, completed, moved
 from qdit.model.base import DiffusionModel
 from qdit.model.conditions import encoded
@@ -159,6 +159,10 @@ def embedded(name: str = "emoji_dit") -> Any:
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    if name not in (known := ["emoji_dit", *sorted(each.parent.name for each in MODELS.glob("*/model_index.json"))]):
+        raise UserError(
+            f"there is no embedded model {name!r}; there are {', '.join(known)}{did_you_mean(str(name), known)}"
+        )
     if name != "emoji_dit":
         folder = locate(PREFIX + name, None, "name", [])
         with without_bars():

@@ -1,7 +1,9 @@
 """What models and data in memory are refused for before anything is done to them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from qdit import checked
 from qdit.calibration import CalibrationData
 from qdit.calibration.trajectories import Trajectories
 from qdit.checkpoint import installed
@@ -9,6 +11,16 @@ from qdit.errors import UserError
 from qdit.model.base import DiffusionModel
 from qdit.model.loaded_text import LoadedText
 from qdit.storage.tensors import tensors_digest
+
+
+def check_numbers(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse arguments that are not what their annotations allow.
+
+    Raises:
+        UserError: with a sentence for each.
+    """
+    if problems := checked.problems(hints, values):
+        raise UserError(*problems)
 
 
 def check_unquantized(network: Any) -> None:

@@ -24,6 +24,9 @@ from qdit.runs.parts import build_recipe
 _COMMANDS = re.compile(r"[+~]*(grid|hydra)(@[^=]*)?=|[+~]*hydra[./]")
 """Words that a command reads before it composes a run: a sweep, and Hydra's own settings."""
 
+_OF_RECIPE = re.compile(rf"[+~]*({'|'.join((*RECIPE_KEYS, 'quantizer', 'experiment', 'sampler'))})\b")
+"""Words that say what a recipe is: its parts, and the sampler, whose steps some parts count."""
+
 
 def composed(*words: str) -> DictConfig:
     """The config of a run.
@@ -66,6 +69,11 @@ def composed_recipe(name: str, words: tuple[str, ...], bits: str) -> tuple[Metho
         raise UserError(f"there is no recipe {name!r}; {hint}There are {', '.join(sorted({*known} - {*NO_METHOD}))}")
     if not isinstance(bits, str):
         raise UserError(f"bits={bits!r} is no name; name the bits of weights and inputs, as 'w4a8' does")
+    if idle := [word for word in words if not _OF_RECIPE.match(str(word))]:
+        raise UserError(
+            f"{idle[0]!r} is no part of a recipe, and would do nothing here; what is one: {', '.join(RECIPE_KEYS)}. "
+            "qdit.run takes all words"
+        )
     config = resolved(composed(f"quantizer={name}", f"bits={bits}", *words))
     check(config)
     if (made := build_recipe(config)) is None:

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from qdit.api.adapters import protocol_of
+from qdit.api.checks import check_numbers
 from qdit.calibration.trajectories import Trajectories, trajectories
+from qdit.checked import Samples, Whole
 from qdit.checkpoint import installed
 from qdit.errors import UserError
 from qdit.model.loaded_text import LoadedText
@@ -45,20 +47,21 @@ def calibrate(
     >>> data, tuple(data.x.shape), data.timesteps
     (Trajectories(2 × 4 states (4, 8, 8)), (8, 4, 8, 8), [0, 250, 500, 750])
     """
+    check_numbers({"num_samples": Samples, "seed": Whole}, {"num_samples": num_samples, "seed": seed})
+    if isinstance(conditions, str) or not isinstance(conditions, Sequence | None):
+        raise UserError(f"conditions={conditions!r:.80} is one, and a list is needed, such as [{conditions!r:.80}]")
     given = {"sampler.steps": steps, "sampler.guidance": guidance}
     words = (*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None))
     prompts = None if conditions is None else [each for each in conditions if isinstance(each, str)]
     model, sampler, dataset, config = protocol_of(pipe, words, prompts)
     reads = isinstance(model, LoadedText)
-    if conditions is not None and len(prompts or ()) != (len(conditions) if reads else 0):
+    whole = all(isinstance(each, str) or type(each) is int for each in conditions or ())
+    if conditions is not None and (not whole or len(prompts or ()) != (len(conditions) if reads else 0)):
         what = "prompts, which are texts" if reads else f"classes, which are numbers of 0 to {model.num_classes - 1}"
         raise UserError(f"conditions={list(conditions)!r:.80}; a {type(pipe).__name__} takes {what}")
     classes = None if conditions is None else list(range(len(conditions))) if reads else [int(c) for c in conditions]
-    if num_samples < 1 or classes == [] or any(not 0 <= each < model.num_classes for each in classes or ()):
-        raise UserError(
-            f"num_samples={num_samples}, conditions={conditions}; at least one sample, of classes 0 to "
-            f"{model.num_classes - 1}, is needed"
-        )
+    if classes == [] or any(not 0 <= each < model.num_classes for each in classes or ()):
+        raise UserError(f"conditions={conditions}; at least one class of 0 to {model.num_classes - 1} is needed")
     with _unquantized(pipe.transformer):
         weights = tensors_digest(pipe.transformer.state_dict())
         return trajectories(model, sampler, dataset, num_samples, seed, config["batch_size"], weights, classes)

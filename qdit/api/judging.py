@@ -60,7 +60,7 @@ def judge(
     reads = "prompt" in signature(type(pipe).__call__).parameters
     config = resolved(composed(*OPTION, *overrides, f"eval=[{','.join(metrics)}]"))
     check({key: value for key, value in config.items() if key not in RECIPE_KEYS})
-    measures, sampler, dataset = paired_metrics(config, n), build(config["sampler"]), build(config["dataset"])
+    measures, sampler, dataset = paired_metrics(config, n, seed), build(config["sampler"]), build(config["dataset"])
     if isinstance(dataset, Prompts) and prompts is not None:
         dataset = dataset.showing(prompts)
     texts = dataset.texts if isinstance(dataset, Prompts) and (reads or names_data(overrides)) else None

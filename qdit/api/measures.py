@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 
 from qdit.api.adapters import adapter_of, network_of, pipeline_adapter, protocol_of
+from qdit.api.checks import check_numbers
+from qdit.checked import Samples, Whole
 from qdit.checkpoint import installed
 from qdit.config import build
 from qdit.errors import UserError
@@ -136,7 +138,7 @@ def fidelity(
     (['sqnr'], True)
     """
     model, sampler, dataset, config = protocol_of(pipe, (*overrides, f"eval=[{','.join(metrics)}]"))
-    measures = paired_metrics(config, n)
+    measures = paired_metrics(config, n, seed)
     drawn = partial(
         draw,
         sampler=sampler,
@@ -155,17 +157,16 @@ def fidelity(
     return compared(measures, drawn(model), full)
 
 
-def paired_metrics(config: dict[str, Any], n: int) -> dict[str, PairedMetric]:
-    """The metrics of a config, which compare samples.
+def paired_metrics(config: dict[str, Any], n: int, seed: int) -> dict[str, PairedMetric]:
+    """The metrics of a config, which compare so many samples of a seed.
 
     Raises:
         UserError: one is of a set of samples, lacks its weights, or there are no samples.
     """
+    check_numbers({"n": Samples, "seed": Whole}, {"n": n, "seed": seed})
     measures = {name: build(node) for name, node in config["eval"].items()}
     if wrong := [name for name, metric in measures.items() if not isinstance(metric, PairedMetric)]:
         raise UserError(f"{', '.join(wrong)} compares no pairs of samples, one by one: use qdit.run")
-    if n < 1:
-        raise UserError(f"n={n}; at least 1 is needed")
     if problems := list(dict.fromkeys(p for metric in measures.values() for p in metric.preflight(n))):
         raise UserError(*problems)
     return measures

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qdit.api.adapters import adapter_of, network_of
-from qdit.api.checks import check_data, check_unquantized
+from qdit.api.checks import check_data, check_numbers, check_unquantized
 from qdit.api.compose import composed_recipe
 from qdit.calibration import CalibrationData
 from qdit.calibration.trajectories import Trajectories
+from qdit.checked import Whole
 from qdit.checkpoint import checkpoint, installed
 from qdit.checkpoint.checkpoint import transform_of
 from qdit.checkpoint.diffusers import QditConfig, QditQuantizer
@@ -72,6 +73,7 @@ def quantize(
     """
     network = network_of(model)
     check_unquantized(network)
+    check_numbers({"seed": Whole}, {"seed": seed})
     given = data if isinstance(data, Trajectories) else None
     if isinstance(recipe, str):
         # What a recipe has once a step (TFMQ-DM's ranges) it has for the steps of the data.

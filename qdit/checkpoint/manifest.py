@@ -148,7 +148,7 @@ def find(path: Path) -> Path:
         raise UserError(f"the checkpoint in {path} is unfinished ({MANIFEST} is missing); run again what wrote it")
     raise UserError(
         f"{path} holds no checkpoint ({MANIFEST}, or {FOLDER}/{MANIFEST}); give the folder of a run that was made with "
-        "save_checkpoint=true"
+        "save_checkpoint=true; one of full precision has none"
     )
 
 

@@ -23,7 +23,9 @@ def main() -> None:
             from qdit.cli.entry import tolerant
 
             tolerant()
-            sys.argv[1:] = [as_text(word) for word in sys.argv[1:]]
+            words = [as_text(word) for word in sys.argv[1:]]
+            # Hydra's parser takes no flag between overrides.
+            sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
             _read_by_somebody(run)
     except KeyboardInterrupt as stop:
         sys.exit(interrupts.report(stop))

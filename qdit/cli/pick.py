@@ -23,7 +23,7 @@ from qdit.tables.summary import ROWS, Summary, names_of, summarise
 _EXAMPLES = """examples:
   qdit-pick --study mine --min sqnr=20                    the fewest bytes with at least 20 dB
   qdit-pick --study mine --min sqnr=20 --max fid_lite0=340 --by bitops
-  qdit-pick --study mine --min sqnr=20 --where execution=int8
+  qdit-pick --study mine --min sqnr=20 --where executed=int8
 """
 
 

@@ -54,6 +54,7 @@ class TableCallback(Callback):
         try:
             cells = _cells(config)
             _refuse_unknown(cells)
+            _refuse_one_folder(cells)
             chosen = _studies(config, cells)
             _refuse_common(config, cells)
             for key in ("runs_dir", "cache_dir"):
@@ -147,6 +148,24 @@ def _refuse_unknown(cells: list[list[str]]) -> None:
     words = [word for cell in cells for word in cell]
     if words and (unknown := unknown_options(GlobalHydra.instance().config_loader(), words)):
         raise from_problems(unknown, "this sweep")
+
+
+def _refuse_one_folder(cells: list[list[str]]) -> None:
+    """Raise one error if cells differ in `execution` alone: they are one run, whose record keeps one.
+
+    Raises:
+        UserError: they do, in one study.
+    """
+    found: dict[tuple[str, ...], set[str]] = {}
+    for cell in cells:
+        rest = tuple(word for word in cell if not word.startswith("execution="))
+        found.setdefault(rest, set()).update(set(cell) - set(rest))
+    several = next((words for rest, words in found.items() if len(words) > 1 and "${execution" not in str(rest)), None)
+    if several is not None:
+        raise UserError(
+            f"{' and '.join(sorted(several))} are one run, whose record keeps one of them: name a study for each, as "
+            "study='mine_${execution}' does"
+        )
 
 
 def _refuse_common(config: DictConfig, cells: list[list[str]]) -> None:

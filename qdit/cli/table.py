@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if idle := _idle(options):
         raise UserError(idle)
+    if options.tolerance is not None and not 0 <= options.tolerance < inf:
+        raise UserError(f"--tolerance {options.tolerance:g}: a share of at least 0 is needed, such as 0.01")
     if options.write:
         for path in options.write:
             atomic_write(path, filled(path, "qdit-table", _part, "--study methods"))

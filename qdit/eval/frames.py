@@ -141,7 +141,11 @@ def _check(pieces: Sequence[Piece]) -> None:
     """Refuse frames of another shape than full precision's."""
     own, full = pieces[0].frames, pieces[-1].frames
     if own.shape != full.shape:
-        shapes = tuple(own.flatten(0, 1).shape), tuple(full.flatten(0, 1).shape)
-        raise UserError(f"images {shapes[0]} cannot be paired with {shapes[1]} of full precision")
+        sizes = [" × ".join(map(str, each.shape[-2:])) for each in (own, full)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"images of {sizes[0]} pixels cannot be paired with images of {sizes[1]}; both need one size"
+            )
+        raise UserError(f"clips cannot be paired: {own.shape[1]} frames beside {full.shape[1]}: make them alike")
     if pieces[0].last != pieces[-1].last:
         raise UserError(f"clips cannot be paired: of {pieces[0].start + own.shape[1]} frames of one more are to come")

@@ -134,7 +134,7 @@ class Refinement:
             log.warning("range hessian: nothing reaches the prediction from %s, which keeps its ranges", attention.name)
             quantizers = {site: searched(self.fit.attention[site]) for site in searched_operands(self.fit, attention)}
             return {f"{site}.operand": numbers_of(q) for site, q in quantizers.items() if q is not None}
-        count = max(1, self.rule.tokens // attention.tokens)
+        count = max(self.fit.time.count, self.rule.tokens // attention.tokens)  # at least one of each group
         times = self.fit.data.t.repeat_interleave(attention.copies)  # of each frame, or place, of a video
         items = chosen_points(times, self.fit.time, count, self.rule.seed)
         values = operands_of(walk, part, attention, items)

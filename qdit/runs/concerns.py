@@ -113,6 +113,16 @@ def searches_over_time(config: Tree) -> bool:
     return groups > 1 and any(str(found.get("_target_")).startswith("qdit.hessian.") for found in ranges)
 
 
+def searches_long_attentions_over_time(config: Tree) -> bool:
+    """Whether operands are searched by groups of timesteps, of which a long attention may have had too few samples.
+
+    Attentions of the embedded models, and of DiT at 256 pixels, have enough under the default.
+    """
+    embedded = str(config.get("model", {}).get("path") or "embedded:").startswith("embedded:")
+    operands = (config["attention"].get("range") or {}).get("_target_")
+    return searches_over_time(config) and str(operands).startswith("qdit.hessian.") and not embedded
+
+
 def learns_attention_beside_searched_weights(config: Tree) -> bool:
     """Whether steps of operands are learned with weights whose sizes or bits a search chooses."""
     return reconstructs(config) and all("_target_" in config.get(group, {}) for group in ("search", "attention"))

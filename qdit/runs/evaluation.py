@@ -100,7 +100,7 @@ def picture(config: dict[str, Any], parts: Setup, samples: SampleSet, reference:
 
     def shown(some: SampleSet) -> Tensor:
         frames = first_of(some.pieces(), SHOWN)
-        return frames if len(parts.model.latent_shape) == 4 else frames[:, 0]
+        return frames if parts.model.modality == "video" else frames[:, 0]
 
     first = own = shown(reference)
     rows = [("full precision", first)]

@@ -61,6 +61,7 @@ VERSIONS: tuple[Version, ...] = (
         "candidates are ranked on items of every group of timesteps; of operands most groups had none",
         of.searches_over_time,
     ),
+    Version("long_attentions", 2, "each group of timesteps has a sample", of.searches_long_attentions_over_time),
     Version(
         "searched_attention",
         2,

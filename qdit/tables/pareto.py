@@ -6,7 +6,7 @@ one that misses it by less may lie above. Both are told, and neither is decided 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,9 @@ def bars_of(summary: Summary, least: Sequence[str], most: Sequence[str]) -> list
             try:
                 value = float(text)
             except ValueError:
-                raise UserError(f"{option} {word}: write METRIC=NUMBER, as in {option} sqnr=20") from None
+                value = nan
+            if not isfinite(value):
+                raise UserError(f"{option} {word}: write METRIC=NUMBER, as in {option} sqnr=20")
             quantities = choose_quantities(summary, [name])
             if len(quantities) > 1:
                 columns = ", ".join(each.column for each in quantities)
