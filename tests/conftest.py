@@ -17,6 +17,7 @@ from qdit.model.dit import DiT
 MATMUL = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
 UNTUNED = MATMUL.fp32_precision
 LONG = ("readme", "checkpoint_families", "run", "latte", "conf", "mixed_precision", "diffusers", "torchao", "notebooks")
+LONG += ("devices",)
 """Files that take longest. A process takes a file at a time: begun last, one of these would have the other wait."""
 
 

@@ -19,7 +19,8 @@ from qdit.model.adapter import moved
 from qdit.runs.parts import build_recipe
 
 HARD = {"apq_vit", "q_hyvit", "passion_sr", "ptq_vit"}
-"""Recipes whose searches take long even here: in the slow tests."""
+HARD |= {"ditas", "hq_dit", "ptq4dm", "q_diffusion", "svdquant_gptq", "tfmq_dm", "viditq_v1"}
+"""Recipes that take long even here, or whose parts others have: in the slow tests."""
 NOT_HERE = {"fp", "load", "external", "ptqd", "mixdq"}
 """Nothing is quantized, or it takes a sampler."""
 NAMES = sorted({path.stem for path in (CONF / "quantizer").glob("*.yaml")} - NOT_HERE)
@@ -82,10 +83,13 @@ def test_a_recipe_fits_and_runs_where_the_network_is(name, tiny_pipeline):
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        *(("pixart_sigma", name) for name in ("svdquant", "tq_dit", "ptq4vit", "vidit_q")),
-        *(("sd3", name) for name in ("smoothquant", "qdit_w4a4")),
-        *(("qwen_image", name) for name in ("rtn", "eda_dm", "tq_dit")),
-        *(("latte", name) for name in ("q_dit", "tq_dit")),
+        *(("pixart_sigma", name) for name in ("svdquant", "tq_dit", "vidit_q")),
+        *(("sd3", name) for name in ("smoothquant", "rtn")),
+        *(("qwen_image", name) for name in ("rtn", "tq_dit")),
+        ("latte", "vidit_q"),
+        *(pytest.param("latte", name, marks=pytest.mark.slow) for name in ("q_dit", "tq_dit")),
+        *(pytest.param("qwen_image", name, marks=pytest.mark.slow) for name in ("eda_dm", "ptq4vit")),
+        pytest.param("sd3", "qdit_w4a4", marks=pytest.mark.slow),
     ],
 )
 def test_texts_masks_and_clips_too(family, name, tmp_path):

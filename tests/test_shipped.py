@@ -17,7 +17,18 @@ RECIPES, SEEDS = (
 )
 """Of the comparison, and of the seeds; test_grid_methods.py names the others."""
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
-ON_CLIPS = {"rtn", "smoothquant", "quarot", "svdquant", "q_dit", "vidit_q", "qdit_w4a4"}
+ON_CLIPS = {
+    "rtn",
+    "smoothquant",
+    "quarot",
+    "svdquant",
+    "q_dit",
+    "vidit_q",
+    "ptq4dit",
+    "tq_dit",
+    "qdit_w4a8",
+    "qdit_w4a4",
+}
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "docs/results.md",
@@ -61,7 +72,6 @@ def test_every_format_is_there_under_every_recipe_with_values_of_single_samples(
     [
         ("methods_text", RECIPES, ("w8a8", "w4a8", "w4a4"), 128),
         ("methods_video", ON_CLIPS, ("w8a8", "w4a4"), 64),
-        ("methods_video", {"qdit_w4a8", "tq_dit"}, ("w4a4",), 64),
     ],
 )
 def test_other_models_have_their_recipes_under_one_protocol(study, names, bits, count):

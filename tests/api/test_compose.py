@@ -54,3 +54,16 @@ def test_the_design_is_the_commands_table(monkeypatch):
     frame = qdit.design()
     assert frame.index.tolist() == ["mine"]
     assert frame.loc["mine", ["title", "family", *COMPONENTS]].tolist() == ["My method", "own", *row.cells]
+
+
+@pytest.mark.parametrize(
+    "word", ["execution=int8", "dtype=bfloat16", "model=emoji_latte", "seed=9", "eval=smoke", "bit=w4a4"]
+)
+def test_words_that_say_nothing_about_a_recipe_are_refused(word):
+    with pytest.raises(UserError, match="is no part of a recipe, and would do nothing here"):
+        composed_recipe("rtn", (word,), "w8a8")
+
+
+@pytest.mark.parametrize("word", ["weight.group_size=32", "weight/range=mse", "sampler.steps=9", "+weight.by_role={}"])
+def test_words_of_a_recipe_are_taken(word):
+    assert composed_recipe("q_dit", (word,), "w8a8")[0].weight_bits == 8

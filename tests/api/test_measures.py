@@ -59,6 +59,11 @@ def test_metrics_of_a_data_set_are_refused(tiny_pipe):
         qdit.fidelity(tiny_pipe, metrics=["fid_lite0"])
     with pytest.raises(UserError, match="n=0"):
         qdit.fidelity(tiny_pipe, n=0)
+    for number in (2.5, float("nan"), "4", True):
+        with pytest.raises(UserError, match="allowed: a whole number from 1"):
+            qdit.fidelity(tiny_pipe, n=number)
+    with pytest.raises(UserError, match=r"seed=-1; allowed"):
+        qdit.fidelity(tiny_pipe, seed=-1)
 
 
 def test_metrics_of_features_have_their_network_and_lack_weights_before_anything_is_sampled(tiny_pipe, monkeypatch):

@@ -171,3 +171,26 @@ def test_every_mistake_has_one_message(tiny_pipe):
     qdit.quantize(tiny_pipe.transformer, "rtn")
     with pytest.raises(UserError, match=r"quantized already \(rtn-w4a8\)"):
         qdit.quantize(tiny_pipe.transformer, "rtn")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_samples": 8.5}, "num_samples=8.5; allowed: a whole number from 1"),
+        ({"num_samples": "8"}, "num_samples='8'; allowed"),
+        ({"seed": -1}, "seed=-1; allowed"),
+        ({"conditions": "cat face"}, r"a list is needed, such as \['cat face'\]"),
+        ({"conditions": 5}, r"a list is needed, such as \[5\]"),
+        ({"conditions": [1.7]}, "takes classes, which are numbers"),
+        ({"conditions": [True]}, "takes classes, which are numbers"),
+        ({"conditions": []}, "at least one class"),
+    ],
+)
+def test_what_is_no_calibration_is_refused(tiny_pipe, given, said):
+    with pytest.raises(UserError, match=said):
+        qdit.calibrate(tiny_pipe, steps=2, **given)
+
+
+def test_an_embedded_model_of_another_name_is_refused():
+    with pytest.raises(UserError, match=r"there is no embedded model 'emoji_pixrt'.*did you mean emoji_pixart"):
+        qdit.embedded("emoji_pixrt")

@@ -202,3 +202,18 @@ def test_a_key_that_a_cell_does_not_have_is_told_once_before_the_first(tmp_path,
     assert result.stderr.count("there is no key transform.nope") == 1
     assert "Warning" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_may_stand_between_overrides(qdit, tmp_path):
+    words = [f"runs_dir={tmp_path}", "-m", "bits=w4a4,w8a8", "quantizer=rtn", "dry=true", "study=z"]
+    found = qdit(*words, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("rtn-w") >= 2
+
+
+def test_cells_that_are_one_run_are_refused_before_the_first(qdit, tmp_path):
+    words = ["-m", f"runs_dir={tmp_path}", "execution=int8,simulated", "quantizer=rtn", "bits=w8a8", "dry=true"]
+    found = qdit(*words, cwd=tmp_path)
+    assert found.returncode == 2
+    assert "execution=int8 and execution=simulated are one run, whose record keeps one of them" in found.stderr
+    assert qdit(*words, "study=mine_${execution}", cwd=tmp_path).returncode == 0

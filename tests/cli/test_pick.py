@@ -47,6 +47,8 @@ def test_a_metric_without_a_direction_has_no_front(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--min", "sqnr=nan"], "--min sqnr=nan: write METRIC=NUMBER"),
+        (["--max", "fid_lite0=inf"], "--max fid_lite0=inf: write METRIC=NUMBER"),
         (["--min", "sqnr=60"], "none of the 5 quantized rows has sqnr ≥ 60; the best SQNR (dB) ↑ is 40.5 ± 0.4"),
         (["--max", "sqnr=20"], "write --min instead"),
         (["--min", "sqnr"], "write METRIC=NUMBER"),

@@ -26,6 +26,8 @@ def test_command_writes_a_file(runs, tmp_path, capsys):
         (["--format", "csv", "--rows", "bits", "bits"], "one key twice"),
         (["--write", "d.md", "--expect", "99999"], "does nothing beside --write"),
         (["--tolerance", "0.1"], "--tolerance does nothing without --expect"),
+        (["--expect", "3", "--tolerance", "-1"], "--tolerance -1: a share of at least 0 is needed"),
+        (["--expect", "3", "--tolerance", "nan"], "--tolerance nan: a share of at least 0 is needed"),
         (["--at", "w4a8"], "--at does nothing without --figures"),
         (["--figure-files", "svg"], "--figure-files does nothing without --figures"),
     ],
