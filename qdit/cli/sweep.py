@@ -160,7 +160,8 @@ def _refuse_one_folder(cells: list[list[str]]) -> None:
     for cell in cells:
         rest = tuple(word for word in cell if not word.startswith("execution="))
         found.setdefault(rest, set()).update(set(cell) - set(rest))
-    several = next((words for rest, words in found.items() if len(words) > 1 and "${execution" not in str(rest)), None)
+    apart = re.compile(r"study=.*\$\\*\{execution")  # the parser puts a backslash before a brace
+    several = next((own for rest, own in found.items() if len(own) > 1 and not any(map(apart.match, rest))), None)
     if several is not None:
         raise UserError(
             f"{' and '.join(sorted(several))} are one run, whose record keeps one of them: name a study for each, as "

@@ -54,7 +54,7 @@ def test_a_run_needs_the_encoder_once(tmp_path, no_charts, monkeypatch):
 
 
 def test_a_name_that_is_no_model_is_refused_with_those_that_are():
-    with pytest.raises(UserError, match="embedded:emoji_pixart"):
+    with pytest.raises(UserError, match="there are emoji_dit, emoji_latte, emoji_pixart"):
         qdit.embedded("emoji_sora")
 
 
