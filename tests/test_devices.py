@@ -116,16 +116,18 @@ def test_tensors_of_two_devices_do_not_meet():
 
 
 @pytest.mark.slow
-def test_a_whole_run_samples_and_is_judged_there(tmp_path):
+@pytest.mark.parametrize(("execution", "capability"), [("simulated", (7, 0)), ("int8", (8, 0))])
+def test_a_whole_run_samples_and_is_judged_there(execution, capability, tmp_path):
     import qdit
 
     words = ["num_samples=40", "batch_size=20", "sampler.steps=2", "eval=[fidelity,all_lite0]", "quantizer=rtn"]
+    words += ["bits=w8a8", f"execution={execution}"]
     here = qdit.run(*words, f"runs_dir={tmp_path / 'here'}", f"cache_dir={tmp_path / 'own'}")
     with (
         simulated(),
         patch("torch.cuda.device_count", lambda: 1),
         patch("torch.cuda.get_device_name", lambda *_: "simulated"),
-        patch("torch.cuda.get_device_capability", lambda *_: (7, 0)),
+        patch("torch.cuda.get_device_capability", lambda *_: capability),
     ):
         found = qdit.run(*words, "device=cuda:0", f"runs_dir={tmp_path / 'there'}", f"cache_dir={tmp_path / 'other'}")
     assert here is not None
