@@ -19,7 +19,8 @@ from qdit.model.adapter import moved
 from qdit.runs.parts import build_recipe
 
 HARD = {"apq_vit", "q_hyvit", "passion_sr", "ptq_vit"}
-HARD |= {"ditas", "hq_dit", "ptq4dm", "q_diffusion", "svdquant_gptq", "tfmq_dm", "viditq_v1"}
+HARD |= {"ditas", "hq_dit", "ptq4dm", "q_diffusion", "svdquant_gptq", "tfmq_dm", "viditq_v1", "eda_dm", "ptq4dit"}
+HARD |= {"awq_clip", "qdit_w4a4", "qdit_w4a8", "quarot"}
 """Recipes that take long even here, or whose parts others have: in the slow tests."""
 NOT_HERE = {"fp", "load", "external", "ptqd", "mixdq"}
 """Nothing is quantized, or it takes a sampler."""
@@ -85,10 +86,10 @@ def test_a_recipe_fits_and_runs_where_the_network_is(name, tiny_pipeline):
     [
         *(("pixart_sigma", name) for name in ("svdquant", "tq_dit", "vidit_q")),
         *(("sd3", name) for name in ("smoothquant", "rtn")),
-        *(("qwen_image", name) for name in ("rtn", "tq_dit")),
+        ("qwen_image", "rtn"),
         ("latte", "vidit_q"),
         *(pytest.param("latte", name, marks=pytest.mark.slow) for name in ("q_dit", "tq_dit")),
-        *(pytest.param("qwen_image", name, marks=pytest.mark.slow) for name in ("eda_dm", "ptq4vit")),
+        *(pytest.param("qwen_image", name, marks=pytest.mark.slow) for name in ("eda_dm", "ptq4vit", "tq_dit")),
         pytest.param("sd3", "qdit_w4a4", marks=pytest.mark.slow),
     ],
 )
