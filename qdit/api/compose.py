@@ -24,8 +24,9 @@ from qdit.runs.parts import build_recipe
 _COMMANDS = re.compile(r"[+~]*(grid|hydra)(@[^=]*)?=|[+~]*hydra[./]")
 """Words that a command reads before it composes a run: a sweep, and Hydra's own settings."""
 
-_OF_RECIPE = re.compile(rf"[+~]*({'|'.join((*RECIPE_KEYS, 'quantizer', 'experiment', 'sampler'))})\b")
-"""Words that say what a recipe is: its parts, and the sampler, whose steps some parts count."""
+_READ = ("quantizer", "experiment", "sampler", "inception_weights", "allow_download")
+_OF_RECIPE = re.compile(rf"[+~]*({'|'.join((*RECIPE_KEYS, *_READ))})\b")
+"""Words that say what a recipe is: its parts, and what some parts read, such as the steps of the sampler."""
 
 
 def composed(*words: str) -> DictConfig:

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from qdit.api.adapters import protocol_of
 from qdit.api.checks import check_numbers
@@ -16,7 +20,7 @@ from qdit.storage.tensors import tensors_digest
 
 def calibrate(
     pipe: Any,
-    conditions: Sequence[int] | Sequence[str] | None = None,
+    conditions: Sequence[int] | Sequence[str] | np.ndarray | Tensor | None = None,
     *overrides: str,
     num_samples: int = 64,
     steps: int | None = None,
@@ -48,6 +52,8 @@ def calibrate(
     (Trajectories(2 × 4 states (4, 8, 8)), (8, 4, 8, 8), [0, 250, 500, 750])
     """
     check_numbers({"num_samples": Samples, "seed": Whole}, {"num_samples": num_samples, "seed": seed})
+    if isinstance(conditions, np.ndarray | Tensor):
+        conditions = conditions.tolist()
     if isinstance(conditions, str) or not isinstance(conditions, Sequence | None):
         raise UserError(f"conditions={conditions!r:.80} is one, and a list is needed, such as [{conditions!r:.80}]")
     given = {"sampler.steps": steps, "sampler.guidance": guidance}
@@ -55,7 +61,7 @@ def calibrate(
     prompts = None if conditions is None else [each for each in conditions if isinstance(each, str)]
     model, sampler, dataset, config = protocol_of(pipe, words, prompts)
     reads = isinstance(model, LoadedText)
-    whole = all(isinstance(each, str) or type(each) is int for each in conditions or ())
+    whole = all(isinstance(each, str | Integral) and not isinstance(each, bool) for each in conditions or ())
     if conditions is not None and (not whole or len(prompts or ()) != (len(conditions) if reads else 0)):
         what = "prompts, which are texts" if reads else f"classes, which are numbers of 0 to {model.num_classes - 1}"
         raise UserError(f"conditions={list(conditions)!r:.80}; a {type(pipe).__name__} takes {what}")

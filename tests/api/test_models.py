@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,3 +195,8 @@ def test_what_is_no_calibration_is_refused(tiny_pipe, given, said):
 def test_an_embedded_model_of_another_name_is_refused():
     with pytest.raises(UserError, match=r"there is no embedded model 'emoji_pixrt'.*did you mean emoji_pixart"):
         qdit.embedded("emoji_pixrt")
+
+
+@pytest.mark.parametrize("classes", [np.array([3, 1]), torch.tensor([3, 1]), [np.int64(3), 1], (3, 1)])
+def test_classes_are_whole_numbers_of_any_kind(tiny_pipe, classes):
+    assert qdit.calibrate(tiny_pipe, classes, num_samples=2, steps=2).y.tolist() == [3, 3, 1, 1]

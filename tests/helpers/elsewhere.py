@@ -1,8 +1,8 @@
 """An accelerator that is simulated: tensors say that they are on `cuda:0`, and their values are in memory.
 
-What a real one refuses is refused: tensors of two devices in one operation, but for single numbers, copies and indices;
-NumPy. So code that makes a tensor on the wrong device fails without a GPU, whatever the
-values are. Speed, kernels and the numbers of a GPU are not simulated.
+What a real one refuses is refused: tensors of two devices in one operation, but for single numbers, copies and indices,
+and NumPy. So code that makes a tensor on the wrong device fails without a GPU, whatever the values are. Speed, kernels
+and the numbers of a GPU are not simulated; generators of the CPU serve for all.
 """
 
 from collections.abc import Iterator
