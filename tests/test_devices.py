@@ -40,7 +40,7 @@ def recipe(name):
     words = [f"{g}.group_size=8" for g in ("weight", "activation") if whole[g].get("group_size")]
     for group in ("weight", "activation", "attention"):
         if "hessian" in str((whole[group].get("range") or {}).get("_target_")):
-            words += [f"{group}.range.candidates=4", f"{group}.range.tokens=64"]
+            words += [f"{group}.range.candidates=4", f"{group}.range.tokens=32"]  # fewer than groups of timesteps
     if (whole["activation"].get("time") or {}).get("groups", 1) > 8:
         words.append("activation.time.groups=4")
     words += ["rounding.iterations=2"] if "iterations" in whole["rounding"] else []
